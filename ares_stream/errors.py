@@ -1,0 +1,133 @@
+"""Every error that ares-stream raises on purpose.
+
+AresError
+├── InputError            what a person or a producer gave is wrong; a retry cannot help
+│   ├── SettingsError     a setting, an option or the environment
+│   ├── DecodeError       bytes that are not the record they should be
+│   ├── MappingError      a JMESPath mapping that finds nothing, or something else
+│   └── FileFormatError   a line of a file (names file and line)
+├── BundleError           a model bundle cannot be used
+│   └── IntegrityError    its bytes are not those of its manifest or signature
+├── ScoringError          a model ran and gave nothing usable (NaN, wrong shape)
+│   └── ProviderError     the execution provider asked for is not the one in use
+├── StreamError           Kafka
+│   ├── TopicError        a topic is missing or is not as its specification says
+│   ├── BrokerError       unreachable or failing; a retry can help
+│   ├── ReadError         a range cannot be read whole: gap, open transaction, deadline
+│   └── BreakerOpen       too many dead letters: a person must look
+├── RegistryError         a release's state does not allow the step
+├── RepairError           planning, training, gating or exporting a repair
+└── TargetError           the policy endpoint under test; a retry can help
+
+Each class says by `retryable` whether the same call may succeed later, and by
+`exit_code` what the command line returns for it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AresError(Exception):
+    """Base of all. `str(error)` is one sentence for people: what, where, what to do."""
+
+    retryable: ClassVar[bool] = False
+    exit_code: ClassVar[int] = 1
+
+
+class InputError(AresError):
+    """Something given from outside is wrong."""
+
+    exit_code = 2
+
+
+class SettingsError(InputError):
+    """A setting, a command-line option or an environment variable; names the field."""
+
+
+class DecodeError(InputError):
+    """Bytes that are not the record they should be.
+
+    `field` is a dotted path into the record, or "" when the bytes as a whole are wrong.
+    The message never holds a value from the record: it may be text of a conversation.
+    """
+
+    def __init__(self, reason: str, *, field: str = "") -> None:
+        super().__init__(f"{field}: {reason}" if field else reason)
+        self.reason = reason
+        self.field = field
+
+
+class MappingError(InputError):
+    """A JMESPath mapping whose expression is wrong or whose result is not the field's type."""
+
+
+class FileFormatError(InputError):
+    """A line of a file is not what the format says."""
+
+    def __init__(self, path: str, line: int, reason: str) -> None:
+        super().__init__(f"{path}:{line}: {reason}")
+        self.path = path
+        self.line = line
+        self.reason = reason
+
+
+class BundleError(AresError):
+    """A model bundle is missing, of the wrong kind, or cannot be loaded."""
+
+    exit_code = 2
+
+
+class IntegrityError(BundleError):
+    """A file of a bundle differs from its manifest, or a signature does not verify."""
+
+
+class ScoringError(AresError):
+    """A model gave no usable number for a record."""
+
+
+class ProviderError(ScoringError):
+    """The ONNX Runtime execution provider in use is not the one the settings ask for."""
+
+    exit_code = 2
+
+
+class StreamError(AresError):
+    """Kafka."""
+
+    exit_code = 3
+
+
+class TopicError(StreamError):
+    """A topic is missing, or differs from its specification."""
+
+    exit_code = 2
+
+
+class BrokerError(StreamError):
+    """The broker is unreachable or failing."""
+
+    retryable = True
+
+
+class ReadError(StreamError):
+    """A range of a topic cannot be read whole."""
+
+
+class BreakerOpen(StreamError):
+    """The share or run of dead letters passed its limit; processing stopped before more."""
+
+
+class RegistryError(AresError):
+    """A release cannot take this step from the state it is in."""
+
+
+class RepairError(AresError):
+    """A repair cannot be planned, trained, gated or exported."""
+
+
+class TargetError(AresError):
+    """The policy endpoint under test failed, is too slow, or answers with rubbish."""
+
+    retryable = True
+    exit_code = 3
