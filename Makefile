@@ -1,0 +1,64 @@
+# One command each: install, demo, test, check, bench. All make their own environment in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := cpu,broker,repair,weights,bench,dev
+STAMP := $(VENV)/.installed
+
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help install demo test unit integration chaos check format bench pictures schemas constraints clean
+
+help: ## Show the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP) ## Make .venv and install everything into it
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ares-stream needs Python 3.11 or newer; set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $(STAMP)
+
+demo: install ## Stream conversations through a real Kafka and find coupled failures
+	$(BIN)/ares demo
+
+test: install ## Unit and integration tests
+	$(BIN)/python -m pytest
+
+unit: install ## Unit tests alone, in seconds
+	$(BIN)/python -m pytest tests/unit
+
+integration: install ## Tests against a real broker and real models
+	$(BIN)/python -m pytest tests/integration
+
+chaos: install ## Random kills, for minutes
+	$(BIN)/python -m pytest tests/chaos
+
+check: install ## Lint, types and the direction of dependencies
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/ares schemas check docs/schemas
+
+format: install ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## Throughput of the scorer as a share of the raw ONNX Runtime loop
+	$(BIN)/python -m benchmarks.bench_scoring
+
+schemas: install ## Write the JSON Schemas and the AsyncAPI document
+	$(BIN)/ares schemas write docs/schemas
+
+constraints: install ## Resolve constraints.txt anew
+	$(BIN)/uv pip compile --quiet --upgrade pyproject.toml $(foreach e,$(subst $(comma), ,$(EXTRAS)),--extra $(e)) \
+	  --generate-hashes --no-header --no-annotate --no-emit-index-url --python-version 3.11 -o constraints.txt
+	sed -i '1i # Versions and hashes that the tests ran with. Made by `make constraints`; addresses are left out on purpose.' constraints.txt
+
+clean: ## Remove the environment and everything built
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+comma := ,
