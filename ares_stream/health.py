@@ -1,0 +1,84 @@
+"""The HTTP side of a service: /livez, /readyz and /metrics.
+
+/livez   200 while the event loop turns.
+/readyz  200 once `ready()` returns None; 503 with its reason before that and while draining.
+/metrics Prometheus text, or OpenMetrics (with exemplars) to a client that asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from ares_stream.errors import SettingsError
+
+STOP_SECONDS: Final = 5.0
+"""A scrape in flight may finish; a client that hangs may not hold up the shutdown."""
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # The service owns SIGTERM, to drain before it goes.
+        yield
+
+
+def health_app(registry: CollectorRegistry, ready: Callable[[], str | None]) -> Starlette:
+    """The application; `ready` says what is still missing, or None."""
+
+    async def livez(_: Request) -> Response:
+        return PlainTextResponse("alive\n")
+
+    async def readyz(_: Request) -> Response:
+        missing = ready()
+        if missing is None:
+            return PlainTextResponse("ready\n")
+        return PlainTextResponse(f"not ready: {missing}\n", status_code=503)
+
+    async def metrics(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), headers={"content-type": content_type})
+
+    return Starlette(
+        routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)]
+    )
+
+
+@asynccontextmanager
+async def serve_health(
+    app: Starlette, host: str, port: int, *, start_deadline: float = 10.0
+) -> AsyncIterator[int]:
+    """Serve `app` beside the service; yields the port in use (`port` 0 takes a free one).
+
+    Raises SettingsError when the port cannot be bound.
+    """
+    try:
+        listener = socket.create_server((host, port))
+    except OSError as error:
+        raise SettingsError(f"http.port: cannot listen on {host}:{port}: {error}") from None
+    server = _Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    task = asyncio.create_task(server.serve([listener]), name="health")
+    try:
+        async with asyncio.timeout(start_deadline):
+            while not server.started and not task.done():
+                await asyncio.sleep(0.01)
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await task
+        except TimeoutError:
+            task.cancel()
+        listener.close()
