@@ -28,6 +28,14 @@ STOP_SECONDS: Final = 5.0
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         # The service owns SIGTERM, to drain before it goes.
@@ -71,8 +79,7 @@ async def serve_health(
     task = asyncio.create_task(server.serve([listener]), name="health")
     try:
         async with asyncio.timeout(start_deadline):
-            while not server.started and not task.done():
-                await asyncio.sleep(0.01)
+            await server.up.wait()
         yield listener.getsockname()[1]
     finally:
         server.should_exit = True

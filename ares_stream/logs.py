@@ -31,7 +31,9 @@ def configure(*, level: str = "info", pretty: bool = False) -> None:
     Libraries that log through the standard library keep their messages from warning up.
     """
     threshold = logging.getLevelNamesMapping()[level.upper()]
-    renderer: Any = structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer()
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer()
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
