@@ -95,7 +95,7 @@ def decode_error(error: ValidationError) -> DecodeError:
     """Say what is wrong with a record without quoting it."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     more = error.error_count() - 1
-    reason = re.sub(r" at line \d+ column \d+$", "", first["msg"])
+    reason = re.sub(r"^Value error, | at line \d+ column \d+$", "", first["msg"])
     if first["type"] == "json_invalid":
         reason = first["msg"]
     if more:
