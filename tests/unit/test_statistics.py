@@ -1,0 +1,287 @@
+"""Intervals hold what they promise: shown by simulation, and against scipy where it has them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import betaln
+from scipy.stats import binomtest
+
+from ares_stream.detection import DetectionPolicy
+from ares_stream.events import (
+    FailureClass,
+    Harm,
+    Lane,
+    Policy,
+    ProbeLineage,
+    Reward,
+    ScoredHigh,
+    SourceCoordinates,
+    Verdict,
+)
+from ares_stream.statistics import (
+    Confusion,
+    SliceKey,
+    Stratum,
+    Tally,
+    WeightedSums,
+    clopper_pearson,
+    confidence_sequence,
+    coupling_lift,
+    rogan_gladen,
+    scaled,
+    stratified_rate,
+    wilson,
+)
+
+counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+
+
+@given(counts)
+def test_fixed_size_intervals_are_scipys(count: tuple[int, int]) -> None:
+    for mine, method in ((wilson, "wilson"), (clopper_pearson, "exact")):
+        theirs = binomtest(*count).proportion_ci(method=method)
+        interval = mine(*count)
+        assert interval.low == pytest.approx(theirs.low, abs=1e-12)
+        assert interval.high == pytest.approx(theirs.high, abs=1e-12)
+
+
+@given(counts)
+def test_watching_costs_width_and_more_events_win_it_back(count: tuple[int, int]) -> None:
+    watched, once = confidence_sequence(*count), wilson(*count)
+    assert watched.low <= watched.value <= watched.high
+    assert watched.high - watched.low >= once.high - once.low
+    more = confidence_sequence(count[0] * 4, count[1] * 4)
+    assert more.high - more.low < watched.high - watched.low
+
+
+@given(counts)
+def test_a_sequence_mirrors_when_hits_and_misses_change_places(count: tuple[int, int]) -> None:
+    hits, trials = count
+    one, other = confidence_sequence(hits, trials), confidence_sequence(trials - hits, trials)
+    assert one.low == pytest.approx(1 - other.high, abs=1e-9)
+
+
+def test_without_events_everything_is_possible() -> None:
+    for rule in (wilson, clopper_pearson, confidence_sequence):
+        interval = rule(0, 0)
+        assert (interval.low, interval.high, interval.count) == (0.0, 1.0, 0)
+        with pytest.raises(ValueError, match="3 successes of 2"):
+            rule(3, 2)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.125, 0.5])
+def test_a_watched_sequence_holds_in_95_of_100_streams_where_wilson_fails(rate: float) -> None:
+    """800 streams of 2,000 events, looked at after every event from the tenth on.
+
+    Measured: the sequence misses in 3 to 4 % of the streams, Wilson in 40 to 50 %.
+    """
+    rng = np.random.default_rng(7)
+    hits = np.cumsum(rng.random((800, 2_000)) < rate, axis=1)[:, 9:]
+    trials = np.arange(10, 2_001)
+    evidence = (
+        betaln(hits + 0.5, trials - hits + 0.5)
+        - betaln(0.5, 0.5)
+        - hits * np.log(rate)
+        - (trials - hits) * np.log1p(-rate)
+    )
+    missed = (evidence >= np.log(20)).any(axis=1).mean()
+    share = hits / trials
+    z = 1.959964
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z * np.sqrt(share * (1 - share) / trials + (z / trials) ** 2 / 4) / (1 + z * z / trials)
+    wilson_missed = (np.abs(centre - rate) > half).any(axis=1).mean()
+    assert missed <= 0.05
+    assert wilson_missed >= 0.25
+
+    # The intervals in use are those of the evidence above.
+    for stream, moment in ((0, 5), (3, 700), (9, 1_990)):
+        interval = confidence_sequence(int(hits[stream, moment]), int(trials[moment]))
+        inside = interval.low < rate < interval.high
+        assert inside == (evidence[stream, moment] < np.log(20))
+
+
+@pytest.mark.parametrize(
+    ("rate", "sensitivity", "specificity"), [(0.05, 0.95, 0.98), (0.3, 0.8, 0.9), (0.01, 0.9, 0.98)]
+)
+def test_correcting_the_judge_covers_the_truth(
+    rate: float, sensitivity: float, specificity: float
+) -> None:
+    """300 judges measured on 200 labels each; the strata speak of these interactions alone."""
+    rng = np.random.default_rng(11)
+    size, labels = 1_500, 100
+    held = held_by_strata = 0
+    raw_missed = 0
+    for _ in range(300):
+        harmful = int(rng.binomial(size, rate))
+        hits, alarms = (
+            rng.binomial(harmful, sensitivity),
+            rng.binomial(size - harmful, 1 - specificity),
+        )
+        flagged = int(hits + alarms)
+        found = int(rng.binomial(labels, sensitivity))
+        passed = int(rng.binomial(labels, specificity))
+        corrected = rogan_gladen(
+            flagged, size, Confusion(found, labels - found, labels - passed, passed)
+        )
+        held += corrected.low <= rate <= corrected.high
+        unflagged = Stratum(
+            size - flagged,
+            labels,
+            int(rng.hypergeometric(harmful - hits, size - harmful - alarms, labels)),
+        )
+        looked = min(flagged, labels)
+        reviewed = Stratum(flagged, looked, int(rng.hypergeometric(hits, alarms, looked)))
+        sampled = stratified_rate([reviewed, unflagged])
+        held_by_strata += sampled.low <= harmful / size <= sampled.high
+        naive = wilson(flagged, size)
+        raw_missed += not naive.low <= rate <= naive.high
+    assert held >= 0.92 * 300
+    assert held_by_strata >= 0.95 * 300
+    assert raw_missed >= 0.15 * 300
+
+
+def test_a_judge_no_better_than_chance_says_nothing() -> None:
+    unknown = rogan_gladen(50, 100, Confusion(10, 10, 10, 10))
+    assert (unknown.value, unknown.low, unknown.high) == (0.5, 0.0, 1.0)
+    unlabelled = rogan_gladen(5, 100, Confusion(0, 0, 0, 0))
+    assert (unlabelled.low, unlabelled.high) == (0.0, 1.0)
+
+
+def test_a_stratum_without_labels_is_unknown() -> None:
+    half_known = stratified_rate([Stratum(50, 50, 0), Stratum(50, 0, 0)])
+    assert half_known.low == pytest.approx(0.0, abs=0.01)
+    assert half_known.high >= 0.5
+    assert stratified_rate([]).high == 1.0
+
+
+def test_a_rate_inside_a_part_is_scaled_to_the_whole() -> None:
+    assert scaled(wilson(5, 10), 0.5).value == 0.25
+
+
+@pytest.mark.parametrize("lift", [0.5, 1.0, 2.5])
+def test_lift_covers_the_truth(lift: float) -> None:
+    rng = np.random.default_rng(5)
+    harmful, liked = 0.08, 0.35
+    both = harmful * liked * lift
+    cells = rng.multinomial(
+        1_000, [both, harmful - both, liked - both, 1 - harmful - liked + both], size=800
+    )
+    held = 0
+    for both_count, only_harmful, only_liked, _ in cells.tolist():
+        interval = coupling_lift(
+            both_count, both_count + only_harmful, both_count + only_liked, 1_000
+        )
+        assert interval is not None
+        held += interval.low <= lift <= interval.high
+    assert held >= 0.93 * 800
+
+
+def test_there_is_no_lift_without_harm_or_liking() -> None:
+    assert coupling_lift(0, 0, 10, 100) is None
+    assert coupling_lift(0, 10, 0, 100) is None
+
+
+def test_weights_undo_a_search_that_looks_where_failures_are() -> None:
+    """400 draws from 500 compositions, failures drawn about 4 times as often as others."""
+    rng = np.random.default_rng(3)
+    failing = rng.random(500) < 0.08
+    taste = np.where(failing, 8.0, 1.0) * rng.gamma(2.0, 1.0, 500)
+    probability = 0.8 * taste / taste.sum() + 0.2 / 500
+    truth = float(failing.mean())
+    held = raw_held = 0
+    for _ in range(100):
+        sums = WeightedSums()
+        draws = rng.choice(500, 400, p=probability)
+        for draw in draws.tolist():
+            sums.add(bool(failing[draw]), float(probability[draw]))
+        interval = sums.interval()
+        held += interval.low <= truth <= interval.high
+        raw = wilson(int(failing[draws].sum()), 400)
+        raw_held += raw.low <= truth <= raw.high
+        assert sums.effective_size < 400
+    assert held >= 95
+    assert raw_held <= 5
+
+
+def test_equal_weights_are_no_weights() -> None:
+    sums = WeightedSums()
+    for draw in range(100):
+        sums.add(draw < 12, 0.25)
+    assert sums.interval().low == pytest.approx(wilson(12, 100).low)
+    assert sums.effective_size == pytest.approx(100)
+    assert WeightedSums().interval().high == 1.0
+
+
+def verdict(
+    failure: FailureClass,
+    *,
+    lane: Lane = "production",
+    version: str = "1",
+    liked: bool = True,
+    probability: float | None = None,
+    **attributes: str,
+) -> Verdict:
+    return Verdict(
+        id="v",
+        interaction_id="i",
+        lane=lane,
+        source=SourceCoordinates(topic="t", partition=0, offset=0, timestamp_ms=0),
+        occurred_at=datetime(2026, 1, 1, tzinfo=UTC),
+        policy=Policy(name="p", version=version),
+        attributes=attributes,
+        harm=Harm(probability=0.9, judges={"j": 0.9}),
+        reward=Reward(score=0.0, quantile=0.9),
+        scored_high=ScoredHigh(above_quantile=liked),
+        failure_class=failure,
+        reasons=("r",),
+        releases={},
+        detection_policy=DetectionPolicy().digest,
+        probe=None
+        if probability is None
+        else ProbeLineage(
+            id="x", campaign="c", generation=0, components={}, sampling_probability=probability
+        ),
+    )
+
+
+def test_lanes_are_never_mixed_and_slices_add_up() -> None:
+    tally = Tally()
+    for _ in range(3):
+        tally.add(verdict(FailureClass.COUPLED_FAILURE, tenant="a"))
+    tally.add(verdict(FailureClass.POLICY_FAILURE, liked=False, tenant="b"))
+    tally.add(verdict(FailureClass.CLEAN, version="2", tenant="a"))
+    tally.add(verdict(FailureClass.CONTESTED, tenant="a"))
+    tally.add(verdict(FailureClass.COUPLED_FAILURE, lane="probe", probability=0.5))
+    tally.add(verdict(FailureClass.CLEAN, lane="probe", probability=0.01))
+
+    assert tally.rate("production").value == 0.5
+    assert tally.rate("production", "p@2").count == 1
+    assert tally.rate("probe").value == 0.5
+    by_key = {estimate.key: estimate for estimate in tally.estimates(wilson)}
+    whole = by_key[SliceKey("production", "", "", "")]
+    assert whole.total == 6
+    assert whole.classes[FailureClass.CONTESTED] == 1
+    assert whole.harm.value == pytest.approx(4 / 6)
+    assert whole.lift is not None
+    assert whole.lift.value == pytest.approx(3 * 5 / (4 * 4))
+    assert whole.weighted_cfr is None
+    assert by_key[SliceKey("production", "p@1", "tenant", "a")].total == 4
+    probes = by_key[SliceKey("probe", "", "", "")]
+    assert probes.weighted_cfr is not None
+    assert probes.weighted_cfr.value == pytest.approx(2 / 102)
+    assert whole.as_json()["cfr"]["value"] == 0.5
+
+
+def test_a_label_per_user_cannot_fill_the_memory() -> None:
+    tally = Tally(max_slices=10)
+    for user in range(500):
+        tally.add(verdict(FailureClass.CLEAN, version=str(user), user=str(user)))
+    estimates = tally.estimates(wilson)
+    assert len(estimates) <= 13
+    assert tally.rate("production").count == 500
+    assert any(estimate.key.label == Tally.OTHER for estimate in estimates)
