@@ -1,0 +1,1 @@
+"""Kafka: the one room that imports aiokafka. It knows nothing of models."""
