@@ -1,0 +1,99 @@
+"""How to reach Kafka, and what may not be done on the way: no password in a log, no plain text
+off this machine unless someone said so."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from aiokafka.helpers import create_ssl_context
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from ares_stream.errors import SettingsError
+
+REQUEST_TIMEOUT_MS: Final = 10_000
+"""A broker that takes longer for one request is treated as gone; below the session time-out."""
+
+
+class KafkaConnection(BaseModel):
+    """Bootstrap servers and security. Secrets are named by file and never shown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bootstrap: str = Field("127.0.0.1:9092", min_length=1)
+    protocol: Literal["PLAINTEXT", "SSL", "SASL_SSL"] = "PLAINTEXT"
+    allow_plaintext: bool = False
+    username: str | None = None
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    key_password_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.protocol == "PLAINTEXT" and not self.allow_plaintext:
+            exposed = [host for host in self._hosts() if not _is_loopback(host)]
+            if exposed:
+                raise ValueError(
+                    f"PLAINTEXT to {', '.join(exposed)} would send conversations readable over "
+                    "the network; set protocol SSL or SASL_SSL, or allow_plaintext: true"
+                )
+        if self.protocol == "SASL_SSL" and not (self.username and self.password_file):
+            raise ValueError("SASL_SSL needs username and password_file")
+        if bool(self.certificate_file) != bool(self.key_file):
+            raise ValueError("certificate_file and key_file belong together")
+        return self
+
+    def _hosts(self) -> list[str]:
+        servers = [server.strip() for server in self.bootstrap.split(",")]
+        return [server.rsplit(":", 1)[0].strip("[]") for server in servers]
+
+    def client_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for any aiokafka client. Reads the secret files now."""
+        arguments: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap,
+            "security_protocol": self.protocol,
+            "request_timeout_ms": REQUEST_TIMEOUT_MS,
+        }
+        if self.protocol != "PLAINTEXT":
+            arguments["ssl_context"] = self._ssl_context()
+        if self.protocol == "SASL_SSL":
+            arguments["sasl_mechanism"] = "SCRAM-SHA-512"
+            arguments["sasl_plain_username"] = self.username
+            password = _secret("kafka.password_file", self.password_file)
+            arguments["sasl_plain_password"] = password.get_secret_value() if password else None
+        return arguments
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        password = _secret("kafka.key_password_file", self.key_password_file)
+        try:
+            context: ssl.SSLContext = create_ssl_context(
+                cafile=self.ca_file and str(self.ca_file),
+                certfile=self.certificate_file and str(self.certificate_file),
+                keyfile=self.key_file and str(self.key_file),
+                password=password.get_secret_value() if password else None,
+            )
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(f"kafka: certificates cannot be loaded: {error}") from None
+        return context
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _secret(field: str, file: Path | None) -> SecretStr | None:
+    if file is None:
+        return None
+    try:
+        return SecretStr(file.read_text().rstrip("\n"))
+    except OSError as error:
+        raise SettingsError(f"{field}: {file}: {error.strerror}") from None
