@@ -15,7 +15,10 @@ import typer
 from ares_stream import __version__
 from ares_stream.errors import AresError
 
-COMMANDS: tuple[tuple[str, str], ...] = ()
+COMMANDS: tuple[tuple[str, str], ...] = (
+    ("map", "map"),
+    ("schemas", "schemas"),
+)
 """(name, module of ares_stream.cli), in the order of the help page."""
 
 
