@@ -16,6 +16,8 @@ from ares_stream import __version__
 from ares_stream.errors import AresError
 
 COMMANDS: tuple[tuple[str, str], ...] = (
+    ("broker", "broker"),
+    ("topics", "topics"),
     ("map", "map"),
     ("schemas", "schemas"),
 )

@@ -294,7 +294,9 @@ class EmbeddedBroker:
             "share.coordinator.state.topic.num.partitions=1",
             "group.initial.rebalance.delay.ms=0",
             "controlled.shutdown.enable=true",
-            "log.retention.check.interval.ms=300000",
+            # A node killed by a fault test comes back once its old session has ended.
+            "broker.session.timeout.ms=3000",
+            "broker.heartbeat.interval.ms=500",
         )
         return "\n".join(lines) + "\n"
 

@@ -1,0 +1,112 @@
+"""`ares topics`: create the topics, and say how what exists differs from what should."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ares_stream.streaming.connection import KafkaConnection
+    from ares_stream.topics import TopicSpec
+
+app = typer.Typer(no_args_is_help=True, help="Create and check the topics.")
+
+SettingsFile = Annotated[
+    Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
+]
+Bootstrap = Annotated[str | None, typer.Option(help="host:port,... instead of the settings'.")]
+Prefix = Annotated[str | None, typer.Option(help="Prefix of every name, ares. by default.")]
+Partitions = Annotated[
+    int, typer.Option(min=1, help="Partitions: how many scorers can share the work.")
+]
+Replication = Annotated[int, typer.Option(min=1, help="Copies of each partition.")]
+Retention = Annotated[int, typer.Option(min=1, help="Days that audit records are kept.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+
+
+def _target(
+    file: Path | None,
+    bootstrap: str | None,
+    prefix: str | None,
+    partitions: int,
+    replication: int,
+    audit_days: int,
+) -> tuple[KafkaConnection, tuple[TopicSpec, ...]]:
+    from pydantic import ValidationError
+
+    from ares_stream.errors import SettingsError
+    from ares_stream.settings import load_settings
+    from ares_stream.streaming.connection import KafkaConnection
+    from ares_stream.topics import specs
+
+    settings = load_settings(file)
+    kafka = settings.kafka.model_dump()
+    try:
+        connection = KafkaConnection(**kafka | ({"bootstrap": bootstrap} if bootstrap else {}))
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"--bootstrap: {reason}") from None
+    return connection, specs(
+        settings.topic_prefix if prefix is None else prefix,
+        partitions=partitions,
+        replication=replication,
+        audit_days=audit_days,
+    )
+
+
+@app.command()
+def create(
+    settings: SettingsFile = None,
+    bootstrap: Bootstrap = None,
+    prefix: Prefix = None,
+    partitions: Partitions = 6,
+    replication: Replication = 3,
+    audit_days: Retention = 400,
+    as_json: Json = False,
+) -> None:
+    """Create what is missing; what exists is left alone. Exits 0, 2 (refused) or 3 (no broker)."""
+    from ares_stream.streaming.admin import create_topics
+
+    connection, wanted = _target(settings, bootstrap, prefix, partitions, replication, audit_days)
+    created = asyncio.run(create_topics(connection, wanted))
+    if as_json:
+        kept = [spec.name for spec in wanted if spec.name not in created]
+        typer.echo(json.dumps({"created": created, "existing": kept}, indent=2))
+        return
+    for spec in wanted:
+        typer.echo(f"{'created' if spec.name in created else 'exists '} {spec.name}")
+
+
+@app.command()
+def check(
+    settings: SettingsFile = None,
+    bootstrap: Bootstrap = None,
+    prefix: Prefix = None,
+    partitions: Partitions = 6,
+    replication: Replication = 3,
+    audit_days: Retention = 400,
+    as_json: Json = False,
+) -> None:
+    """Compare what exists. Exits 0 when all is as it should be, 1 with every difference."""
+    from ares_stream.streaming.admin import describe_topics
+    from ares_stream.topics import compare
+
+    connection, wanted = _target(settings, bootstrap, prefix, partitions, replication, audit_days)
+    actual = asyncio.run(describe_topics(connection, [spec.name for spec in wanted]))
+    differences = compare(wanted, actual)
+    if as_json:
+        rows = [
+            {"topic": item.topic, "what": item.what, "expected": item.expected, "is": item.actual}
+            for item in differences
+        ]
+        typer.echo(json.dumps({"topics": len(wanted), "differences": rows}, indent=2))
+    else:
+        for item in differences:
+            typer.echo(str(item))
+        typer.echo(f"{len(wanted)} topics, {len(differences)} differences")
+    if differences:
+        raise typer.Exit(1)

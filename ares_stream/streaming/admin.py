@@ -1,0 +1,113 @@
+"""Creating and describing topics: the I/O behind `ares topics`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from ares_stream.errors import BrokerError, TopicError
+from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.topics import ActualTopic, TopicSpec
+
+ADMIN_SECONDS: Final = 30.0
+"""Bounds a whole command: aiokafka waits for ever for a controller that never answers."""
+POLL_SECONDS: Final = 0.05
+_UNKNOWN_TOPIC: Final = 3
+
+
+@asynccontextmanager
+async def _admin(connection: KafkaConnection, seconds: float) -> AsyncIterator[AIOKafkaAdminClient]:
+    client = AIOKafkaAdminClient(**connection.client_arguments())
+    try:
+        async with asyncio.timeout(seconds):
+            await client.start()
+            yield client
+    except TimeoutError:
+        raise BrokerError(
+            f"Kafka at {connection.bootstrap} did not answer within {seconds:.0f} s"
+        ) from None
+    except (KafkaError, OSError) as error:
+        raise BrokerError(f"Kafka at {connection.bootstrap}: {error}") from error
+    finally:
+        await client.close()
+
+
+async def create_topics(
+    connection: KafkaConnection, wanted: Sequence[TopicSpec], *, seconds: float = ADMIN_SECONDS
+) -> list[str]:
+    """Create the topics that do not exist; return the names of those created.
+
+    A topic that exists is left as it is, however it differs: `ares topics check` says how.
+    Returns when every topic can be read and written. Raises TopicError naming the topic that
+    the broker refuses, BrokerError when it does not answer.
+    """
+    new = [
+        NewTopic(spec.name, spec.partitions, spec.replication, topic_configs=dict(spec.config))
+        for spec in wanted
+    ]
+    created: list[str] = []
+    async with _admin(connection, seconds) as client:
+        answer = await client.create_topics(new)
+        for name, code, *detail in answer.topic_errors:
+            error = for_code(code)
+            if code == 0:
+                created.append(name)
+            elif error is not TopicAlreadyExistsError:
+                reason = detail[0] if detail and detail[0] else error.__name__
+                raise TopicError(f"{name}: cannot be created: {reason}")
+        # Creation returns before every broker knows the topic: a client that asks too early
+        # is told that it does not exist.
+        while await _absent(client, [spec.name for spec in wanted]):  # noqa: ASYNC110
+            await asyncio.sleep(POLL_SECONDS)
+    return created
+
+
+async def describe_topics(
+    connection: KafkaConnection, names: Iterable[str], *, seconds: float = ADMIN_SECONDS
+) -> Mapping[str, ActualTopic]:
+    """What exists of the named topics, by name; a missing topic is not in the answer."""
+    async with _admin(connection, seconds) as client:
+        found = {
+            topic["topic"]: topic["partitions"]
+            for topic in await client.describe_topics(list(names))
+            if topic["error_code"] != _UNKNOWN_TOPIC
+        }
+        configs: dict[str, dict[str, str]] = {}
+        if found:
+            resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in found]
+            for answer in await client.describe_configs(resources):
+                for code, reason, _, name, entries in answer.resources:
+                    if code:
+                        raise TopicError(f"{name}: cannot be described: {reason}")
+                    configs[name] = {entry[0]: entry[1] or "" for entry in entries}
+    return {
+        name: ActualTopic(
+            partitions=len(partitions),
+            replication=max((len(item["replicas"]) for item in partitions), default=0),
+            config=configs[name],
+        )
+        for name, partitions in found.items()
+    }
+
+
+async def require_topics(
+    connection: KafkaConnection, names: Sequence[str], *, seconds: float = ADMIN_SECONDS
+) -> None:
+    """Raise TopicError naming every topic that is missing."""
+    async with _admin(connection, seconds) as client:
+        if absent := await _absent(client, names):
+            raise TopicError(
+                f"missing on {connection.bootstrap}: {', '.join(absent)}; "
+                "create them with `ares topics create`"
+            )
+
+
+async def _absent(client: AIOKafkaAdminClient, names: Sequence[str]) -> list[str]:
+    topics: list[dict[str, Any]] = await client.describe_topics(list(names))
+    return sorted(topic["topic"] for topic in topics if topic["error_code"] != 0)
