@@ -96,18 +96,28 @@ async def describe_topics(
     }
 
 
-async def require_topics(
-    connection: KafkaConnection, names: Sequence[str], *, seconds: float = ADMIN_SECONDS
-) -> None:
-    """Raise TopicError naming every topic that is missing."""
+async def count_partitions(
+    connection: KafkaConnection, names: Iterable[str], *, seconds: float = ADMIN_SECONDS
+) -> Mapping[str, int]:
+    """How many partitions each topic has. Raises TopicError naming every topic that is missing."""
+    wanted = sorted(set(names))
     async with _admin(connection, seconds) as client:
-        if absent := await _absent(client, names):
+        if absent := await _absent(client, wanted):
             raise TopicError(
                 f"missing on {connection.bootstrap}: {', '.join(absent)}; "
                 "create them with `ares topics create`"
             )
+        topics = await client.describe_topics(wanted)
+    return {topic["topic"]: len(topic["partitions"]) for topic in topics}
 
 
 async def _absent(client: AIOKafkaAdminClient, names: Sequence[str]) -> list[str]:
+    """Topics that cannot be used; another reason than absence stands behind the name."""
     topics: list[dict[str, Any]] = await client.describe_topics(list(names))
-    return sorted(topic["topic"] for topic in topics if topic["error_code"] != 0)
+    return sorted(
+        topic["topic"]
+        if topic["error_code"] == _UNKNOWN_TOPIC
+        else f"{topic['topic']} ({for_code(topic['error_code']).__name__})"
+        for topic in topics
+        if topic["error_code"] != 0
+    )

@@ -7,7 +7,7 @@ from typer.testing import CliRunner, Result
 
 from ares_stream.cli.main import app
 from ares_stream.errors import BrokerError, TopicError
-from ares_stream.streaming.admin import create_topics, require_topics
+from ares_stream.streaming.admin import count_partitions, create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.topics import TopicSpec
 
@@ -46,7 +46,7 @@ def test_check_names_what_differs_and_exits_1(kafka: str, prefix: str) -> None:
 
 async def test_a_missing_topic_is_named_with_what_to_do(kafka: str, prefix: str) -> None:
     with pytest.raises(TopicError, match=f"{prefix}nowhere; create them with `ares topics create`"):
-        await require_topics(KafkaConnection(bootstrap=kafka), [f"{prefix}nowhere"])
+        await count_partitions(KafkaConnection(bootstrap=kafka), [f"{prefix}nowhere"])
 
 
 async def test_a_topic_that_the_broker_refuses_is_named(kafka: str) -> None:
@@ -56,6 +56,6 @@ async def test_a_topic_that_the_broker_refuses_is_named(kafka: str) -> None:
 
 async def test_a_broker_that_is_not_there_is_an_error_that_a_retry_may_cure() -> None:
     with pytest.raises(BrokerError) as caught:
-        await require_topics(KafkaConnection(bootstrap="127.0.0.1:1"), ["t"], seconds=5)
+        await count_partitions(KafkaConnection(bootstrap="127.0.0.1:1"), ["t"], seconds=5)
     assert caught.value.retryable
     assert caught.value.exit_code == 3

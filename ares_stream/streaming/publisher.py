@@ -1,0 +1,144 @@
+"""Publishing without a transaction: for tools that send, such as the demo and the prober."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import (
+    KafkaError,
+    MessageSizeTooLargeError,
+    ProducerClosed,
+    RecordListTooLargeError,
+    UnknownTopicOrPartitionError,
+)
+
+from ares_stream.errors import BrokerError, InputError, TopicError
+from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.records import OutboundRecord
+
+PUBLISH_SECONDS: Final = 30.0
+"""A broker that restarts is back within this."""
+END_SECONDS: Final = 3.0
+"""An idle producer ends at once; one that still flushes to a dead broker never would."""
+BATCH_BYTES: Final = 64 << 10
+MAX_REQUEST_BYTES: Final = 16 << 20
+"""Above every topic's max.message.bytes: the broker says what is too large, per topic."""
+
+
+class Publisher:
+    """Sends records with acks from all replicas, idempotently, in order per key.
+
+        async with Publisher(connection) as publisher:
+            await publisher.publish(records)
+
+    Each call is whole or an error. After an error some of its records may be there: who sends
+    them again gives them ids that readers can tell apart.
+    """
+
+    def __init__(
+        self, connection: KafkaConnection, *, publish_seconds: float = PUBLISH_SECONDS
+    ) -> None:
+        self._connection = connection
+        self._seconds = publish_seconds
+        self._producer: AIOKafkaProducer | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def publish(self, records: Sequence[OutboundRecord]) -> None:
+        """Return once every record is acknowledged.
+
+        Raises TopicError for a missing topic, InputError for a record that its topic does not
+        take, BrokerError when Kafka fails or does not answer within the publisher's deadline.
+        """
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._send(records)
+        except BaseException as error:
+            # A failed batch has used its sequence numbers: this producer can send no more.
+            await self.aclose()
+            if isinstance(error, (KafkaError, OSError, TimeoutError)):
+                raise self._explained(error) from error
+            raise
+
+    async def aclose(self) -> None:
+        """End the producer; a later `publish` starts another."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await end_producer(producer)
+
+    async def _send(self, records: Sequence[OutboundRecord]) -> None:
+        if self._producer is None:
+            self._producer = AIOKafkaProducer(
+                **self._connection.client_arguments(),
+                enable_idempotence=True,
+                acks="all",
+                max_batch_size=BATCH_BYTES,
+                max_request_size=MAX_REQUEST_BYTES,
+            )
+            await self._producer.start()
+        sent: list[asyncio.Future[Any]] = []
+        try:
+            for record in records:
+                future = await self._producer.send(
+                    record.topic,
+                    value=record.value,
+                    key=record.key,
+                    headers=list(record.headers),
+                    timestamp_ms=record.timestamp_ms,
+                )
+                future.add_done_callback(retrieve)
+                sent.append(future)
+        finally:
+            results = await asyncio.gather(*sent, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    def _explained(self, error: Exception) -> Exception:
+        where = self._connection.bootstrap
+        if isinstance(error, UnknownTopicOrPartitionError):
+            return TopicError(f"a topic is missing on {where}; create it with `ares topics create`")
+        if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
+            return InputError("a record is larger than its topic's max.message.bytes")
+        if isinstance(error, TimeoutError):
+            return BrokerError(
+                f"Kafka at {where} did not take the records within {self._seconds:.0f} s"
+            )
+        return BrokerError(f"Kafka at {where}: {type(error).__name__}: {error}")
+
+
+def retrieve(future: asyncio.Future[Any]) -> None:
+    """Look at a send's exception even when nobody waits for it any more."""
+    if not future.cancelled():
+        future.exception()
+
+
+async def end_producer(producer: AIOKafkaProducer) -> None:
+    """End a producer in whatever state it is, within a few seconds.
+
+    aiokafka's stop() flushes first and, against a broker that is gone, flushes for ever; when
+    cancelled there, it leaves its sender task and sockets behind.
+    """
+    with contextlib.suppress(KafkaError, OSError, TimeoutError):
+        async with asyncio.timeout(END_SECONDS):
+            await producer.stop()
+            return
+    producer._message_accumulator.fail_all(ProducerClosed())
+    for close in (producer._sender.close, producer.client.close):
+        with contextlib.suppress(KafkaError, OSError, TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                await close()

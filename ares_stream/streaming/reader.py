@@ -1,0 +1,253 @@
+"""Reading topics without a group: a range read whole or not at all, and compacted topics.
+
+`snapshot` fixes where a read ends before it begins, `read` yields exactly that. What aborted
+transactions wrote is never seen. A range that cannot be read whole is a ReadError, never fewer
+records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, Literal
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+
+from ares_stream.errors import BrokerError, ReadError, TopicError
+from ares_stream.events import OffsetRange
+from ares_stream.streaming.admin import count_partitions
+from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.records import InboundRecord
+
+POLL_MS: Final = 200
+WAIT_SECONDS: Final = 0.05
+SETTLE_SECONDS: Final = 35.0
+"""Open transactions end within their time-out (30 s for ours): past this one is stuck."""
+STALL_SECONDS: Final = 30.0
+"""A broker that restarts is back within this; a read without progress for longer is dead."""
+RECORDS: Final = 1000
+
+_Isolation = Literal["read_committed", "read_uncommitted"]
+
+
+@asynccontextmanager
+async def _consumer(
+    connection: KafkaConnection, isolation: _Isolation = "read_committed"
+) -> AsyncIterator[AIOKafkaConsumer]:
+    consumer = AIOKafkaConsumer(
+        **connection.client_arguments(),
+        group_id=None,
+        enable_auto_commit=False,
+        # A position that retention has deleted is an error; "earliest" would skip the gap.
+        auto_offset_reset="none",
+        isolation_level=isolation,
+    )
+    try:
+        async with asyncio.timeout(STALL_SECONDS):
+            await consumer.start()
+        yield consumer
+    except OffsetOutOfRangeError as error:
+        raise ReadError(f"truncated while it was read: {error}") from error
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise BrokerError(
+            f"Kafka at {connection.bootstrap}: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        await consumer.stop()
+
+
+async def _partitions(connection: KafkaConnection, topics: Sequence[str]) -> list[TopicPartition]:
+    counts = await count_partitions(connection, topics)
+    return [TopicPartition(topic, number) for topic in counts for number in range(counts[topic])]
+
+
+async def snapshot(
+    connection: KafkaConnection,
+    topics: Sequence[str],
+    *,
+    since_ms: int | None = None,
+    settle_seconds: float = SETTLE_SECONDS,
+) -> tuple[OffsetRange, ...]:
+    """The ranges that hold all that was written to the topics until now, one per partition.
+
+    `since_ms` (Unix milliseconds) leaves out what lies before the first record that is not
+    older; records carry their producers' clocks, so younger ones may follow older ones.
+    Transactions that are open now are waited for, since they may still commit below the end.
+
+    Raises TopicError for a missing topic, ReadError when a transaction is open for longer than
+    `settle_seconds`, BrokerError.
+    """
+    partitions = await _partitions(connection, topics)
+    async with (
+        _consumer(connection) as committed,
+        _consumer(connection, "read_uncommitted") as everything,
+    ):
+        ends = await everything.end_offsets(partitions)
+        await _settle(committed, ends, settle_seconds)
+        starts = await committed.beginning_offsets(partitions)
+        if since_ms is not None:
+            found = await committed.offsets_for_times(dict.fromkeys(partitions, since_ms))
+            for partition, hit in found.items():
+                starts[partition] = ends[partition] if hit is None else hit.offset
+    return tuple(
+        OffsetRange(
+            topic=partition.topic,
+            partition=partition.partition,
+            start=min(starts[partition], ends[partition]),
+            end=ends[partition],
+        )
+        for partition in partitions
+    )
+
+
+async def _settle(
+    committed: AIOKafkaConsumer, ends: Mapping[TopicPartition, int], seconds: float
+) -> None:
+    """Wait until no transaction is open below the ends. Under read_committed an end offset is
+    the last stable offset."""
+    deadline = time.monotonic() + seconds
+    while True:
+        stable = await committed.end_offsets(list(ends))
+        behind = [partition for partition, end in ends.items() if stable[partition] < end]
+        if not behind:
+            return
+        if time.monotonic() > deadline:
+            first = behind[0]
+            raise ReadError(
+                f"open transaction: {first.topic} {first.partition} is stable to offset "
+                f"{stable[first]} of {ends[first]} after {seconds:.0f} s; end the producer that "
+                "holds it, or try again once its transaction has timed out"
+            )
+        await asyncio.sleep(WAIT_SECONDS)
+
+
+async def read(
+    connection: KafkaConnection,
+    ranges: Sequence[OffsetRange],
+    *,
+    stall_seconds: float = STALL_SECONDS,
+) -> AsyncIterator[InboundRecord]:
+    """Every committed record of the ranges, in order within each partition.
+
+    Raises TopicError for a missing topic or partition; ReadError for a range that starts before
+    what retention kept, ends past what was written, or makes no progress for `stall_seconds`;
+    BrokerError when Kafka cannot be reached.
+    """
+    ends = {
+        TopicPartition(item.topic, item.partition): item.end
+        for item in ranges
+        if item.start < item.end
+    }
+    counts = await count_partitions(connection, (item.topic for item in ranges))
+    for item in ranges:
+        if item.partition >= counts[item.topic]:
+            raise TopicError(f"{item.topic}: has no partition {item.partition}")
+    if not ends:
+        return
+    async with _consumer(connection) as consumer:
+        await _refuse_gaps(consumer, ranges, ends)
+        consumer.assign(list(ends))
+        for item in ranges:
+            if item.start < item.end:
+                consumer.seek(TopicPartition(item.topic, item.partition), item.start)
+        deadline = time.monotonic() + stall_seconds
+        # The end is a position, not the last record's offset: transaction markers and
+        # compaction take offsets that no record has.
+        while ends:
+            batches = await consumer.getmany(*ends, timeout_ms=POLL_MS, max_records=RECORDS)
+            for partition, records in batches.items():
+                for record in records:
+                    if record.offset < ends[partition]:
+                        yield inbound(record)
+            moved = bool(batches)
+            for partition in list(ends):
+                if await consumer.position(partition) >= ends[partition]:
+                    del ends[partition]
+                    consumer.pause(partition)
+                    moved = True
+            if moved:
+                deadline = time.monotonic() + stall_seconds
+            elif time.monotonic() > deadline:
+                first, end = next(iter(ends.items()))
+                raise ReadError(
+                    f"no progress for {stall_seconds:.0f} s: {first.topic} {first.partition} is "
+                    f"at offset {await consumer.position(first)} of {end}; a transaction may be "
+                    "open, or the broker is down"
+                )
+
+
+async def _refuse_gaps(
+    consumer: AIOKafkaConsumer,
+    ranges: Sequence[OffsetRange],
+    ends: Mapping[TopicPartition, int],
+) -> None:
+    beginnings = await consumer.beginning_offsets(list(ends))
+    stable = await consumer.end_offsets(list(ends))
+    for item in ranges:
+        partition = TopicPartition(item.topic, item.partition)
+        if partition not in ends:
+            continue
+        if item.start < beginnings[partition]:
+            raise ReadError(
+                f"truncated: {item.topic} {item.partition} starts at offset "
+                f"{beginnings[partition]}, offset {item.start} was asked for; retention has "
+                "deleted the rest"
+            )
+        if item.end > stable[partition]:
+            raise ReadError(
+                f"{item.topic} {item.partition} is stable to offset {stable[partition]}, offset "
+                f"{item.end} was asked for; a transaction is open, or that much was never written"
+            )
+
+
+async def read_latest(connection: KafkaConnection, topic: str) -> dict[bytes, InboundRecord]:
+    """The present value of every key of a compacted topic; a deleted key is absent."""
+    latest: dict[bytes, InboundRecord] = {}
+    async for record in read(connection, await snapshot(connection, [topic])):
+        _apply(latest, record)
+    return latest
+
+
+async def follow_compacted(connection: KafkaConnection, topic: str) -> AsyncIterator[InboundRecord]:
+    """The present value of every key, then each change as it is committed, without an end.
+
+    A deletion arrives, after the start, as a record whose value is None. A broker that goes
+    away is waited for. Raises as `snapshot` and `read` do while it starts.
+    """
+    ranges = await snapshot(connection, [topic])
+    latest: dict[bytes, InboundRecord] = {}
+    async for record in read(connection, ranges):
+        _apply(latest, record)
+    for record in latest.values():
+        yield record
+    async with _consumer(connection) as consumer:
+        consumer.assign([TopicPartition(item.topic, item.partition) for item in ranges])
+        for item in ranges:
+            consumer.seek(TopicPartition(item.topic, item.partition), item.end)
+        while True:
+            for records in (await consumer.getmany(timeout_ms=POLL_MS)).values():
+                for record in records:
+                    yield inbound(record)
+
+
+def _apply(latest: dict[bytes, InboundRecord], record: InboundRecord) -> None:
+    key = record.key or b""
+    latest.pop(key, None)
+    if record.value is not None:
+        latest[key] = record
+
+
+def inbound(record: Any) -> InboundRecord:
+    """aiokafka's record as ours. A null header value becomes empty bytes."""
+    return InboundRecord(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        timestamp_ms=record.timestamp,
+        key=record.key,
+        value=record.value,
+        headers=tuple((name, value or b"") for name, value in record.headers),
+    )
