@@ -1,9 +1,10 @@
-"""Files of JSON lines, plain or gzip, or standard input: bounded memory, whatever a line holds."""
+"""Files of JSON lines: read plain, gzip or standard input in bounded memory; written whole."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import shutil
 import sys
 import tempfile
@@ -92,3 +93,22 @@ def open_lines(file: Path) -> Iterator[Lines]:
             return
         with gzip.GzipFile(fileobj=plain) as content:
             yield Lines(content, str(file))  # type: ignore[arg-type]
+
+
+@contextmanager
+def written_whole(file: Path) -> Iterator[IO[bytes]]:
+    """Write a file that appears under its name only when all of it is there, else not at all."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stream = temporary.open("wb")
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be written: {error.strerror}") from None
+    try:
+        with stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

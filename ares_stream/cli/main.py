@@ -18,6 +18,7 @@ from ares_stream.errors import AresError
 COMMANDS: tuple[tuple[str, str], ...] = (
     ("broker", "broker"),
     ("topics", "topics"),
+    ("scan", "scan"),
     ("map", "map"),
     ("schemas", "schemas"),
 )

@@ -1,0 +1,202 @@
+"""`ares scan`: score a file of conversations without Kafka."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ares_stream.bundles import Bundle
+    from ares_stream.detection import DetectionPolicy
+    from ares_stream.lines import Lines
+    from ares_stream.mapping import Mapping
+    from ares_stream.scan import ScanResult
+
+_TOLD = 20
+
+
+def command(
+    file: Annotated[Path, typer.Argument(help="JSON lines, plain or gzip; - is standard input.")],
+    harm: Annotated[list[Path], typer.Option(help="Bundle of a harm judge; repeat for a panel.")],
+    reward: Annotated[Path, typer.Option(help="Bundle of the reward model.")],
+    verdicts: Annotated[Path, typer.Option(help="Verdicts, JSON lines, without text.")],
+    report: Annotated[Path | None, typer.Option(help="HTML page.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Summary as JSON; - is standard output.")
+    ] = None,
+    map_file: Annotated[
+        Path | None, typer.Option("--map", help="YAML of JMESPath expressions; see `ares map`.")
+    ] = None,
+    policy_file: Annotated[
+        Path | None, typer.Option(help="Detection policy in YAML; the default where left out.")
+    ] = None,
+    provider: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    allow_shared_lineage: Annotated[
+        bool, typer.Option(help="Take a judge that shares its base or data with the reward model.")
+    ] = False,
+) -> None:
+    """Score conversations and find coupled failures.
+
+    Exit code 0: every line has a verdict; 1: some lines were refused, the others' verdicts
+    are written; 2: the input, a bundle or an option is wrong, nothing is written.
+    """
+    from ares_stream.bundles import load_bundle, refuse_shared_lineage
+    from ares_stream.lines import open_lines
+    from ares_stream.mapping import load_mapping
+
+    policy = _policy(policy_file)
+    mapping = load_mapping(map_file) if map_file else None
+    judges = [load_bundle(path, "harm") for path in harm]
+    reward_model = load_bundle(reward, "reward")
+    if not allow_shared_lineage:
+        for judge in judges:
+            refuse_shared_lineage(judge, reward_model)
+    with open_lines(file) as lines:
+        result = _run(file, lines, judges, reward_model, provider, policy, mapping, verdicts)
+    _write_outputs(result, report, json_file)
+    _say(result)
+    if result.bad_count:
+        raise typer.Exit(1)
+
+
+def _policy(file: Path | None) -> DetectionPolicy:
+    import yaml
+    from pydantic import ValidationError
+
+    from ares_stream.detection import DetectionPolicy
+    from ares_stream.errors import SettingsError
+
+    if file is None:
+        return DetectionPolicy()
+    try:
+        return DetectionPolicy.model_validate(
+            yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        )
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise SettingsError(f"{file}: not YAML") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "policy"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{file}: {field}: {reason}") from None
+
+
+def _run(
+    file: Path,
+    lines: Lines,
+    judges: list[Bundle],
+    reward: Bundle,
+    provider: str,
+    policy: DetectionPolicy,
+    mapping: Mapping | None,
+    verdicts: Path,
+) -> ScanResult:
+    import asyncio
+    import time
+
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from ares_stream.decoding import DecodingLimits
+    from ares_stream.errors import SettingsError
+    from ares_stream.events import Verdict
+    from ares_stream.lines import written_whole
+    from ares_stream.scan import BadLine, Source, scan
+    from ares_stream.scoring.panel import Panel, ScoringConfig
+
+    survey = lines.survey()
+    if survey.lines == 0:
+        raise SettingsError(f"{lines.name}: holds no lines")
+    stamp = time.time() if str(file) == "-" else file.stat().st_mtime
+    source = Source(lines.name, survey.digest, survey.lines, int(stamp * 1000))
+    told = 0
+
+    def tell(bad: BadLine) -> None:
+        nonlocal told
+        told += 1
+        if told <= _TOLD:
+            progress.console.print(f"line {bad.line}: {bad.reason}", markup=False, highlight=False)
+        elif told == _TOLD + 1:
+            progress.console.print("more refused lines are in the summary")
+
+    async def work() -> ScanResult:
+        panel = Panel.open(judges, reward, ScoringConfig(provider=provider))
+        try:
+            await panel.warm_up()
+            with written_whole(verdicts) as out:
+
+                def write(verdict: Verdict) -> None:
+                    out.write(verdict.encode() + b"\n")
+
+                return await scan(
+                    lines,
+                    source,
+                    panel,
+                    policy=policy,
+                    limits=DecodingLimits(),
+                    mapping=mapping,
+                    on_verdict=write,
+                    on_bad=tell,
+                    on_progress=lambda line: progress.update(task, completed=line),
+                )
+        finally:
+            await panel.aclose()
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    ) as progress:
+        task = progress.add_task("scoring", total=survey.lines)
+        return asyncio.run(work())
+
+
+def _write_outputs(result: ScanResult, report: Path | None, json_file: Path | None) -> None:
+    import json
+    from datetime import UTC, datetime
+
+    from ares_stream.lines import written_whole
+    from ares_stream.report import render
+
+    if report is not None:
+        page = render(result.report(), datetime.now(UTC))
+        with written_whole(report) as out:
+            out.write(page.encode())
+    if json_file is not None:
+        content = json.dumps(result.summary(), indent=2, ensure_ascii=False) + "\n"
+        if str(json_file) == "-":
+            sys.stdout.write(content)
+            return
+        with written_whole(json_file) as out:
+            out.write(content.encode())
+
+
+def _say(result: ScanResult) -> None:
+    from ares_stream.charts import percent
+    from ares_stream.statistics import wilson
+
+    whole = result.main.total(wilson)
+    line = f"{result.scored:,} scored, {result.bad_count:,} refused"
+    if whole is not None:
+        rate = whole.cfr
+        line += (
+            f"; coupled-failure rate {percent(rate.value)} "
+            f"({percent(rate.low)} to {percent(rate.high)})"
+        )
+    typer.echo(line, err=True)
