@@ -1,0 +1,353 @@
+"""One input partition's way to exactly once: its transactional producer, its watermark, its
+commits.
+
+A lane opens (start the producer, which fences the owner before; read the committed offset;
+seek), then commits batch after batch. A transaction that fails in any way ends the producer;
+the lane opens again and reads everything after the last commit once more. The new producer's
+start settles what the old one left open, so the lane never aborts and never asks what became
+of a commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    InvalidProducerEpoch,
+    KafkaError,
+    MessageSizeTooLargeError,
+    ProducerFenced,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+)
+
+from ares_stream.errors import BrokerError, StreamError
+from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.publisher import end_producer, retrieve
+from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
+from ares_stream.streaming.watermark import Watermark
+
+if TYPE_CHECKING:
+    from ares_stream.streaming.processor import ProcessorObserver, ProcessorPolicy
+
+OPEN_SECONDS: Final = 30.0
+"""A coordinator that moves is back within this; a start that takes longer hangs for ever."""
+CLOSE_SECONDS: Final = 20.0
+"""A revoked lane may finish its transaction, well inside the rebalance time-out."""
+SLOW_COMMIT_SECONDS: Final = 5.0
+"""KAFKA-17754: after a commit this slow a late EndTxn could end a later transaction of the same
+epoch, so the producer is replaced, which starts a new epoch."""
+MAX_REOPENINGS: Final = 5
+"""In a row without a commit between them; then the whole session starts anew."""
+REOPEN_PAUSE_SECONDS: Final = 0.2
+HEADROOM_BYTES: Final = 1 << 20
+"""A dead letter is its record plus headers: the producer takes what the consumer could read."""
+
+_TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+_FORBIDDEN = (
+    TopicAuthorizationFailedError,
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+)
+
+
+class LaneLost(Exception):
+    """Another owner has this partition, or the coordinator gave the transaction up."""
+
+
+class _Refused(Exception):
+    """The broker refuses what one input record turned into."""
+
+
+class Lane:
+    """The processing of one partition, from its assignment to its revocation."""
+
+    def __init__(
+        self,
+        connection: KafkaConnection,
+        *,
+        topic: str,
+        partition: int,
+        group: str,
+        transactional_id: str,
+        policy: ProcessorPolicy,
+        observer: ProcessorObserver,
+        dead_letter: Callable[[InboundRecord, Rejection], OutboundRecord],
+        judge: Callable[[bool], None],
+        room: Callable[[], None],
+    ) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.epoch = 0
+        """Results that carry another epoch were read before the lane opened last: dropped."""
+        self.position = 0
+        """The next offset to read."""
+        self.highwater = 0
+        self.is_open = False
+        self._connection = connection
+        self._group = group
+        self._id = transactional_id
+        self._policy = policy
+        self._observer = observer
+        self._dead_letter = dead_letter
+        self._judge = judge
+        self._room = room
+        self._producer: AIOKafkaProducer | None = None
+        self._watermark: Watermark[Outcome] = Watermark()
+        self._records: dict[int, InboundRecord] = {}
+        self._bytes = 0
+        self._refused: dict[int, Rejection] = {}
+        self._singly_until = -1
+        self._oldest_ready: float | None = None
+        self._changed = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closing = asyncio.Event()
+        self._closed = asyncio.Event()
+
+    @property
+    def inflight_records(self) -> int:
+        """Records read and not yet committed."""
+        return len(self._records)
+
+    @property
+    def inflight_bytes(self) -> int:
+        """Their bytes."""
+        return self._bytes
+
+    def add(self, record: InboundRecord) -> Rejection | None:
+        """Take a record in; a Rejection if the broker refused its outputs before."""
+        self._watermark.add(record.offset, record.size)
+        self._records[record.offset] = record
+        self._bytes += record.size
+        self.position = record.offset + 1
+        self._idle.clear()
+        return self._refused.get(record.offset)
+
+    def complete(self, offset: int, outcome: Outcome, epoch: int) -> None:
+        """Give a record its outcome. A stale epoch's outcome is dropped: its record is read
+        again."""
+        if epoch != self.epoch or not self.is_open:
+            return
+        self._watermark.complete(offset, outcome)
+        if self._watermark.ready:
+            if self._oldest_ready is None:
+                self._oldest_ready = time.monotonic()
+            self._changed.set()
+
+    async def drained(self) -> None:
+        """Return once nothing is in flight."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Commit what is ready, end the producer. Returns within CLOSE_SECONDS."""
+        self._closing.set()
+        self._changed.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._closed.wait()
+
+    async def run(self, seek: Callable[[Lane], Awaitable[int]]) -> None:
+        """Live until `close`. `seek` puts the consumer on the committed offset and returns it.
+
+        Raises LaneLost when another owner fenced this one, KafkaError when opening fails again
+        and again, and StreamError for what only a person can mend.
+        """
+        failures = 0
+        try:
+            while not self._closing.is_set():
+                try:
+                    await self._open(seek)
+                    while await self._due():
+                        await self._commit()
+                        failures = 0
+                except (ProducerFenced, InvalidProducerEpoch) as error:
+                    self._observer.transaction("fenced")
+                    if self._closing.is_set():
+                        return
+                    raise LaneLost(f"{self.topic}-{self.partition} was fenced") from error
+                except _FORBIDDEN as error:
+                    raise BrokerError(
+                        f"{self.topic}-{self.partition}: the broker forbids it: "
+                        f"{type(error).__name__}; grant the service its ACLs"
+                    ) from error
+                except (KafkaError, OSError, TimeoutError, _Refused) as error:
+                    self._observer.transaction(_outcome_of(error))
+                    failures += not isinstance(error, _Refused)
+                    if failures > MAX_REOPENINGS and not self._closing.is_set():
+                        raise
+                    await asyncio.sleep(REOPEN_PAUSE_SECONDS * failures)
+        finally:
+            self.is_open = False
+            self.epoch += 1
+            self._clear()
+            await self._discard()
+            self._observer.revoked(self.topic, self.partition)
+            self._closed.set()
+
+    async def _open(self, seek: Callable[[Lane], Awaitable[int]]) -> None:
+        self.is_open = False
+        self.epoch += 1
+        self._clear()
+        await self._start_producer()
+        async with asyncio.timeout(OPEN_SECONDS):
+            self.position = await seek(self)
+        self.is_open = True
+        self._observer.assigned(self.topic, self.partition)
+
+    def _clear(self) -> None:
+        self._watermark = Watermark()
+        self._records.clear()
+        self._bytes = 0
+        self._oldest_ready = None
+        self._idle.set()
+        self._room()
+
+    async def _start_producer(self) -> None:
+        await self._discard()
+        self._producer = AIOKafkaProducer(
+            **self._connection.client_arguments(),
+            transactional_id=self._id,
+            transaction_timeout_ms=int(self._policy.transaction_seconds * 1000),
+            acks="all",
+            max_request_size=self._policy.partition_fetch_bytes + HEADROOM_BYTES,
+        )
+        async with asyncio.timeout(OPEN_SECONDS):
+            await self._producer.start()
+
+    async def _discard(self) -> None:
+        """End the producer, whatever state it is in, without waiting for what hangs."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await end_producer(producer)
+
+    async def _due(self) -> bool:
+        """Wait until a batch should be committed; False when closing and none is ready."""
+        while True:
+            ready = self._watermark.ready
+            if ready and (self._closing.is_set() or ready >= self._policy.commit_records):
+                return True
+            if self._closing.is_set():
+                return False
+            wait = None
+            if ready and self._oldest_ready is not None:
+                wait = self._oldest_ready + self._policy.commit_seconds - time.monotonic()
+                if wait <= 0:
+                    return True
+            self._changed.clear()
+            # A timer of its own: getmany ignores its time-out during a rebalance.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
+
+    async def _commit(self) -> None:
+        """One transaction: outputs, dead letters and the offset after them."""
+        single = bool(self._records) and min(self._records) <= self._singly_until
+        batch = self._watermark.take(1 if single else self._policy.commit_records)
+        if not self._watermark.ready:
+            self._oldest_ready = None
+        outputs = self._outputs(batch)
+        last = batch[-1][0]
+        started = time.monotonic()
+        async with asyncio.timeout(self._policy.transaction_seconds):
+            assert self._producer is not None  # noqa: S101 - the lane is open
+            await self._producer.begin_transaction()
+            self._observer.step("begun")
+            await self._send(outputs, batch)
+            self._observer.step("sent")
+            await self._producer.send_offsets_to_transaction(
+                {TopicPartition(self.topic, self.partition): last + 1}, self._group
+            )
+            self._observer.step("offsets")
+            committing = time.monotonic()
+            await self._producer.commit_transaction()
+            self._observer.step("committed")
+        ended = time.monotonic()
+        self._settle(batch, ended - started)
+        if ended - committing > SLOW_COMMIT_SECONDS:
+            await self._start_producer()
+
+    def _outputs(self, batch: Sequence[tuple[int, Outcome]]) -> list[OutboundRecord]:
+        outputs: list[OutboundRecord] = []
+        for offset, outcome in batch:
+            refused = isinstance(outcome, Rejection)
+            self._judge(refused)
+            if isinstance(outcome, Rejection):
+                outputs.append(self._dead_letter(self._records[offset], outcome))
+            else:
+                outputs.extend(outcome)
+        return outputs
+
+    async def _send(
+        self, outputs: Sequence[OutboundRecord], batch: Sequence[tuple[int, Outcome]]
+    ) -> None:
+        """Send all and wait for all: a commit after a failed send would succeed without it."""
+        assert self._producer is not None  # noqa: S101 - the lane is open
+        sent: list[asyncio.Future[Any]] = []
+        failed: BaseException | None = None
+        for record in outputs:
+            try:
+                future = await self._producer.send(
+                    record.topic,
+                    value=record.value,
+                    key=record.key,
+                    headers=list(record.headers),
+                    timestamp_ms=record.timestamp_ms,
+                )
+            except _TOO_LARGE as error:
+                failed = error
+                break
+            future.add_done_callback(retrieve)
+            sent.append(future)
+        results = await asyncio.gather(*sent, return_exceptions=True)
+        failed = failed or next((item for item in results if isinstance(item, BaseException)), None)
+        if failed is None:
+            return
+        if isinstance(failed, _TOO_LARGE):
+            self._refuse(batch, failed)
+        raise failed
+
+    def _refuse(self, batch: Sequence[tuple[int, Outcome]], error: Exception) -> None:
+        """Remember whose outputs are too large. The broker refuses whole batches, so a batch of
+        several is tried again one record at a time."""
+        first, outcome = batch[0]
+        if len(batch) > 1:
+            self._singly_until = batch[-1][0]
+        elif isinstance(outcome, Rejection):
+            raise BrokerError(
+                f"the dead letter of {self.topic}-{self.partition}@{first} is larger than its "
+                "topic allows; raise max.message.bytes of the dead-letter topic"
+            ) from error
+        else:
+            reason = StreamError("what this record turned into is larger than its topic allows")
+            self._refused[first] = Rejection("publish", reason)
+        raise _Refused from error
+
+    def _settle(self, batch: Sequence[tuple[int, Outcome]], seconds: float) -> None:
+        for offset, outcome in batch:
+            self._bytes -= self._records.pop(offset).size
+            self._refused.pop(offset, None)
+            if isinstance(outcome, Rejection):
+                self._observer.dead_lettered(self.topic, outcome.stage)
+        self._observer.transaction("committed")
+        self._observer.committed(self.topic, self.partition, len(batch), seconds)
+        behind = max(self.highwater, self.position) - (batch[-1][0] + 1)
+        self._observer.lag(self.topic, self.partition, behind)
+        if not self._records:
+            self._idle.set()
+        self._room()
+
+
+def _outcome_of(error: Exception) -> str:
+    if isinstance(error, _Refused):
+        return "refused"
+    return "unknown" if isinstance(error, TimeoutError) else "failed"
