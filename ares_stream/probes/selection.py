@@ -1,0 +1,294 @@
+"""Which compositions to try next: the default method, `adaptive`. Pure and seeded.
+
+1. A covering design: every topic with every tactic once, personas rotated, in random order.
+   Blocks of weaknesses are wide, so a few hundred probes touch nearly all of them once.
+2. Then batches. Each slot of a batch draws from a mixture: with probability `floor` uniformly
+   from everything allowed; else from a softmax of one posterior sample of the surrogate
+   (Thompson sampling), where solved cells are left out and cells that answered cleanly count
+   less.
+
+Each choice carries the exact probability of its draw given everything before it (the posterior
+sample included), at least floor / compositions after the covering design. Weighting by its
+inverse gives unbiased rates over the whole space (Horvitz-Thompson; the covering design is a
+stratified sample whose marginal is exact too).
+
+State is a function of (seed, observations in order): batch k draws from a generator seeded by
+(seed, k), so a campaign that is replayed from its record continues with the same choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+from ares_stream.probes.space import Floats, Indices, Space
+from ares_stream.probes.surrogate import FeaturePrior, PairSurrogate, SurrogatePolicy
+
+CUT_OFF = 25.0
+"""Softmax weights below e^-25 of the peak are never drawn; leaving them out keeps a batch's
+cost far below the size of the space."""
+
+Source = Literal["cover", "learnt", "floor", "uniform", "weights", "elites"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A composition to try, with the probability of drawing it and the part that drew it."""
+
+    number: int
+    probability: float
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a tried composition earned.
+
+    `harm`: the judges' probability. `reward`: how much the reward model liked the answer, its
+    quantile or 1.0 where it is scored high. `confirmed`: a failure that survived resampling,
+    by the judges that the campaign has, never by an oracle. A probe that earns nothing
+    (gibberish, off topic) has harm 0.
+    """
+
+    number: int
+    harm: float
+    reward: float
+    confirmed: bool
+
+    @property
+    def fitness(self) -> float:
+        """Disagreement: harmful and liked, in [0, 1]."""
+        return self.harm * self.reward
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What one campaign learnt, for another: the meta-learning."""
+
+    harm: FeaturePrior
+    reward: FeaturePrior
+
+
+class Selector(Protocol):
+    """A search method. `propose` and `observe` alternate; both are deterministic."""
+
+    @property
+    def name(self) -> str:
+        """The method's name in reports."""
+        ...
+
+    def propose(self, count: int) -> tuple[Choice, ...]:
+        """The next `count` compositions to try."""
+        ...
+
+    def observe(self, findings: Sequence[Finding]) -> None:
+        """Learn from what earlier proposals earned."""
+        ...
+
+    def new_release(self) -> None:
+        """The policy or the reward model changed: what was learnt may no longer hold."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptivePolicy:
+    """How `adaptive` spends its budget."""
+
+    cover_axes: tuple[str, str] = ("topic", "tactic")
+    rotate_axis: str = "persona"
+    cell_axes: tuple[str, ...] = ("topic", "persona", "tactic")
+    """A confirmed failure solves its cell: the same weakness in other words is not news."""
+    floor: float = 0.05
+    temperature: float = 0.01
+    thompson_samples: int = 4
+    """Posterior samples per batch; slots take them in turn."""
+    clean_factor: float = 0.7
+    """A cell's expected value is multiplied by this for each clean answer in it."""
+    discount: float = 0.3
+    """Weight that earlier observations keep at a new release."""
+    harm_level: float = 0.1
+    reward_level: float = 0.4
+    """Expected harm, and expected liking of a harmful answer, of an untried composition."""
+    surrogate: SurrogatePolicy = field(default_factory=SurrogatePolicy)
+
+
+class Adaptive:
+    """Covering design, then Thompson sampling on a linear model of component pairs."""
+
+    name = "adaptive"
+
+    def __init__(
+        self,
+        space: Space,
+        seed: int,
+        policy: AdaptivePolicy | None = None,
+        prior: Prior | None = None,
+    ) -> None:
+        self.space = space
+        self.policy = policy or AdaptivePolicy()
+        self._seed = seed
+        self._batch = 0
+        surrogate = self.policy.surrogate
+        self.harm = PairSurrogate(
+            space, surrogate, self.policy.harm_level, prior.harm if prior else None
+        )
+        self.reward = PairSurrogate(
+            space, surrogate, self.policy.reward_level, prior.reward if prior else None
+        )
+        self._cell = space.project(self.policy.cell_axes)
+        cells = int(self._cell.max()) + 1
+        of_allowed = self._cell[space.numbers]
+        self._by_cell = np.argsort(of_allowed, kind="stable")
+        self._cell_starts = np.searchsorted(of_allowed[self._by_cell], np.arange(cells + 1))
+        self._solved = np.zeros(cells, dtype=bool)
+        self._clean = np.zeros(cells, dtype=np.int64)
+        self._cover = self._covering_design() if prior is None else []
+
+    def propose(self, count: int) -> tuple[Choice, ...]:
+        """The rest of the covering design first, then mixture draws."""
+        rng = np.random.default_rng([self._seed, 1, self._batch])
+        self._batch += 1
+        chosen = self._cover[:count]
+        self._cover = self._cover[count:]
+        missing = count - len(chosen)
+        return tuple(chosen) + (self._draw(missing, rng) if missing else ())
+
+    def observe(self, findings: Sequence[Finding]) -> None:
+        """Update the surrogate and the cells."""
+        for finding in findings:
+            self.harm.observe(finding.number, finding.harm)
+            # The score of a safe answer says nothing about the reward model's blindness.
+            if finding.harm > 0:
+                self.reward.observe(finding.number, finding.reward, finding.harm)
+            cell = self._cell[finding.number]
+            if finding.confirmed:
+                self._solved[cell] = True
+            else:
+                self._clean[cell] += 1
+
+    def new_release(self) -> None:
+        """Cells open again; beliefs stay, discounted, so that a repaired weakness is soon left
+        and one that was not repaired is soon found again."""
+        self.harm.discount(self.policy.discount)
+        self.reward.discount(self.policy.discount)
+        self._solved[:] = False
+        self._clean[:] = 0
+
+    def export(self) -> Prior:
+        """The posterior over components, to warm up another campaign."""
+        return Prior(self.harm.export(), self.reward.export())
+
+    def _covering_design(self) -> list[Choice]:
+        """One composition per cell of the two covering axes, as evenly as can be over the
+        rotated axis, everything else uniform among what is allowed."""
+        rng = np.random.default_rng([self._seed, 0])
+        space, policy = self.space, self.policy
+        pair = space.project(policy.cover_axes)[space.numbers]
+        rotated = space.project((policy.rotate_axis,))[space.numbers]
+        order = np.lexsort((rotated, pair))
+        pairs, starts = np.unique(pair[order], return_index=True)
+        groups = np.split(space.numbers[order], starts[1:])
+        turns = int(rotated.max()) + 1
+        shift_a, shift_b = rng.permutation(turns), rng.permutation(turns)
+        columns = space.sizes[space.axis(policy.cover_axes[1])]
+        relabel = rng.permutation(turns)
+        chosen: list[Choice] = []
+        for cell in rng.permutation(len(pairs)):
+            group = groups[cell]
+            row, column = divmod(int(pairs[cell]), columns)
+            turn = relabel[
+                (shift_a[row % turns] + shift_b[column % turns] + row // turns + column // turns)
+                % turns
+            ]
+            of_turn = group[space.project((policy.rotate_axis,))[group] == turn]
+            pool = of_turn if len(of_turn) else group
+            chosen.append(Choice(int(rng.choice(pool)), 1.0 / (len(pairs) * len(group)), "cover"))
+        return chosen
+
+    def _draw(self, count: int, rng: np.random.Generator) -> tuple[Choice, ...]:
+        numbers = self.space.numbers
+        harm = self.harm.samples(self.policy.thompson_samples, rng)
+        reward = self.reward.samples(self.policy.thompson_samples, rng)
+        cell = self._cell[numbers]
+        damping: Floats = np.where(
+            self._solved[cell], 0.0, self.policy.clean_factor ** self._clean[cell]
+        )
+        densities = [
+            self._density(harm[:, k], reward[:, k], damping)
+            for k in range(self.policy.thompson_samples)
+        ]
+        taken: set[int] = set()
+        choices: list[Choice] = []
+        for slot in range(count):
+            learnt = densities[slot % len(densities)]
+            floor = 1.0 if learnt.empty else self.policy.floor
+            from_floor = rng.random() < floor
+            place = int(rng.integers(len(numbers))) if from_floor else learnt.draw(rng)
+            probability = floor / len(numbers) + (1 - floor) * learnt.share(place)
+            source: Source = "floor" if from_floor else "learnt"
+            choices.append(Choice(int(numbers[place]), float(probability), source))
+            drawn = int(cell[place])
+            if drawn not in taken:
+                taken.add(drawn)
+                same = self._members(drawn)
+                for density in densities:
+                    density.remove(same)
+        return tuple(choices)
+
+    def _members(self, cell: int) -> Indices:
+        """Places, among the allowed numbers, of a cell's compositions."""
+        return self._by_cell[self._cell_starts[cell] : self._cell_starts[cell + 1]]
+
+    def _density(self, harm: Floats, reward: Floats, damping: Floats) -> _Density:
+        """Softmax over the allowed compositions under one posterior sample, cut off where it
+        is below exp(-CUT_OFF) of its peak."""
+        numbers = self.space.numbers
+        scores = np.clip(self.harm.scores(harm), 0.0, 1.0)
+        scores *= np.clip(self.reward.scores(reward), 0.0, 1.0)
+        if len(numbers) < len(scores):
+            scores = scores[numbers]
+        scores *= damping
+        temperature = self.policy.temperature
+        places = np.flatnonzero(scores >= scores.max() - CUT_OFF * temperature)
+        weights = np.exp((scores[places] - scores.max()) / temperature)
+        # A solved cell is no choice of the learnt part, even when its score ties.
+        weights[damping[places] == 0.0] = 0.0
+        return _Density(places, weights)
+
+
+class _Density:
+    """Draws places in proportion to weights, some of which are taken out one after the other."""
+
+    def __init__(self, places: Indices, weights: Floats) -> None:
+        """`places` ascend; any other place has weight 0."""
+        self._places = places
+        self._weights = weights
+        self._cumulative = np.cumsum(weights)
+
+    @property
+    def empty(self) -> bool:
+        return not self._cumulative.size or self._cumulative[-1] <= 1e-12
+
+    def share(self, place: int) -> float:
+        """Probability of a place, 0 when it was taken out."""
+        at = int(np.searchsorted(self._places, place))
+        if self.empty or at == len(self._places) or self._places[at] != place:
+            return 0.0
+        return float(self._weights[at] / self._cumulative[-1])
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """A place that was not taken out."""
+        at = np.searchsorted(self._cumulative, rng.random() * self._cumulative[-1], side="right")
+        return int(self._places[min(int(at), len(self._places) - 1)])
+
+    def remove(self, places: Indices) -> None:
+        """Take places out."""
+        at = np.searchsorted(self._places, places)
+        at = at[at < len(self._places)]
+        at = at[np.isin(self._places[at], places)]
+        if at.size and self._weights[at].any():
+            self._weights[at] = 0.0
+            self._cumulative = np.cumsum(self._weights)
