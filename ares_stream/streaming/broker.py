@@ -89,6 +89,17 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
+def _refuse_taken(ports: Sequence[int]) -> None:
+    """Raise BrokerError for a port in use: whoever holds it would be taken for this broker."""
+    for port in ports:
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError as error:
+            raise BrokerError(
+                f"port {port} is in use ({error.strerror}); stop who holds it, or name another"
+            ) from None
+
+
 def _random_id() -> str:
     """An id as Kafka writes them: 16 bytes, URL-safe base64; a leading dash reads as an option."""
     while (text := urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()).startswith("-"):
@@ -164,6 +175,7 @@ class EmbeddedBroker:
             for number, (port, controller) in enumerate(zip(ports[::2], ports[1::2], strict=True))
         ]
         try:
+            _refuse_taken(ports)
             self._format()
             for node in self._nodes:
                 self._spawn(node)
