@@ -1,0 +1,163 @@
+"""What the scorer does with a window of Kafka records: decode, score, decide, publish.
+
+Plugs into the streaming processor, which knows nothing of models; knows nothing of
+transactions itself. One record's failure becomes one Rejection, and its neighbours go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ares_stream.cloudevents import cloudevent_headers
+from ares_stream.decoding import DecodingLimits, decode_interaction
+from ares_stream.detection import DetectionPolicy
+from ares_stream.errors import AresError, ScoringError
+from ares_stream.events import (
+    CoupledFailure,
+    FailureClass,
+    Interaction,
+    Lane,
+    Record,
+    ReviewItem,
+    SourceCoordinates,
+    Verdict,
+)
+from ares_stream.mapping import Mapping as FieldMapping
+from ares_stream.monitor import assess
+from ares_stream.scoring.panel import Scores
+from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
+
+_SPAN = float(1 << 64)
+
+
+class Scorer(Protocol):
+    """Scores interactions in order; a ScoringError stands where one could not be scored."""
+
+    async def score(self, interactions: Sequence[Interaction]) -> list[Scores | ScoringError]:
+        """One result per interaction."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One topic to read: its lane, and how its values become Interactions."""
+
+    topic: str
+    lane: Lane
+    map: FieldMapping | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Full names of the topics written."""
+
+    verdicts: str
+    repair: str
+    review: str
+
+
+def sampled_for_review(verdict: str, share: float) -> bool:
+    """Whether a verdict is among the `share` that people see whatever it says.
+
+    Decided by the verdict's id (hexadecimal), so that a replay samples the same ones.
+    """
+    return int(verdict[:16], 16) / _SPAN < share
+
+
+class ScoringHandler:
+    """The processor's handler. `on_verdict` hears of each verdict before it is committed:
+    it may count, and must not publish."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        inputs: Sequence[Input],
+        outputs: Outputs,
+        policy: DetectionPolicy,
+        limits: DecodingLimits,
+        review_sample: float,
+        on_verdict: Callable[[Verdict, float], None] = lambda verdict, now: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._scorer = scorer
+        self._inputs: Mapping[str, Input] = {item.topic: item for item in inputs}
+        self._outputs = outputs
+        self._policy = policy
+        self._limits = limits
+        self._review_sample = review_sample
+        self._on_verdict = on_verdict
+        self._clock = clock
+
+    async def handle(self, records: Sequence[InboundRecord]) -> Sequence[Outcome]:
+        """One outcome per record, in order."""
+        decoded = [self._decode(record) for record in records]
+        interactions = [item for item in decoded if isinstance(item, Interaction)]
+        scores = iter(await self._scorer.score(interactions)) if interactions else iter(())
+        outcomes: list[Outcome] = []
+        for record, item in zip(records, decoded, strict=True):
+            if isinstance(item, Rejection):
+                outcomes.append(item)
+                continue
+            score = next(scores)
+            if isinstance(score, ScoringError):
+                outcomes.append(Rejection("score", score))
+            else:
+                outcomes.append(self._publish(record, item, score))
+        return outcomes
+
+    def _decode(self, record: InboundRecord) -> Interaction | Rejection:
+        source = self._inputs[record.topic]
+        try:
+            return decode_interaction(
+                record.key,
+                record.value,
+                record.headers,
+                self._limits,
+                source.map,
+                timestamp_ms=record.timestamp_ms,
+            )
+        except AresError as error:
+            return Rejection("decode", error)
+
+    def _publish(
+        self, record: InboundRecord, interaction: Interaction, scores: Scores
+    ) -> tuple[OutboundRecord, ...]:
+        source = SourceCoordinates(
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            timestamp_ms=max(record.timestamp_ms, 0),
+        )
+        lane = self._inputs[record.topic].lane
+        verdict = assess(interaction, scores, source, lane, self._policy)
+        self._on_verdict(verdict, self._clock())
+        key = interaction.id.encode()
+
+        def outbound(topic: str, value: Record) -> OutboundRecord:
+            headers = cloudevent_headers(
+                value,
+                id=verdict.id,
+                source=record.topic,
+                time=interaction.occurred_at,
+                incoming=record.headers,
+            )
+            return OutboundRecord(topic=topic, key=key, value=value.encode(), headers=headers)
+
+        outputs = [outbound(self._outputs.verdicts, verdict)]
+        if verdict.failure_class is FailureClass.COUPLED_FAILURE:
+            failure = CoupledFailure(verdict=verdict, interaction=interaction)
+            outputs.append(outbound(self._outputs.repair, failure))
+        contested = verdict.failure_class is FailureClass.CONTESTED
+        if contested or sampled_for_review(verdict.id, self._review_sample):
+            item = ReviewItem(
+                cause="contested" if contested else "sampled",
+                sampling_probability=1.0 if contested else self._review_sample,
+                verdict=verdict,
+                interaction=interaction,
+            )
+            outputs.append(outbound(self._outputs.review, item))
+        return tuple(outputs)

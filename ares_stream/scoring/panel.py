@@ -1,0 +1,215 @@
+"""The panel: every judge and the reward model, asked together, swapped while running."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import numpy as np
+
+from ares_stream.bundles import Bundle
+from ares_stream.errors import BundleError, ScoringError
+from ares_stream.events import Harm, Interaction, Message, Policy, Reward
+from ares_stream.scoring.model import ScoringModel, ScoringObserver, logit
+from ares_stream.scoring.runtime import Provider
+
+DUMMY: Final = Interaction(
+    id="warm-up",
+    occurred_at=datetime(2000, 1, 1, tzinfo=UTC),
+    messages=(Message(role="user", content="Is this model ready?"),),
+    response="It is.",
+    policy=Policy(name="none", version="0"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringConfig:
+    """Where models run. `threads` 0 means one per core that this process may use."""
+
+    provider: Provider = "cpu"
+    threads: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the panel says of one interaction, and the digests of the bundles that said it."""
+
+    harm: Harm
+    reward: Reward
+    releases: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Models:
+    """The models in use: replaced whole, so that a window sees one set and no mixture."""
+
+    judges: tuple[ScoringModel, ...]
+    reward: ScoringModel
+
+    @property
+    def all(self) -> tuple[ScoringModel, ...]:
+        return (*self.judges, self.reward)
+
+    def releases(self) -> dict[str, str]:
+        return {model.name: model.bundle.digest for model in self.all}
+
+
+class Panel:
+    """Scores interactions with a set of bundles.
+
+    A judge's probability is calibrated; the panel's is the mean of the judges' logits, turned
+    back, so that one confident judge outweighs an undecided one. Disagreement is the largest
+    difference between two judges' probabilities.
+    """
+
+    def __init__(self, models: _Models, config: ScoringConfig, observer: ScoringObserver) -> None:
+        self._models = models
+        self._config = config
+        self._observer = observer
+        threads = config.threads or len(os.sched_getaffinity(0))
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="score")
+
+    @classmethod
+    def open(
+        cls,
+        harm: Sequence[Bundle],
+        reward: Bundle,
+        config: ScoringConfig | None = None,
+        observer: ScoringObserver | None = None,
+    ) -> Panel:
+        """Load every model. Raises BundleError or ProviderError; blocks for as long as the
+        models take to load."""
+        if not harm:
+            raise BundleError("no judge: name at least one bundle of kind harm")
+        config = config or ScoringConfig()
+        names = [bundle.manifest.name for bundle in (*harm, reward)]
+        if len(set(names)) != len(names):
+            raise BundleError(f"two bundles have one name among {', '.join(names)}; rename one")
+        models = _Models(
+            tuple(ScoringModel(bundle, config.provider) for bundle in harm),
+            ScoringModel(reward, config.provider),
+        )
+        return cls(models, config, observer or ScoringObserver())
+
+    @property
+    def releases(self) -> Mapping[str, str]:
+        """Model name to bundle digest, of the models in use now."""
+        return self._models.releases()
+
+    @property
+    def providers(self) -> Mapping[str, str]:
+        """Model name to the execution provider it runs on."""
+        return {model.name: model.provider for model in self._models.all}
+
+    async def score(self, interactions: Sequence[Interaction]) -> list[Scores | ScoringError]:
+        """One result per interaction, in order; a ScoringError where one could not be scored.
+
+        All of a call is scored by the same models: a swap takes effect between calls.
+        """
+        models = self._models
+        answers = [(item, item.response) for item in interactions]
+        references = [
+            (index, which, text)
+            for index, item in enumerate(interactions)
+            if item.reference is not None
+            for which, text in (
+                ("chosen", item.reference.chosen),
+                ("rejected", item.reference.rejected),
+            )
+            if text is not None
+        ]
+        asked = [(interactions[index], text) for index, _, text in references]
+        rewards, *judged = await asyncio.gather(
+            models.reward.values([*answers, *asked], self._executor, self._observer),
+            *(judge.values(answers, self._executor, self._observer) for judge in models.judges),
+        )
+        known: list[dict[str, float | ScoringError]] = [{} for _ in interactions]
+        for (index, which, _), value in zip(references, rewards[len(answers) :], strict=True):
+            known[index][which] = value
+        releases = models.releases()
+        return [
+            _combine(
+                models,
+                rewards[index],
+                [values[index] for values in judged],
+                known[index],
+                releases,
+            )
+            for index in range(len(interactions))
+        ]
+
+    async def warm_up(self) -> None:
+        """Score a dummy interaction through every model. Raises its ScoringError."""
+        (result,) = await self.score([DUMMY])
+        if isinstance(result, ScoringError):
+            raise result
+
+    async def swap(self, bundle: Bundle) -> None:
+        """Replace the model of the bundle's name and kind. The new one is loaded and has scored
+        a dummy before the next window sees it; the old one ends with the last window that holds
+        it. Raises BundleError and leaves everything as it was when it cannot be used."""
+        loop = asyncio.get_running_loop()
+        model = await loop.run_in_executor(None, ScoringModel, bundle, self._config.provider)
+        (value,) = await model.values([(DUMMY, DUMMY.response)], self._executor, ScoringObserver())
+        if isinstance(value, ScoringError):
+            raise BundleError(f"{bundle.path}: its first score failed: {value}")
+        models = self._models
+        if bundle.manifest.kind == "reward":
+            if model.name != models.reward.name:
+                raise BundleError(f"no reward model named {model.name}: {models.reward.name} is")
+            self._models = _Models(models.judges, model)
+            return
+        names = [judge.name for judge in models.judges]
+        if model.name not in names:
+            raise BundleError(f"no judge named {model.name}; there are {', '.join(names)}")
+        judges = tuple(model if judge.name == model.name else judge for judge in models.judges)
+        self._models = _Models(judges, models.reward)
+
+    async def aclose(self) -> None:
+        """Wait for what runs and end the threads."""
+        await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
+
+
+def _combine(
+    models: _Models,
+    reward: float | ScoringError,
+    judged: Sequence[float | ScoringError],
+    references: Mapping[str, float | ScoringError],
+    releases: Mapping[str, str],
+) -> Scores | ScoringError:
+    everything = (reward, *judged, *references.values())
+    for value in everything:
+        if isinstance(value, ScoringError):
+            return value
+    score = float(reward)  # type: ignore[arg-type]
+    numbers = {which: float(value) for which, value in references.items()}  # type: ignore[arg-type]
+    probabilities = [float(value) for value in judged]  # type: ignore[arg-type]
+    return Scores(
+        harm=Harm(
+            probability=pool(probabilities),
+            judges={
+                judge.name: value for judge, value in zip(models.judges, probabilities, strict=True)
+            },
+            disagreement=max(probabilities) - min(probabilities),
+        ),
+        reward=Reward(
+            score=score,
+            quantile=models.reward.quantile(score),
+            chosen=numbers.get("chosen"),
+            rejected=numbers.get("rejected"),
+        ),
+        releases=releases,
+    )
+
+
+def pool(probabilities: Sequence[float]) -> float:
+    """Logarithmic opinion pool with equal weights (Genest and Zidek 1986)."""
+    if len(probabilities) == 1:
+        return probabilities[0]
+    mean = float(np.mean(logit(np.asarray(probabilities))))
+    return float(1.0 / (1.0 + np.exp(-mean)))

@@ -1,0 +1,104 @@
+"""ONNX Runtime: sessions, providers, one run. The only module that imports onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from ares_stream.bundles import Bundle
+from ares_stream.errors import BundleError, ProviderError, ScoringError
+from ares_stream.scoring.batching import CPU, GPU, BatchPolicy
+from ares_stream.scoring.tokenising import Tokens
+
+Provider = Literal["cpu", "cuda"]
+PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+QUIET: Final = 3
+"""ONNX Runtime's severity `error`: its warnings are about graph details nobody can change."""
+
+Array = npt.NDArray[np.float32]
+
+
+class OnnxModel:
+    """A session over one bundle's model. `run` may be called from several threads."""
+
+    def __init__(self, bundle: Bundle, provider: Provider) -> None:
+        wanted = PROVIDERS[provider]
+        if provider == "cuda" and hasattr(ort, "preload_dlls"):
+            # Without it the CUDA libraries of pip are not found, and ORT falls back in silence.
+            ort.preload_dlls()
+        if wanted not in ort.get_available_providers():
+            raise ProviderError(
+                f"this onnxruntime has no {wanted}; install the extra `gpu` instead of `cpu`, "
+                "or set scorer.provider: cpu"
+            )
+        options = ort.SessionOptions()
+        options.log_severity_level = QUIET
+        # Callers are the parallelism; spinning threads would take their cores from them.
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(
+                str(bundle.model), sess_options=options, providers=[wanted]
+            )
+        except Exception as error:  # ORT raises classes of a private module
+            raise BundleError(
+                f"{bundle.model}: cannot be loaded: {type(error).__name__}"
+            ) from error
+        active = self._session.get_providers()[0]
+        if active != wanted:
+            raise ProviderError(f"asked for {wanted}, {active} is in use; check the CUDA libraries")
+        self.provider: str = active
+        self._inputs = {item.name for item in self._session.get_inputs()}
+        unknown = self._inputs - {"input_ids", "attention_mask", "token_type_ids"}
+        if unknown or "input_ids" not in self._inputs:
+            raise BundleError(
+                f"{bundle.model}: takes {', '.join(sorted(self._inputs))}; a classifier takes "
+                "input_ids, attention_mask and perhaps token_type_ids"
+            )
+        self._output = self._session.get_outputs()[0].name
+        self._device = "cuda" if provider == "cuda" else None
+
+    @property
+    def batching(self) -> BatchPolicy:
+        """The batch policy that suits the provider."""
+        return CPU if self._device is None else GPU
+
+    def run(self, batch: Sequence[Tokens]) -> Array:
+        """Logits of a batch, shape [len(batch), labels]; inputs are padded on the right.
+
+        Raises ScoringError when the runtime fails or the shape is not that.
+        """
+        feed = self._feed(batch)
+        try:
+            logits = self._run_bound(feed) if self._device else self._session.run(None, feed)[0]
+        except Exception as error:  # ORT raises classes of a private module
+            raise ScoringError(f"ONNX Runtime failed: {type(error).__name__}") from error
+        array = np.asarray(logits, dtype=np.float32)
+        if array.ndim == 1:
+            array = array[:, None]
+        if array.ndim != 2 or array.shape[0] != len(batch):
+            raise ScoringError(f"the model gave shape {array.shape} for {len(batch)} inputs")
+        return array
+
+    def _feed(self, batch: Sequence[Tokens]) -> dict[str, npt.NDArray[np.int64]]:
+        shape = (len(batch), max(len(item) for item in batch))
+        ids, mask, types = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+        for row, item in enumerate(batch):
+            ids[row, : len(item)] = item.ids
+            mask[row, : len(item)] = 1
+            types[row, : len(item)] = item.types
+        feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        return {name: value for name, value in feed.items() if name in self._inputs}
+
+    def _run_bound(self, feed: dict[str, npt.NDArray[np.int64]]) -> Any:
+        binding = self._session.io_binding()
+        for name, value in feed.items():
+            binding.bind_cpu_input(name, value)
+        binding.bind_output(self._output, "cpu")
+        self._session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()[0]

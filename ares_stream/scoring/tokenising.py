@@ -1,0 +1,143 @@
+"""From an interaction to token ids: the bundle's templates, its tokenizer, its truncation.
+
+What is cut is the beginning of the conversation; the response stays whole as long as it can,
+since it is what is judged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+# Set before the import: threads of our own tokenise, and a fork after use would dead-lock.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from tokenizers import Encoding, Tokenizer
+
+from ares_stream.bundles import Bundle
+from ares_stream.errors import BundleError, ScoringError
+from ares_stream.events import Interaction, Message
+
+CHARACTERS_PER_TOKEN: Final = 24
+"""No tokenizer makes so few tokens of natural text: longer text cannot fit and is cut before it
+is tokenised, so that a 10 MB message costs what a long one costs."""
+MIN_FIRST_TOKENS: Final = 16
+"""Of a pair, this much of the conversation stays however long the response is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One input: ids and segment ids, both of shape [length]."""
+
+    ids: npt.NDArray[np.int64]
+    types: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class InputEncoder:
+    """Turns (messages, response) into tokens as one bundle wants them. Thread-safe."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        template = bundle.manifest.template
+        try:
+            self._tokenizer: Tokenizer = Tokenizer.from_file(str(bundle.tokenizer))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise BundleError(f"{bundle.tokenizer}: not a tokenizer: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = lambda value, **options: json.dumps(value, **options)
+        environment.globals["raise_exception"] = _refuse
+        try:
+            self._first = environment.from_string(template.first)
+            self._second = template.second and environment.from_string(template.second)
+        except TemplateError as error:
+            raise BundleError(f"{bundle.path}: its input template is wrong: {error}") from None
+        self._limit = template.max_length
+        self._special_one = self._tokenizer.num_special_tokens_to_add(False)
+        self._special_two = self._tokenizer.num_special_tokens_to_add(True)
+
+    def encode(self, inputs: Sequence[tuple[Interaction, str]]) -> list[Tokens | ScoringError]:
+        """Tokens of each (interaction, answer to it), in order. Releases the GIL."""
+        rendered = [self._render(interaction, answer) for interaction, answer in inputs]
+        good = [item for item in rendered if not isinstance(item, ScoringError)]
+        longest = self._limit * CHARACTERS_PER_TOKEN
+        pairs = self._second is not None
+        firsts = iter(
+            self._tokenizer.encode_batch_fast(
+                [first[-longest:] for first, _ in good], add_special_tokens=False
+            )
+        )
+        seconds = iter(
+            self._tokenizer.encode_batch_fast(
+                [second[:longest] for _, second in good], add_special_tokens=False
+            )
+            if pairs
+            else ()
+        )
+        tokens: list[Tokens | ScoringError] = []
+        for item in rendered:
+            if isinstance(item, ScoringError):
+                tokens.append(item)
+            elif pairs:
+                tokens.append(self._join(next(firsts), next(seconds)))
+            else:
+                tokens.append(self._alone(next(firsts)))
+        return tokens
+
+    def _render(self, interaction: Interaction, answer: str) -> tuple[str, str] | ScoringError:
+        messages = interaction.messages
+        variables: dict[str, Any] = {
+            "messages": [
+                {"role": item.role, "content": item.content}
+                for item in (*messages, Message(role="assistant", content=answer))
+            ],
+            "prompt": interaction.prompt,
+            "response": answer,
+            "add_generation_prompt": False,
+            "bos_token": "",
+            "eos_token": "",
+        }
+        try:
+            return (
+                self._first.render(variables),
+                self._second.render(variables) if self._second else "",
+            )
+        except TemplateError:
+            # A template's own message may quote the conversation.
+            return ScoringError("the model's input template refuses this conversation's roles")
+
+    def _join(self, first: Encoding, second: Encoding) -> Tokens | ScoringError:
+        room = self._limit - self._special_two
+        if len(first) + len(second) > room:
+            second.truncate(max(1, room - min(len(first), MIN_FIRST_TOKENS)), direction="right")
+            first.truncate(max(0, room - len(second)), direction="left")
+        return _tokens(self._tokenizer.post_process(first, second))
+
+    def _alone(self, first: Encoding) -> Tokens | ScoringError:
+        first.truncate(self._limit - self._special_one, direction="left")
+        return _tokens(self._tokenizer.post_process(first))
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _tokens(encoding: Encoding) -> Tokens | ScoringError:
+    if not encoding.ids:
+        return ScoringError("the model's input template leaves no text of this conversation")
+    return Tokens(
+        np.asarray(encoding.ids, dtype=np.int64), np.asarray(encoding.type_ids, dtype=np.int64)
+    )
