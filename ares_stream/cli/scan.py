@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ares_stream.lines import Lines
     from ares_stream.mapping import Mapping
     from ares_stream.scan import ScanResult
+
+Provider = Literal["cpu", "cuda"]
 
 _TOLD = 20
 
@@ -33,7 +35,7 @@ def command(
     policy_file: Annotated[
         Path | None, typer.Option(help="Detection policy in YAML; the default where left out.")
     ] = None,
-    provider: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    provider: Annotated[Provider, typer.Option(help="Where the models run.")] = "cpu",
     allow_shared_lineage: Annotated[
         bool, typer.Option(help="Take a judge that shares its base or data with the reward model.")
     ] = False,
@@ -52,8 +54,7 @@ def command(
     judges = [load_bundle(path, "harm") for path in harm]
     reward_model = load_bundle(reward, "reward")
     if not allow_shared_lineage:
-        for judge in judges:
-            refuse_shared_lineage(judge, reward_model)
+        refuse_shared_lineage(judges, reward_model)
     with open_lines(file) as lines:
         result = _run(file, lines, judges, reward_model, provider, policy, mapping, verdicts)
     _write_outputs(result, report, json_file)
@@ -91,7 +92,7 @@ def _run(
     lines: Lines,
     judges: list[Bundle],
     reward: Bundle,
-    provider: str,
+    provider: Provider,
     policy: DetectionPolicy,
     mapping: Mapping | None,
     verdicts: Path,
