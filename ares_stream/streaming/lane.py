@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
@@ -31,12 +31,10 @@ from aiokafka.errors import (
 
 from ares_stream.errors import BrokerError, StreamError
 from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.contract import ProcessorObserver, ProcessorPolicy
 from ares_stream.streaming.publisher import end_producer, retrieve
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 from ares_stream.streaming.watermark import Watermark
-
-if TYPE_CHECKING:
-    from ares_stream.streaming.processor import ProcessorObserver, ProcessorPolicy
 
 OPEN_SECONDS: Final = 30.0
 """A coordinator that moves is back within this; a start that takes longer hangs for ever."""
@@ -107,6 +105,7 @@ class Lane:
         self._bytes = 0
         self._refused: dict[int, Rejection] = {}
         self._singly_until = -1
+        self._judged_until = -1
         self._oldest_ready: float | None = None
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
@@ -279,8 +278,10 @@ class Lane:
     def _outputs(self, batch: Sequence[tuple[int, Outcome]]) -> list[OutboundRecord]:
         outputs: list[OutboundRecord] = []
         for offset, outcome in batch:
-            refused = isinstance(outcome, Rejection)
-            self._judge(refused)
+            # Once per record: a transaction tried again must not open the breaker.
+            if offset > self._judged_until:
+                self._judged_until = offset
+                self._judge(isinstance(outcome, Rejection))
             if isinstance(outcome, Rejection):
                 outputs.append(self._dead_letter(self._records[offset], outcome))
             else:

@@ -18,17 +18,18 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from ares_stream.errors import BreakerOpen, BrokerError, StreamError, TopicError
+from ares_stream.errors import BreakerOpen, BrokerError, StreamError
+from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.deadletters import Breaker, BreakerPolicy, dead_letter
+from ares_stream.streaming.contract import Handler, ProcessorObserver, ProcessorPolicy
+from ares_stream.streaming.deadletters import Breaker, dead_letter
 from ares_stream.streaming.lane import Lane, LaneLost
 from ares_stream.streaming.reader import inbound
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
@@ -48,74 +49,10 @@ STABLE_SECONDS: Final = 30.0
 """A session that lasted this long starts the count of failures anew."""
 
 
-class Handler(Protocol):
-    """Turns records into outcomes. May be called several times at once."""
-
-    async def handle(self, records: Sequence[InboundRecord]) -> Sequence[Outcome]:
-        """One outcome per record, in order. A raise means that the batch failed: the processor
-        halves it until the record that cannot be handled stands alone."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessorPolicy:
-    """Bounds and rhythm. The defaults were measured on one broker on loopback, where a
-    transaction waits about 40 ms whatever it holds."""
-
-    window_records: int = 128
-    concurrency: int = 2
-    inflight_records: int = 512
-    inflight_bytes: int = 64 << 20
-    commit_records: int = 250
-    commit_seconds: float = 0.25
-    transaction_seconds: float = 30.0
-    drain_seconds: float = 25.0
-    fetch_bytes: int = 8 << 20
-    partition_fetch_bytes: int = 4 << 20
-    """At least the topics' max.message.bytes, or a large record stops its partition."""
-    breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
-
-
-class ProcessorObserver:
-    """What happens, for metrics. Every method does nothing; override what is of interest."""
-
-    def consumed(self, topic: str, records: int) -> None:
-        """Records were read."""
-
-    def inflight(self, records: int, size: int) -> None:
-        """Records and bytes read and not yet committed."""
-
-    def committed(self, topic: str, partition: int, records: int, seconds: float) -> None:
-        """A transaction committed."""
-
-    def transaction(self, outcome: str) -> None:
-        """A transaction ended: committed, fenced, refused, failed or unknown."""
-
-    def dead_lettered(self, topic: str, stage: str) -> None:
-        """A dead letter was committed."""
-
-    def lag(self, topic: str, partition: int, records: int) -> None:
-        """Records of a partition that are not committed yet."""
-
-    def assigned(self, topic: str, partition: int) -> None:
-        """A partition is processed here from now on."""
-
-    def revoked(self, topic: str, partition: int) -> None:
-        """A partition is no longer processed here."""
-
-    def breaker(self, reason: str) -> None:
-        """Too much was refused; processing stops."""
-
-    def restarted(self, error: str) -> None:
-        """The connection is made anew after this error."""
-
-    def step(self, name: str) -> None:
-        """A step of a transaction ends: begun, sent, offsets, committed."""
-
-
 class Processor:
     """Reads topics as a member of `group`, hands windows to `handler`, publishes outcomes and
-    commits offsets in one transaction per partition and batch.
+    commits offsets in one transaction per partition and batch. `output_topics` are those that
+    the handler writes: a missing one is told at the start.
 
     `run` returns after `stop` once everything in flight is committed or the drain's deadline
     has passed, and raises TopicError (a topic is missing), BrokerError (unreachable for a
@@ -131,6 +68,7 @@ class Processor:
         topics: Sequence[str],
         handler: Handler,
         deadletter_topic: str,
+        output_topics: Sequence[str] = (),
         id_prefix: str = "ares.",
         policy: ProcessorPolicy | None = None,
         observer: ProcessorObserver | None = None,
@@ -142,6 +80,7 @@ class Processor:
         self._topics = tuple(topics)
         self._handler = handler
         self._deadletters = deadletter_topic
+        self._output_topics = tuple(output_topics)
         self._id_prefix = id_prefix
         self._policy = policy or ProcessorPolicy()
         self._observer = observer or ProcessorObserver()
@@ -241,30 +180,9 @@ class Processor:
             )
 
     async def _check_topics(self) -> None:
-        wanted = {*self._topics, self._deadletters}
-        try:
-            async with asyncio.timeout(RECONNECT_SECONDS), _admin(self._connection) as admin:
-                existing = set(await admin.list_topics())
-        except (KafkaError, OSError, TimeoutError) as error:
-            raise BrokerError(
-                f"no Kafka at {self._connection.bootstrap}: {type(error).__name__}"
-            ) from error
-        missing = sorted(wanted - existing)
-        if missing:
-            raise TopicError(
-                f"missing topics: {', '.join(missing)}; make them with `ares topics create`"
-            )
-
-
-@contextlib.asynccontextmanager
-async def _admin(connection: KafkaConnection) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(**connection.client_arguments())
-    try:
-        await admin.start()
-        yield admin
-    finally:
-        with contextlib.suppress(KafkaError, OSError):
-            await admin.close()
+        await count_partitions(
+            self._connection, [*self._topics, *self._output_topics, self._deadletters]
+        )
 
 
 def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -361,10 +279,13 @@ class _Session(ConsumerRebalanceListener):  # type: ignore[misc]
         ]
         poll = tasks.create_task(self._poll(), name="poll")
         await self._stopping.wait()
+        deadline = asyncio.get_running_loop().time() + self._policy.drain_seconds
         self._polling = False
         self._room.set()
-        await poll
-        await self._drain()
+        # Not awaited for ever: getmany ignores its time-out while the group rebalances.
+        await asyncio.wait({poll}, timeout=self._policy.drain_seconds)
+        poll.cancel()
+        await self._drain(deadline)
         for task in handlers:
             task.cancel()
         await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
@@ -495,16 +416,18 @@ class _Session(ConsumerRebalanceListener):  # type: ignore[misc]
         partition = TopicPartition(lane.topic, lane.partition)
         self._consumer.pause(partition)
         committed = await self._consumer.committed(partition)
-        if committed is None:
-            beginnings = await self._consumer.beginning_offsets([partition])
-            committed = beginnings[partition]
+        beginning = (await self._consumer.beginning_offsets([partition]))[partition]
+        if committed is not None and committed < beginning:
+            # aiokafka would go on at the beginning and tell nobody.
+            self._observer.skipped(lane.topic, lane.partition, beginning - committed)
+        committed = max(committed or 0, beginning)
         self._consumer.seek(partition, committed)
         self._consumer.resume(partition)
         self._room.set()
         return int(committed)
 
-    async def _drain(self) -> None:
-        """Wait until all that was read is committed, or the deadline has passed."""
+    async def _drain(self, deadline: float) -> None:
+        """Wait until all that was read is committed, or the deadline (loop time) has passed."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._policy.drain_seconds):
+            async with asyncio.timeout_at(deadline):
                 await asyncio.gather(*(lane.drained() for lane in self._lanes.values()))

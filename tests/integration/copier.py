@@ -13,9 +13,11 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from ares_stream.errors import BrokerError
 from ares_stream.streaming import processor
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.processor import Processor, ProcessorObserver, ProcessorPolicy
+from ares_stream.streaming.contract import ProcessorObserver, ProcessorPolicy
+from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 
 POISON = b"poison"
@@ -91,4 +93,7 @@ if __name__ == "__main__":
     # The least that a broker allows: a test need not wait half a minute for a dead member.
     processor.SESSION_TIMEOUT_MS = 6_000  # type: ignore[misc]
     processor.HEARTBEAT_MS = 1_000  # type: ignore[misc]
-    asyncio.run(main(*sys.argv[1:]))
+    try:
+        asyncio.run(main(*sys.argv[1:]))
+    except BrokerError as error:
+        sys.exit(f"{error}")

@@ -61,7 +61,7 @@ class Copier:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
-        if error is not None:
+        if isinstance(error, AssertionError):
             print(self._log.read_text(errors="replace")[-6000:])
 
     @property
@@ -93,7 +93,8 @@ class Copier:
     async def drained(self) -> None:
         """Stop it as Kubernetes does; it must end by itself, without an error."""
         self.send(signal.SIGTERM)
-        assert await self.ended() == 0
+        code = await self.ended()
+        assert code == 0, f"exit code {code}"
 
 
 def mixed(prefix: str, count: int, *, start: int = 0) -> list[OutboundRecord]:

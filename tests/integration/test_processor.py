@@ -12,8 +12,9 @@ import pytest
 from ares_stream.errors import BreakerOpen, BrokerError, TopicError
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.contract import ProcessorObserver, ProcessorPolicy
 from ares_stream.streaming.deadletters import BreakerPolicy
-from ares_stream.streaming.processor import Processor, ProcessorObserver, ProcessorPolicy
+from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection

@@ -1,0 +1,80 @@
+"""What the processor asks of its user, and what it lets the user watch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ares_stream.streaming.deadletters import BreakerPolicy
+from ares_stream.streaming.records import InboundRecord, Outcome
+
+
+class Handler(Protocol):
+    """Turns records into outcomes. May be called several times at once."""
+
+    async def handle(self, records: Sequence[InboundRecord]) -> Sequence[Outcome]:
+        """One outcome per record, in order. A raise means that the batch failed: the processor
+        halves it until the record that cannot be handled stands alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessorPolicy:
+    """Bounds and rhythm. The defaults were measured on one broker on loopback, where a
+    transaction waits about 40 ms whatever it holds."""
+
+    window_records: int = 128
+    concurrency: int = 2
+    inflight_records: int = 2048
+    """Of which a partition gets a quarter at least: enough for `commit_records` to be reached
+    before `commit_seconds` has passed. Memory is bounded by the bytes."""
+    inflight_bytes: int = 64 << 20
+    commit_records: int = 250
+    commit_seconds: float = 0.25
+    transaction_seconds: float = 30.0
+    drain_seconds: float = 25.0
+    fetch_bytes: int = 8 << 20
+    partition_fetch_bytes: int = 4 << 20
+    """At least the topics' max.message.bytes, or a large record stops its partition."""
+    breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
+
+
+class ProcessorObserver:
+    """What happens, for metrics. Every method does nothing; override what is of interest."""
+
+    def consumed(self, topic: str, records: int) -> None:
+        """Records were read."""
+
+    def inflight(self, records: int, size: int) -> None:
+        """Records and bytes read and not yet committed."""
+
+    def committed(self, topic: str, partition: int, records: int, seconds: float) -> None:
+        """A transaction committed."""
+
+    def transaction(self, outcome: str) -> None:
+        """A transaction ended: committed, fenced, refused, failed or unknown."""
+
+    def dead_lettered(self, topic: str, stage: str) -> None:
+        """A dead letter was committed."""
+
+    def lag(self, topic: str, partition: int, records: int) -> None:
+        """Records of a partition that are not committed yet."""
+
+    def assigned(self, topic: str, partition: int) -> None:
+        """A partition is processed here from now on."""
+
+    def revoked(self, topic: str, partition: int) -> None:
+        """A partition is no longer processed here."""
+
+    def skipped(self, topic: str, partition: int, records: int) -> None:
+        """Offsets that retention deleted before they were read here: they were never handled."""
+
+    def breaker(self, reason: str) -> None:
+        """Too much was refused; processing stops."""
+
+    def restarted(self, error: str) -> None:
+        """The connection is made anew after this error."""
+
+    def step(self, name: str) -> None:
+        """A step of a transaction ends: begun, sent, offsets, committed."""
