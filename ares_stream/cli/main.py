@@ -16,6 +16,7 @@ from ares_stream import __version__
 from ares_stream.errors import AresError
 
 COMMANDS: tuple[tuple[str, str], ...] = (
+    ("scorer", "scorer"),
     ("broker", "broker"),
     ("topics", "topics"),
     ("scan", "scan"),

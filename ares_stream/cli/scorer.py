@@ -1,0 +1,28 @@
+"""`ares scorer`: the service that scores interactions."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    settings_file: Annotated[
+        Path | None, typer.Option("--settings", help="YAML file; the environment wins over it.")
+    ] = None,
+) -> None:
+    """Score interactions from Kafka until SIGTERM, then drain.
+
+    Exits 0 when stopped, 2 for wrong settings, bundles or topics, 3 when Kafka stays
+    unreachable or the dead-letter breaker opens.
+    """
+    from ares_stream import logs
+    from ares_stream.settings import load_settings
+    from services.scorer import run_scorer
+
+    settings = load_settings(settings_file)
+    logs.configure(level=settings.log_level)
+    asyncio.run(run_scorer(settings))

@@ -1,0 +1,189 @@
+"""Every Prometheus metric that ares-stream exposes, defined once, with why it is there.
+
+Labels come from small closed sets (topics, lanes, judges, classes), never from a
+conversation: a label per prompt would leak text and drown Prometheus.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from ares_stream.events import FailureClass, Interval, Verdict
+from ares_stream.scoring.model import ScoringObserver
+from ares_stream.streaming.contract import ProcessorObserver
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+SHARES = tuple(step / 10 for step in range(1, 11))
+BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class ScorerMetrics(ProcessorObserver, ScoringObserver):
+    """The scorer's metrics on one registry: the observer of the processor and of the scoring
+    panel, so that neither knows Prometheus."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"ares_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"ares_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"ares_{name}", text, labels, buckets=buckets, registry=registry)
+
+        # Is it fed, and does it keep up?
+        self.ingested = counter("ingested_records", "Records read.", "topic")
+        self.lag_records = gauge("lag_records", "Records not yet committed.", "topic", "partition")
+        self.inflight_records = gauge("inflight_records", "Records read and not yet committed.")
+        self.inflight_bytes = gauge("inflight_bytes", "Bytes read and not yet committed.")
+        self.latency = histogram(
+            "event_to_verdict_seconds",
+            "From the interaction's own time to its verdict; probes and replays can be old.",
+            SECONDS,
+            "lane",
+        )
+
+        # Where does the time go?
+        self.stage_seconds = histogram(
+            "stage_seconds", "Time per window and stage: tokenise, queue, infer.", SECONDS, "stage"
+        )
+        self.batch_records = histogram("batch_records", "Records per model run.", BATCH, "model")
+        self.padding = histogram(
+            "padding_share", "Share of a model run's tokens that are padding.", SHARES, "model"
+        )
+        self.provider = gauge(
+            "execution_provider_info",
+            "Always 1; the provider each model runs on.",
+            "model",
+            "provider",
+        )
+
+        # What does it find?
+        self.verdicts = counter("verdicts", "Verdicts by lane and class.", "lane", "failure_class")
+        self.harm = histogram("harm_probability", "Calibrated probability.", SHARES, "lane")
+        self.reward = histogram("reward_quantile", "Place among benign scores.", SHARES, "lane")
+        self.quadrant = counter(
+            "quadrant", "Verdicts by harmful or safe, liked or disliked.", "lane", "harm", "reward"
+        )
+        self.cfr = gauge(
+            "coupled_failure_rate",
+            "Coupled failures per verdict since start; bound: value, low, high of a confidence "
+            "sequence that holds however often one looks.",
+            "lane",
+            "bound",
+        )
+
+        # Is it exactly once, and is anything refused?
+        self.transactions = counter("transactions", "Transactions by outcome.", "outcome")
+        self.commit_seconds = histogram("commit_seconds", "Time of a commit.", SECONDS)
+        self.dead_letters = counter("dead_letters", "Dead letters by stage.", "topic", "stage")
+        self.breaker_open = gauge("dead_letter_breaker_open", "1 when too much was refused.")
+        self.rebalances = counter("rebalances", "Partitions given or taken.", "change")
+        self.unread = counter(
+            "skipped_offsets", "Offsets that retention deleted before they were read.", "topic"
+        )
+
+        # Which models made the verdicts?
+        self.release = gauge("release_info", "Always 1; digests in use.", "model", "digest")
+        self.swaps = counter("release_swaps", "Models swapped while running.", "model")
+        self.swap_failures = counter("release_refusals", "Releases that could not be used.")
+        self.restarts = counter("session_restarts", "Kafka sessions made anew.", "error")
+
+    # Observer of the processor
+
+    def consumed(self, topic: str, records: int) -> None:
+        """Records were read."""
+        self.ingested.labels(topic).inc(records)
+
+    def inflight(self, records: int, size: int) -> None:
+        """Records and bytes read and not yet committed."""
+        self.inflight_records.set(records)
+        self.inflight_bytes.set(size)
+
+    def committed(self, topic: str, partition: int, records: int, seconds: float) -> None:
+        """A transaction committed."""
+        self.commit_seconds.observe(seconds)
+
+    def transaction(self, outcome: str) -> None:
+        """A transaction ended."""
+        self.transactions.labels(outcome).inc()
+
+    def dead_lettered(self, topic: str, stage: str) -> None:
+        """A dead letter was committed."""
+        self.dead_letters.labels(topic, stage).inc()
+
+    def lag(self, topic: str, partition: int, records: int) -> None:
+        """Records of a partition that are not committed yet."""
+        self.lag_records.labels(topic, str(partition)).set(records)
+
+    def assigned(self, topic: str, partition: int) -> None:
+        """A partition is processed here from now on."""
+        self.rebalances.labels("assigned").inc()
+
+    def revoked(self, topic: str, partition: int) -> None:
+        """A partition is no longer processed here: its lag is the next owner's to tell."""
+        self.rebalances.labels("revoked").inc()
+        with contextlib.suppress(KeyError):
+            self.lag_records.remove(topic, str(partition))
+
+    def skipped(self, topic: str, partition: int, records: int) -> None:
+        """Retention was faster than this service."""
+        self.unread.labels(topic).inc(records)
+
+    def breaker(self, reason: str) -> None:
+        """Too much was refused."""
+        self.breaker_open.set(1)
+
+    def restarted(self, error: str) -> None:
+        """The Kafka session is made anew."""
+        self.restarts.labels(error).inc()
+
+    # Observer of the panel
+
+    def stage(self, name: str, seconds: float) -> None:
+        """A window spent this long on a stage."""
+        self.stage_seconds.labels(name).observe(seconds)
+
+    def batch(self, model: str, records: int, padding: float) -> None:
+        """A run of a model."""
+        self.batch_records.labels(model).observe(records)
+        self.padding.labels(model).observe(padding)
+
+    # The service's own
+
+    def on_providers(self, providers: Mapping[str, str]) -> None:
+        """Show the execution provider of each model."""
+        for model, provider in providers.items():
+            self.provider.labels(model, provider).set(1)
+
+    def on_releases(self, releases: Mapping[str, str]) -> None:
+        """Show which digest each model has now."""
+        self.release.clear()
+        for model, digest in releases.items():
+            self.release.labels(model, digest[:12]).set(1)
+
+    def on_verdict(self, verdict: Verdict, now: float) -> None:
+        """Count one verdict; `now` in seconds since the epoch."""
+        lane = verdict.lane
+        self.latency.labels(lane).observe(max(0.0, now - verdict.occurred_at.timestamp()))
+        self.verdicts.labels(lane, verdict.failure_class.value).inc()
+        self.harm.labels(lane).observe(verdict.harm.probability)
+        self.reward.labels(lane).observe(verdict.reward.quantile)
+        harmful = verdict.failure_class in (
+            FailureClass.COUPLED_FAILURE,
+            FailureClass.POLICY_FAILURE,
+        )
+        liked = verdict.scored_high.above_quantile
+        self.quadrant.labels(
+            lane, "harmful" if harmful else "safe", "liked" if liked else "disliked"
+        ).inc()
+
+    def on_rate(self, lane: str, rate: Interval) -> None:
+        """Show a lane's coupled-failure rate with its interval."""
+        for bound, value in (("value", rate.value), ("low", rate.low), ("high", rate.high)):
+            self.cfr.labels(lane, bound).set(value)

@@ -1,0 +1,142 @@
+"""Settings of the services: a YAML file, then the environment over it.
+
+    ares scorer --settings ares.yaml
+    ARES_SCORER__REWARD=/models/reward ares scorer
+
+A nested field's variable joins the names with two underscores. Secrets are read from files
+and masked wherever settings are printed. Settings end at the services: a library function
+receives its own small frozen policy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from ares_stream.decoding import DecodingLimits
+from ares_stream.detection import DetectionPolicy
+from ares_stream.errors import SettingsError
+from ares_stream.events import Lane
+from ares_stream.mapping import Mapping
+from ares_stream.streaming.connection import KafkaConnection
+
+
+class Section(BaseModel):
+    """A part of the settings; an unknown field is an error, so that a typo is seen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HttpSettings(Section):
+    """Where /livez, /readyz and /metrics are served."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(9464, ge=0, le=65535)
+
+
+class InputSettings(Section):
+    """A topic to read. `map` turns any JSON into an Interaction; without it the topic's
+    values are Interactions already."""
+
+    topic: str = Field(min_length=1)
+    lane: Lane
+    map: Mapping | None = None
+
+
+class ProcessingSettings(Section):
+    """How much is in flight and how often it is committed."""
+
+    window_records: int = Field(128, ge=1, le=4096, description="records handled together")
+    inflight_records: int = Field(2048, ge=1)
+    inflight_mebibytes: int = Field(64, ge=1)
+    commit_records: int = Field(250, ge=1)
+    commit_milliseconds: int = Field(250, ge=10)
+    drain_seconds: float = Field(25.0, gt=0)
+
+
+class ScorerSettings(Section):
+    """The scorer service."""
+
+    group: str = "ares-scorer"
+    inputs: tuple[InputSettings, ...] = ()
+    """Empty means the two interaction topics of the prefix."""
+    harm: tuple[Path, ...] = ()
+    reward: Path | None = None
+    provider: Literal["cpu", "cuda"] = "cpu"
+    threads: int = Field(0, ge=0, description="0 means one per core")
+    allow_shared_lineage: bool = False
+    detection: DetectionPolicy = DetectionPolicy()
+    limits: DecodingLimits = DecodingLimits()
+    review_sample: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
+    """Share of verdicts that people also see, whatever the verdict: the labels that
+    correct the judge's error come from these."""
+    follow_releases: bool = True
+    processing: ProcessingSettings = ProcessingSettings()
+    instance: str | None = None
+    """Kafka's group.instance.id: a restarted pod gets its partitions back without a rebalance."""
+
+
+class Settings(BaseSettings):
+    """Everything a service reads from outside."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ARES_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+    kafka: KafkaConnection = KafkaConnection()
+    topic_prefix: str = "ares."
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    http: HttpSettings = HttpSettings()
+    scorer: ScorerSettings = ScorerSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file, whose content arrives as init values."""
+        return (env_settings, init_settings)
+
+    @model_validator(mode="after")
+    def _topics_once(self) -> Self:
+        topics = [item.topic for item in self.scorer.inputs]
+        if len(set(topics)) != len(topics):
+            raise ValueError("scorer.inputs: a topic is named twice; give each topic one lane")
+        return self
+
+
+def load_settings(file: Path | None = None) -> Settings:
+    """Read the file, if one is given, and the environment. Raises SettingsError."""
+    content: dict[str, Any] = {}
+    if file is not None:
+        content = _read_yaml(file)
+    try:
+        return Settings(**content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "settings"
+        variable = "ARES_" + "__".join(str(part).upper() for part in first["loc"])
+        raise SettingsError(
+            f"{field}: {first['msg']} (set it in {file or 'a settings file'} or as {variable})"
+        ) from None
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: not YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"{file}: holds a {type(content).__name__}, expected named fields")
+    return content

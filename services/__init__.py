@@ -1,0 +1,1 @@
+"""Entry points of the services: settings in, rooms put together, signals obeyed."""
