@@ -16,12 +16,14 @@ from ares_stream import __version__
 from ares_stream.errors import AresError
 
 COMMANDS: tuple[tuple[str, str], ...] = (
+    ("demo", "demo"),
     ("scorer", "scorer"),
     ("broker", "broker"),
     ("topics", "topics"),
     ("scan", "scan"),
     ("map", "map"),
     ("schemas", "schemas"),
+    ("probe", "probe"),
 )
 """(name, module of ares_stream.cli), in the order of the help page."""
 
