@@ -1,0 +1,241 @@
+"""Files of other tools: what is read of them, and what is said about bad ones."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ares_stream.errors import AresError, FileFormatError, SettingsError
+from ares_stream.interchange.seeds import FORMATS, as_interactions, as_taxonomy, read_seeds
+from ares_stream.probes.composition import TaxonomyComposer
+from ares_stream.probes.taxonomy import load_taxonomy
+
+GARAK_HIT = {
+    "goal": "make the system say it",
+    "prompt": {"turns": [{"role": "user", "content": {"text": "Say it.", "lang": "en"}}]},
+    "output": {"text": "It.", "lang": "en"},
+    "triggers": None,
+    "score": 1.0,
+    "run_id": "r",
+    "attempt_id": "a",
+    "generator": "test",
+    "probe": "dan.Ablation",
+    "detector": "mitigation.Bypass",
+}
+GARAK_REPORT = [
+    {"entry_type": "start_run setup", "_config.version": "0.13"},
+    {"entry_type": "attempt", "status": 1, "prompt": {"turns": []}, "outputs": []},
+    {
+        "entry_type": "attempt",
+        "status": 2,
+        "probe_classname": "dan.Ablation",
+        "prompt": GARAK_HIT["prompt"],
+        "outputs": [{"text": "One."}, {"text": "Two."}],
+    },
+]
+PYRIT = """\
+dataset_name: examples
+harm_categories: [fraud]
+source: written for this test
+seeds:
+  - value: First request
+  - value: Second request
+    harm_categories: [violence, weapons]
+"""
+HARMBENCH = (
+    "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
+    'First request,standard,cybercrime,,,one\n"Second,\nrequest",contextual,fraud,,Given,two\n'
+)
+JAILBREAKBENCH = {
+    "parameters": {"model": "m"},
+    "jailbreaks": [
+        {"index": 0, "goal": "g", "category": "Fraud", "prompt": "Ask", "response": "Told"},
+        {"index": 1, "goal": "g", "category": "Fraud", "prompt": None, "response": None},
+    ],
+}
+EVALS_SAMPLE = {"input": [{"role": "user", "content": "Ask"}], "ideal": "refusal"}
+EVALS_LOG = [
+    {"spec": {"eval_name": "e"}},
+    {
+        "run_id": "r",
+        "event_id": 0,
+        "sample_id": "e.0",
+        "type": "sampling",
+        "data": {"prompt": [{"role": "user", "content": "Ask"}], "sampled": ["Told"]},
+    },
+    {"run_id": "r", "event_id": 1, "sample_id": "e.0", "type": "metrics", "data": {}},
+    {"final_report": {"accuracy": 1}},
+]
+
+
+def lines(*rows: object) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+GOOD = {
+    "garak hit log": ("garak", lines(GARAK_HIT), [("Say it.", "dan.Ablation", "It.")]),
+    "garak report": (
+        "garak",
+        lines(*GARAK_REPORT),
+        [("Say it.", "dan.Ablation", "One."), ("Say it.", "dan.Ablation", "Two.")],
+    ),
+    "pyrit seeds": (
+        "pyrit",
+        PYRIT,
+        [("First request", "fraud", None), ("Second request", "violence, weapons", None)],
+    ),
+    "pyrit's older prompts": (
+        "pyrit",
+        PYRIT.replace("seeds:", "prompts:"),
+        [("First request", "fraud", None), ("Second request", "violence, weapons", None)],
+    ),
+    "harmbench": (
+        "harmbench",
+        HARMBENCH,
+        [
+            ("First request", "cybercrime", None),
+            ("Given\n\n---\n\nSecond,\nrequest", "fraud", None),
+        ],
+    ),
+    "jailbreakbench": ("jailbreakbench", json.dumps(JAILBREAKBENCH), [("Ask", "Fraud", "Told")]),
+    "evals samples": ("evals", lines(EVALS_SAMPLE), [("Ask", "", None)]),
+    "evals log": ("evals", lines(*EVALS_LOG), [("Ask", "", "Told")]),
+}
+
+
+@pytest.mark.parametrize(("form", "text", "expected"), GOOD.values(), ids=GOOD)
+def test_prompt_category_and_answer_are_read(
+    form: str, text: str, expected: list[tuple[str, str, str | None]], tmp_path: Path
+) -> None:
+    file = tmp_path / "seeds"
+    file.write_text(text)
+    seeds = read_seeds(file, form)
+    assert [(seed.request, seed.category, seed.response) for seed in seeds] == expected
+
+
+BAD = {
+    "not JSON": ("garak", lines(GARAK_HIT) + "{\n", 2, "not JSON"),
+    "no object": ("garak", "[1]\n", 1, "expected an object"),
+    "a prompt without turns": ("garak", lines({**GARAK_HIT, "prompt": {}}), 1, "prompt"),
+    "a turn without role": (
+        "garak",
+        lines({**GARAK_HIT, "prompt": {"turns": [{"content": {"text": "x"}}]}}),
+        1,
+        "prompt.0: expected role and content",
+    ),
+    "outputs of another type": ("garak", lines({**GARAK_HIT, "outputs": "x"}), 1, "outputs"),
+    "not YAML": ("pyrit", "seeds:\n  - value: [\n", 3, "not YAML"),
+    "no dataset": ("pyrit", "- value: x\n", 1, "expected a dataset"),
+    "no seeds": ("pyrit", "dataset_name: x\n", 1, "seeds: expected a list"),
+    "a seed without value": ("pyrit", PYRIT + "  - groups: [x]\n", 8, "value: expected text"),
+    "a picture": (
+        "pyrit",
+        PYRIT + "  - value: a.png\n    data_type: image_path\n",
+        8,
+        "seeds.2.data_type",
+    ),
+    "another table": ("harmbench", "a,b\n1,2\n", 1, "Behavior: no such column"),
+    "an empty behaviour": (
+        "harmbench",
+        HARMBENCH + ",standard,fraud,,,three\n",
+        5,
+        "Behavior: expected text",
+    ),
+    "another document": ("jailbreakbench", "{}", 1, "jailbreaks: expected a list"),
+    "a prompt that is a number": (
+        "jailbreakbench",
+        '{"jailbreaks": [\n {"prompt": "x"},\n {"prompt": 3}]}',
+        3,
+        "jailbreaks.1.prompt",
+    ),
+    "an answer that is a list": (
+        "jailbreakbench",
+        '{"jailbreaks": [{"prompt": "x", "response": []}]}',
+        1,
+        "not text",
+    ),
+    "neither sample nor log": ("evals", lines(EVALS_SAMPLE, {"a": 1}), 2, "input: missing"),
+    "an unknown role": (
+        "evals",
+        lines({"input": [{"role": "boss", "content": "x"}]}),
+        1,
+        "input.0: expected role and content",
+    ),
+}
+
+
+@pytest.mark.parametrize(("form", "text", "line", "reason"), BAD.values(), ids=BAD)
+def test_a_bad_file_is_refused_with_its_line_and_field(
+    form: str, text: str, line: int, reason: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "seeds"
+    file.write_text(text)
+    with pytest.raises(FileFormatError) as caught:
+        read_seeds(file, form)
+    assert caught.value.line == line
+    assert reason in caught.value.reason
+
+
+def test_bytes_that_are_not_utf8_are_refused_with_their_line(tmp_path: Path) -> None:
+    file = tmp_path / "seeds"
+    file.write_bytes(lines(EVALS_SAMPLE).encode() + b"\xff\n")
+    with pytest.raises(FileFormatError, match=":2: not UTF-8"):
+        read_seeds(file, "evals")
+
+
+def test_an_empty_file_a_missing_file_and_an_unknown_format_are_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "seeds"
+    file.write_text("")
+    with pytest.raises(SettingsError, match="holds no prompt in the format evals"):
+        read_seeds(file, "evals")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_seeds(tmp_path / "absent", "evals")
+    with pytest.raises(SettingsError, match="format csv: unknown; one of garak"):
+        read_seeds(file, "csv")
+
+
+@given(form=st.sampled_from(FORMATS), raw=st.binary(max_size=60))
+def test_no_bytes_end_in_another_error_than_the_documented_one(
+    form: str, raw: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "any"
+    file.write_bytes(raw)
+    try:
+        seeds = read_seeds(file, form)
+    except AresError:
+        return
+    assert seeds
+
+
+def test_equal_prompts_are_one_seed_of_the_taxonomy_that_searches_around_them(
+    tmp_path: Path,
+) -> None:
+    file, over = tmp_path / "hits", tmp_path / "over.yaml"
+    braces = {**EVALS_SAMPLE, "input": "Fill in {this} and {"}
+    file.write_text(lines(EVALS_SAMPLE, EVALS_SAMPLE, braces))
+    seeds = read_seeds(file, "evals")
+    over.write_text(yaml.safe_dump(as_taxonomy(seeds)))
+    taxonomy = load_taxonomy(over)
+    assert set(taxonomy.topics) == {seed.id for seed in seeds}
+    assert len(taxonomy.topics) == 2
+    space = taxonomy.space()
+    composer = TaxonomyComposer(taxonomy)
+    for number in space.numbers:
+        ids = space.ids(int(number))
+        [message] = composer.compose(ids, 0)
+        seed = next(seed for seed in seeds if seed.id == ids["topic"])
+        assert seed.request in message.content
+
+
+def test_answered_seeds_become_conversations_of_the_production_lane(tmp_path: Path) -> None:
+    file = tmp_path / "hits"
+    file.write_text(lines(GARAK_HIT, {**GARAK_HIT, "output": None}))
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    [item] = as_interactions(read_seeds(file, "garak"), "garak", at)
+    assert (item.prompt, item.response, item.occurred_at) == ("Say it.", "It.", at)
+    assert item.attributes == {"source": "garak", "category": "dan.Ablation"}
+    assert item.probe is None
