@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+from ares_stream.errors import DecodeError
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Rejection
 
 PREFIX: Final = "__connect.errors."
@@ -45,6 +46,34 @@ def dead_letter(
             *record.headers,
             *((name, text.encode(errors="replace")) for name, text in reasons.items()),
         ),
+    )
+
+
+def source_of(record: InboundRecord) -> tuple[str, int, int]:
+    """Topic, partition and offset of the record that a dead letter stands for.
+
+    Raises DecodeError for a record that is no dead letter.
+    """
+    headers = dict(record.headers)
+    try:
+        return (
+            headers[f"{PREFIX}topic"].decode(),
+            int(headers[f"{PREFIX}partition"]),
+            int(headers[f"{PREFIX}offset"]),
+        )
+    except (KeyError, ValueError):
+        raise DecodeError(
+            f"{record.topic} {record.partition} offset {record.offset} is no dead letter: it has "
+            f"no {PREFIX}topic, partition and offset"
+        ) from None
+
+
+def reason_of(record: InboundRecord) -> tuple[str, str]:
+    """The stage that refused a dead letter's record, and why."""
+    headers = dict(record.headers)
+    return (
+        headers.get(f"{PREFIX}stage", b"").decode(errors="replace"),
+        headers.get(f"{PREFIX}exception.message", b"").decode(errors="replace"),
     )
 
 
