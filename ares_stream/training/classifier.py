@@ -1,0 +1,382 @@
+"""`ares bundle train`: a harm judge or a reward model from a person's own labels.
+
+Rows are split by prompt family into train, calibrate and test. The model is fine-tuned on the
+first, calibrated on the second, and what the bundle says of itself is measured on the third.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ares_stream.bundles import (
+    Bundle,
+    Calibration,
+    InputTemplate,
+    Kind,
+    Lineage,
+    Manifest,
+    Outputs,
+    file_digest,
+)
+from ares_stream.errors import InputError, ScoringError
+from ares_stream.events import Interaction, Interval, digest
+from ares_stream.scoring.tokenising import InputEncoder
+from ares_stream.training.calibration import (
+    Platt,
+    auroc,
+    brier,
+    expected_calibration_error,
+    fit_platt,
+    grouped_interval,
+    pairwise_accuracy,
+)
+from ares_stream.training.encoder import Encoded, Encoder, Progress, Recipe, quiet_transformers
+from ares_stream.training.examples import (
+    DataFile,
+    Judgement,
+    Preference,
+    balanced_weights,
+    by_part,
+    mixed_sources,
+)
+from ares_stream.training.export import export_bundle
+
+StageProgress = Callable[[str], Progress]
+"""Called with the name of a stage; gives where its steps are counted."""
+
+MIN_HELD_OUT = 20
+"""Fewer held-out rows give a calibration that is noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The bundle, figures with 95 % intervals over prompt families, and rows per part."""
+
+    bundle: Bundle
+    metrics: dict[str, Interval]
+    rows: dict[str, int]
+
+
+class Fitted:
+    """A fine-tuned model with the input it was trained on."""
+
+    def __init__(self, kind: Kind, base: str | Path, recipe: Recipe, max_length: int) -> None:
+        self.recipe = recipe
+        self._folder = tempfile.TemporaryDirectory(prefix="ares-train-")
+        self.directory = Path(self._folder.name)
+        self.tokenizer = _tokenizer(str(base))
+        self.tokenizer.save_pretrained(self.directory)
+        pair = self.tokenizer.num_special_tokens_to_add(pair=True) > 1
+        self.template = excerpt(max_length, pair=pair)
+        self.inputs = InputEncoder(_unfinished(kind, self.directory, self.template))
+        self.encoder = Encoder(base, recipe)
+
+    def encode(self, interactions: Sequence[Interaction]) -> list[Encoded]:
+        """What the scorer will feed the model."""
+        found = self.inputs.encode([(item, item.response) for item in interactions])
+        rows: list[Encoded] = []
+        for number, tokens in enumerate(found):
+            if isinstance(tokens, ScoringError):
+                raise InputError(f"row {number + 1}: {tokens}")
+            rows.append(Encoded(tuple(tokens.ids.tolist()), tuple(tokens.types.tolist())))
+        return rows
+
+    def scores(
+        self, interactions: Sequence[Interaction], progress: Progress | None = None
+    ) -> NDArray[np.float64]:
+        """Raw outputs: harm logits or rewards."""
+        return self.encoder.scores(self.encode(interactions), progress)
+
+    def save(self) -> Path:
+        """Write the model beside its tokenizer, and say where; gone when this object is."""
+        self.encoder.save(self.directory)
+        return self.directory
+
+
+def excerpt(max_length: int, *, pair: bool) -> InputTemplate:
+    """The beginning and the end of the prompt, then the answer, within `max_length` tokens.
+
+    Wrappers around a request are long, and put it first or last; without this, cutting at
+    one side would lose it. Of the answer, a judge reads the beginning: half as many words as
+    there are tokens.
+    """
+    ends = max_length // 8
+    prompt = (
+        f"{{% set words = prompt.split() %}}{{{{ words[:{ends}] | join(' ') }}}}"
+        f"{{% if words | length > {ends} %}} {{{{ words[{ends}:][-{ends}:] | join(' ') }}}}"
+        "{% endif %}"
+    )
+    answer = f"{{{{ response.split()[:{max_length // 2}] | join(' ') }}}}"
+    if pair:
+        return InputTemplate(first=prompt, second=answer, max_length=max_length)
+    return InputTemplate(
+        first=f"Question: {prompt}\n\nAnswer: {answer}\n\nScore:", max_length=max_length
+    )
+
+
+def fit_harm(
+    rows: Sequence[Judgement],
+    base: str | Path,
+    recipe: Recipe,
+    *,
+    max_length: int = 256,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Fine-tune `base` to tell harmful answers, sources and labels balanced."""
+    fitted = Fitted("harm", base, recipe, max_length)
+    fitted.encoder.fit_labels(
+        fitted.encode([row.interaction for row in rows]),
+        [row.harmful for row in rows],
+        balanced_weights(rows),
+        progress,
+    )
+    return fitted
+
+
+def fit_reward(
+    pairs: Sequence[Preference],
+    base: str | Path,
+    recipe: Recipe,
+    *,
+    max_length: int = 256,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Fine-tune `base` to score the better answer of each pair higher."""
+    fitted = Fitted("reward", base, recipe, max_length)
+    better = fitted.encode([pair.chosen for pair in pairs])
+    worse = fitted.encode([pair.rejected for pair in pairs])
+    fitted.encoder.fit_pairs(list(zip(better, worse, strict=True)), progress)
+    return fitted
+
+
+def harm_metrics(
+    rows: Sequence[Judgement], logits: NDArray[np.float64], calibration: Platt, *, seed: int
+) -> dict[str, Interval]:
+    """AUROC, expected calibration error and Brier score, of rows that were not trained on.
+
+    Only sources in which both labels occur count, where there are any; AUROC also for each.
+    """
+    rated = _rated(rows)
+    labels = np.array([row.harmful for row in rows], dtype=np.float64)
+    probabilities = calibration(logits)
+
+    def figure(
+        measure: Callable[[Any, Any], float], values: NDArray[np.float64], index: Sequence[int]
+    ) -> Interval:
+        keep = np.array(index)
+        return grouped_interval(
+            lambda picked: measure(values[keep[picked]], labels[keep[picked]]),
+            [rows[i].family for i in index],
+            seed=seed,
+        )
+
+    metrics = {
+        "auroc": figure(auroc, logits, rated),
+        "calibration_error": figure(expected_calibration_error, probabilities, rated),
+        "brier": figure(brier, probabilities, rated),
+    }
+    sources = mixed_sources([rows[i] for i in rated])
+    for source in sorted(sources) if len(sources) > 1 else ():
+        index = [i for i in rated if rows[i].source == source]
+        metrics[f"auroc.{source}"] = figure(auroc, logits, index)
+    return metrics
+
+
+def calibrate(rows: Sequence[Judgement], logits: NDArray[np.float64]) -> Platt:
+    """Platt scaling on rows that were not trained on, of sources where both labels occur."""
+    rated = _rated(rows)
+    return fit_platt(logits[rated], [rows[i].harmful for i in rated])
+
+
+def train_harm(
+    rows: Sequence[Judgement],
+    data: Sequence[DataFile],
+    base: str | Path,
+    out: Path,
+    *,
+    name: str,
+    recipe: Recipe,
+    max_length: int = 256,
+    holdout: float = 0.2,
+    progress: StageProgress | None = None,
+) -> Report:
+    """Train, calibrate and export a harm judge.
+
+    Raises InputError when too little is held out or only one label is; BundleError when
+    `out` exists or the ONNX model differs from the PyTorch one.
+    """
+    parts = by_part((row.family for row in rows), seed=recipe.seed, holdout=holdout)
+    train, dev, test = ([rows[i] for i in parts[part]] for part in ("train", "calibrate", "test"))
+    _enough(len(dev), len(test))
+    for part, found in (("train", train), ("calibrate", dev), ("test", test)):
+        if len({row.harmful for row in found}) < 2:
+            raise InputError(
+                f"{part}: only one label is in this part of the split; give more data, a larger "
+                "--holdout or another --seed"
+            )
+    stage = progress or _silent
+    fitted = fit_harm(train, base, recipe, max_length=max_length, progress=stage("training"))
+    calibration = calibrate(
+        dev, fitted.scores([row.interaction for row in dev], stage("calibrating"))
+    )
+    metrics = harm_metrics(
+        test,
+        fitted.scores([row.interaction for row in test], stage("testing")),
+        calibration,
+        seed=recipe.seed,
+    )
+    bundle = _export(
+        "harm",
+        fitted,
+        out,
+        name=name,
+        base=base,
+        data=data,
+        metrics=metrics,
+        calibration=Calibration(slope=calibration.slope, intercept=calibration.intercept),
+    )
+    return Report(bundle, metrics, {part: len(index) for part, index in parts.items()})
+
+
+def train_reward(
+    pairs: Sequence[Preference],
+    data: Sequence[DataFile],
+    base: str | Path,
+    out: Path,
+    *,
+    name: str,
+    recipe: Recipe,
+    reference: Sequence[Interaction] = (),
+    max_length: int = 256,
+    holdout: float = 0.2,
+    progress: StageProgress | None = None,
+) -> Report:
+    """Train and export a reward model with its benign reference scores.
+
+    `reference` holds conversations with good benign answers; without any, the better answers
+    of the calibration part stand in. Raises as train_harm does.
+    """
+    parts = by_part((pair.family for pair in pairs), seed=recipe.seed, holdout=holdout)
+    train, dev, test = ([pairs[i] for i in parts[part]] for part in ("train", "calibrate", "test"))
+    _enough(len(dev), len(test))
+    stage = progress or _silent
+    fitted = fit_reward(train, base, recipe, max_length=max_length, progress=stage("training"))
+    metrics = reward_metrics(test, fitted, seed=recipe.seed, progress=stage("testing"))
+    bundle = _export(
+        "reward",
+        fitted,
+        out,
+        name=name,
+        base=base,
+        data=data,
+        metrics=metrics,
+        reference=reference or [pair.chosen for pair in dev],
+    )
+    return Report(bundle, metrics, {part: len(index) for part, index in parts.items()})
+
+
+def reward_metrics(
+    pairs: Sequence[Preference], fitted: Fitted, *, seed: int, progress: Progress | None = None
+) -> dict[str, Interval]:
+    """Pairwise accuracy on pairs that were not trained on."""
+    scores = fitted.scores(
+        [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], progress
+    )
+    better, worse = scores[: len(pairs)], scores[len(pairs) :]
+    return {
+        "pairwise_accuracy": grouped_interval(
+            lambda picked: pairwise_accuracy(better[picked], worse[picked]),
+            [pair.family for pair in pairs],
+            seed=seed,
+        )
+    }
+
+
+def base_identity(base: str | Path) -> str:
+    """What two models share when they share a base: a digest of a directory's weights,
+    wherever it lies, or a hub id."""
+    folder = Path(base)
+    if not folder.is_dir():
+        return str(base)
+    weights = sorted(folder.glob("*.safetensors"))
+    return f"weights:{digest([file_digest(file) for file in weights])}"
+
+
+def _export(
+    kind: Kind,
+    fitted: Fitted,
+    out: Path,
+    *,
+    name: str,
+    base: str | Path,
+    data: Sequence[DataFile],
+    metrics: dict[str, Interval],
+    calibration: Calibration | None = None,
+    reference: Sequence[Interaction] = (),
+) -> Bundle:
+    figures: dict[str, float] = {}
+    for key, interval in metrics.items():
+        figures |= {key: interval.value, f"{key}.low": interval.low, f"{key}.high": interval.high}
+    with quiet_transformers():
+        return export_bundle(
+            kind,
+            fitted.save(),
+            out,
+            name=name,
+            template=(fitted.template.first, fitted.template.second),
+            max_length=fitted.template.max_length,
+            reference=reference,
+            calibration=calibration,
+            lineage=Lineage(base=base_identity(base), data=tuple(item.digest for item in data)),
+            metrics=figures,
+        )
+
+
+def _rated(rows: Sequence[Judgement]) -> list[int]:
+    mixed = mixed_sources(rows)
+    return [i for i, row in enumerate(rows) if not mixed or row.source in mixed]
+
+
+def _enough(calibrate: int, test: int) -> None:
+    if min(calibrate, test) < MIN_HELD_OUT:
+        raise InputError(
+            f"only {calibrate} rows to calibrate with and {test} to test with; {MIN_HELD_OUT} of "
+            "each are needed: give more data or a larger --holdout"
+        )
+
+
+def _silent(_stage: str) -> Progress:
+    return lambda _done, _total: None
+
+
+def _tokenizer(base: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{base}: its tokenizer cannot be loaded: {error}") from None
+    if not tokenizer.is_fast:
+        raise InputError(f"{base}: has no fast tokenizer (tokenizer.json)")
+    return tokenizer
+
+
+def _unfinished(kind: Kind, directory: Path, template: InputTemplate) -> Bundle:
+    """Enough of a bundle to make inputs with."""
+    outputs = Outputs(activation="sigmoid" if kind == "harm" else "identity", labels=(0,))
+    manifest = Manifest(
+        name="unfinished",
+        kind=kind,
+        template=template,
+        outputs=outputs,
+        lineage=Lineage(base="unfinished"),
+    )
+    return Bundle(directory, manifest, "")

@@ -1,0 +1,295 @@
+"""Fine-tuning of one Hugging Face sequence classifier with one output, on the CPU or one GPU.
+
+Takes token ids, so that training sees exactly what the scorer will see. Weights are float32.
+With the same seed, rows, threads and versions, a CPU gives the same weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from ares_stream.errors import InputError
+
+Progress = Callable[[int, int], None]
+"""Called with steps done and steps in all."""
+
+_BUCKET = 32  # Batches sorted together by length: less padding, and still a fair shuffle.
+_EVALUATION_ROWS = 64
+_CLIP = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One row for the model: equally many token ids and segment ids (0 or 1)."""
+
+    ids: tuple[int, ...]
+    segments: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to fine-tune.
+
+    `layers` keeps that many of the lowest blocks of the base (None: all); `frozen_layers`
+    leaves embeddings and that many of the lowest kept blocks as they are. Few and frozen
+    layers are cheaper, and general features of the lower layers carry over to sources of
+    text that the labels do not cover.
+    """
+
+    epochs: float = 1.0
+    learning_rate: float = 2e-4
+    head_multiplier: float = 5.0
+    batch_size: int = 16
+    layers: int | None = None
+    frozen_layers: int = 0
+    label_smoothing: float = 0.05
+    centring: float = 0.01
+    weight_decay: float = 0.01
+    warm_up: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("epochs", "learning_rate", "head_multiplier", "batch_size"):
+            if getattr(self, field) <= 0:
+                raise InputError(f"{field}: must be above 0")
+        if self.layers is not None and not 0 <= self.frozen_layers <= self.layers:
+            raise InputError("frozen_layers: must lie between 0 and layers")
+
+
+class Encoder:
+    """A base model with one output per text: a harm logit or a reward."""
+
+    def __init__(self, base: str | Path, recipe: Recipe) -> None:
+        """Load `base` (a directory or a hub id; safetensors only) and put a new head on it.
+
+        Raises InputError where it cannot be loaded, or has fewer layers than asked for.
+        """
+        self._recipe = recipe
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(recipe.seed)
+        self.model: Any = _load(str(base), recipe).to(self.device)
+        self._segments = getattr(self.model.config, "type_vocab_size", 0) > 1
+        self._decoder = hasattr(self.model, "score")
+        pad = self.model.config.pad_token_id
+        self._pad = 0 if pad is None else int(pad)
+
+    def fit_labels(
+        self,
+        rows: Sequence[Encoded],
+        labels: Sequence[bool],
+        weights: Sequence[float],
+        progress: Progress | None = None,
+    ) -> None:
+        """Binary cross-entropy with smoothed labels. `weights` are scaled to a mean of 1."""
+        smooth = self._recipe.label_smoothing
+        targets = torch.tensor([(1 - smooth) if y else smooth for y in labels])
+        scale = torch.tensor(weights, dtype=torch.float32)
+        scale = scale / scale.mean()
+
+        def loss(batch: Sequence[int]) -> torch.Tensor:
+            logits = self._forward([rows[i] for i in batch])
+            index = torch.tensor(batch)
+            each = functional.binary_cross_entropy_with_logits(
+                logits, targets[index].to(self.device), reduction="none"
+            )
+            return (each * scale[index].to(self.device)).mean()
+
+        self._fit([len(row.ids) for row in rows], self._recipe.batch_size, loss, progress)
+
+    def fit_pairs(
+        self, pairs: Sequence[tuple[Encoded, Encoded]], progress: Progress | None = None
+    ) -> None:
+        """Bradley-Terry on (better, worse), with a small pull of each pair's sum towards 0.
+
+        The loss alone fixes scores up to a constant per prompt; the pull (Eisenstein et al.
+        2023) makes them comparable between prompts, which the quantile rule needs.
+        """
+        centring = self._recipe.centring
+
+        def loss(batch: Sequence[int]) -> torch.Tensor:
+            texts = [pairs[i][0] for i in batch] + [pairs[i][1] for i in batch]
+            better, worse = self._forward(texts).chunk(2)
+            return (
+                -functional.logsigmoid(better - worse) + centring * (better + worse).square()
+            ).mean()
+
+        longest = [max(len(a.ids), len(b.ids)) for a, b in pairs]
+        self._fit(longest, max(1, self._recipe.batch_size // 2), loss, progress)
+
+    def scores(
+        self, rows: Sequence[Encoded], progress: Progress | None = None
+    ) -> NDArray[np.float64]:
+        """The model's raw output per row, in the order of the rows."""
+        found = np.zeros(len(rows))
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        self.model.eval()
+        with torch.inference_mode():
+            for start in range(0, len(order), _EVALUATION_ROWS):
+                batch = order[start : start + _EVALUATION_ROWS]
+                found[batch] = self._forward([rows[i] for i in batch]).double().cpu().numpy()
+                if progress is not None:
+                    progress(start + len(batch), len(order))
+        return found
+
+    def save(self, directory: Path) -> None:
+        """Write weights (safetensors) and configuration, as AutoModel reads them."""
+        self.model.save_pretrained(directory)
+
+    def _forward(self, rows: Sequence[Encoded]) -> torch.Tensor:
+        width = max(len(row.ids) for row in rows)
+        ids = torch.full((len(rows), width), self._pad)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        segments = torch.zeros(len(rows), width, dtype=torch.long)
+        for number, row in enumerate(rows):
+            ids[number, : len(row.ids)] = torch.tensor(row.ids)
+            mask[number, : len(row.ids)] = 1
+            segments[number, : len(row.ids)] = torch.tensor(row.segments)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self._segments:
+            inputs["token_type_ids"] = segments
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        if self._decoder:
+            # Read at the last token of the mask, as the export does; transformers looks for
+            # the pad token instead, which may be a token of the text.
+            hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+            last = inputs["attention_mask"].sum(1) - 1
+            logits: torch.Tensor = self.model.score(hidden[torch.arange(len(rows)), last])
+        else:
+            logits = self.model(**inputs).logits
+        return logits[:, 0]
+
+    def _fit(
+        self,
+        lengths: Sequence[int],
+        size: int,
+        loss: Callable[[Sequence[int]], torch.Tensor],
+        progress: Progress | None,
+    ) -> None:
+        if not lengths:
+            raise InputError("no row is left to train on; give more data or a smaller hold-out")
+        recipe = self._recipe
+        torch.manual_seed(recipe.seed)
+        steps = max(1, round(recipe.epochs * len(lengths) / size))
+        base = {id(p) for p in self.model.base_model.parameters()}
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if id(p) in base], "peak": recipe.learning_rate},
+            {
+                "params": [p for p in trained if id(p) not in base],
+                "peak": recipe.learning_rate * recipe.head_multiplier,
+            },
+        ]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], weight_decay=recipe.weight_decay
+        )
+        self.model.train()
+        for step, batch in zip(range(steps), _batches(lengths, size, recipe.seed), strict=False):
+            share = _schedule(step, steps, recipe.warm_up)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * share
+            value = loss(batch)
+            optimizer.zero_grad()
+            value.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(trained, _CLIP)
+            optimizer.step()
+            if progress is not None:
+                progress(step + 1, steps)
+        if not all(torch.isfinite(p).all() for p in trained):
+            raise InputError("training diverged to NaN; lower the learning rate")
+
+
+def use_threads(count: int | None) -> None:
+    """Train on this many CPU threads; None leaves torch's choice."""
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+def _load(base: str, recipe: Recipe) -> Any:
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(base, num_labels=1)
+            whole = config.num_hidden_layers
+            layers = recipe.layers or whole
+            if layers > whole:
+                raise InputError(f"layers: {layers} asked for, the base has {whole}")
+            config.num_hidden_layers = layers
+            if getattr(config, "layer_types", None):
+                config.layer_types = config.layer_types[:layers]
+            model = AutoModelForSequenceClassification.from_pretrained(
+                base, config=config, dtype=torch.float32, use_safetensors=True
+            )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{base}: cannot be loaded as a base model: {error}") from None
+    if recipe.frozen_layers:
+        _freeze(model, recipe.frozen_layers)
+    return model
+
+
+def _freeze(model: Any, count: int) -> None:
+    blocks = next(
+        (
+            module
+            for module in model.base_model.modules()
+            if isinstance(module, torch.nn.ModuleList)
+            and len(module) == model.config.num_hidden_layers
+        ),
+        None,
+    )
+    if blocks is None or count > len(blocks):
+        raise InputError(f"frozen_layers: the base has no {count} blocks to freeze")
+    embedding = model.get_input_embeddings()
+    for child in model.base_model.children():
+        if any(module is embedding for module in child.modules()):
+            child.requires_grad_(False)
+    for block in list(blocks)[:count]:
+        block.requires_grad_(False)
+
+
+def _schedule(step: int, steps: int, warm_up: float) -> float:
+    """Share of the peak learning rate: a linear rise, then a linear fall to 0."""
+    rise = max(1.0, warm_up * steps)
+    return float(min(1.0, (step + 1) / rise) * (1 - step / steps))
+
+
+def _batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
+    """Batches without end: near-equal lengths within a batch, every row once per epoch."""
+    rng = random.Random(seed)  # noqa: S311 - shuffling, not secrets
+    order = list(range(len(lengths)))
+    while True:
+        rng.shuffle(order)
+        found: list[list[int]] = []
+        for start in range(0, len(order), size * _BUCKET):
+            window = sorted(order[start : start + size * _BUCKET], key=lambda i: lengths[i])
+            found += [window[i : i + size] for i in range(0, len(window), size)]
+        rng.shuffle(found)
+        yield from found
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' progress bars and its note that the head is new: it is meant to be."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()

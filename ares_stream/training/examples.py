@@ -1,0 +1,263 @@
+"""What the two trainers read: labelled conversations and preference pairs, as JSON lines.
+
+Harm (`read_judgements`), one object a line, either
+    {"prompt": str, "response": str, "harmful": bool,
+     "goal"?: str, "source"?: str, "weight"?: number}
+or an Interaction whose `attributes` hold "harmful": "true" or "false" (and perhaps "goal",
+"source"). Reward (`read_preferences`):
+    {"prompt": str, "chosen": str, "rejected": str, "goal"?: str}
+Other fields are ignored; `goal` may be null. Without a source, a row's source is its file's
+name. Files may be gzip.
+
+A **family** is what two rows share when one would give the other away: their goal, else their
+prompt, both normalised. Splits go by family.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from ares_stream.errors import DecodeError, FileFormatError, InputError
+from ares_stream.events import Interaction, Message, Policy, decode_error
+from ares_stream.lines import open_lines
+
+Text = Annotated[str, StringConstraints(max_length=1_000_000)]
+Words = Annotated[str, StringConstraints(max_length=1_000_000, pattern=r"\S")]
+Part = Literal["train", "calibrate", "test"]
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A conversation that somebody labelled. `weight` multiplies its loss."""
+
+    interaction: Interaction
+    harmful: bool
+    family: str
+    source: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers to one prompt, the better one first."""
+
+    chosen: Interaction
+    rejected: Interaction
+    family: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file that was read: its name without folders, and SHA-256 of its (unzipped) content."""
+
+    name: str
+    digest: str
+    rows: int
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    prompt: Words
+    goal: Text | None = None
+
+
+class _ConversationLine(_Line):
+    response: Text
+
+
+class _JudgementLine(_ConversationLine):
+    harmful: bool
+    source: Text | None = None
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+
+class _PreferenceLine(_Line):
+    chosen: Text
+    rejected: Text
+
+
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+_NOBODY = Policy(name="unknown", version="0")
+
+
+def conversation(prompt: str, response: str) -> Interaction:
+    """A single-turn Interaction; its id is a hash of its text, its time and policy mean nothing."""
+    text = f"{len(prompt)}:{prompt}{response}".encode("utf-8", "surrogatepass")
+    return Interaction(
+        id=hashlib.sha256(text).hexdigest()[:32],
+        occurred_at=_NEVER,
+        messages=(Message(role="user", content=prompt),),
+        response=response,
+        policy=_NOBODY,
+    )
+
+
+def family(text: str) -> str:
+    """One short key for spellings of one text: case, accents, punctuation and spacing ignored."""
+    plain = unicodedata.normalize("NFKD", text).casefold()
+    words = re.sub(r"[\W_]+", " ", "".join(c for c in plain if not unicodedata.combining(c)))
+    return hashlib.sha256((words.strip() or text).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def read_judgements(files: Sequence[Path]) -> tuple[list[Judgement], list[DataFile]]:
+    """Read labelled conversations.
+
+    Raises FileFormatError (file, line, field; never text of the line) for the first bad line,
+    and InputError where all files together lack one of the labels.
+    """
+    rows, read = _read(files, _judgement)
+    if {row.harmful for row in rows} != {True, False}:
+        raise InputError(
+            f"{_names(files)}: needs conversations labelled harmful and ones labelled harmless"
+        )
+    return rows, read
+
+
+def read_preferences(files: Sequence[Path]) -> tuple[list[Preference], list[DataFile]]:
+    """Read preference pairs. Raises as read_judgements does; two equal answers are an error."""
+    rows, read = _read(files, _preference)
+    if not rows:
+        raise InputError(f"{_names(files)}: holds no preference pair")
+    return rows, read
+
+
+def read_conversations(files: Sequence[Path]) -> tuple[list[Interaction], list[DataFile]]:
+    """Read conversations without labels, {prompt, response} or Interactions."""
+    return _read(files, _conversation)
+
+
+def part_of(key: str, *, seed: int, holdout: float) -> Part:
+    """Which part a family belongs to: the held-out share is halved into calibrate and test.
+
+    Depends on nothing but the arguments, so a new row never moves an old one.
+    """
+    hashed = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+    place = int.from_bytes(hashed[:8], "big") / 2**64
+    if place >= holdout:
+        return "train"
+    return "calibrate" if place < holdout / 2 else "test"
+
+
+def by_part(keys: Iterable[str], *, seed: int, holdout: float) -> dict[Part, list[int]]:
+    """Row numbers of each part, in order."""
+    parts: dict[Part, list[int]] = {"train": [], "calibrate": [], "test": []}
+    for number, key in enumerate(keys):
+        parts[part_of(key, seed=seed, holdout=holdout)].append(number)
+    return parts
+
+
+def mixed_sources(rows: Sequence[Judgement]) -> frozenset[str]:
+    """Sources in which both labels occur: only inside these does a figure say anything.
+
+    Where a source has one label, telling the sources apart looks like telling harm.
+    """
+    labels: dict[str, set[bool]] = {}
+    for row in rows:
+        labels.setdefault(row.source, set()).add(row.harmful)
+    return frozenset(source for source, found in labels.items() if len(found) == 2)
+
+
+def balanced_weights(rows: Sequence[Judgement]) -> list[float]:
+    """Loss weights: both labels weigh the same, and inside a label each source weighs as the
+    square root of its size, so that a large file does not drown a small one."""
+    sizes = Counter((row.source, row.harmful) for row in rows)
+    weights = [row.weight / math.sqrt(sizes[row.source, row.harmful]) for row in rows]
+    totals = {True: 0.0, False: 0.0}
+    for row, weight in zip(rows, weights, strict=True):
+        totals[row.harmful] += weight
+    return [
+        weight / totals[row.harmful] * len(rows) / 2
+        for row, weight in zip(rows, weights, strict=True)
+    ]
+
+
+def _read(
+    files: Sequence[Path], parse: Callable[[bytes, str], Row]
+) -> tuple[list[Row], list[DataFile]]:
+    rows: list[Row] = []
+    read: list[DataFile] = []
+    for file in files:
+        with open_lines(file) as lines:
+            survey, before = lines.survey(), len(rows)
+            for number, line in lines:
+                try:
+                    rows.append(parse(line, file.name))
+                except DecodeError as error:
+                    raise FileFormatError(lines.name, number, str(error)) from None
+            read.append(DataFile(file.name, survey.digest, len(rows) - before))
+    return rows, read
+
+
+def _judgement(line: bytes, file: str) -> Judgement:
+    try:
+        row = _JudgementLine.model_validate_json(line)
+    except ValidationError as error:
+        if _looks_like_interaction(error):
+            return _labelled(Interaction.decode(line), file)
+        raise decode_error(error) from None
+    return Judgement(
+        conversation(row.prompt, row.response),
+        row.harmful,
+        family(row.goal or row.prompt),
+        row.source or file,
+        row.weight,
+    )
+
+
+def _looks_like_interaction(error: ValidationError) -> bool:
+    first = error.errors(include_url=False, include_context=False)[0]
+    given = first["input"]
+    return first["loc"] == ("prompt",) and isinstance(given, dict) and "messages" in given
+
+
+def _labelled(interaction: Interaction, file: str) -> Judgement:
+    label = interaction.attributes.get("harmful", "").lower()
+    if label not in ("true", "false"):
+        raise DecodeError('must be "true" or "false"', field="attributes.harmful")
+    return Judgement(
+        interaction,
+        label == "true",
+        family(interaction.attributes.get("goal") or interaction.prompt),
+        interaction.attributes.get("source") or file,
+    )
+
+
+def _conversation(line: bytes, _file: str) -> Interaction:
+    try:
+        row = _ConversationLine.model_validate_json(line)
+    except ValidationError as error:
+        if _looks_like_interaction(error):
+            return Interaction.decode(line)
+        raise decode_error(error) from None
+    return conversation(row.prompt, row.response)
+
+
+def _preference(line: bytes, _file: str) -> Preference:
+    try:
+        row = _PreferenceLine.model_validate_json(line)
+    except ValidationError as error:
+        raise decode_error(error) from None
+    if row.chosen == row.rejected:
+        raise DecodeError("equals chosen; a pair needs two answers", field="rejected")
+    return Preference(
+        conversation(row.prompt, row.chosen),
+        conversation(row.prompt, row.rejected),
+        family(row.goal or row.prompt),
+    )
+
+
+def _names(files: Sequence[Path]) -> str:
+    return ", ".join(str(file) for file in files)
