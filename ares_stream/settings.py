@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from ares_stream.announcing import PolicyServer
 from ares_stream.decoding import DecodingLimits
 from ares_stream.detection import DetectionPolicy
 from ares_stream.errors import SettingsError
@@ -69,15 +70,26 @@ class ScorerSettings(Section):
     provider: Literal["cpu", "cuda"] = "cpu"
     threads: int = Field(0, ge=0, description="0 means one per core")
     allow_shared_lineage: bool = False
+    public_key: Path | None = None
+    """Elliptic-curve key, PEM: then only bundles signed by its owner are loaded."""
     detection: DetectionPolicy = DetectionPolicy()
     limits: DecodingLimits = DecodingLimits()
     review_sample: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
     """Share of verdicts that people also see, whatever the verdict: the labels that
     correct the judge's error come from these."""
     follow_releases: bool = True
+    start_seconds: float = Field(60.0, gt=0)
+    """How long a Kafka that is not there yet is waited for at the start."""
     processing: ProcessingSettings = ProcessingSettings()
     instance: str | None = None
     """Kafka's group.instance.id: a restarted pod gets its partitions back without a rebalance."""
+
+
+class RegistrySettings(Section):
+    """Where releases are kept, and who is told besides the releases topic."""
+
+    root: str = Field("registry", min_length=1, description="a path or an fsspec URL")
+    policy_server: PolicyServer | None = None
 
 
 class Settings(BaseSettings):
@@ -91,6 +103,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     http: HttpSettings = HttpSettings()
     scorer: ScorerSettings = ScorerSettings()
+    registry: RegistrySettings = RegistrySettings()
 
     @classmethod
     def settings_customise_sources(

@@ -21,6 +21,8 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("broker", "broker"),
     ("topics", "topics"),
     ("scan", "scan"),
+    ("bundle", "bundle"),
+    ("release", "release"),
     ("map", "map"),
     ("schemas", "schemas"),
     ("probe", "probe"),
