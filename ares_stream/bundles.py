@@ -30,7 +30,7 @@ MANIFEST: Final = "bundle.json"
 MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
 SIGNATURE: Final = "bundle.sig"
-"""A detached signature over the manifest, and so over everything; the one file it cannot name."""
+"""A detached signature over every other file (see signing.py); the one the manifest cannot name."""
 MAX_MANIFEST_BYTES: Final = 8 << 20
 REFERENCE_POINTS: Final = 2001
 
@@ -157,11 +157,12 @@ class Bundle:
         return self.path / TOKENIZER
 
 
-def load_bundle(path: Path, kind: Kind | None = None) -> Bundle:
-    """Read and verify a bundle.
+def load_bundle(path: Path, kind: Kind | None = None, public_key: Path | None = None) -> Bundle:
+    """Read and verify a bundle; with a `public_key`, its signature too.
 
     Raises BundleError when there is none, it is not of this `kind`, or its manifest is wrong;
-    IntegrityError when a file is missing, changed, not named by the manifest, or a link.
+    IntegrityError when a file is missing, changed, not named by the manifest, or a link, and
+    when the signature is missing or not of this key; SettingsError when the key is none.
     """
     manifest_path = path / MANIFEST
     if not path.is_dir():
@@ -183,6 +184,10 @@ def load_bundle(path: Path, kind: Kind | None = None) -> Bundle:
             "judges and reward models cannot stand in for each other"
         )
     _verify_files(path, manifest)
+    if public_key is not None:
+        from ares_stream.signing import verify_signature
+
+        verify_signature(path, public_key)
     return Bundle(path, manifest, hashlib.sha256(raw).hexdigest())
 
 

@@ -24,7 +24,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from ares_stream.bundles import (
     MODEL,
     PAIR,
-    REFERENCE_POINTS,
     TOKENIZER,
     Bundle,
     Calibration,
@@ -34,15 +33,14 @@ from ares_stream.bundles import (
     Manifest,
     Outputs,
     Parity,
-    RewardReference,
+    file_digest,
     write_bundle,
 )
 from ares_stream.errors import BundleError, ScoringError
 from ares_stream.events import Interaction, digest
-from ares_stream.scoring.batching import plan
-from ares_stream.scoring.model import read_outputs
+from ares_stream.scoring.offline import Progress, reward_reference
 from ares_stream.scoring.runtime import OnnxModel
-from ares_stream.scoring.tokenising import InputEncoder, Tokens
+from ares_stream.scoring.tokenising import Tokens
 
 TOLERANCE: Final = 1e-3
 """Largest difference of a logit between PyTorch and ONNX Runtime. Exports that are right differ
@@ -122,13 +120,16 @@ def export_bundle(
     calibration: Calibration | None = None,
     lineage: Lineage | None = None,
     metrics: dict[str, float] | None = None,
+    progress: Progress | None = None,
 ) -> Bundle:
     """Export `source` to the bundle directory `out`.
 
     `labels` are names or indices of the harmful labels, needed when there are more than two.
     `template` overrides the chat template or, without one, the pair (prompt, response).
-    `reference` are benign interactions, needed for a reward model. Raises BundleError when
-    the export differs from PyTorch by more than TOLERANCE or anything needed is missing.
+    `reference` are benign interactions, needed for a reward model; `progress` counts them.
+    Without a `lineage` the base is the source itself. Raises BundleError when the export
+    differs from PyTorch by more than TOLERANCE, the model cannot read `max_length` tokens, or
+    anything needed is missing; InputError when a reference cannot be scored.
     """
     if out.exists():
         raise BundleError(f"{out}: exists already; bundles are immutable, choose another name")
@@ -144,7 +145,7 @@ def export_bundle(
             kind=kind,
             template=InputTemplate(first=first, second=second, max_length=max_length),
             outputs=_outputs(kind, checkpoint, labels),
-            lineage=lineage or Lineage(base=_base(checkpoint)),
+            lineage=lineage or Lineage(base=base_identity(source)),
             calibration=calibration or Calibration(),
             metrics=metrics or {},
             versions={"torch": torch.__version__.split("+")[0]},
@@ -155,16 +156,24 @@ def export_bundle(
         onnx = OnnxModel(draft, "cpu")
         manifest = manifest.model_copy(
             update={
-                "parity": _parity(module, onnx, checkpoint),
-                "reference": _reference(draft, onnx, reference) if kind == "reward" else None,
+                "parity": _parity(module, onnx, checkpoint, max_length),
+                "reference": reward_reference(draft, reference, progress)
+                if kind == "reward"
+                else None,
             }
         )
         files = {item.name: item for item in staging.iterdir()}
         return write_bundle(out, manifest, files)
 
 
-def _base(checkpoint: Checkpoint) -> str:
-    return str(checkpoint.model.config._name_or_path or checkpoint.source)[-256:]
+def base_identity(source: str | Path) -> str:
+    """What two models share when they share a base: a digest of a directory's weights,
+    wherever it lies, or a hub id."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return str(source)[-256:]
+    weights = sorted(folder.glob("*.safetensors"))
+    return f"weights:{digest([file_digest(file) for file in weights])}"
 
 
 def _outputs(kind: Kind, checkpoint: Checkpoint, labels: Sequence[str]) -> Outputs:
@@ -264,25 +273,32 @@ def _is_large(module: _Classifier) -> bool:
     return sum(item.numel() * item.element_size() for item in module.parameters()) > 1_800_000_000
 
 
-def _parity(module: _Classifier, onnx: OnnxModel, checkpoint: Checkpoint) -> Parity:
+def _parity(
+    module: _Classifier, onnx: OnnxModel, checkpoint: Checkpoint, max_length: int
+) -> Parity:
     """Compare on random ids of mixed lengths, padded, against PyTorch without padding."""
     generator = np.random.default_rng(0)
     vocabulary = int(checkpoint.model.config.vocab_size)
     worst, cases = 0.0, 0
-    for lengths in PARITY_LENGTHS:
+    for lengths in (*PARITY_LENGTHS, (max_length,)):
         batch = [
             Tokens(
                 generator.integers(0, vocabulary, length).astype(np.int64),
                 np.zeros(length, dtype=np.int64),
             )
-            for length in lengths
+            for length in (min(item, max_length) for item in lengths)
         ]
-        logits = onnx.run(batch)
-        for row, item in zip(logits, batch, strict=True):
-            ids = torch.from_numpy(item.ids)[None]
+        try:
             with torch.no_grad():
-                expected = module(ids, torch.ones_like(ids)).numpy()[0]
-            worst = max(worst, float(np.max(np.abs(row - expected))))
+                expected = [module(*_alone(item)).numpy()[0] for item in batch]
+            logits = onnx.run(batch)
+        except (ScoringError, IndexError, RuntimeError) as error:
+            raise BundleError(
+                f"{checkpoint.source}: cannot read {max(lengths)} tokens "
+                f"({type(error).__name__}); take a smaller --max-length"
+            ) from error
+        for row, reference in zip(logits, expected, strict=True):
+            worst = max(worst, float(np.max(np.abs(row - reference))))
             cases += 1
     if not worst <= TOLERANCE:
         raise BundleError(
@@ -292,24 +308,6 @@ def _parity(module: _Classifier, onnx: OnnxModel, checkpoint: Checkpoint) -> Par
     return Parity(max_abs_difference=worst, cases=cases)
 
 
-def _reference(
-    bundle: Bundle, onnx: OnnxModel, interactions: Sequence[Interaction]
-) -> RewardReference:
-    """The reward's quantiles on benign interactions."""
-    encoder = InputEncoder(bundle)
-    scores: list[float] = []
-    for start in range(0, len(interactions), 256):
-        part = interactions[start : start + 256]
-        tokens = encoder.encode([(item, item.response) for item in part])
-        good = [item for item in tokens if not isinstance(item, ScoringError)]
-        for batch in plan([len(item) for item in good], onnx.batching):
-            logits = onnx.run([good[index] for index in batch])
-            scores.extend(float(v) for v in read_outputs(logits, bundle.manifest.outputs))
-    scores = sorted(score for score in scores if np.isfinite(score))
-    if len(scores) < 2:
-        raise BundleError("fewer than two of the reference conversations could be scored")
-    version = digest([item.model_dump(mode="json") for item in interactions])
-    kept = scores
-    if len(scores) > REFERENCE_POINTS:
-        kept = [float(v) for v in np.quantile(scores, np.linspace(0, 1, REFERENCE_POINTS))]
-    return RewardReference(version=version, count=len(scores), scores=tuple(kept))
+def _alone(item: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.from_numpy(item.ids)[None]
+    return ids, torch.ones_like(ids)

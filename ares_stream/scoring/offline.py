@@ -1,0 +1,74 @@
+"""One bundle over many conversations at once, without a panel: reference and calibration sets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import numpy as np
+
+from ares_stream.bundles import REFERENCE_POINTS, Bundle, RewardReference
+from ares_stream.errors import InputError, ScoringError
+from ares_stream.events import Interaction, digest
+from ares_stream.scoring.batching import plan
+from ares_stream.scoring.model import read_outputs
+from ares_stream.scoring.runtime import OnnxModel
+from ares_stream.scoring.tokenising import InputEncoder, Tokens
+
+CHUNK: Final = 128
+"""Conversations tokenised and sorted together, by one thread."""
+
+Progress = Callable[[int, int], None]
+"""Called with conversations done and their number."""
+
+
+def raw_scores(
+    bundle: Bundle, interactions: Sequence[Interaction], progress: Progress | None = None
+) -> list[float]:
+    """One number per interaction, in order: an uncalibrated probability of harm, or the reward.
+
+    Raises InputError naming the place of the first conversation that cannot be scored.
+    """
+    encoder, onnx = InputEncoder(bundle), OnnxModel(bundle, "cpu")
+
+    def score(start: int) -> list[float]:
+        part = interactions[start : start + CHUNK]
+        tokens: list[Tokens] = []
+        for place, item in enumerate(encoder.encode([(item, item.response) for item in part])):
+            if isinstance(item, ScoringError):
+                raise InputError(f"conversation {start + place + 1}: {item}")
+            tokens.append(item)
+        scores = [0.0] * len(part)
+        for batch in plan([len(item) for item in tokens], onnx.batching):
+            values = read_outputs(onnx.run([tokens[row] for row in batch]), bundle.manifest.outputs)
+            for row, value in zip(batch, values, strict=True):
+                if not np.isfinite(value):
+                    raise InputError(f"conversation {start + row + 1}: the model gave {value}")
+                scores[row] = float(value)
+        return scores
+
+    scores: list[float] = []
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        for part in threads.map(score, range(0, len(interactions), CHUNK)):
+            scores += part
+            if progress is not None:
+                progress(len(scores), len(interactions))
+    return scores
+
+
+def reward_reference(
+    bundle: Bundle, interactions: Sequence[Interaction], progress: Progress | None = None
+) -> RewardReference:
+    """Quantiles of a reward model's scores on good answers to benign prompts.
+
+    Raises InputError for fewer than two conversations, or one that cannot be scored.
+    """
+    if len(interactions) < 2:
+        raise InputError("a reference needs two conversations at least; some hundreds are better")
+    scores = sorted(raw_scores(bundle, interactions, progress))
+    if len(scores) > REFERENCE_POINTS:
+        scores = [float(v) for v in np.quantile(scores, np.linspace(0, 1, REFERENCE_POINTS))]
+    version = digest([item.model_dump(mode="json") for item in interactions])
+    return RewardReference(version=version, count=len(interactions), scores=tuple(scores))
