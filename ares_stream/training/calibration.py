@@ -44,7 +44,7 @@ def _binary(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
         raise InputError("scores hold NaN or infinity")
     if not np.isin(truth, (0.0, 1.0)).all():
         raise InputError("labels must be 0 or 1")
-    if truth.min(initial=1.0) == truth.max(initial=0.0):
+    if len(np.unique(truth)) < 2:
         raise InputError("both labels must occur; give rows that are harmful and rows that are not")
     return values, truth
 

@@ -1,0 +1,177 @@
+"""Labelled files become rows: what is wrong with a line is named, and families stay together."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ares_stream.errors import FileFormatError, InputError
+from ares_stream.training.examples import (
+    Judgement,
+    balanced_weights,
+    by_part,
+    conversation,
+    family,
+    mixed_sources,
+    part_of,
+    read_conversations,
+    read_judgements,
+    read_preferences,
+)
+
+GOOD: dict[str, Any] = {"prompt": "How?", "response": "So.", "harmful": True}
+PAIR: dict[str, Any] = {"prompt": "How?", "chosen": "Well.", "rejected": "So."}
+
+Write = Callable[[str, Sequence[Any]], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(name: str, rows: Sequence[Any]) -> Path:
+        file = tmp_path / name
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return file
+
+    return write
+
+
+def row(source: str, harmful: bool, weight: float = 1.0) -> Judgement:
+    return Judgement(conversation("p", "r"), harmful, "family", source, weight)
+
+
+def test_a_row_takes_its_family_from_its_goal_and_its_source_from_its_file(write: Write) -> None:
+    wrapped = GOOD | {"prompt": "Pretend: How?", "goal": "how", "harmful": False, "weight": 0.5}
+    rows, files = read_judgements([write("mine.jsonl", [GOOD, wrapped | {"source": "theirs"}])])
+    assert rows[0].family == rows[1].family
+    assert [item.source for item in rows] == ["mine.jsonl", "theirs"]
+    assert [item.harmful for item in rows] == [True, False]
+    assert [item.weight for item in rows] == [1.0, 0.5]
+    assert rows[1].interaction.prompt == "Pretend: How?"
+    assert [(item.name, item.rows) for item in files] == [("mine.jsonl", 2)]
+
+
+def test_interactions_with_a_label_among_their_attributes_are_rows_too(write: Write) -> None:
+    interaction = json.loads(conversation("How?", "So.").encode())
+    labelled = interaction | {"attributes": {"harmful": "false", "goal": "other", "source": "x"}}
+    rows, _ = read_judgements([write("rows.jsonl", [GOOD, labelled])])
+    assert rows[1].harmful is False
+    assert rows[1].source == "x"
+    assert rows[1].family == family("other")
+    assert rows[1].interaction.response == "So."
+
+
+def test_zipped_and_plain_files_of_one_content_have_one_digest(
+    write: Write, tmp_path: Path
+) -> None:
+    plain = write("rows.jsonl", [GOOD, GOOD | {"harmful": False}])
+    zipped = tmp_path / "rows.jsonl.gz"
+    zipped.write_bytes(gzip.compress(plain.read_bytes()))
+    (rows, [a]), (unzipped, [b]) = read_judgements([plain]), read_judgements([zipped])
+    assert a.digest == b.digest
+    assert [item.interaction for item in rows] == [item.interaction for item in unzipped]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"harmful": "yes"}, "harmful: Input should be a valid boolean"),
+        ({"harmful": None}, "harmful: Input should be a valid boolean"),
+        ({"response": 3}, "response: Input should be a valid string"),
+        ({"prompt": " "}, "prompt: String should match"),
+        ({"weight": -1}, "weight: Input should be greater than 0"),
+        ({"goal": 7}, "goal: Input should be a valid string"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_line_and_field(
+    write: Write, change: dict[str, Any], reason: str
+) -> None:
+    file = write("rows.jsonl", [GOOD, GOOD | {"harmful": False}, GOOD | change])
+    with pytest.raises(FileFormatError) as caught:
+        read_judgements([file])
+    assert caught.value.line == 3
+    assert str(caught.value).startswith(f"{file}:3: {reason}")
+
+
+@pytest.mark.parametrize("line", [b"{", b"[1]", b'{"response": "So.", "harmful": true}', b"\xff"])
+def test_a_line_that_is_no_row_is_named_without_its_text(tmp_path: Path, line: bytes) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"\n" + line + b"\n")
+    with pytest.raises(FileFormatError, match=r"rows\.jsonl:2: ") as caught:
+        read_judgements([file])
+    assert "So." not in str(caught.value)
+
+
+def test_an_interaction_without_a_label_says_where_the_label_belongs(write: Write) -> None:
+    bare = json.loads(conversation("How?", "So.").encode())
+    with pytest.raises(FileFormatError, match=r':1: attributes\.harmful: must be "true" or'):
+        read_judgements([write("rows.jsonl", [bare])])
+
+
+def test_one_label_alone_cannot_be_learnt(write: Write) -> None:
+    with pytest.raises(InputError, match=r"only\.jsonl: needs conversations labelled harmful and"):
+        read_judgements([write("only.jsonl", [GOOD, GOOD])])
+
+
+def test_pairs_need_two_different_answers_and_a_file_needs_pairs(write: Write) -> None:
+    pairs, _ = read_preferences([write("pairs.jsonl", [PAIR])])
+    assert (pairs[0].chosen.response, pairs[0].rejected.response) == ("Well.", "So.")
+    with pytest.raises(FileFormatError, match=r"pairs\.jsonl:1: rejected: equals chosen"):
+        read_preferences([write("pairs.jsonl", [PAIR | {"rejected": "Well."}])])
+    with pytest.raises(InputError, match="holds no preference pair"):
+        read_preferences([write("none.jsonl", [])])
+
+
+def test_conversations_need_no_label(write: Write) -> None:
+    interaction = json.loads(conversation("Why?", "Thus.").encode())
+    found, _ = read_conversations(
+        [write("rows.jsonl", [{"prompt": "How?", "response": "So."}, interaction])]
+    )
+    assert [item.prompt for item in found] == ["How?", "Why?"]
+
+
+def test_spellings_of_one_prompt_are_one_family_and_other_prompts_are_not() -> None:
+    assert family("Où est  le café?") == family("ou est le CAFE")
+    assert family("Where?") != family("When?")
+    assert family("?!") != family("...")
+
+
+@given(st.lists(st.text(max_size=8), max_size=60), st.integers(0, 5), st.floats(0.02, 0.8))
+def test_a_family_is_never_split_and_a_new_row_moves_no_other(
+    keys: list[str], seed: int, holdout: float
+) -> None:
+    parts = by_part([*keys, *keys], seed=seed, holdout=holdout)
+    assert sorted(i for part in parts.values() for i in part) == list(range(2 * len(keys)))
+    for part, numbers in parts.items():
+        for number in numbers:
+            key = keys[number % len(keys)]
+            assert part_of(key, seed=seed, holdout=holdout) == part
+
+
+def test_the_held_out_share_is_what_was_asked_for() -> None:
+    parts = by_part(map(str, range(10_000)), seed=0, holdout=0.3)
+    assert len(parts["train"]) == pytest.approx(7_000, abs=150)
+    assert len(parts["test"]) == pytest.approx(1_500, abs=120)
+
+
+def test_only_sources_with_both_labels_can_be_measured() -> None:
+    rows = [row("a", True), row("a", False), row("b", True), row("c", False)]
+    assert mixed_sources(rows) == {"a"}
+
+
+def test_weights_balance_the_labels_and_keep_small_sources_heard() -> None:
+    rows = [row("big", True)] * 90 + [row("small", True)] * 10 + [row("big", False)] * 900
+    weights = balanced_weights(rows)
+    assert sum(weights[:100]) == pytest.approx(sum(weights[100:])) == pytest.approx(500)
+    assert sum(weights[:90]) / sum(weights[90:100]) == pytest.approx(3)
+
+
+def test_a_row_weighs_in_proportion_to_its_own_weight() -> None:
+    weights = balanced_weights([row("a", True), row("a", True, 0.25), row("a", False)])
+    assert weights[1] == pytest.approx(weights[0] / 4)
