@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BROWSER ?= chromium
 EXTRAS := cpu,broker,repair,weights,bench,dev
 STAMP := $(VENV)/.installed
 
@@ -49,6 +50,11 @@ format: install ## Format the code
 
 bench: install ## Throughput of the scorer as a share of the raw ONNX Runtime loop
 	$(BIN)/python -m benchmarks.bench_scoring
+
+pictures: install ## Draw the pictures of the README from a run of the demo
+	$(BIN)/ares demo --picture docs/pictures/demo.svg
+	$(BROWSER) --headless --no-sandbox --disable-gpu --hide-scrollbars --force-device-scale-factor=1 \
+	  --window-size=1100,1500 --screenshot=docs/pictures/report.png "file://$(CURDIR)/build/demo/report.html"
 
 schemas: install ## Write the JSON Schemas and the AsyncAPI document
 	$(BIN)/ares schemas write docs/schemas

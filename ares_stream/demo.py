@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ import httpx
 import yaml
 
 from ares_stream.accounting import Account, account
+from ares_stream.bundles import load_bundle
 from ares_stream.decoding import DecodingLimits, decode_interaction
 from ares_stream.detection import DetectionPolicy
 from ares_stream.errors import AresError, ScoringError, SettingsError
@@ -448,9 +450,23 @@ def _conclude(
     )
     with written_whole(page) as out:
         out.write(render(_report(summary, findings, policy, held), datetime.now(UTC)).encode())
+    if summary.synthetic:
+        _keep_inputs(options.out, stream, interactions.values())
     with written_whole(options.out / "summary.json") as out:
         out.write(json.dumps(summary.as_json(), indent=2).encode() + b"\n")
     return summary
+
+
+def _keep_inputs(folder: Path, stream: _Stream, interactions: Iterable[Interaction]) -> None:
+    """The made conversations and models, for `ares scan` and whatever else a person tries."""
+    with written_whole(folder / "conversations.jsonl") as out:
+        for item in interactions:
+            out.write(item.encode() + b"\n")
+    models = folder / "models"
+    shutil.rmtree(models, ignore_errors=True)
+    for path in (*stream.harm, stream.reward):
+        bundle = load_bundle(path)
+        shutil.copytree(path, models / bundle.manifest.kind)
 
 
 def _interactions(

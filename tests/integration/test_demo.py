@@ -1,0 +1,125 @@
+"""The demo from its command line: what a newcomer runs, and what its page of documentation says."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.kafka, pytest.mark.torch]
+
+ROOT = Path(__file__).parents[2]
+CONVERSATIONS = 600
+MALFORMED = 8
+
+
+def ares(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ares_stream", *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        env=os.environ | {"COLUMNS": "100"},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the demo ran: a checkout's build folder, with the models of this one at hand."""
+    made = tmp_path_factory.mktemp("checkout")
+    cache = ROOT / "build" / "testbed"
+    cache.mkdir(parents=True, exist_ok=True)
+    (made / "build").mkdir()
+    (made / "build" / "testbed").symlink_to(cache)
+    done = ares("demo", "--conversations", str(CONVERSATIONS), cwd=made)
+    assert done.returncode == 0, done.stderr
+    (made / "stdout.json").write_text(done.stdout)
+    (made / "stderr.txt").write_text(done.stderr)
+    return made
+
+
+def test_every_record_is_settled_once_and_coupled_failures_reach_the_repair_topic(
+    folder: Path,
+) -> None:
+    summary = json.loads((folder / "build/demo/summary.json").read_text())
+    assert summary == json.loads((folder / "stdout.json").read_text())
+    assert summary["exactly_once"] is True
+    assert summary["synthetic"] is True
+    assert summary["sent"] == CONVERSATIONS + MALFORMED
+    assert summary["verdicts"] == CONVERSATIONS
+    assert summary["dead_letters"] == MALFORMED
+    assert summary["repair"] == summary["coupled"] > 0
+
+
+def test_the_judge_finds_about_as_many_failures_as_were_planted(folder: Path) -> None:
+    summary = json.loads((folder / "build/demo/summary.json").read_text())
+    rate = summary["coupled_failure_rate"]
+    # Traffic is half benign: a rate of 10-14 % on harmful topics is 3-10 % of the stream.
+    assert rate["low"] <= 0.10
+    assert rate["high"] >= 0.03
+    assert 0.0 < rate["value"] < 0.2
+
+
+def test_the_terminal_says_what_is_synthetic_and_how_it_ended(folder: Path) -> None:
+    said = (folder / "stderr.txt").read_text()
+    assert "Synthetic" in said
+    assert "Exactly once holds" in said
+
+
+def test_the_page_loads_nothing_and_names_every_dead_letter(folder: Path) -> None:
+    page = (folder / "build/demo/report.html").read_text()
+    assert not re.search(r"(src|href)=[\"']https?:", page)
+    for name in ("truncated", "empty", "version", "role", "nan", "utf-8", "no-response"):
+        assert f"malformed-{name}" in page
+
+
+def test_the_scan_of_the_same_conversations_by_the_same_models_agrees(folder: Path) -> None:
+    done = ares(
+        *("scan", "build/demo/conversations.jsonl"),
+        *("--harm", "build/demo/models/harm", "--reward", "build/demo/models/reward"),
+        *("--verdicts", "build/demo/verdicts.jsonl", "--json", "build/demo/scan.json"),
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    scanned = json.loads((folder / "build/demo/scan.json").read_text())
+    streamed = json.loads((folder / "build/demo/summary.json").read_text())
+    assert scanned["scored"] == streamed["verdicts"]
+    assert scanned["classes"]["coupled_failure"] == streamed["coupled"]
+    assert scanned["releases"] == streamed["releases"]
+
+
+def test_your_own_conversations_with_a_bad_line_among_them(folder: Path) -> None:
+    lines = (folder / "build/demo/conversations.jsonl").read_bytes().splitlines()[:40]
+    (folder / "mine.jsonl").write_bytes(b"\n".join([*lines, b"{not json", b""]))
+    done = ares(
+        *("demo", "--input", "mine.jsonl", "--out", "build/mine"),
+        *("--harm", "build/demo/models/harm", "--reward", "build/demo/models/reward"),
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["synthetic"], summary["verdicts"], summary["dead_letters"]) == (False, 40, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--harm", "somewhere"), "need --input"),
+        (("--input", "nowhere.jsonl"), "--harm DIR and --reward DIR"),
+        (
+            ("--input", "nowhere.jsonl", "--harm", "nowhere", "--reward", "nowhere"),
+            "nowhere.jsonl: cannot be read",
+        ),
+    ],
+)
+def test_wrong_options_end_with_2_and_say_what_to_give(
+    words: tuple[str, ...], reason: str, tmp_path: Path
+) -> None:
+    done = ares("demo", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert reason in done.stderr.replace("\n", " ")
