@@ -18,6 +18,7 @@ from ares_stream.errors import AresError
 COMMANDS: tuple[tuple[str, str], ...] = (
     ("demo", "demo"),
     ("scorer", "scorer"),
+    ("prober", "prober"),
     ("broker", "broker"),
     ("topics", "topics"),
     ("scan", "scan"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -78,3 +78,120 @@ def export_(
     exchanges = [item for item in read_record(record) if campaign in (None, item.probe.campaign)]
     export(exchanges, form, out)
     typer.echo(f"{out}: {len(exchanges):,} queries")
+
+
+_Campaign = Annotated[Path, typer.Argument(help="The campaign, a YAML file.")]
+_Settings = Annotated[
+    Path | None, typer.Option("--settings", help="YAML file; the environment wins over it.")
+]
+_Prior = Annotated[Path | None, typer.Option(help="What another campaign learnt.")]
+
+
+@app.command("run")
+def run(
+    campaign: _Campaign,
+    settings_file: _Settings = None,
+    prior: _Prior = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Write every query with its verdict, JSON lines.")
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(min=1, help="Seconds without an answer or a verdict before it ends.")
+    ] = 600.0,
+) -> None:
+    """Run a campaign to its end, with a progress bar; a scorer must be running.
+
+    Stopped and started again, it goes on where it was. Exits 0 when the budget is spent, 2 for
+    a wrong campaign, settings or topics, 3 when Kafka, the target or the scorer is gone.
+    """
+    import asyncio
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    from ares_stream.interchange.record import write_record
+    from ares_stream.probes.plan import load_campaign
+    from ares_stream.probes.prober import Prober, ProberObserver, ProberPolicy, campaign_record
+    from ares_stream.settings import load_settings
+
+    settings = load_settings(settings_file)
+    file = load_campaign(campaign, prior)
+    plan = file.plan()
+    console = Console(stderr=True)
+
+    async def work() -> Prober:
+        target = file.target.open()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[found]}"),
+            TimeElapsedColumn(),
+        )
+        with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("reading topics", total=plan.policy.budget, found="")
+
+            class Watch(ProberObserver):
+                def progress(self, progress: Any, components: Any) -> None:
+                    found = f"{progress.failures} failures, {progress.unique} unlike"
+                    bar.update(task, completed=progress.queries, found=found, description="asking")
+
+                def paused(self, reason: str | None) -> None:
+                    bar.update(task, description=f"waiting: {reason}" if reason else "asking")
+
+            policy = ProberPolicy(scorer_group=settings.scorer.group, patience_seconds=patience)
+            prober = Prober(
+                settings.kafka,
+                plan,
+                target,
+                prefix=settings.topic_prefix,
+                policy=policy,
+                observer=Watch(),
+            )
+            try:
+                await prober.run()
+            finally:
+                await target.aclose()
+        if record is not None:
+            exchanges = [
+                item
+                async for item in campaign_record(settings.kafka, settings.topic_prefix, plan.id)
+            ]
+            write_record(record, exchanges)
+        return prober
+
+    progress = asyncio.run(work()).progress
+    typer.echo(
+        f"{progress.campaign}: {progress.queries:,} queries, {progress.probes:,} probes, "
+        f"{progress.failures:,} confirmed failures, {progress.unique:,} unlike, "
+        f"{progress.void:,} earned nothing"
+    )
+
+
+@app.command("export-prior")
+def export_prior_(
+    campaign: _Campaign,
+    out: Annotated[Path, typer.Argument(help="The JSON file to write.")],
+    settings_file: _Settings = None,
+    prior: _Prior = None,
+) -> None:
+    """Write what a campaign has learnt so far, for `--prior` of another.
+
+    It is read from the topics; a campaign that runs is not disturbed.
+    """
+    import asyncio
+    import json
+
+    from ares_stream.lines import written_whole
+    from ares_stream.probes.plan import export_prior, load_campaign
+    from ares_stream.probes.prober import rebuild
+    from ares_stream.settings import load_settings
+
+    settings = load_settings(settings_file)
+    plan = load_campaign(campaign, prior).plan()
+    state = asyncio.run(rebuild(settings.kafka, settings.topic_prefix, plan))
+    document = export_prior(state)
+    with written_whole(out) as stream:
+        stream.write(json.dumps(document, indent=1).encode() + b"\n")
+    typer.echo(f"{out}: {len(document['harm']):,} features after {state.queries:,} queries")

@@ -177,6 +177,12 @@ class Adaptive:
         self._solved[:] = False
         self._clean[:] = 0
 
+    def predict(self, numbers: Indices) -> Floats:
+        """Expected fitness of compositions, by the posterior means; shape (len(numbers),)."""
+        harm = np.clip(self.harm.scores(self.harm.mean())[numbers], 0.0, 1.0)
+        reward = np.clip(self.reward.scores(self.reward.mean())[numbers], 0.0, 1.0)
+        return np.asarray(harm * reward)
+
     def export(self) -> Prior:
         """The posterior over components, to warm up another campaign."""
         return Prior(self.harm.export(), self.reward.export())

@@ -45,6 +45,13 @@ class Answer:
     finish: str = "stop"
 
 
+class Unanswerable(TargetError):
+    """This very query is refused (too long, an unknown role, nothing recorded); others may pass,
+    and asking it again cannot help."""
+
+    retryable = False
+
+
 Result = Answer | TargetError
 
 
@@ -298,7 +305,7 @@ class RecordedTarget:
         for query in queries:
             known = self._answers.get(_key(query.messages))
             if known is None:
-                results.append(TargetError("target: no recorded answer to this probe"))
+                results.append(Unanswerable("target: no recorded answer to this probe"))
             else:
                 results.append(Answer(known[query.seed % len(known)]))
         return results
@@ -342,7 +349,7 @@ def _refused(response: httpx.Response, raw: bytes, policy: EndpointPolicy) -> An
         )
     if status in (400, 413, 422):
         # This query is refused as it is (too long, a role it does not know); others may pass.
-        raise TargetError(f"target: {policy.url} answered {status} to this probe")
+        raise Unanswerable(f"target: {policy.url} answered {status} to this probe")
     after: float | None = None
     with suppress(ValueError):
         after = max(0.0, float(response.headers.get("retry-after", "")))

@@ -1,0 +1,232 @@
+"""What a campaign is: its space, its words, its method, its budget; from a YAML file or in code.
+
+    name: nightly
+    method: adaptive            # or one that it is compared with
+    budget: 1000                # queries, confirmations included
+    taxonomy: ours.yaml         # merged over the default; left out: the default
+    prior: last-week.json       # from `ares probe export-prior`
+    target:
+      endpoint: {url: "http://policy:8000/v1", model: assistant, version: "7"}
+
+The campaign's id is its name and a digest of everything that its choices depend on: a changed
+file is another campaign.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ares_stream.errors import SettingsError
+from ares_stream.events import Policy, digest
+from ares_stream.probes.baselines import make_selector
+from ares_stream.probes.campaign import Campaign, CampaignPolicy
+from ares_stream.probes.composition import Composer, TaxonomyComposer
+from ares_stream.probes.selection import Adaptive, Prior
+from ares_stream.probes.space import Space
+from ares_stream.probes.surrogate import FeaturePrior
+from ares_stream.probes.targets import EndpointPolicy, OpenAITarget, RecordedTarget, Target
+from ares_stream.probes.taxonomy import load_taxonomy
+
+PRIOR_SCHEMA = "ares.probe-prior/1"
+
+
+@dataclass(frozen=True)
+class CampaignPlan:
+    """A campaign that has not begun. `start` gives the same state machine every time."""
+
+    id: str
+    space: Space
+    composer: Composer
+    policy: CampaignPolicy
+    method: str = "adaptive"
+    seed: int = 0
+    prior: Prior | None = None
+
+    def start(self) -> Campaign:
+        """The campaign before its first query."""
+        selector = make_selector(self.method, self.space, self.seed, self.prior)
+        return Campaign(self.id, selector, self.policy)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EndpointSection(_Section):
+    """An OpenAI-compatible endpoint; see targets.EndpointPolicy for the meaning of each."""
+
+    url: str
+    model: str
+    version: str = "unknown"
+    api_key_file: Path | None = None
+    concurrency: int = Field(8, ge=1)
+    requests_per_minute: float = Field(0.0, ge=0)
+    timeout_seconds: float = Field(60.0, gt=0)
+    attempts: int = Field(4, ge=1)
+    max_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.7, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    price_per_million: tuple[float, float] = (0.0, 0.0)
+
+
+class FileSection(_Section):
+    """Recorded answers (JSON lines), or the folder of a transformers model."""
+
+    path: Path
+    name: str = "policy"
+    version: str = "unknown"
+
+
+class TargetSection(_Section):
+    """Who is asked: exactly one of these."""
+
+    endpoint: EndpointSection | None = None
+    recorded: FileSection | None = None
+    local: FileSection | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(item is not None for item in (self.endpoint, self.recorded, self.local)) != 1:
+            raise ValueError("name exactly one of endpoint, recorded, local")
+        return self
+
+    def open(self) -> Target:
+        """Connect to, or load, the target. Raises SettingsError."""
+        if self.recorded is not None:
+            policy = Policy(name=self.recorded.name, version=self.recorded.version)
+            return RecordedTarget.load(self.recorded.path, policy)
+        if self.local is not None:
+            from ares_stream.probes.local_target import LocalTarget
+
+            policy = Policy(name=self.local.name, version=self.local.version)
+            return LocalTarget.load(self.local.path, policy)
+        assert self.endpoint is not None  # noqa: S101 - validated: exactly one
+        fields = self.endpoint.model_dump(exclude={"api_key_file"})
+        return OpenAITarget(EndpointPolicy(**fields, api_key=_secret(self.endpoint.api_key_file)))
+
+
+class CampaignFile(_Section):
+    """The YAML file. Paths in it are relative to it."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+    method: Literal[
+        "adaptive", "uniform", "uniform_without_replacement", "paper_weights", "map_elites"
+    ] = "adaptive"
+    budget: int = Field(1000, ge=1)
+    batch: int = Field(50, ge=1, le=1000)
+    seed: int = Field(0, ge=0)
+    taxonomy: Path | None = None
+    prior: Path | None = None
+    target: TargetSection
+
+    def plan(self) -> CampaignPlan:
+        """Read the taxonomy and the prior. Raises SettingsError."""
+        taxonomy = load_taxonomy(self.taxonomy)
+        prior = None if self.prior is None else load_prior(self.prior)
+        choices = self.model_dump(mode="json", include={"method", "budget", "batch", "seed"})
+        choices["taxonomy"] = taxonomy.digest
+        if prior is not None:
+            choices["prior"] = digest(_prior_document(prior, ""))
+        return CampaignPlan(
+            f"{self.name}-{digest(choices)[:8]}",
+            taxonomy.space(),
+            TaxonomyComposer(taxonomy),
+            CampaignPolicy(self.budget, self.batch),
+            self.method,
+            self.seed,
+            prior,
+        )
+
+
+def load_campaign(file: Path, prior: Path | None = None) -> CampaignFile:
+    """Read a campaign file; `prior` wins over the file's. Raises SettingsError naming the field."""
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+        campaign = CampaignFile.model_validate(content)
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 1})" if mark else ""
+        raise SettingsError(f"{file}: not YAML{line}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "campaign"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{file}: {field}: {reason}") from None
+    paths: dict[str, Any] = {
+        name: file.parent / value
+        for name in ("taxonomy", "prior")
+        if (value := getattr(campaign, name)) is not None
+    }
+    if prior is not None:
+        paths["prior"] = prior
+    target = campaign.target
+    for name in ("recorded", "local"):
+        part: FileSection | None = getattr(target, name)
+        if part is not None:
+            moved = part.model_copy(update={"path": file.parent / part.path})
+            target = target.model_copy(update={name: moved})
+    return campaign.model_copy(update={**paths, "target": target})
+
+
+def export_prior(campaign: Campaign) -> dict[str, Any]:
+    """What a campaign learnt, JSON-ready. Raises SettingsError for a method that learns nothing
+    that could be carried over, or a campaign that has not begun."""
+    if not isinstance(campaign.selector, Adaptive):
+        raise SettingsError(f"method {campaign.selector.name} has no prior to export; adaptive has")
+    prior = campaign.selector.export()
+    if not prior.harm.features:
+        raise SettingsError(f"campaign {campaign.id} has learnt nothing yet")
+    return _prior_document(prior, campaign.id)
+
+
+def load_prior(file: Path) -> Prior:
+    """Read what `export_prior` gave. Raises SettingsError naming the field."""
+    try:
+        document = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise SettingsError(f"{file}: not JSON") from None
+    if not isinstance(document, dict) or document.get("schema") != PRIOR_SCHEMA:
+        raise SettingsError(f"{file}: schema: expected {PRIOR_SCHEMA}")
+    parts: dict[str, FeaturePrior] = {}
+    for name in ("harm", "reward"):
+        features = document.get(name)
+        if not isinstance(features, dict):
+            raise SettingsError(f"{file}: {name}: expected features with mean and precision")
+        for feature, value in features.items():
+            if not (
+                isinstance(value, list)
+                and len(value) == 2
+                and all(isinstance(item, int | float) for item in value)
+                and value[1] >= 0
+            ):
+                raise SettingsError(f"{file}: {name}.{feature}: expected [mean, precision]")
+        parts[name] = FeaturePrior({key: (float(m), float(p)) for key, (m, p) in features.items()})
+    return Prior(**parts)
+
+
+def _prior_document(prior: Prior, campaign: str) -> dict[str, Any]:
+    return {
+        "schema": PRIOR_SCHEMA,
+        "campaign": campaign,
+        "harm": {name: list(value) for name, value in prior.harm.features.items()},
+        "reward": {name: list(value) for name, value in prior.reward.features.items()},
+    }
+
+
+def _secret(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"target.endpoint.api_key_file: {file}: {error}") from None

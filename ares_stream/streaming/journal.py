@@ -1,0 +1,169 @@
+"""Topics as the memory of one process: appended by a single owner, followed without an end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import (
+    InvalidProducerEpoch,
+    KafkaError,
+    MessageSizeTooLargeError,
+    ProducerFenced,
+    RecordListTooLargeError,
+)
+
+from ares_stream.errors import BrokerError, InputError, StreamError
+from ares_stream.events import OffsetRange
+from ares_stream.streaming.admin import count_partitions
+from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.publisher import MAX_REQUEST_BYTES, end_producer, retrieve
+from ares_stream.streaming.reader import POLL_MS, inbound
+from ares_stream.streaming.records import InboundRecord, OutboundRecord
+
+OPEN_SECONDS: Final = 30.0
+"""A coordinator that moves is back within this; a start that takes longer hangs for ever."""
+TRANSACTION_SECONDS: Final = 30.0
+FOLLOW_SECONDS: Final = 30.0
+"""A consumer that cannot start, or an offset that cannot be asked for, in this time is cut off."""
+
+
+class Journal:
+    """Appends to topics under a name that has one owner at a time.
+
+        async with Journal(connection, "ares.prober.nightly") as journal:
+            await journal.append(records)
+
+    Entering ends whoever had the name before and what they left open: topics read afterwards
+    hold all that was ever appended under the name. After a BrokerError the outcome of an
+    append is unknown: enter again and read.
+    """
+
+    def __init__(self, connection: KafkaConnection, name: str) -> None:
+        self._connection = connection
+        self._name = name
+        self._producer: AIOKafkaProducer | None = None
+
+    async def __aenter__(self) -> Self:
+        self._producer = AIOKafkaProducer(
+            **self._connection.client_arguments(),
+            transactional_id=self._name,
+            transaction_timeout_ms=int(TRANSACTION_SECONDS * 1000),
+            acks="all",
+            max_request_size=MAX_REQUEST_BYTES,
+        )
+        try:
+            async with asyncio.timeout(OPEN_SECONDS):
+                await self._producer.start()
+        except (KafkaError, OSError, TimeoutError) as error:
+            await self._end()
+            raise self._explained(error) from error
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._end()
+
+    async def append(self, records: Sequence[OutboundRecord]) -> None:
+        """All records or none, in one transaction.
+
+        Raises StreamError when another process has taken the name, InputError for a record
+        that is larger than its topic takes, BrokerError when the outcome is unknown.
+        """
+        producer = self._producer
+        if producer is None:
+            raise BrokerError(f"{self._name}: the journal is not open")
+        try:
+            async with asyncio.timeout(TRANSACTION_SECONDS), producer.transaction():
+                sent: list[asyncio.Future[Any]] = []
+                for record in records:
+                    future = await producer.send(
+                        record.topic,
+                        value=record.value,
+                        key=record.key,
+                        headers=list(record.headers),
+                        timestamp_ms=record.timestamp_ms,
+                    )
+                    future.add_done_callback(retrieve)
+                    sent.append(future)
+                # A commit after a failed send would succeed without it.
+                await asyncio.gather(*sent)
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise self._explained(error) from error
+
+    async def _end(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await end_producer(producer)
+
+    def _explained(self, error: Exception) -> Exception:
+        if isinstance(error, (ProducerFenced, InvalidProducerEpoch)):
+            return StreamError(
+                f"{self._name}: another process has taken over; run one at a time per name"
+            )
+        if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
+            return InputError("a record is larger than its topic's max.message.bytes")
+        return BrokerError(
+            f"Kafka at {self._connection.bootstrap}: {type(error).__name__}: {error}"
+        )
+
+
+async def follow(
+    connection: KafkaConnection, ranges: Sequence[OffsetRange]
+) -> AsyncIterator[InboundRecord]:
+    """What is committed behind the ranges' ends, without an end. Raises BrokerError."""
+    consumer = AIOKafkaConsumer(
+        **connection.client_arguments(),
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+    )
+    try:
+        async with asyncio.timeout(FOLLOW_SECONDS):
+            await consumer.start()
+        consumer.assign([TopicPartition(item.topic, item.partition) for item in ranges])
+        for item in ranges:
+            consumer.seek(TopicPartition(item.topic, item.partition), item.end)
+        while True:
+            for records in (await consumer.getmany(timeout_ms=POLL_MS)).values():
+                for record in records:
+                    yield inbound(record)
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise BrokerError(
+            f"Kafka at {connection.bootstrap}: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        await consumer.stop()
+
+
+async def group_lag(connection: KafkaConnection, group: str, topics: Sequence[str]) -> int:
+    """Records of the topics that a consumer group has not committed yet.
+
+    Raises TopicError for a missing topic, BrokerError.
+    """
+    counts = await count_partitions(connection, topics)
+    partitions = [TopicPartition(name, k) for name in counts for k in range(counts[name])]
+    consumer = AIOKafkaConsumer(
+        **connection.client_arguments(), group_id=group, enable_auto_commit=False
+    )
+    try:
+        async with asyncio.timeout(FOLLOW_SECONDS):
+            await consumer.start()
+            starts = await consumer.beginning_offsets(partitions)
+            ends = await consumer.end_offsets(partitions)
+            committed = {item: await consumer.committed(item) for item in partitions}
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise BrokerError(
+            f"Kafka at {connection.bootstrap}: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        await consumer.stop()
+    return sum(max(0, ends[item] - max(committed[item] or 0, starts[item])) for item in partitions)
