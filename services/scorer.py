@@ -1,21 +1,35 @@
 """The scorer: interactions in; verdicts, coupled failures and review items out, exactly once.
 
+    listen ─► load bundles ─► reach Kafka ─► take active releases ─► dummy batch ─► process
+    /livez                                                           /readyz
+
 Never imports torch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from prometheus_client import CollectorRegistry
 
 from ares_stream import logs, topics
 from ares_stream.bundles import Bundle, load_bundle, refuse_shared_lineage
-from ares_stream.errors import AresError, SettingsError
+from ares_stream.errors import (
+    AresError,
+    BreakerOpen,
+    BrokerError,
+    BundleError,
+    DecodeError,
+    ScoringError,
+    SettingsError,
+    StreamError,
+)
 from ares_stream.events import Lane, Release, ReleaseState, Verdict
 from ares_stream.health import health_app, serve_health
 from ares_stream.metrics import ScorerMetrics
@@ -23,103 +37,250 @@ from ares_stream.scoring.handler import Input, Outputs, ScoringHandler
 from ares_stream.scoring.panel import Panel, ScoringConfig
 from ares_stream.settings import ProcessingSettings, Settings
 from ares_stream.statistics import Tally
+from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.contract import ProcessorPolicy
 from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.reader import follow_compacted, read_latest
+from ares_stream.streaming.records import InboundRecord
 from ares_stream.topics import topic_name
 
 LANES: Final[tuple[Lane, ...]] = ("production", "probe")
 RATE_SECONDS: Final = 5.0
 """How often the interval is computed: often enough for a scrape, rarely enough to be free."""
+RETRY_SECONDS: Final = 1.0
+BREAKER_SECONDS: Final = 120.0
+"""With the breaker open the process stays for at least one scrape, so that an alert sees it, and
+an orchestrator that restarts it at once does not feed a topic to the dead letters in portions."""
+
+T = TypeVar("T")
 
 
 async def run_scorer(settings: Settings) -> None:
     """Score until SIGTERM or SIGINT, then drain. Raises the AresError that ended it."""
-    log = logs.get("scorer")
-    metrics = ScorerMetrics(CollectorRegistry())
-    harm, reward = await _bundles(settings)
-    panel = Panel.open(
-        harm,
-        reward,
-        ScoringConfig(provider=settings.scorer.provider, threads=settings.scorer.threads),
-        metrics,
-    )
-    tally = Tally(settings.scorer.detection)
-
-    def on_verdict(verdict: Verdict, now: float) -> None:
-        tally.add(verdict)
-        metrics.on_verdict(verdict, now)
-
-    inputs = _inputs(settings)
-    processor = Processor(
-        settings.kafka,
-        service="scorer",
-        group=settings.scorer.group,
-        topics=[item.topic for item in inputs],
-        handler=ScoringHandler(
-            panel,
-            inputs=inputs,
-            outputs=_outputs(settings),
-            policy=settings.scorer.detection,
-            limits=settings.scorer.limits,
-            review_sample=settings.scorer.review_sample,
-            on_verdict=on_verdict,
-        ),
-        deadletter_topic=topic_name(settings.topic_prefix, topics.DEADLETTERS),
-        id_prefix=settings.topic_prefix,
-        policy=processor_policy(settings.scorer.processing),
-        observer=metrics,
-        group_instance_id=settings.scorer.instance,
-    )
-    warm = False
-    stopping = False
-
-    def missing() -> str | None:
-        if not warm:
-            return "the models have not scored a first batch yet"
-        return "draining" if stopping else None
-
-    def stop() -> None:
-        nonlocal stopping
-        stopping = True
-        log.info("draining")
-        processor.stop()
-
+    service = _Scorer(settings)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    try:
-        app = health_app(metrics.registry, missing)
-        async with serve_health(app, settings.http.host, settings.http.port) as port:
+        loop.add_signal_handler(number, service.stop)
+    app = health_app(service.metrics.registry, service.missing)
+    async with serve_health(app, settings.http.host, settings.http.port) as port:
+        service.log.info("listening", port=port)
+        try:
+            await service.run()
+        finally:
+            service.log.info("stopped")
+
+
+class _Scorer:
+    """One life of the service, from its first bundle to its last commit."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.log = logs.get("scorer")
+        self.metrics = ScorerMetrics(CollectorRegistry())
+        self._settings = settings
+        self._tally = Tally(settings.scorer.detection)
+        self._bundles: dict[str, Bundle] = {}
+        self._processor: Processor | None = None
+        self._stopping = asyncio.Event()
+        self._missing: str | None = "the models are loading"
+
+    def missing(self) -> str | None:
+        """What /readyz says is missing; None when nothing is."""
+        return "draining" if self._stopping.is_set() else self._missing
+
+    def stop(self) -> None:
+        """Commit what is in flight, then end. Safe in a signal handler."""
+        self.log.info("draining")
+        self._stopping.set()
+        if self._processor is not None:
+            self._processor.stop()
+
+    async def run(self) -> None:
+        """Everything between the first request to /livez and the end."""
+        panel = await self._unless_stopped(self._start())
+        if panel is None:
+            return
+        try:
+            await self._process(panel)
+        except BreakerOpen as error:
+            self._missing = str(error)
+            self.log.error("breaker open", error=str(error))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BREAKER_SECONDS):
+                    await self._stopping.wait()
+            raise
+        finally:
+            await panel.aclose()
+
+    async def _unless_stopped(self, coroutine: Coroutine[Any, Any, T]) -> T | None:
+        """The coroutine's result, or None when `stop` comes first."""
+        work = asyncio.create_task(coroutine)
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else None
+        finally:
+            for task in (work, stop):
+                task.cancel()
+            await asyncio.gather(work, stop, return_exceptions=True)
+
+    # Start
+
+    async def _start(self) -> Panel:
+        """Models that have scored a dummy, and a Kafka that has every topic."""
+        scorer = self._settings.scorer
+        harm, reward = await asyncio.to_thread(_configured, self._settings)
+        self._missing = f"waiting for Kafka at {self._settings.kafka.bootstrap}"
+        await self._reach_kafka()
+        if scorer.follow_releases:
+            active, key = await self._active_releases(), scorer.public_key
+            harm = [await asyncio.to_thread(_newest, bundle, active, key) for bundle in harm]
+            reward = await asyncio.to_thread(_newest, reward, active, key)
+        if not scorer.allow_shared_lineage:
+            refuse_shared_lineage(harm, reward)
+        self._missing = "the models have not scored a first batch yet"
+        config = ScoringConfig(provider=scorer.provider, threads=scorer.threads)
+        panel = await asyncio.to_thread(Panel.open, harm, reward, config, self.metrics)
+        try:
             await panel.warm_up()
-            warm = True
-            metrics.on_releases(panel.releases)
-            metrics.on_providers(panel.providers)
-            log.info("ready", port=port, releases=dict(panel.releases), **_providers(panel))
-            await _process(settings, processor, panel, metrics, tally)
-    finally:
-        await panel.aclose()
-        log.info("stopped")
+        except ScoringError as error:
+            await panel.aclose()
+            raise BundleError(f"no use of these bundles: the first score failed: {error}") from None
+        self._bundles = {bundle.manifest.name: bundle for bundle in (*harm, reward)}
+        return panel
 
-
-async def _process(
-    settings: Settings, processor: Processor, panel: Panel, metrics: ScorerMetrics, tally: Tally
-) -> None:
-    """Process; beside it follow releases and show the rate. Ends when processing ends."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            beside = [tasks.create_task(_show_rates(metrics, tally), name="rates")]
-            if settings.scorer.follow_releases:
-                beside.append(
-                    tasks.create_task(_follow_releases(settings, panel, metrics), name="releases")
-                )
+    async def _reach_kafka(self) -> None:
+        """Wait for a broker that is not there yet. A missing topic is an error at once."""
+        wanted = [item.topic for item in _inputs(self._settings)]
+        wanted += [*_outputs(self._settings).all, _deadletters(self._settings)]
+        if self._settings.scorer.follow_releases:
+            wanted.append(self._releases)
+        deadline = time.monotonic() + self._settings.scorer.start_seconds
+        while True:
+            left = max(1.0, deadline - time.monotonic())
             try:
-                await processor.run()
-            finally:
-                for task in beside:
-                    task.cancel()
-    except BaseExceptionGroup as group:
-        raise _first(group) from group
+                await count_partitions(self._settings.kafka, wanted, seconds=left)
+                return
+            except BrokerError as error:
+                if time.monotonic() + RETRY_SECONDS > deadline:
+                    raise
+                self.log.warning("waiting for Kafka", error=str(error))
+            await asyncio.sleep(RETRY_SECONDS)
+
+    @property
+    def _releases(self) -> str:
+        return topic_name(self._settings.topic_prefix, topics.RELEASES)
+
+    async def _active_releases(self) -> dict[str, Release]:
+        latest = await read_latest(self._settings.kafka, self._releases)
+        releases = [self._release(record) for record in latest.values()]
+        return {item.model: item for item in releases if item and item.state is ReleaseState.ACTIVE}
+
+    def _release(self, record: InboundRecord) -> Release | None:
+        """The release that a record announces, if it can be read and announces one."""
+        if record.value is None:
+            return None
+        try:
+            return Release.decode(record.value)
+        except DecodeError as error:
+            self._refuse(record.offset, error)
+            return None
+
+    def _refuse(self, offset: int, error: AresError) -> None:
+        self.metrics.swap_failures.inc()
+        self.log.error("release refused", offset=offset, error=str(error))
+
+    # Processing
+
+    async def _process(self, panel: Panel) -> None:
+        """Process; beside it follow releases and show the rate. Ends when processing ends."""
+        self._processor = self._make_processor(panel)
+        if self._stopping.is_set():
+            return
+        self._missing = None
+        self.metrics.on_releases(panel.releases)
+        self.metrics.on_providers(panel.providers)
+        self.log.info("ready", releases=dict(panel.releases), providers=dict(panel.providers))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                beside = [tasks.create_task(self._show_rates(), name="rates")]
+                if self._settings.scorer.follow_releases:
+                    following = self._follow_releases(panel)
+                    beside.append(tasks.create_task(following, name="releases"))
+                try:
+                    await self._processor.run()
+                finally:
+                    for task in beside:
+                        task.cancel()
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+
+    def _make_processor(self, panel: Panel) -> Processor:
+        settings = self._settings
+        inputs, outputs = _inputs(settings), _outputs(settings)
+        return Processor(
+            settings.kafka,
+            service="scorer",
+            group=settings.scorer.group,
+            topics=[item.topic for item in inputs],
+            handler=ScoringHandler(
+                panel,
+                inputs=inputs,
+                outputs=outputs,
+                policy=settings.scorer.detection,
+                limits=settings.scorer.limits,
+                review_sample=settings.scorer.review_sample,
+                on_verdict=self._on_verdict,
+            ),
+            deadletter_topic=_deadletters(settings),
+            output_topics=outputs.all,
+            id_prefix=settings.topic_prefix,
+            policy=processor_policy(settings.scorer.processing),
+            observer=self.metrics,
+            group_instance_id=settings.scorer.instance,
+        )
+
+    def _on_verdict(self, verdict: Verdict, now: float) -> None:
+        self._tally.add(verdict)
+        self.metrics.on_verdict(verdict, now)
+
+    async def _show_rates(self) -> None:
+        while True:
+            for lane in LANES:
+                self.metrics.on_rate(lane, self._tally.rate(lane))
+            await asyncio.sleep(RATE_SECONDS)
+
+    async def _follow_releases(self, panel: Panel) -> None:
+        """Swap in what the releases topic announces. A release that cannot be used is logged
+        and counted, and the scorer goes on with what it has: a bad release must not stop the
+        stream, and neither must a broker that is away for a while."""
+        while True:
+            try:
+                async for record in follow_compacted(self._settings.kafka, self._releases):
+                    release = self._release(record)
+                    if release is not None and _concerns(release, panel.releases):
+                        await self._swap(panel, release, record.offset)
+            except StreamError as error:
+                if not error.retryable:
+                    raise
+                self.log.warning("releases are not followed", error=str(error))
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _swap(self, panel: Panel, release: Release, offset: int) -> None:
+        try:
+            bundle = await asyncio.to_thread(_released, release, self._settings.scorer.public_key)
+            bundles = {**self._bundles, bundle.manifest.name: bundle}
+            if not self._settings.scorer.allow_shared_lineage:
+                judges = [item for item in bundles.values() if item.manifest.kind == "harm"]
+                rewards = [item for item in bundles.values() if item.manifest.kind == "reward"]
+                refuse_shared_lineage(judges, rewards[0])
+            await panel.swap(bundle)
+        except AresError as error:
+            self._refuse(offset, error)
+            return
+        self._bundles = bundles
+        self.metrics.swaps.labels(release.model).inc()
+        self.metrics.on_releases(panel.releases)
+        self.log.info("release swapped", model=release.model, digest=release.digest)
 
 
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:
@@ -129,58 +290,8 @@ def _first(group: BaseExceptionGroup[Any]) -> BaseException:
     return error
 
 
-async def _show_rates(metrics: ScorerMetrics, tally: Tally) -> None:
-    while True:
-        await asyncio.sleep(RATE_SECONDS)
-        for lane in LANES:
-            metrics.on_rate(lane, tally.rate(lane))
-
-
-async def _follow_releases(settings: Settings, panel: Panel, metrics: ScorerMetrics) -> None:
-    """Swap in what the releases topic announces. A release that cannot be used is logged and
-    counted, and the scorer goes on with what it has: a bad release must not stop the stream."""
-    log = logs.get("scorer")
-    topic = topic_name(settings.topic_prefix, topics.RELEASES)
-    async for record in follow_compacted(settings.kafka, topic):
-        if record.value is None:
-            continue
-        try:
-            release = Release.decode(record.value)
-            if not _concerns(release, panel.releases):
-                continue
-            await panel.swap(_released(release))
-        except AresError as error:
-            metrics.swap_failures.inc()
-            log.error("release refused", offset=record.offset, error=str(error))
-            continue
-        metrics.swaps.labels(release.model).inc()
-        metrics.on_releases(panel.releases)
-        log.info("release swapped", model=release.model, digest=release.digest)
-
-
-def _concerns(release: Release, in_use: Mapping[str, str]) -> bool:
-    return (
-        release.state is ReleaseState.ACTIVE
-        and release.kind != "policy"
-        and release.model in in_use
-        and in_use[release.model] != release.digest
-    )
-
-
-def _released(release: Release) -> Bundle:
-    if release.kind == "policy":
-        raise SettingsError(f"release {release.model} is a policy; a scorer runs judges and RMs")
-    bundle = load_bundle(Path(release.uri.removeprefix("file://")), release.kind)
-    if bundle.digest != release.digest:
-        raise SettingsError(
-            f"release {release.model}: {release.uri} has digest {bundle.digest[:12]}, "
-            f"the release names {release.digest[:12]}"
-        )
-    return bundle
-
-
-async def _bundles(settings: Settings) -> tuple[Sequence[Bundle], Bundle]:
-    """The configured bundles, or the active releases of the same names where there are any."""
+def _configured(settings: Settings) -> tuple[Sequence[Bundle], Bundle]:
+    """The bundles that the settings name."""
     scorer = settings.scorer
     if not scorer.harm:
         raise SettingsError(
@@ -192,30 +303,41 @@ async def _bundles(settings: Settings) -> tuple[Sequence[Bundle], Bundle]:
             "scorer.reward: no reward model; name a bundle of kind reward "
             "(ARES_SCORER__REWARD=/models/reward)"
         )
-    harm = [load_bundle(path, "harm") for path in scorer.harm]
-    reward = load_bundle(scorer.reward, "reward")
-    if scorer.follow_releases:
-        latest = await read_latest(
-            settings.kafka, topic_name(settings.topic_prefix, topics.RELEASES)
-        )
-        active = {
-            release.model: release
-            for record in latest.values()
-            if record.value is not None
-            and (release := Release.decode(record.value)).state is ReleaseState.ACTIVE
-        }
-        harm = [_newest(bundle, active) for bundle in harm]
-        reward = _newest(reward, active)
-    if not scorer.allow_shared_lineage:
-        refuse_shared_lineage(harm, reward)
-    return harm, reward
+    harm = [load_bundle(path, "harm", scorer.public_key) for path in scorer.harm]
+    return harm, load_bundle(scorer.reward, "reward", scorer.public_key)
 
 
-def _newest(bundle: Bundle, active: Mapping[str, Release]) -> Bundle:
+def _newest(bundle: Bundle, active: Mapping[str, Release], public_key: Path | None) -> Bundle:
+    """The active release of the bundle's name, where there is another one."""
     release = active.get(bundle.manifest.name)
     if release is None or release.kind != bundle.manifest.kind or release.digest == bundle.digest:
         return bundle
-    return _released(release)
+    return _released(release, public_key)
+
+
+def _concerns(release: Release, in_use: Mapping[str, str]) -> bool:
+    return (
+        release.state is ReleaseState.ACTIVE
+        and release.kind != "policy"
+        and release.model in in_use
+        and in_use[release.model] != release.digest
+    )
+
+
+def _released(release: Release, public_key: Path | None) -> Bundle:
+    if release.kind == "policy":
+        raise SettingsError(f"release {release.model} is a policy; a scorer runs judges and RMs")
+    bundle = load_bundle(Path(release.uri.removeprefix("file://")), release.kind, public_key)
+    if bundle.digest != release.digest:
+        raise BundleError(
+            f"release {release.model}: {release.uri} has digest {bundle.digest[:12]}, "
+            f"the release names {release.digest[:12]}"
+        )
+    if bundle.manifest.name != release.model:
+        raise BundleError(
+            f"release {release.model}: {release.uri} is a bundle named {bundle.manifest.name}"
+        )
+    return bundle
 
 
 def _inputs(settings: Settings) -> list[Input]:
@@ -237,6 +359,10 @@ def _outputs(settings: Settings) -> Outputs:
     )
 
 
+def _deadletters(settings: Settings) -> str:
+    return topic_name(settings.topic_prefix, topics.DEADLETTERS)
+
+
 def processor_policy(settings: ProcessingSettings) -> ProcessorPolicy:
     """The processor's policy from the settings."""
     return ProcessorPolicy(
@@ -247,7 +373,3 @@ def processor_policy(settings: ProcessingSettings) -> ProcessorPolicy:
         commit_seconds=settings.commit_milliseconds / 1000,
         drain_seconds=settings.drain_seconds,
     )
-
-
-def _providers(panel: Panel) -> dict[str, str]:
-    return {f"provider_{name}": provider for name, provider in panel.providers.items()}

@@ -58,6 +58,11 @@ class Outputs:
     repair: str
     review: str
 
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every one of them."""
+        return (self.verdicts, self.repair, self.review)
+
 
 def sampled_for_review(verdict: str, share: float) -> bool:
     """Whether a verdict is among the `share` that people see whatever it says.

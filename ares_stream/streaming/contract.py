@@ -36,7 +36,7 @@ class ProcessorPolicy:
     drain_seconds: float = 25.0
     fetch_bytes: int = 8 << 20
     partition_fetch_bytes: int = 4 << 20
-    """At least the topics' max.message.bytes, or a large record stops its partition."""
+    """A larger record comes too, alone (KIP-74)."""
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
 
 

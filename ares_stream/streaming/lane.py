@@ -46,8 +46,9 @@ epoch, so the producer is replaced, which starts a new epoch."""
 MAX_REOPENINGS: Final = 5
 """In a row without a commit between them; then the whole session starts anew."""
 REOPEN_PAUSE_SECONDS: Final = 0.2
-HEADROOM_BYTES: Final = 1 << 20
-"""A dead letter is its record plus headers: the producer takes what the consumer could read."""
+MAX_REQUEST_BYTES: Final = 100 << 20
+"""A broker's own limit on a request: what is too large for a topic, the topic says. A producer
+with a limit below it would refuse the dead letter of a record that was read."""
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 _FORBIDDEN = (
@@ -218,7 +219,7 @@ class Lane:
             transactional_id=self._id,
             transaction_timeout_ms=int(self._policy.transaction_seconds * 1000),
             acks="all",
-            max_request_size=self._policy.partition_fetch_bytes + HEADROOM_BYTES,
+            max_request_size=MAX_REQUEST_BYTES,
         )
         async with asyncio.timeout(OPEN_SECONDS):
             await self._producer.start()
