@@ -1,0 +1,302 @@
+"""The two models under repair, each with its own tokenizer and a low-rank adapter.
+
+Any Hugging Face causal LM and any sequence classifier with one output. Weights are float32.
+A conversation becomes tokens by the tokenizer's chat template, or else as lines of text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ares_stream.errors import RepairError
+from ares_stream.events import Message
+from ares_stream.repair.recipe import Lora
+from ares_stream.training.encoder import quiet_transformers
+
+_INFERENCE_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids; those from `start` on are the answer with its end token. `segments` as BERT's."""
+
+    ids: tuple[int, ...]
+    start: int
+    segments: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """ids, attention and segments (rows, tokens); answer (rows, tokens - 1): 1 where token
+    t + 1 belongs to the answer."""
+
+    ids: Tensor
+    attention: Tensor
+    segments: Tensor
+    answer: Tensor
+
+    def __getitem__(self, rows: slice) -> Batch:
+        """Some rows, of the same width."""
+        return Batch(self.ids[rows], self.attention[rows], self.segments[rows], self.answer[rows])
+
+
+class Adapted:
+    """What both sides share: base, tokenizer, adapter, collation."""
+
+    runner: Any
+    """What computes: the network, or what accelerate wrapped around it."""
+
+    def __init__(self, network: Any, tokenizer: Any, max_length: int) -> None:
+        self.network = self.runner = network
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(iter(self.network.parameters())).device  # type: ignore[no-any-return]
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by name."""
+        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter in PEFT's format (safetensors)."""
+        self.network.save_pretrained(str(folder), safe_serialization=True)
+
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        """Pad on the right."""
+        width = max(len(row.ids) for row in rows)
+        ids = torch.full((len(rows), width), int(self.tokenizer.pad_token_id))
+        attention = torch.zeros(len(rows), width, dtype=torch.long)
+        segments = torch.zeros(len(rows), width, dtype=torch.long)
+        answer = torch.zeros(len(rows), width - 1)
+        for place, row in enumerate(rows):
+            ids[place, : len(row.ids)] = torch.tensor(row.ids)
+            attention[place, : len(row.ids)] = 1
+            segments[place, : len(row.segments)] = torch.tensor(row.segments, dtype=torch.long)
+            answer[place, row.start - 1 : len(row.ids) - 1] = 1
+        return Batch(*(part.to(self.device) for part in (ids, attention, segments, answer)))
+
+    @contextlib.contextmanager
+    def before_repair(self) -> Iterator[None]:
+        """The model as it was, without gradient."""
+        with torch.no_grad(), self.network.disable_adapter():
+            yield
+
+    def _fit(self, prefix: list[int], answer: list[int]) -> Encoded:
+        # A prompt too long keeps its end: the question is there. An answer keeps its beginning.
+        answer = answer[: self.max_length - 1]
+        prefix = prefix[-(self.max_length - len(answer)) :]
+        return Encoded((*prefix, *answer), len(prefix))
+
+
+class PolicyModel(Adapted):
+    """A causal language model under repair."""
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The conversation up to where the answer begins."""
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        if self.tokenizer.chat_template:
+            text = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True
+            )
+        else:
+            text = "\n".join(turn["content"] for turn in turns) + "\n"
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids or [int(self.tokenizer.pad_token_id)]
+
+    def encode(self, messages: Sequence[Message], answer: str) -> Encoded:
+        """Prompt, answer and end token, cut to `max_length`."""
+        ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        return self._fit(self.prompt_ids(messages), [*ids, int(self.tokenizer.eos_token_id)])
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(rows, tokens, vocabulary)."""
+        found: Tensor = self.runner(
+            input_ids=batch.ids, attention_mask=batch.attention, use_cache=False
+        ).logits
+        return found
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        seed: int,
+        length: int,
+        temperature: float = 0.0,
+    ) -> list[str]:
+        """One answer per prompt; temperature 0 is greedy. The same seed samples the same."""
+        options: dict[str, Any] = {"do_sample": False}
+        if temperature:
+            options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        rows = [self.prompt_ids(messages)[-self.max_length :] for messages in prompts]
+        pad = int(self.tokenizer.pad_token_id)
+        answers: list[str] = []
+        self.network.eval()
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for start in range(0, len(rows), _INFERENCE_ROWS):
+                part = rows[start : start + _INFERENCE_ROWS]
+                width = max(len(row) for row in part)
+                ids = torch.tensor([[pad] * (width - len(row)) + row for row in part])
+                mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in part])
+                output = self.network.generate(
+                    input_ids=ids.to(self.device),
+                    attention_mask=mask.to(self.device),
+                    max_new_tokens=length,
+                    pad_token_id=pad,
+                    eos_token_id=int(self.tokenizer.eos_token_id),
+                    **options,
+                )
+                answers += self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        return [answer.strip() for answer in answers]
+
+
+class RewardModel(Adapted):
+    """A sequence classifier with one output under repair."""
+
+    def __init__(self, network: Any, tokenizer: Any, max_length: int) -> None:
+        super().__init__(network, tokenizer, max_length)
+        self.runner = _Score(network)
+
+    def encode(self, messages: Sequence[Message], answer: str) -> Encoded:
+        """The conversation with its answer, cut to `max_length`."""
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        if self.tokenizer.chat_template:
+            text = self.tokenizer.apply_chat_template(
+                [*turns, {"role": "assistant", "content": answer}], tokenize=False
+            )
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return Encoded(tuple(ids[-self.max_length :]), 1)
+        pair = self.tokenizer(
+            "\n".join(turn["content"] for turn in turns),
+            answer,
+            truncation="longest_first",
+            max_length=self.max_length,
+        )
+        return Encoded(tuple(pair["input_ids"]), 1, tuple(pair.get("token_type_ids", ())))
+
+    def scores(self, batch: Batch) -> Tensor:
+        """(rows,) in the model's own units, with gradient."""
+        found: Tensor = self.runner(batch.ids, batch.attention, batch.segments)
+        return found.float()
+
+    def score(self, rows: Sequence[Encoded]) -> Tensor:
+        """(rows,) without gradient, in the order of the rows, on the CPU."""
+        order = sorted(range(len(rows)), key=lambda place: len(rows[place].ids))
+        found = torch.zeros(len(rows))
+        self.network.eval()
+        with torch.no_grad():
+            for start in range(0, len(order), _INFERENCE_ROWS):
+                places = order[start : start + _INFERENCE_ROWS]
+                batch = self.collate([rows[place] for place in places])
+                found[places] = self.scores(batch).cpu()
+        return found
+
+
+class _Score(nn.Module):
+    """One score per row: decoders are read at the last token of the mask, as the export does.
+
+    transformers looks for the pad token instead, which may be a token of the text.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        config = network.get_base_model().config
+        self._segments = getattr(config, "type_vocab_size", 0) > 1
+
+    def forward(self, ids: Tensor, attention: Tensor, segments: Tensor) -> Tensor:
+        base = self.network.get_base_model()
+        inputs = {"input_ids": ids, "attention_mask": attention}
+        if self._segments:
+            inputs["token_type_ids"] = segments
+        if not hasattr(base, "score"):
+            found: Tensor = self.network(**inputs).logits
+            return found[:, 0]
+        hidden = base.base_model(**inputs, use_cache=False).last_hidden_state
+        last = attention.sum(1) - 1
+        scored: Tensor = base.score(hidden[torch.arange(len(ids), device=ids.device), last])
+        return scored[:, 0]
+
+
+def load_policy(
+    path: Path, lora: Lora, *, seed: int, max_length: int, adapter: Path | None = None
+) -> PolicyModel:
+    """Load a causal LM and put a new adapter on it; one in `adapter` is merged into it first.
+
+    Raises RepairError when the folder holds no such model or the adapter is of another one.
+    """
+    from transformers import AutoModelForCausalLM
+
+    base, tokenizer = _load(AutoModelForCausalLM, path, adapter)
+    if tokenizer.eos_token_id is None:
+        raise RepairError(f"{path}: the tokenizer has no end token; answers could not end")
+    return PolicyModel(_with_lora(base, lora, seed, "CAUSAL_LM", path), tokenizer, max_length)
+
+
+def load_reward(
+    path: Path, lora: Lora, *, seed: int, max_length: int, adapter: Path | None = None
+) -> RewardModel:
+    """Load a sequence classifier with one output, as `load_policy`. Its head trains in full."""
+    from transformers import AutoModelForSequenceClassification
+
+    base, tokenizer = _load(AutoModelForSequenceClassification, path, adapter)
+    if base.config.num_labels != 1:
+        raise RepairError(f"{path}: a reward model has 1 output, this has {base.config.num_labels}")
+    return RewardModel(_with_lora(base, lora, seed, "SEQ_CLS", path), tokenizer, max_length)
+
+
+def _load(kind: Any, path: Path, adapter: Path | None) -> tuple[Any, Any]:
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    if not path.is_dir():
+        raise RepairError(f"{path}: no such folder; name one that holds a Hugging Face model")
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+            model = kind.from_pretrained(
+                str(path), trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+            )
+    except (OSError, ValueError) as error:
+        raise RepairError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    if adapter is not None:
+        try:
+            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RepairError(f"{adapter}: is no adapter of {path}: {reason}") from None
+    return model, tokenizer
+
+
+def _with_lora(base: Any, lora: Lora, seed: int, task: str, path: Path) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    head = ["score", "classifier"]
+    config = LoraConfig(
+        task_type=task,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules=targets,
+        modules_to_save=[name for name in head if hasattr(base, name)] or None
+        if task == "SEQ_CLS"
+        else None,
+    )
+    torch.manual_seed(seed)
+    try:
+        return get_peft_model(base, config)
+    except ValueError as error:
+        raise RepairError(f"{path}: lora.targets: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,408 @@
+"""Fine-tuning of policy and reward model on one plan, by one of five methods.
+
+    none            neither model changes
+    baseline_rlhf   more reinforcement learning against the reward model as it is
+    policy_only     the policy's loss on the failures; the reward model as it is
+    two_stage       the reward model first, by Bradley-Terry; then the policy, then
+                    reinforcement learning against the new reward model
+    joint           both at once, coupled; then reinforcement learning against the new
+                    reward model
+
+All read the same plan, in the same order, with the same adapters and batches. A method gives
+each model that it trains the same number of updates: `policy_only` spends the steps of the
+reinforcement learning, which its reward model would misguide, on further supervised ones.
+
+Everything random is a function of (seed, phase, step), so a run that was killed goes on from
+its last checkpoint to the same adapters.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ares_stream.errors import RepairError
+from ares_stream.events import Message
+from ares_stream.repair import losses
+from ares_stream.repair.models import Adapted, Encoded, PolicyModel, RewardModel
+from ares_stream.repair.plan import Plan
+from ares_stream.repair.recipe import Method, Recipe
+from ares_stream.repair.reinforce import Scale, policy_gradient, roll_out
+
+Progress = Callable[[str, int, int], None]
+"""Called with stage, steps done and steps in all."""
+Phase = Literal["rlhf", "policy", "reward", "joint", "reinforce"]
+
+_CLIP = 1.0
+_WARM_UP = 0.05
+_FINAL_RATE = 0.1
+_MANIFEST = "checkpoint.json"
+
+
+def phases(recipe: Recipe) -> tuple[tuple[Phase, int], ...]:
+    """What a method does, with the number of steps of each phase."""
+    supervised, reinforced = recipe.steps, recipe.reinforce.steps
+    by_method: dict[Method, tuple[tuple[Phase, int], ...]] = {
+        "none": (),
+        "baseline_rlhf": (("rlhf", reinforced),),
+        "policy_only": (("policy", supervised + reinforced),),
+        "two_stage": (
+            ("reward", supervised),
+            ("policy", supervised),
+            ("reinforce", reinforced),
+        ),
+        "joint": (("joint", supervised), ("reinforce", reinforced)),
+    }
+    return tuple((name, steps) for name, steps in by_method[recipe.method] if steps)
+
+
+class Trainer:
+    """Trains the adapters of `policy` and `reward` in place.
+
+    `checkpoints` is where state is kept; None keeps none. Raises RepairError for a plan without
+    benign replay or when a loss is no number.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyModel,
+        reward: RewardModel,
+        plan: Plan,
+        recipe: Recipe,
+        *,
+        checkpoints: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        from accelerate import Accelerator
+
+        if not plan.replay.benign:
+            raise RepairError(
+                f"plan {plan.id}: no benign replay; without it the policy learns to refuse all"
+            )
+        self._recipe = recipe
+        self._plan = plan
+        self._checkpoints = checkpoints
+        self._progress = progress
+        self._accelerator = Accelerator()
+        self.policy, self.reward = policy, reward
+        for side in (policy, reward):
+            side.network.to(self._accelerator.device)
+            if self._accelerator.num_processes > 1:
+                side.runner = self._accelerator.prepare_model(side.runner)
+        self._optimizers = {
+            "policy": _optimizer(policy, recipe.policy_lora.learning_rate),
+            "reward": _optimizer(reward, recipe.reward_lora.learning_rate),
+        }
+        self._encode()
+        self._measure()
+
+    def train(self) -> None:
+        """Run every phase, from the newest checkpoint of the same plan and recipe if any."""
+        every = phases(self._recipe)
+        at_phase, at_step = self._resume()
+        for index, (phase, steps) in enumerate(every):
+            if index < at_phase:
+                continue
+            for step in range(at_step if index == at_phase else 0, steps):
+                self._set_rates(phase, step, steps)
+                self._step(phase, step)
+                if self._progress is not None:
+                    self._progress(phase, step + 1, steps)
+                if (step + 1) % self._recipe.checkpoint_every == 0 or step + 1 == steps:
+                    self._save(index, step + 1)
+
+    # Data
+
+    def _encode(self) -> None:
+        plan = self._plan
+        self._weights = torch.tensor([sample.weight for sample in plan.train])
+        replay = (*plan.replay.benign, *plan.replay.over_refusal)
+        self._policy_rows = {
+            "safe": [self.policy.encode(s.prompt_messages, s.safe) for s in plan.train],
+            "harmful": [self.policy.encode(s.prompt_messages, s.harmful) for s in plan.train],
+            "benign": [self.policy.encode(s.messages, s.response) for s in plan.replay.benign],
+            "over_refusal": [
+                self.policy.encode(s.messages, s.response) for s in plan.replay.over_refusal
+            ],
+        }
+        self._reward_rows = {
+            "safe": [self.reward.encode(s.prompt_messages, s.safe) for s in plan.train],
+            "harmful": [self.reward.encode(s.prompt_messages, s.harmful) for s in plan.train],
+            "replay": [self.reward.encode(s.messages, s.response) for s in replay],
+            "chosen": [self.reward.encode(s.messages, s.chosen) for s in plan.replay.validated],
+            "rejected": [self.reward.encode(s.messages, s.rejected) for s in plan.replay.validated],
+        }
+        failures: list[Sequence[Message]] = [s.prompt_messages for s in plan.train]
+        benign: list[Sequence[Message]] = [s.messages for s in replay]
+        self._prompts = {"failures": failures, "benign": benign}
+
+    def _measure(self) -> None:
+        """What the models say before the repair: anchors, scale, reference likelihoods."""
+        with self.reward.before_repair():
+            replay, chosen, rejected = (
+                self.reward.score(self._reward_rows[name])
+                for name in ("replay", "chosen", "rejected")
+            )
+        frozen = torch.cat([replay, chosen, rejected])
+        threshold = self._recipe.reward_threshold
+        if threshold is None:
+            threshold = float(replay[: len(self._plan.replay.benign)].median())
+        mean, sd = float(frozen.mean()), float(frozen.std())
+        if not sd > 0:
+            raise RepairError("reward: gives every replayed answer the same score; nothing to hold")
+        self.scale = Scale(mean, sd, (threshold - mean) / sd)
+        # A pair that the model ranks wrongly is a failure of it, and no score to hold on to.
+        right = chosen > rejected
+        rows = self._reward_rows
+        kept = [i for i, ok in enumerate(right.tolist()) if ok]
+        self._anchor_rows = [
+            *rows["replay"],
+            *(rows["chosen"][i] for i in kept),
+            *(rows["rejected"][i] for i in kept),
+        ]
+        self._anchor_scores = self.scale(torch.cat([replay, chosen[right], rejected[right]]))
+        self._reference = self._log_probabilities(self._policy_rows["harmful"])
+        floor = self._recipe.policy_loss.floor
+        vocabulary = self.policy.network.get_base_model().config.vocab_size
+        self._floor = losses.uniform_floor(vocabulary) if floor is None else floor
+
+    def _log_probabilities(self, rows: Sequence[Encoded]) -> Tensor:
+        """Mean log-probability per token of each answer, before the repair."""
+        found = []
+        with self.policy.before_repair():
+            for start in range(0, len(rows), self._recipe.batch):
+                batch = self.policy.collate(rows[start : start + self._recipe.batch])
+                each = losses.token_log_probabilities(self.policy.logits(batch), batch.ids)
+                found.append(losses.row_means(each, batch.answer).cpu())
+        return torch.cat(found)
+
+    # Steps
+
+    def _step(self, phase: Phase, step: int) -> None:
+        recipe = self._recipe
+        salt = ("rlhf", "policy", "reward", "joint", "reinforce").index(phase)
+        if phase == "reinforce":
+            step += recipe.steps  # goes on where the supervised steps left the failures
+        size = min(recipe.batch, len(self._plan.train))
+        picked = self._picks(len(self._plan.train), size, step, "failures")
+        trained: list[str] = []
+        terms: list[Tensor] = []
+        coupled = None
+        if phase in ("reward", "joint"):
+            term, coupled = self._reward_terms(picked, step, joint=phase == "joint")
+            terms.append(term)
+            trained.append("reward")
+        if phase in ("policy", "joint", "reinforce"):
+            terms.append(self._policy_terms(picked, step, coupled if phase == "joint" else None))
+            trained.append("policy")
+        if phase in ("rlhf", "reinforce"):
+            terms.append(self._reinforce_terms(step, salt, with_kl=phase == "rlhf"))
+            trained.append("policy")
+        loss = torch.stack(terms).sum()
+        if not torch.isfinite(loss):
+            raise RepairError(f"{phase}: step {step}: the loss is no number; lower learning_rate")
+        for name in dict.fromkeys(trained):
+            self._optimizers[name].zero_grad()
+        self._accelerator.backward(loss)
+        for name in dict.fromkeys(trained):
+            side: Adapted = self.policy if name == "policy" else self.reward
+            torch.nn.utils.clip_grad_norm_(list(side.trainable().values()), _CLIP)
+            self._optimizers[name].step()
+
+    def _reward_terms(self, picked: list[int], step: int, *, joint: bool) -> tuple[Tensor, Tensor]:
+        recipe, rows, scale = self._recipe, self._reward_rows, self.scale
+        pairs = self._picks(len(rows["chosen"]), recipe.replay, step, "validated")
+        held = self._picks(len(self._anchor_rows), 2 * recipe.replay, step, "anchor")
+        batch = self.reward.collate(
+            [
+                *(rows["safe"][i] for i in picked),
+                *(rows["harmful"][i] for i in picked),
+                *(rows["chosen"][i] for i in pairs),
+                *(rows["rejected"][i] for i in pairs),
+                *((self._anchor_rows[i] for i in held) if joint else ()),
+            ]
+        )
+        self.reward.runner.train()
+        scores = scale(self.reward.scores(batch))
+        counts = [len(picked)] * 2 + [len(pairs)] * 2 + [len(held) if joint else 0]
+        safe, harmful, chosen, rejected, anchored = torch.split(scores, counts)
+        weights = self._weights[picked].to(scores.device)
+        even = torch.ones_like(chosen)
+        if not joint:
+            loss = losses.bradley_terry(safe, harmful, weights)
+            if pairs:
+                loss = loss + losses.bradley_terry(chosen, rejected, even)
+            return loss, torch.ones_like(weights)
+        term = recipe.reward_loss
+        limits = {"margin": term.margin, "threshold": scale.threshold, "slack": term.slack}
+        loss = losses.reward_hinge(safe, harmful, weights, **limits)
+        if pairs:
+            ranking = torch.relu(term.margin - (chosen - rejected)).mean()
+            loss = loss + term.validated * ranking
+        wanted = self._anchor_scores[held].to(scores.device)
+        loss = loss + term.anchor * losses.anchor(anchored, wanted)
+        coupled = losses.coupling(
+            safe, harmful, threshold=scale.threshold, strength=recipe.policy_loss.coupling
+        )
+        return loss, coupled
+
+    def _policy_terms(self, picked: list[int], step: int, coupled: Tensor | None) -> Tensor:
+        recipe, rows, term = self._recipe, self._policy_rows, self._recipe.policy_loss
+        kept = [
+            rows[kind][i]
+            for kind in ("benign", "over_refusal")
+            for i in self._picks(len(rows[kind]), recipe.replay, step, kind)
+        ]
+        batch = self.policy.collate(
+            [*(rows["safe"][i] for i in picked), *(rows["harmful"][i] for i in picked), *kept]
+        )
+        failures, count = len(picked), len(picked) * 2
+        with self.policy.before_repair():
+            reference = self.policy.logits(batch[count:])
+        self.policy.runner.train()
+        logits = self.policy.logits(batch)
+        means = losses.row_means(
+            losses.token_log_probabilities(logits[:count], batch.ids[:count]), batch.answer[:count]
+        )
+        weights = self._weights[picked].to(means.device)
+        if coupled is not None:
+            weights = weights * coupled
+        pushed = losses.npo(
+            means[failures:],
+            self._reference[picked].to(means.device),
+            weights,
+            beta=term.npo_beta,
+            floor=self._floor,
+        )
+        kl = losses.token_kl(reference[:, :-1], logits[count:, :-1], batch.answer[count:])
+        return term.nll * losses.nll(means[:failures], weights) + term.npo * pushed + term.kl * kl
+
+    def _reinforce_terms(self, step: int, salt: int, *, with_kl: bool) -> Tensor:
+        settings = self._recipe.reinforce
+        half = max(1, settings.prompts // 2)
+        prompts = [
+            self._prompts[kind][i]
+            for kind in ("failures", "benign")
+            for i in self._picks(len(self._prompts[kind]), half, step, f"prompts-{kind}")
+        ]
+        seed = int(
+            np.random.SeedSequence(
+                [self._recipe.seed, salt, step, self._accelerator.process_index]
+            ).generate_state(1)[0]
+        )
+        rollouts = roll_out(self.policy, self.reward, prompts, settings, self.scale, seed)
+        self.policy.runner.train()
+        gradient, kl = policy_gradient(self.policy, rollouts, settings)
+        # On the failures' prompts the policy before the repair is what must not be kept: there
+        # only plain RLHF is held to it; the others are held by the KL term of the replay.
+        return settings.weight * gradient + (settings.kl * kl if with_kl else 0.0)
+
+    def _picks(self, count: int, size: int, step: int, stream: str) -> list[int]:
+        """Rows of a step: every row once per epoch; this process's share of them."""
+        if not count:
+            return []
+        name = int.from_bytes(stream.encode()[-6:], "big")
+        places = range(step * size, (step + 1) * size)
+        rows = [
+            int(_permutation(count, self._recipe.seed, name, p // count)[p % count]) for p in places
+        ]
+        processes = self._accelerator.num_processes
+        return rows[self._accelerator.process_index :: processes] or rows[:1]
+
+    def _set_rates(self, phase: Phase, step: int, steps: int) -> None:
+        """A short rise, then a straight fall; reinforcement has its own, constant rate."""
+        share = min(1.0, (step + 1) / max(1.0, _WARM_UP * steps))
+        share *= 1 - (1 - _FINAL_RATE) * step / steps
+        recipe = self._recipe
+        peaks = {
+            "policy": recipe.policy_lora.learning_rate,
+            "reward": recipe.reward_lora.learning_rate,
+        }
+        if phase in ("rlhf", "reinforce"):
+            peaks["policy"], share = recipe.reinforce.learning_rate, 1.0
+        for name, peak in peaks.items():
+            for group in self._optimizers[name].param_groups:
+                group["lr"] = peak * share
+
+    # Checkpoints
+
+    def _save(self, phase: int, step: int) -> None:
+        if self._checkpoints is None or not self._accelerator.is_main_process:
+            return
+        folder = self._checkpoints / f"{phase}-{step:06d}"
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, side in (("policy", self.policy), ("reward", self.reward)):
+            save_file(_state(side, self._optimizers[name]), partial / f"{name}.safetensors")
+        manifest = {
+            "phase": phase, "step": step, "plan": self._plan.id, "recipe": self._recipe.digest,
+        }  # fmt: skip
+        (partial / _MANIFEST).write_text(json.dumps(manifest))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+        for old in self._checkpoints.iterdir():
+            if old != folder:
+                shutil.rmtree(old)
+
+    def _resume(self) -> tuple[int, int]:
+        """Load the newest checkpoint. Gives (phase, steps of it that are done)."""
+        if self._checkpoints is None or not self._checkpoints.is_dir():
+            return 0, 0
+        for folder in sorted(self._checkpoints.iterdir(), reverse=True):
+            manifest = folder / _MANIFEST
+            if folder.suffix == ".partial" or not manifest.is_file():
+                continue
+            found = json.loads(manifest.read_text())
+            if (found["plan"], found["recipe"]) != (self._plan.id, self._recipe.digest):
+                raise RepairError(
+                    f"{folder}: is of another plan or recipe; give this run a folder of its own"
+                )
+            for name, side in (("policy", self.policy), ("reward", self.reward)):
+                _restore(side, self._optimizers[name], load_file(folder / f"{name}.safetensors"))
+            return int(found["phase"]), int(found["step"])
+        return 0, 0
+
+
+def _optimizer(side: Adapted, rate: float) -> Any:
+    return torch.optim.AdamW(list(side.trainable().values()), lr=rate, weight_decay=0.0)
+
+
+def _state(side: Adapted, optimizer: Any) -> dict[str, Tensor]:
+    """Weights and moments as plain tensors: nothing that reading would have to unpickle."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in side.trainable().items():
+        found[f"{name}#weight"] = parameter.detach().contiguous()
+        for key, value in optimizer.state.get(parameter, {}).items():
+            found[f"{name}#{key}"] = torch.as_tensor(value).contiguous()
+    return found
+
+
+def _restore(side: Adapted, optimizer: Any, state: dict[str, Tensor]) -> None:
+    for name, parameter in side.trainable().items():
+        parameter.data.copy_(state[f"{name}#weight"])
+        moments = {
+            key: state[f"{name}#{key}"].clone()
+            for key in ("step", "exp_avg", "exp_avg_sq")
+            if f"{name}#{key}" in state
+        }
+        if moments:
+            optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device)
+                for key, value in moments.items()
+            }
+
+
+@lru_cache(maxsize=64)
+def _permutation(count: int, seed: int, stream: int, epoch: int) -> Any:
+    return np.random.default_rng([seed, stream, epoch]).permutation(count)
