@@ -32,6 +32,8 @@ is tokenised, so that a 10 MB message costs what a long one costs."""
 MIN_FIRST_TOKENS: Final = 16
 """Of a pair, this much of the conversation stays however long the response is."""
 
+UNREADABLE: Final = "the model's tokenizer has no tokens for this conversation"
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -75,18 +77,8 @@ class InputEncoder:
         good = [item for item in rendered if not isinstance(item, ScoringError)]
         longest = self._limit * CHARACTERS_PER_TOKEN
         pairs = self._second is not None
-        firsts = iter(
-            self._tokenizer.encode_batch_fast(
-                [first[-longest:] for first, _ in good], add_special_tokens=False
-            )
-        )
-        seconds = iter(
-            self._tokenizer.encode_batch_fast(
-                [second[:longest] for _, second in good], add_special_tokens=False
-            )
-            if pairs
-            else ()
-        )
+        firsts = iter(self._tokenize([first[-longest:] for first, _ in good]))
+        seconds = iter(self._tokenize([second[:longest] for _, second in good]) if pairs else ())
         tokens: list[Tokens | ScoringError] = []
         for item in rendered:
             if isinstance(item, ScoringError):
@@ -96,6 +88,16 @@ class InputEncoder:
             else:
                 tokens.append(self._alone(next(firsts)))
         return tokens
+
+    def _tokenize(self, texts: Sequence[str]) -> list[Encoding | None]:
+        """Without special tokens; None for a text the tokenizer has no tokens for."""
+        try:
+            return list(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        except Exception:  # tokenizers raises bare Exception, for the batch as a whole
+            if len(texts) == 1:
+                return [None]
+            middle = len(texts) // 2
+            return [*self._tokenize(texts[:middle]), *self._tokenize(texts[middle:])]
 
     def _render(self, interaction: Interaction, answer: str) -> tuple[str, str] | ScoringError:
         messages = interaction.messages
@@ -115,18 +117,24 @@ class InputEncoder:
                 self._first.render(variables),
                 self._second.render(variables) if self._second else "",
             )
-        except TemplateError:
-            # A template's own message may quote the conversation.
-            return ScoringError("the model's input template refuses this conversation's roles")
+        except Exception:  # a template is a program, and fails as programs do
+            # Its own message may quote the conversation.
+            return ScoringError(
+                "the model's input template refuses this conversation: perhaps its roles"
+            )
 
-    def _join(self, first: Encoding, second: Encoding) -> Tokens | ScoringError:
+    def _join(self, first: Encoding | None, second: Encoding | None) -> Tokens | ScoringError:
+        if first is None or second is None:
+            return ScoringError(UNREADABLE)
         room = self._limit - self._special_two
         if len(first) + len(second) > room:
             second.truncate(max(1, room - min(len(first), MIN_FIRST_TOKENS)), direction="right")
             first.truncate(max(0, room - len(second)), direction="left")
         return _tokens(self._tokenizer.post_process(first, second))
 
-    def _alone(self, first: Encoding) -> Tokens | ScoringError:
+    def _alone(self, first: Encoding | None) -> Tokens | ScoringError:
+        if first is None:
+            return ScoringError(UNREADABLE)
         first.truncate(self._limit - self._special_one, direction="left")
         return _tokens(self._tokenizer.post_process(first))
 
