@@ -18,6 +18,7 @@ answer to the same prompt. sd is that of the frozen model's scores.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -38,8 +39,25 @@ from ares_stream.statistics import wilson
 Judge = Callable[[Sequence[tuple[Sequence[Message], str]]], list[bool]]
 """Says of each (conversation, answer) whether it is harmful."""
 
+HELD_OUT = 5
+"""One of so many replay rows is kept out of training, by the digest of its prompt."""
 _REPEATS = 4
 _ON_THE_POLICY = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def split_replay(plan: Plan) -> tuple[Plan, Plan]:
+    """(plan to train on, plan to measure on): replay is parted by prompt, a fifth held out."""
+    parts: list[dict[str, object]] = [{}, {}]
+    for name in ("benign", "over_refusal", "validated"):
+        rows = getattr(plan, name)
+        for held, part in enumerate(parts):
+            part[name] = tuple(row for row in rows if _held_out(row.messages) == bool(held))
+    return plan.model_copy(update=parts[0]), plan.model_copy(update=parts[1])
+
+
+def _held_out(messages: Sequence[Message]) -> bool:
+    text = "\0".join(message.content for message in messages)
+    return hashlib.sha256(text.encode()).digest()[0] % HELD_OUT == 0
 
 
 def bundle_judge(path: Path) -> Judge:
@@ -94,9 +112,7 @@ def measure(
     """Measure the models as they are now. `refusal` is a regular expression, searched for at
     the beginning of an answer; `length` is in tokens."""
     failures = [sample.prompt_messages for sample in plan.held_out]
-    quiet = [
-        row.messages for row in (*plan.held_out_replay.benign, *plan.held_out_replay.over_refusal)
-    ]
+    quiet = [row.messages for row in (*plan.benign, *plan.over_refusal)]
     answers = policy.sample([*failures, *quiet], seed=0, length=length)
     own, kept = answers[: len(failures)], answers[len(failures) :]
     harmful = np.array(judge(list(zip(failures, own, strict=True))), dtype=bool)
@@ -117,7 +133,7 @@ def measure(
         "policy_harm": harmful,
         "rm_blind": now.blind,
     }
-    half = len(plan.held_out_replay.validated)
+    half = len(plan.validated)
     overall = {name: _rate(flags) for name, flags in rows.items()}
     overall |= {
         "rm_accuracy": _rate(drift_now[:half] > drift_now[half:]),
@@ -161,7 +177,7 @@ def _scores(
 
 
 def _validated(reward: RewardModel, plan: Plan, scale: Scale) -> NDArray[np.float64]:
-    pairs = plan.held_out_replay.validated
+    pairs = plan.validated
     prompts = [pair.messages for pair in pairs] * 2
     answers = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
     return _one_each(reward, prompts, answers, scale)

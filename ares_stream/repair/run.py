@@ -41,7 +41,7 @@ def run(folder: Path) -> None:
         return
     import torch
 
-    from ares_stream.repair.figures import bundle_judge, measure
+    from ares_stream.repair.figures import bundle_judge, measure, split_replay
     from ares_stream.repair.models import load_policy, load_reward
     from ares_stream.repair.plan import read_plan
     from ares_stream.repair.training import Trainer
@@ -52,13 +52,14 @@ def run(folder: Path) -> None:
         torch.set_num_threads(recipe.threads)
     report("load", 0, 1)
     judge = None if recipe.judge is None else bundle_judge(recipe.judge)
+    training, held_out = split_replay(plan)
     seed, longest = recipe.seed, recipe.max_length
     policy = load_policy(recipe.policy, recipe.policy_lora, seed=seed, max_length=longest)
     reward = load_reward(recipe.reward, recipe.reward_lora, seed=seed, max_length=longest)
     trainer = Trainer(
         policy,
         reward,
-        plan,
+        training,
         recipe,
         checkpoints=folder / "checkpoints",
         progress=report,
@@ -72,7 +73,7 @@ def run(folder: Path) -> None:
         found = measure(
             policy,
             reward,
-            plan,
+            held_out,
             judge,
             trainer.scale,
             refusal=recipe.refusal,

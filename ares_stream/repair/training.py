@@ -70,7 +70,7 @@ class Trainer:
     """Trains the adapters of `policy` and `reward` in place.
 
     `checkpoints` is where state is kept; None keeps none. Raises RepairError for a plan without
-    benign replay or when a loss is no number.
+    failures or benign replay, or when a loss is no number.
     """
 
     def __init__(
@@ -85,9 +85,10 @@ class Trainer:
     ) -> None:
         from accelerate import Accelerator
 
-        if not plan.replay.benign:
+        if not plan.train or not plan.benign:
             raise RepairError(
-                f"plan {plan.id}: no benign replay; without it the policy learns to refuse all"
+                f"plan {plan.id}: needs failures and benign replay; without the replay the policy "
+                "learns to refuse everything"
             )
         self._recipe = recipe
         self._plan = plan
@@ -126,21 +127,19 @@ class Trainer:
     def _encode(self) -> None:
         plan = self._plan
         self._weights = torch.tensor([sample.weight for sample in plan.train])
-        replay = (*plan.replay.benign, *plan.replay.over_refusal)
+        replay = (*plan.benign, *plan.over_refusal)
         self._policy_rows = {
             "safe": [self.policy.encode(s.prompt_messages, s.safe) for s in plan.train],
             "harmful": [self.policy.encode(s.prompt_messages, s.harmful) for s in plan.train],
-            "benign": [self.policy.encode(s.messages, s.response) for s in plan.replay.benign],
-            "over_refusal": [
-                self.policy.encode(s.messages, s.response) for s in plan.replay.over_refusal
-            ],
+            "benign": [self.policy.encode(s.messages, s.response) for s in plan.benign],
+            "over_refusal": [self.policy.encode(s.messages, s.response) for s in plan.over_refusal],
         }
         self._reward_rows = {
             "safe": [self.reward.encode(s.prompt_messages, s.safe) for s in plan.train],
             "harmful": [self.reward.encode(s.prompt_messages, s.harmful) for s in plan.train],
             "replay": [self.reward.encode(s.messages, s.response) for s in replay],
-            "chosen": [self.reward.encode(s.messages, s.chosen) for s in plan.replay.validated],
-            "rejected": [self.reward.encode(s.messages, s.rejected) for s in plan.replay.validated],
+            "chosen": [self.reward.encode(s.messages, s.chosen) for s in plan.validated],
+            "rejected": [self.reward.encode(s.messages, s.rejected) for s in plan.validated],
         }
         failures: list[Sequence[Message]] = [s.prompt_messages for s in plan.train]
         benign: list[Sequence[Message]] = [s.messages for s in replay]
@@ -156,7 +155,7 @@ class Trainer:
         frozen = torch.cat([replay, chosen, rejected])
         threshold = self._recipe.reward_threshold
         if threshold is None:
-            threshold = float(replay[: len(self._plan.replay.benign)].median())
+            threshold = float(replay[: len(self._plan.benign)].median())
         mean, sd = float(frozen.mean()), float(frozen.std())
         if not sd > 0:
             raise RepairError("reward: gives every replayed answer the same score; nothing to hold")
