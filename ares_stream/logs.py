@@ -28,7 +28,7 @@ def _no_text(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 def configure(*, level: str = "info", pretty: bool = False) -> None:
     """Send this process's logs to stderr; `pretty` for a terminal, JSON otherwise.
 
-    Libraries that log through the standard library keep their messages from warning up.
+    What libraries log through the standard library comes in the same form, from warning up.
     """
     threshold = logging.getLevelNamesMapping()[level.upper()]
     renderer: Any = (
@@ -45,7 +45,19 @@ def configure(*, level: str = "info", pretty: bool = False) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    logging.basicConfig(level=max(threshold, logging.WARNING), format="%(message)s", force=True)
+    logging.basicConfig(
+        level=max(threshold, logging.WARNING), handlers=[_FromLibraries()], force=True
+    )
+
+
+class _FromLibraries(logging.Handler):
+    """Passes a library's record on, without its traceback: a message may quote what was read."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event: dict[str, str] = {"library": record.name}
+        if record.exc_info and record.exc_info[0]:
+            event["error"] = record.exc_info[0].__name__
+        structlog.get_logger().log(record.levelno, record.getMessage(), **event)
 
 
 def get(service: str) -> Any:

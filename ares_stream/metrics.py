@@ -9,15 +9,31 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 
 from ares_stream.events import FailureClass, Interval, Verdict
 from ares_stream.scoring.model import ScoringObserver
 from ares_stream.streaming.contract import ProcessorObserver
 
+# A second series per counter, with the time of its start, which nothing here asks for.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 SHARES = tuple(step / 10 for step in range(1, 11))
 BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+_HARMFUL = {
+    FailureClass.CLEAN: False,
+    FailureClass.REWARD_FAILURE: False,
+    FailureClass.POLICY_FAILURE: True,
+    FailureClass.COUPLED_FAILURE: True,
+}
 
 
 class ScorerMetrics(ProcessorObserver, ScoringObserver):
@@ -37,8 +53,15 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
             return Histogram(f"ares_{name}", text, labels, buckets=buckets, registry=registry)
 
         # Is it fed, and does it keep up?
-        self.ingested = counter("ingested_records", "Records read.", "topic")
-        self.lag_records = gauge("lag_records", "Records not yet committed.", "topic", "partition")
+        self.ingested = counter(
+            "ingested_records", "Records read, whatever became of them.", "topic"
+        )
+        self.lag_records = gauge(
+            "lag_records",
+            "Records of a partition that its owner here has not committed yet.",
+            "topic",
+            "partition",
+        )
         self.inflight_records = gauge("inflight_records", "Records read and not yet committed.")
         self.inflight_bytes = gauge("inflight_bytes", "Bytes read and not yet committed.")
         self.latency = histogram(
@@ -54,7 +77,7 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         )
         self.batch_records = histogram("batch_records", "Records per model run.", BATCH, "model")
         self.padding = histogram(
-            "padding_share", "Share of a model run's tokens that are padding.", SHARES, "model"
+            "padding_ratio", "Share of a model run's tokens that are padding.", SHARES, "model"
         )
         self.provider = gauge(
             "execution_provider_info",
@@ -65,10 +88,18 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
 
         # What does it find?
         self.verdicts = counter("verdicts", "Verdicts by lane and class.", "lane", "failure_class")
-        self.harm = histogram("harm_probability", "Calibrated probability.", SHARES, "lane")
-        self.reward = histogram("reward_quantile", "Place among benign scores.", SHARES, "lane")
+        self.harm = histogram(
+            "harm_probability", "Calibrated probability that the answer is harmful.", SHARES, "lane"
+        )
+        self.reward = histogram(
+            "reward_quantile", "Place of the reward among those of benign answers.", SHARES, "lane"
+        )
         self.quadrant = counter(
-            "quadrant", "Verdicts by harmful or safe, liked or disliked.", "lane", "harm", "reward"
+            "quadrant",
+            "Verdicts that are not contested: harmful or safe, liked or disliked.",
+            "lane",
+            "harm",
+            "reward",
         )
         self.cfr = gauge(
             "coupled_failure_rate",
@@ -79,20 +110,41 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         )
 
         # Is it exactly once, and is anything refused?
-        self.transactions = counter("transactions", "Transactions by outcome.", "outcome")
-        self.commit_seconds = histogram("commit_seconds", "Time of a commit.", SECONDS)
-        self.dead_letters = counter("dead_letters", "Dead letters by stage.", "topic", "stage")
-        self.breaker_open = gauge("dead_letter_breaker_open", "1 when too much was refused.")
-        self.rebalances = counter("rebalances", "Partitions given or taken.", "change")
+        self.transactions = counter(
+            "transactions",
+            "Transactions: committed, fenced, refused, failed or unknown.",
+            "outcome",
+        )
+        self.commit_seconds = histogram(
+            "commit_seconds", "Time from the begin of a transaction to its commit.", SECONDS
+        )
+        self.dead_letters = counter(
+            "dead_letters",
+            "Dead letters by the stage that refused: decode, score, handle or publish.",
+            "topic",
+            "stage",
+        )
+        self.breaker_open = gauge(
+            "dead_letter_breaker_open",
+            "1 once too much was refused; then nothing is read any more.",
+        )
+        self.rebalances = counter("rebalances", "Partitions assigned or revoked.", "change")
         self.unread = counter(
             "skipped_offsets", "Offsets that retention deleted before they were read.", "topic"
         )
 
         # Which models made the verdicts?
-        self.release = gauge("release_info", "Always 1; digests in use.", "model", "digest")
+        self.release = gauge(
+            "release_info",
+            "Always 1; the digest of each model in use, its first 12 digits.",
+            "model",
+            "digest",
+        )
         self.swaps = counter("release_swaps", "Models swapped while running.", "model")
         self.swap_failures = counter("release_refusals", "Releases that could not be used.")
-        self.restarts = counter("session_restarts", "Kafka sessions made anew.", "error")
+        self.restarts = counter(
+            "session_restarts", "Kafka sessions made anew, by the error that ended one.", "error"
+        )
 
     # Observer of the processor
 
@@ -174,11 +226,13 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         self.verdicts.labels(lane, verdict.failure_class.value).inc()
         self.harm.labels(lane).observe(verdict.harm.probability)
         self.reward.labels(lane).observe(verdict.reward.quantile)
-        harmful = verdict.failure_class in (
-            FailureClass.COUPLED_FAILURE,
-            FailureClass.POLICY_FAILURE,
-        )
-        liked = verdict.scored_high.above_quantile
+        harmful = _HARMFUL.get(verdict.failure_class)
+        if harmful is None:
+            return  # People decide.
+        if harmful:
+            liked = verdict.failure_class is FailureClass.COUPLED_FAILURE
+        else:
+            liked = verdict.scored_high.above_quantile
         self.quadrant.labels(
             lane, "harmful" if harmful else "safe", "liked" if liked else "disliked"
         ).inc()

@@ -10,12 +10,16 @@ receives its own small frozen policy.
 
 from __future__ import annotations
 
+import itertools
+import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as UnreadableSettings
 
 from ares_stream.announcing import PolicyServer
 from ares_stream.decoding import DecodingLimits
@@ -24,6 +28,8 @@ from ares_stream.errors import SettingsError
 from ares_stream.events import Lane
 from ares_stream.mapping import Mapping
 from ares_stream.streaming.connection import KafkaConnection
+
+PREFIX: Final = "ARES_"
 
 
 class Section(BaseModel):
@@ -96,7 +102,7 @@ class Settings(BaseSettings):
     """Everything a service reads from outside."""
 
     model_config = SettingsConfigDict(
-        env_prefix="ARES_", env_nested_delimiter="__", extra="forbid", frozen=True
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
     )
     kafka: KafkaConnection = KafkaConnection()
     topic_prefix: str = "ares."
@@ -130,15 +136,43 @@ def load_settings(file: Path | None = None) -> Settings:
     content: dict[str, Any] = {}
     if file is not None:
         content = _read_yaml(file)
+    _refuse_stray_variables(os.environ)
     try:
         return Settings(**content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "settings"
-        variable = "ARES_" + "__".join(str(part).upper() for part in first["loc"])
+        raise SettingsError(_explained(error, file)) from None
+    except UnreadableSettings as error:
+        unread = getattr(error.__cause__, "doc", None)
+        where = (name for name, value in os.environ.items() if value == unread)
+        variable = next((name for name in where if name.startswith(PREFIX)), str(error))
         raise SettingsError(
-            f"{field}: {first['msg']} (set it in {file or 'a settings file'} or as {variable})"
+            f"{variable}: not JSON, which a list and a section are written in: "
+            f"""{PREFIX}SCORER__HARM='["/models/judge"]'"""
         ) from None
+
+
+def _explained(error: ValidationError, file: Path | None) -> str:
+    """The first thing that is wrong, where, and both places to mend it."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        reason = "no such setting"
+    place = str(file or "a settings file")
+    if not first["loc"]:
+        return f"{reason} (in {place})"
+    # A variable names a field; what lies inside a list is part of that list's JSON.
+    fields = itertools.takewhile(lambda part: isinstance(part, str), first["loc"])
+    variable = PREFIX + "__".join(str(name).upper() for name in fields)
+    return f"{'.'.join(map(str, first['loc']))}: {reason} (set it in {place} or as {variable})"
+
+
+def _refuse_stray_variables(environment: Iterable[str]) -> None:
+    """Of a variable whose section does not exist nothing would ever be heard."""
+    for name in environment:
+        section, nested, _ = name.removeprefix(PREFIX).partition("__")
+        if name.startswith(PREFIX) and nested and section.lower() not in Settings.model_fields:
+            known = ", ".join(field.upper() for field in Settings.model_fields)
+            raise SettingsError(f"{name}: no such section {section}; there are {known}")
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -150,6 +184,6 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         raise SettingsError(f"{file}: not YAML: {error}") from None
     if content is None:
         return {}
-    if not isinstance(content, dict):
-        raise SettingsError(f"{file}: holds a {type(content).__name__}, expected named fields")
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise SettingsError(f"{file}: not a mapping of names to values, such as `topic_prefix: x.`")
     return content
