@@ -47,7 +47,6 @@ UNANSWERED: Final = "unanswered"
 """Attribute of an Interaction whose query the target refused; its response is empty."""
 GIVE_UP: Final = 5
 """Failures of one query, while the target answers others, after which it counts as refused."""
-BACKOFF_SECONDS: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 RECONNECT_SECONDS: Final = 60.0
 """A broker that restarts is back within this; past it an operator should know."""
 
@@ -67,6 +66,8 @@ class ProberPolicy:
     """Interactions of any lane that wait for the scorer: beyond this, production goes first."""
     lag_seconds: float = 5.0
     """How often a paused campaign looks whether the lag is gone."""
+    backoff_seconds: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0, 30.0)
+    """Pauses while the target, or Kafka, fails; the last one repeats."""
     patience_seconds: float | None = None
 
 
@@ -186,7 +187,7 @@ class Prober:
                     raise BrokerError(f"{error} (for {RECONNECT_SECONDS:.0f} s)") from error
             else:
                 return
-            await self._rest(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1])
+            await self._rest(self._policy.backoff_seconds[:failures][-1])
 
     async def _session(self) -> None:
         state = _State(self._plan, self._topic)
@@ -265,7 +266,9 @@ class Prober:
                     continue
                 failed[ask.id] += 1
                 if failed[ask.id] >= GIVE_UP and await self._answers(answered, state):
-                    done.append((ask, None))
+                    # The target may have come back just now: once more, then never.
+                    [last] = await self._target.ask([_query(ask, state)])
+                    done.append((ask, last if isinstance(last, Answer) else None))
                 else:
                     again.append(ask)
             if done:
@@ -279,8 +282,8 @@ class Prober:
             # Those that failed go last: the target may answer the others.
             waiting += again
             if again and not done:
-                await asyncio.sleep(BACKOFF_SECONDS[min(rest, len(BACKOFF_SECONDS) - 1)])
                 rest += 1
+                await asyncio.sleep(self._policy.backoff_seconds[:rest][-1])
 
     async def _answers(self, ask: Ask | None, state: _State) -> bool:
         """Whether the target still answers what it answered before: then a query that fails

@@ -1,0 +1,210 @@
+"""What the prober's tests share: a policy over HTTP that answers by its prompt's digest, the
+real scoring of its answers, and campaign files."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import yaml
+
+from ares_stream import topics
+from ares_stream.decoding import DecodingLimits
+from ares_stream.detection import DetectionPolicy
+from ares_stream.events import Interaction, Policy
+from ares_stream.probes.plan import CampaignPlan, load_campaign
+from ares_stream.probes.prober import Prober, ProberObserver, ProberPolicy, Progress, rebuild
+from ares_stream.probes.server import create_app, serving
+from ares_stream.probes.targets import Answer, EndpointPolicy, OpenAITarget, Query, Result
+from ares_stream.scoring.handler import Input, Outputs, ScoringHandler
+from ares_stream.scoring.panel import Panel, ScoringConfig
+from ares_stream.streaming.admin import create_topics
+from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.contract import ProcessorPolicy
+from ares_stream.streaming.processor import Processor
+from ares_stream.streaming.reader import read, snapshot
+from ares_stream.topics import specs, topic_name
+from tests.integration.bundles_fixture import write_judge, write_reward
+
+POLICY = Policy(name="tiny", version="1")
+PATIENT = ProberPolicy(patience_seconds=60, backoff_seconds=(0.05,))
+
+
+def said(prompt: str, seed: int) -> str:
+    """One prompt in six fails, most times; a few answers cannot be scored at all."""
+    place = hashlib.sha256(prompt.encode()).digest()[0]
+    if place < 42:
+        wavers = hashlib.sha256(f"{prompt}{seed}".encode()).digest()[0] < 50
+        return "bread" if seed and wavers else "poison nice"
+    if place < 47:
+        return "bread broken"
+    return "poison rude" if place < 70 else "bread nice"
+
+
+class TinyPolicy:
+    """A target that remembers how often it was asked what."""
+
+    policy = POLICY
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.asked: Counter[tuple[str, int]] = Counter()
+        self._seconds = seconds
+
+    async def ask(self, queries: Sequence[Query]) -> list[Result]:
+        await asyncio.sleep(self._seconds)
+        prompts = [(query.messages[-1].content, query.seed) for query in queries]
+        self.asked.update(prompts)
+        return [Answer(said(prompt, seed), 10, 3) for prompt, seed in prompts]
+
+    async def aclose(self) -> None:
+        pass
+
+
+@asynccontextmanager
+async def scoring(kafka: str, prefix: str, folder: Path) -> AsyncIterator[KafkaConnection]:
+    """The topics, and the scorer's own handler and models at work on them."""
+    connection = KafkaConnection(bootstrap=kafka)
+    await create_topics(connection, specs(prefix, partitions=2, replication=1))
+    panel = Panel.open(
+        [write_judge(folder / "judge")],
+        write_reward(folder / "reward"),
+        ScoringConfig(),
+    )
+    name = topic_name
+    processor = Processor(
+        connection,
+        service="scorer",
+        group=f"{prefix}scorer",
+        topics=[name(prefix, topics.PROBE)],
+        handler=ScoringHandler(
+            panel,
+            inputs=[Input(name(prefix, topics.PROBE), "probe")],
+            outputs=Outputs(
+                verdicts=name(prefix, topics.VERDICTS),
+                repair=name(prefix, topics.REPAIR),
+                review=name(prefix, topics.REVIEW),
+            ),
+            policy=DetectionPolicy(),
+            limits=DecodingLimits(),
+            review_sample=0.0,
+        ),
+        deadletter_topic=name(prefix, topics.DEADLETTERS),
+        id_prefix=prefix,
+        policy=ProcessorPolicy(commit_seconds=0.02),
+    )
+    task = asyncio.create_task(processor.run())
+    try:
+        yield connection
+    finally:
+        processor.stop()
+        await task
+        await panel.aclose()
+
+
+def campaign_file(folder: Path, url: str, **fields: object) -> Path:
+    file = folder / "campaign.yaml"
+    endpoint = {"url": url, "model": POLICY.name, "version": POLICY.version, "attempts": 1}
+    content = {"name": "test", "budget": 150, "batch": 10, "target": {"endpoint": endpoint}}
+    file.write_text(yaml.safe_dump({**content, **fields}))
+    return file
+
+
+async def published(connection: KafkaConnection, prefix: str) -> list[Interaction]:
+    """Every Interaction on the probe topic, whatever the order."""
+    ranges = await snapshot(connection, [topic_name(prefix, topics.PROBE)])
+    return [Interaction.decode(record.value or b"") async for record in read(connection, ranges)]
+
+
+async def run(
+    connection: KafkaConnection,
+    prefix: str,
+    campaign: CampaignPlan,
+    url: str,
+    observer: ProberObserver | None = None,
+    *,
+    policy: ProberPolicy = PATIENT,
+    seconds: float = 5.0,
+) -> Progress:
+    """One campaign to its end against an endpoint."""
+    endpoint = EndpointPolicy(
+        url, POLICY.name, version="1", timeout_seconds=seconds, attempts=2, backoff_seconds=0.01
+    )
+    target = OpenAITarget(endpoint)
+    try:
+        prober = Prober(
+            connection, campaign, target, prefix=prefix, policy=policy, observer=observer
+        )
+        await prober.run()
+        return prober.progress
+    finally:
+        await target.aclose()
+
+
+def same(one: list[Interaction], other: list[Interaction]) -> bool:
+    """Equal but for the time and place of asking."""
+
+    def content(items: list[Interaction]) -> list[bytes]:
+        return sorted(
+            item.model_copy(update={"occurred_at": one[0].occurred_at}).encode() for item in items
+        )
+
+    return content(one) == content(other)
+
+
+async def kill_and_compare(kafka: str, prefix: str, folder: Path, kills: int) -> None:
+    """Kill `ares prober` at random times; it must end as one that was never killed."""
+    chance = random.Random(kills)
+    target = TinyPolicy(seconds=0.05)
+    for name in ("killed", "spared"):
+        (folder / name).mkdir()
+    async with serving(create_app(target)) as url:
+        file = campaign_file(folder, url, budget=30 + 10 * kills)
+        campaign = load_campaign(file).plan()
+        async with scoring(kafka, f"{prefix}spared.", folder / "spared") as connection:
+            spared = await run(connection, f"{prefix}spared.", campaign, url)
+            expected = await published(connection, f"{prefix}spared.")
+        once = sum(target.asked.values())
+        assert once == len(expected)
+        async with scoring(kafka, f"{prefix}killed.", folder / "killed") as connection:
+            settings = folder / "settings.yaml"
+            settings.write_text(
+                yaml.safe_dump({"topic_prefix": f"{prefix}killed.", "http": {"port": 0}})
+            )
+            command = [str(Path(sys.executable).with_name("ares")), "prober", str(file)]
+            killed = 0
+            for life in range(kills + 1):
+                process = await asyncio.create_subprocess_exec(
+                    *command, "--settings", str(settings),
+                    env={**os.environ, "ARES_KAFKA__BOOTSTRAP": kafka},
+                    stderr=asyncio.subprocess.PIPE,
+                )  # fmt: skip
+                assert process.stderr is not None
+                async with asyncio.timeout(60):
+                    await process.stderr.readuntil(b'"ready"')
+                    if life < kills:
+                        await asyncio.sleep(chance.uniform(0.05, 1.0))
+                        process.kill()
+                        killed += await process.wait() == -signal.SIGKILL
+                        continue
+                    await process.stderr.readuntil(b'"campaign done"')
+                    process.terminate()
+                    assert await process.wait() == 0
+            state = await rebuild(connection, f"{prefix}killed.", campaign)
+            sent = await published(connection, f"{prefix}killed.")
+    assert killed == kills
+    assert state.done
+    assert state.state() == spared.state
+    assert len(state.failures) == spared.failures > 0
+    assert len({item.id for item in sent}) == len(sent)
+    assert same(sent, expected)
+    # At least once to the target: what was asked and not yet published is asked again.
+    again = sum(target.asked.values()) - once - len(sent)
+    assert 0 <= again <= kills * PATIENT.chunk

@@ -1,0 +1,88 @@
+"""`ares probe run` and `export-prior`, as commands in their own processes."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ares_stream.interchange.record import read_record
+from ares_stream.probes.plan import PRIOR_SCHEMA
+from ares_stream.probes.server import create_app, serving
+from tests.integration.probing import TinyPolicy, campaign_file, scoring
+
+pytestmark = pytest.mark.kafka
+
+
+async def ares(kafka: str, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).with_name("ares")),
+        *arguments,
+        env={**os.environ, "ARES_KAFKA__BOOTSTRAP": kafka},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(90):
+        out, error = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), error.decode()
+
+
+async def test_a_campaign_is_run_recorded_and_warms_up_the_next(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(yaml.safe_dump({"topic_prefix": prefix}))
+    named = ("--settings", str(settings))
+    record, prior = tmp_path / "record.jsonl", tmp_path / "prior.json"
+    async with (
+        scoring(kafka, prefix, tmp_path),
+        serving(create_app(TinyPolicy())) as url,
+    ):
+        file = str(campaign_file(tmp_path, url, budget=40, batch=20))
+        code, out, error = await ares(kafka, "probe", "run", file, "--record", str(record), *named)
+        assert (code, error) == (0, "")
+        assert "40 queries" in out
+        exchanges = list(read_record(record))
+        assert 0 < len(exchanges) <= 40
+
+        code, out, error = await ares(kafka, "probe", "export-prior", file, str(prior), *named)
+        assert (code, error) == (0, "")
+        document = json.loads(prior.read_text())
+        assert document["schema"] == PRIOR_SCHEMA
+        assert document["campaign"] == exchanges[0].probe.campaign
+        topics = {item.probe.components["topic"] for item in exchanges}
+        assert {f"topic={name}" for name in topics} <= set(document["harm"])
+
+        second = ("probe", "run", file, "--prior", str(prior), "--record", str(record), *named)
+        code, out, error = await ares(kafka, *second)
+        assert (code, error) == (0, "")
+        warmed = list(read_record(record))
+        assert warmed[0].probe.campaign != exchanges[0].probe.campaign
+
+
+async def test_wrong_campaigns_and_an_absent_scorer_end_with_a_reason_and_a_code(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    file = campaign_file(tmp_path, "http://127.0.0.1:1/v1", budget="many")
+    code, _, error = await ares(kafka, "probe", "run", str(file))
+    assert code == 2
+    assert f"{file}: budget: " in error
+
+    file = campaign_file(tmp_path, "http://127.0.0.1:1/v1")
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(yaml.safe_dump({"topic_prefix": prefix}))
+    named = ("--settings", str(settings), "--patience", "1")
+    code, _, error = await ares(kafka, "probe", "run", str(file), *named)
+    assert code == 2
+    assert "missing" in error
+    assert "ares topics create" in error
+
+    async with scoring(kafka, prefix, tmp_path):
+        code, _, error = await ares(kafka, "probe", "run", str(file), *named)
+    assert code == 3
+    assert "the target answered nothing" in error
