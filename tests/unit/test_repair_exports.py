@@ -1,0 +1,71 @@
+"""A plan in other trainers' formats: columns, completeness, nothing held out in training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ares_stream.errors import RepairError
+from ares_stream.repair.export import FORMATS, export_plan
+from tests.unit.test_plan import REPLAY, batch, made
+
+PLAN = made(batch(12))
+
+
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def said(turns: list[dict[str, str]]) -> str:
+    (turn,) = turns
+    assert turn["role"] == "assistant"
+    return turn["content"]
+
+
+def test_preferences_put_the_safe_answer_over_the_harmful_one(tmp_path: Path) -> None:
+    export_plan(PLAN, "trl-preference", tmp_path / "out")
+    train = rows(tmp_path / "out", "train")
+    assert all(set(row) == {"prompt", "chosen", "rejected"} for row in train)
+    pairs = {(said(row["chosen"]), said(row["rejected"])) for row in train}
+    assert pairs == {(item.safe, item.harmful) for item in PLAN.train} | {
+        (item.chosen, item.rejected) for item in PLAN.validated
+    }
+    assert {row["prompt"][0]["content"] for row in rows(tmp_path / "out", "test")} == {
+        item.prompt_messages[0].content for item in PLAN.held_out
+    }
+
+
+def test_unpaired_completions_are_labelled(tmp_path: Path) -> None:
+    export_plan(PLAN, "trl-unpaired", tmp_path / "out")
+    train = rows(tmp_path / "out", "train")
+    assert all(set(row) == {"prompt", "completion", "label"} for row in train)
+    unwanted = {said(row["completion"]) for row in train if not row["label"]}
+    assert unwanted == {item.harmful for item in PLAN.train}
+    wanted = {said(row["completion"]) for row in train if row["label"]}
+    assert wanted == {item.safe for item in PLAN.train} | {
+        item.response for item in (*REPLAY.benign, *REPLAY.over_refusal)
+    }
+
+
+def test_a_recipe_comes_with_the_handbook_s_files(tmp_path: Path) -> None:
+    files = export_plan(PLAN, "alignment-handbook", tmp_path / "out")
+    assert [file.name for file in files] == ["train.jsonl", "test.jsonl", "recipe.yaml"]
+    recipe = yaml.safe_load(files[-1].read_text())
+    columns = recipe["dataset_mixture"]["datasets"][0]["columns"]
+    assert columns == list(rows(tmp_path / "out", "train")[0])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_nothing_held_out_is_in_the_training_file(tmp_path: Path, form: Any) -> None:
+    export_plan(PLAN, form, tmp_path / "out")
+    train = (tmp_path / "out" / "train.jsonl").read_text()
+    assert not any(item.harmful in train for item in PLAN.held_out)
+    assert all(item.harmful in train for item in PLAN.train)
+
+
+def test_files_are_not_written_over(tmp_path: Path) -> None:
+    export_plan(PLAN, "trl-preference", tmp_path / "out")
+    with pytest.raises(RepairError, match="is not empty; name a new directory"):
+        export_plan(PLAN, "trl-unpaired", tmp_path / "out")
