@@ -91,6 +91,7 @@ class Lane:
         self.position = 0
         """The next offset to read."""
         self.highwater = 0
+        self._committed = 0
         self.is_open = False
         self._connection = connection
         self._group = group
@@ -144,6 +145,11 @@ class Lane:
                 self._oldest_ready = time.monotonic()
             self._changed.set()
 
+    def report_lag(self) -> None:
+        """Tell the observer how far the last commit is behind what was written."""
+        behind = max(self.highwater, self.position) - self._committed
+        self._observer.lag(self.topic, self.partition, behind)
+
     async def drained(self) -> None:
         """Return once nothing is in flight."""
         await self._idle.wait()
@@ -163,10 +169,14 @@ class Lane:
         and again, and StreamError for what only a person can mend.
         """
         failures = 0
+        owned = False
         try:
             while not self._closing.is_set():
                 try:
                     await self._open(seek)
+                    if not owned:
+                        owned = True
+                        self._observer.assigned(self.topic, self.partition)
                     while await self._due():
                         await self._commit()
                         failures = 0
@@ -191,7 +201,8 @@ class Lane:
             self.epoch += 1
             self._clear()
             await self._discard()
-            self._observer.revoked(self.topic, self.partition)
+            if owned:
+                self._observer.revoked(self.topic, self.partition)
             self._closed.set()
 
     async def _open(self, seek: Callable[[Lane], Awaitable[int]]) -> None:
@@ -200,9 +211,8 @@ class Lane:
         self._clear()
         await self._start_producer()
         async with asyncio.timeout(OPEN_SECONDS):
-            self.position = await seek(self)
+            self.position = self._committed = await seek(self)
         self.is_open = True
-        self._observer.assigned(self.topic, self.partition)
 
     def _clear(self) -> None:
         self._watermark = Watermark()
@@ -342,8 +352,8 @@ class Lane:
                 self._observer.dead_lettered(self.topic, outcome.stage)
         self._observer.transaction("committed")
         self._observer.committed(self.topic, self.partition, len(batch), seconds)
-        behind = max(self.highwater, self.position) - (batch[-1][0] + 1)
-        self._observer.lag(self.topic, self.partition, behind)
+        self._committed = batch[-1][0] + 1
+        self.report_lag()
         if not self._records:
             self._idle.set()
         self._room()

@@ -327,6 +327,7 @@ class _Session(ConsumerRebalanceListener):  # type: ignore[misc]
         highwater = self._consumer.highwater(partition)
         if highwater is not None:
             lane.highwater = highwater
+        lane.report_lag()
 
     def _records(self) -> int:
         return sum(lane.inflight_records for lane in self._lanes.values())
