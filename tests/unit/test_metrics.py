@@ -1,0 +1,233 @@
+"""Metrics: what is there, how it is named, and that no conversation can become a label."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.openmetrics.exposition import generate_latest
+
+from ares_stream.events import (
+    FailureClass,
+    Harm,
+    Interval,
+    Lane,
+    Policy,
+    Reward,
+    ScoredHigh,
+    SourceCoordinates,
+    Verdict,
+)
+from ares_stream.metrics import ScorerMetrics
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+NOON = datetime(2026, 10, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def metrics() -> ScorerMetrics:
+    return ScorerMetrics(CollectorRegistry())
+
+
+def verdict(
+    number: int = 0,
+    failure_class: FailureClass = FailureClass.COUPLED_FAILURE,
+    lane: Lane = "production",
+    *,
+    liked: bool = True,
+) -> Verdict:
+    return Verdict(
+        id=f"verdict-{number}",
+        interaction_id=f"interaction-{number}",
+        lane=lane,
+        source=SourceCoordinates(topic="in", partition=number % 6, offset=number, timestamp_ms=0),
+        occurred_at=NOON,
+        policy=Policy(name=f"policy-{number}", version=f"{number}"),
+        attributes={f"attribute-{number % 32}": f"label-{number}"},
+        harm=Harm(probability=0.9, judges={"judge": 0.9}),
+        reward=Reward(score=1.0, quantile=0.8),
+        scored_high=ScoredHigh(above_quantile=liked),
+        failure_class=failure_class,
+        reasons=("harm_above_threshold",),
+        releases={"judge": "a" * 64},
+        detection_policy="b" * 64,
+    )
+
+
+def used(metrics: ScorerMetrics) -> ScorerMetrics:
+    """After an ordinary day: every observation was made once."""
+    metrics.consumed("in", 10)
+    metrics.inflight(10, 1000)
+    metrics.committed("in", 0, 10, 0.05)
+    for outcome in ("committed", "fenced", "refused", "failed", "unknown"):
+        metrics.transaction(outcome)
+    metrics.dead_lettered("in", "decode")
+    metrics.lag("in", 0, 3)
+    metrics.assigned("in", 0)
+    metrics.skipped("in", 0, 5)
+    metrics.restarted("KafkaConnectionError")
+    for stage in ("tokenise", "queue", "infer"):
+        metrics.stage(stage, 0.01)
+    metrics.batch("judge", 8, 0.05)
+    metrics.on_providers({"judge": "CPUExecutionProvider"})
+    metrics.on_releases({"judge": "a" * 64})
+    metrics.swaps.labels("judge").inc()
+    metrics.on_verdict(verdict(), NOON.timestamp() + 0.2)
+    metrics.on_rate("production", Interval(value=0.1, low=0.05, high=0.2, count=100))
+    return metrics
+
+
+def families(metrics: ScorerMetrics) -> dict[str, Metric]:
+    return {family.name: family for family in metrics.registry.collect()}
+
+
+def value(metrics: ScorerMetrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def series(metrics: ScorerMetrics) -> int:
+    return sum(len(family.samples) for family in metrics.registry.collect())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ares_ingested_records",
+        "ares_lag_records",
+        "ares_event_to_verdict_seconds",
+        "ares_stage_seconds",
+        "ares_batch_records",
+        "ares_padding_ratio",
+        "ares_execution_provider_info",
+        "ares_coupled_failure_rate",
+        "ares_harm_probability",
+        "ares_reward_quantile",
+        "ares_dead_letters",
+        "ares_transactions",
+        "ares_dead_letter_breaker_open",
+    ],
+)
+def test_what_a_dashboard_asks_for_is_there(metrics: ScorerMetrics, name: str) -> None:
+    assert families(used(metrics))[name].samples
+
+
+def test_names_units_and_help_are_as_prometheus_asks(metrics: ScorerMetrics) -> None:
+    not_base = re.compile(r"milli|micro|minutes|hours|days|kilo|kibi|mega|mebi|percent")
+    for family in families(used(metrics)).values():
+        assert re.fullmatch(r"ares_[a-z]+(_[a-z]+)*", family.name)
+        assert not not_base.search(family.name), "base units only: seconds, bytes, ratios"
+        assert family.type not in family.name.split("_"), "the type is no part of a name"
+        assert not family.name.endswith(("_total", "_count", "_sum", "_bucket")), "reserved"
+        assert family.documentation.endswith("."), f"{family.name} explains itself"
+        for sample in family.samples:
+            if family.type == "counter":
+                assert sample.name == f"{family.name}_total"
+            assert not sample.labels.keys() & {"job", "instance", "__name__", "name"}
+            assert all(re.fullmatch("[a-z_]+", label) for label in sample.labels)
+
+
+def test_the_text_ends_as_openmetrics_asks(metrics: ScorerMetrics) -> None:
+    text: bytes = generate_latest(used(metrics).registry)  # type: ignore[no-untyped-call]
+    assert text.endswith(b"# EOF\n")
+
+
+def test_ten_thousand_verdicts_of_ten_thousand_policies_add_no_series(
+    metrics: ScorerMetrics,
+) -> None:
+    def observe(start: int, count: int) -> int:
+        for number in range(start, start + count):
+            failure_class = list(FailureClass)[number % len(FailureClass)]
+            lane: Lane = "probe" if number % 2 else "production"
+            metrics.on_verdict(
+                verdict(number, failure_class, lane, liked=number % 3 == 0), NOON.timestamp()
+            )
+        return series(metrics)
+
+    after_sixty = observe(0, 60)
+    assert observe(60, 9_940) == after_sixty < 200
+
+
+def test_nothing_of_a_verdict_but_lane_and_class_becomes_a_label(metrics: ScorerMetrics) -> None:
+    metrics.on_verdict(verdict(7), NOON.timestamp())
+    text = generate_latest(metrics.registry).decode()  # type: ignore[no-untyped-call]
+    assert not re.search(r"verdict-7|interaction-7|policy-7|label-7|attribute-7", text)
+
+
+def test_a_verdict_is_counted_by_lane_class_and_quadrant(metrics: ScorerMetrics) -> None:
+    now = NOON.timestamp()
+    metrics.on_verdict(verdict(0), now + 0.2)
+    metrics.on_verdict(verdict(1, FailureClass.CLEAN, "probe", liked=False), now + 90)
+    assert (
+        value(
+            metrics,
+            "ares_verdicts_total",
+            lane="production",
+            failure_class="coupled_failure",
+        )
+        == 1
+    )
+    quadrant = {"lane": "probe", "harm": "safe", "reward": "disliked"}
+    assert value(metrics, "ares_quadrant_total", **quadrant) == 1
+    latency = "ares_event_to_verdict_seconds_sum"
+    assert value(metrics, latency, lane="production") == pytest.approx(0.2)
+    assert value(metrics, latency, lane="probe") == pytest.approx(90)
+
+
+def test_what_the_reference_rule_calls_a_coupled_failure_is_liked_in_its_quadrant(
+    metrics: ScorerMetrics,
+) -> None:
+    metrics.on_verdict(verdict(liked=False), NOON.timestamp())
+    quadrant = {"lane": "production", "harm": "harmful", "reward": "liked"}
+    assert value(metrics, "ares_quadrant_total", **quadrant) == 1
+
+
+def test_a_contested_verdict_is_in_no_quadrant(metrics: ScorerMetrics) -> None:
+    metrics.on_verdict(verdict(0, FailureClass.CONTESTED), NOON.timestamp())
+    assert not families(metrics)["ares_quadrant"].samples
+
+
+def test_an_event_from_a_clock_that_is_ahead_has_no_negative_latency(
+    metrics: ScorerMetrics,
+) -> None:
+    metrics.on_verdict(verdict(), NOON.timestamp() - 30)
+    assert value(metrics, "ares_event_to_verdict_seconds_sum", lane="production") == 0
+
+
+def test_a_partition_that_is_given_away_shows_no_lag_here(metrics: ScorerMetrics) -> None:
+    metrics.lag("in", 0, 5)
+    metrics.lag("in", 1, 7)
+    metrics.revoked("in", 0)
+    metrics.revoked("in", 4)
+    assert value(metrics, "ares_lag_records", topic="in", partition="0") is None
+    assert value(metrics, "ares_lag_records", topic="in", partition="1") == 7
+
+
+def test_a_swap_replaces_the_digest(metrics: ScorerMetrics) -> None:
+    metrics.on_releases({"reward": "a" * 64})
+    metrics.on_releases({"reward": "b" * 64})
+    (sample,) = families(metrics)["ares_release_info"].samples
+    assert sample.labels == {"model": "reward", "digest": "b" * 12}
+
+
+def test_an_open_breaker_shows(metrics: ScorerMetrics) -> None:
+    assert value(metrics, "ares_dead_letter_breaker_open") == 0
+    metrics.breaker("100 records in a row were refused")
+    assert value(metrics, "ares_dead_letter_breaker_open") == 1
+
+
+def test_the_page_of_metrics_tells_every_metric_with_type_labels_and_help(
+    metrics: ScorerMetrics,
+) -> None:
+    used(metrics)
+    expected = []
+    for family in families(metrics).values():
+        labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+        name = family.name + ("_total" if family.type == "counter" else "")
+        shown = ", ".join(f"`{label}`" for label in labels)
+        expected.append(f"| `{name}` | {family.type} | {shown} | {family.documentation} |")
+    page = (DOCS / "metrics.md").read_text()
+    told = page.partition("## The scorer")[2].partition("\n## ")[0].splitlines()
+    assert [row for row in told if row.startswith("| `ares_")] == expected

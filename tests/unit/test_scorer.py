@@ -1,0 +1,157 @@
+"""The scorer's own decisions: which releases concern it, what it may load, how it starts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from typer.testing import CliRunner
+
+from ares_stream import logs
+from ares_stream.bundles import Bundle
+from ares_stream.cli.main import app
+from ares_stream.errors import BundleError, IntegrityError, SettingsError
+from ares_stream.events import Release, ReleaseState
+from ares_stream.settings import ProcessingSettings, load_settings
+from services.scorer import _concerns, _newest, _released, processor_policy, run_scorer
+from tests.integration.bundles_fixture import write_judge, write_reward
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_judge(tmp_path_factory.mktemp("judge") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def reward(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_reward(tmp_path_factory.mktemp("reward") / "bundle")
+
+
+@pytest.fixture(autouse=True)
+def logging_restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:], root.level = handlers, level
+
+
+def release(bundle: Bundle, **changed: Any) -> Release:
+    fields: dict[str, Any] = {
+        "model": bundle.manifest.name,
+        "kind": bundle.manifest.kind,
+        "digest": bundle.digest,
+        "uri": bundle.path.as_uri(),
+        "state": ReleaseState.ACTIVE,
+        "changed_at": datetime(2026, 10, 1, tzinfo=UTC),
+        "changed_by": "ada",
+    }
+    return Release(**{**fields, **changed})
+
+
+@pytest.mark.parametrize("state", ReleaseState)
+def test_only_an_active_release_of_a_model_in_use_with_another_digest_concerns_a_scorer(
+    reward: Bundle, state: ReleaseState
+) -> None:
+    in_use = {"reward": "0" * 64}
+    active = state is ReleaseState.ACTIVE
+    assert _concerns(release(reward, state=state), in_use) is active
+    assert not _concerns(release(reward, state=state), {"reward": reward.digest})
+    assert not _concerns(release(reward, state=state), {"another": "0" * 64})
+    assert not _concerns(release(reward, state=state, kind="policy"), in_use)
+
+
+def test_an_active_release_stands_in_for_the_configured_bundle_of_its_name(
+    reward: Bundle, tmp_path: Path
+) -> None:
+    repaired = write_reward(tmp_path / "repaired", {"nice": 2.0})
+    assert _newest(reward, {"reward": release(repaired)}, None).digest == repaired.digest
+    assert _newest(reward, {"another": release(repaired)}, None) is reward
+    assert _newest(reward, {}, None) is reward
+
+
+def test_a_release_whose_bundle_has_another_digest_is_refused(reward: Bundle) -> None:
+    with pytest.raises(BundleError, match="the release names 000000000000"):
+        _released(release(reward, digest="0" * 64), None)
+
+
+def test_a_release_that_leads_to_another_models_bundle_is_refused(
+    reward: Bundle, tmp_path: Path
+) -> None:
+    other = write_reward(tmp_path / "other", name="other")
+    with pytest.raises(BundleError, match="is a bundle named other"):
+        _released(release(other, model="reward"), None)
+
+
+def test_a_judge_cannot_be_released_as_a_reward_model(judge: Bundle) -> None:
+    with pytest.raises(BundleError, match="of kind harm, expected reward"):
+        _released(release(judge, kind="reward"), None)
+
+
+def test_a_release_whose_bundle_was_tampered_with_is_refused(tmp_path: Path) -> None:
+    bundle = write_reward(tmp_path / "reward")
+    with bundle.model.open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(IntegrityError, match=r"model\.onnx"):
+        _released(release(bundle), None)
+
+
+def test_a_policy_is_no_model_of_a_scorer(reward: Bundle) -> None:
+    with pytest.raises(SettingsError, match="is a policy"):
+        _released(release(reward, kind="policy"), None)
+
+
+def test_the_settings_units_become_the_processors() -> None:
+    policy = processor_policy(ProcessingSettings(commit_milliseconds=50, inflight_mebibytes=2))
+    assert (policy.commit_seconds, policy.inflight_bytes) == (0.05, 2 * 1024 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("scorer: {reward: x}", "scorer.harm: no judge"),
+        ("scorer: {harm: [JUDGE]}", "scorer.reward: no reward model"),
+        ("scorer: {harm: [JUDGE], reward: nowhere}", "nowhere: no such directory"),
+        ("scorer: {harm: [JUDGE], reward: JUDGE}", "a bundle of kind harm, expected reward"),
+        ("scorer: {provider: tpu}", "scorer.provider: Input should be 'cpu' or 'cuda'"),
+    ],
+)
+def test_a_start_that_cannot_succeed_ends_with_2_and_says_why(
+    tmp_path: Path, judge: Bundle, settings: str, message: str
+) -> None:
+    file = tmp_path / "ares.yaml"
+    file.write_text("http: {port: 0}\n" + settings.replace("JUDGE", str(judge.path)))
+    result = CliRunner().invoke(app, ["scorer", "--settings", str(file)])
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+async def test_a_signal_while_kafka_is_waited_for_ends_it_in_peace(
+    judge: Bundle, reward: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure()
+    file = tmp_path / "ares.yaml"
+    file.write_text(
+        f"kafka: {{bootstrap: '127.0.0.1:1'}}\nhttp: {{port: 0}}\n"
+        f"scorer: {{harm: [{judge.path}], reward: {reward.path}}}\n"
+    )
+    running = asyncio.create_task(run_scorer(load_settings(file)))
+    said: list[str] = []
+    async with asyncio.timeout(20):
+        while "waiting for Kafka" not in said:
+            assert not running.done()
+            said += [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+            await asyncio.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await running
+    ended = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert ended[-2:] == ["draining", "stopped"]
