@@ -17,7 +17,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from ares_stream.events import FailureClass, Interval, Verdict
+from ares_stream.events import FailureClass, Interval, RepairReport, Verdict
 from ares_stream.scoring.model import ScoringObserver
 from ares_stream.streaming.contract import ProcessorObserver
 
@@ -241,3 +241,68 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         """Show a lane's coupled-failure rate with its interval."""
         for bound, value in (("value", rate.value), ("low", rate.low), ("high", rate.high)):
             self.cfr.labels(lane, bound).set(value)
+
+
+class RepairerMetrics:
+    """The repairer's metrics on one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.waiting = Gauge(
+            "ares_repair_waiting_failures",
+            "Failures that no repair has settled.",
+            registry=registry,
+        )
+        self.oldest = Gauge(
+            "ares_repair_oldest_waiting_seconds", "Age of the oldest of them.", registry=registry
+        )
+        self.progress = Gauge(
+            "ares_repair_stage_progress",
+            "Done share of each stage of the repair that runs; absent between repairs.",
+            ["stage"],
+            registry=registry,
+        )
+        self.running = Gauge("ares_repair_running", "1 while a repair runs.", registry=registry)
+        self.repairs = Counter(
+            "ares_repairs", "Repairs by how they ended.", ["state"], registry=registry
+        )
+        self.seconds = Histogram(
+            "ares_repair_seconds",
+            "From the start of a repair to its report, approval not counted.",
+            buckets=(60, 300, 900, 1800, 3600, 7200, 14400, 43200, 86400),
+            registry=registry,
+        )
+        self.figures = Gauge(
+            "ares_repair_figure",
+            "Figures of the last repair; when: before, after; bound: value, low, high.",
+            ["figure", "when", "bound"],
+            registry=registry,
+        )
+        self.undecodable = Counter(
+            "ares_repair_undecodable_records", "Failures that cannot be read.", registry=registry
+        )
+        self.postponed = Counter(
+            "ares_repair_postponed", "Batches from which no plan could be made.", registry=registry
+        )
+        self.untold = Gauge(
+            "ares_repair_policy_server_untold",
+            "1 while the policy server could not be told what is active.",
+            registry=registry,
+        )
+
+    def on_progress(self, stage: str, done: int, total: int) -> None:
+        """A stage of the repair that runs went on."""
+        self.running.set(1)
+        self.progress.labels(stage).set(done / total if total else 0.0)
+
+    def on_report(self, report: RepairReport) -> None:
+        """A repair ended, or a person decided on it."""
+        self.running.set(0)
+        self.progress.clear()
+        self.repairs.labels(report.state).inc()
+        self.seconds.observe((report.finished_at - report.started_at).total_seconds())
+        self.figures.clear()
+        for when, figures in (("before", report.before), ("after", report.after)):
+            for name, figure in figures.items():
+                for bound in ("value", "low", "high"):
+                    self.figures.labels(name, when, bound).set(getattr(figure, bound))

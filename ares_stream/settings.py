@@ -27,6 +27,9 @@ from ares_stream.detection import DetectionPolicy
 from ares_stream.errors import SettingsError
 from ares_stream.events import Lane
 from ares_stream.mapping import Mapping
+from ares_stream.repair.gate import GatePolicy
+from ares_stream.repair.plan import PlanPolicy
+from ares_stream.repair.recipe import Recipe
 from ares_stream.streaming.connection import KafkaConnection
 
 PREFIX: Final = "ARES_"
@@ -98,6 +101,44 @@ class RegistrySettings(Section):
     policy_server: PolicyServer | None = None
 
 
+class RepairerSettings(Section):
+    """The repairer service. Paths are on the machine that trains."""
+
+    group: str = "ares-repairer"
+    work: Path = Path("repairs")
+    """One directory per repair; at least the active release's must be kept."""
+    policy_model: str = "policy"
+    """The name under which the policy's adapters are released and served."""
+    incumbent: Path | None = None
+    """The reward bundle in use before the first repair."""
+    reference: Path | None = None
+    """Benign conversations, JSON lines of Interactions: the reward's quantiles."""
+    replay: Path | None = None
+    """A directory of benign.jsonl, over_refusal.jsonl ({messages, response}) and
+    validated.jsonl ({messages, chosen, rejected})."""
+    suites: Path | None = None
+    """A directory of evaluation suites."""
+    recipe: Recipe | None = None
+    plan: PlanPolicy = PlanPolicy()
+    gate: GatePolicy = GatePolicy()
+    approval: Literal["manual", "automatic"] = "manual"
+    private_key: Path | None = None
+    """Elliptic-curve key, PEM: signs repaired bundles."""
+    min_failures: int = Field(64, ge=2)
+    """New failures that start a repair."""
+    max_failures: int = Field(4096, ge=2)
+    every_hours: float | None = Field(None, gt=0)
+    """Also start one when the oldest new failure has waited for this long."""
+    poll_seconds: float = Field(5.0, gt=0)
+    step_hours: float = Field(6.0, gt=0)
+    """For each step of a repair; what takes longer is ended."""
+    step_mebibytes: int = Field(16_384, ge=64)
+    train_command: tuple[str, ...] = ()
+    """Programs of your own in the place of ours; empty means ours."""
+    answer_command: tuple[str, ...] = ()
+    export_command: tuple[str, ...] = ()
+
+
 class Settings(BaseSettings):
     """Everything a service reads from outside."""
 
@@ -110,6 +151,7 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings()
     scorer: ScorerSettings = ScorerSettings()
     registry: RegistrySettings = RegistrySettings()
+    repairer: RepairerSettings = RepairerSettings()
 
     @classmethod
     def settings_customise_sources(
