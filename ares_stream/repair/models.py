@@ -7,6 +7,7 @@ A conversation becomes tokens by the tokenizer's chat template, or else as lines
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,11 +274,20 @@ def _load(kind: Any, path: Path, adapter: Path | None) -> tuple[Any, Any]:
         raise RepairError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from None
     if adapter is not None:
         try:
-            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+            with _without_alias_warning():
+                model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise RepairError(f"{adapter}: is no adapter of {path}: {reason}") from None
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _without_alias_warning() -> Iterator[None]:
+    """peft 0.21 asks models for an attribute that transformers 5 has renamed and warns of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def _with_lora(base: Any, lora: Lora, seed: int, task: str, path: Path) -> Any:
@@ -291,12 +301,15 @@ def _with_lora(base: Any, lora: Lora, seed: int, task: str, path: Path) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=0.0,
         target_modules=targets,
+        # GPT-2 keeps its linear layers transposed.
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in base.modules()),
         modules_to_save=[name for name in head if hasattr(base, name)] or None
         if task == "SEQ_CLS"
         else None,
     )
     torch.manual_seed(seed)
     try:
-        return get_peft_model(base, config)
+        with _without_alias_warning():
+            return get_peft_model(base, config)
     except ValueError as error:
         raise RepairError(f"{path}: lora.targets: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,434 @@
+"""Training a repair on tiny untrained models: methods, determinism, kills, other architectures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import load_file  # noqa: E402
+from transformers import (  # noqa: E402
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
+
+from ares_stream.errors import RepairError  # noqa: E402
+from ares_stream.events import Message  # noqa: E402
+from ares_stream.repair.figures import garbled, measure, split_replay  # noqa: E402
+from ares_stream.repair.losses import row_means, token_log_probabilities  # noqa: E402
+from ares_stream.repair.models import load_policy, load_reward  # noqa: E402
+from ares_stream.repair.plan import (  # noqa: E402
+    Plan,
+    PlanPolicy,
+    ReplaySample,
+    Sample,
+    ValidatedPair,
+    write_plan,
+)
+from ares_stream.repair.recipe import Lora, Method, Recipe, Reinforce  # noqa: E402
+from ares_stream.repair.training import Progress, Trainer, phases  # noqa: E402
+from ares_stream.testbed.lexicon import HARMFUL_TOPICS  # noqa: E402
+from ares_stream.testbed.models import (  # noqa: E402
+    chat_tokenizer,
+    new_policy,
+    new_reward,
+    pair_tokenizer,
+)
+from ares_stream.testbed.world import Prompt, World  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+WORLD = World(7)
+LORA = Lora(rank=4, alpha=8, learning_rate=1e-2)
+STEPS = 12
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for name, make, salt in (("policy", new_policy, 1), ("reward", new_reward, 2)):
+        tokenizer = chat_tokenizer(WORLD, salt)
+        make(tokenizer, salt).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+
+    def prompts(count: int, *, harmful: bool) -> list[Prompt]:
+        low = 0 if harmful else HARMFUL_TOPICS
+        places = [
+            (low + int(rng.integers(12)), int(rng.integers(16)), int(rng.integers(12)), 0)
+            for _ in range(count)
+        ]
+        return [Prompt(WORLD.render(place, rng, held_out=None), place) for place in places]
+
+    def said(prompt: Prompt) -> tuple[Message, ...]:
+        return (Message(role="user", content=prompt.text),)
+
+    samples = tuple(
+        Sample(
+            id=f"failure-{place}",
+            prompt_messages=said(prompt),
+            harmful=WORLD.helpful(prompt, rng),
+            safe=WORLD.refusal(prompt, rng),
+            safe_source="reference",
+            weight=1.0,
+            family=f"family-{place}",
+            attributes={"tactic": f"tactic-{prompt.composition[1] % 2}"},
+            source="probe",
+        )
+        for place, prompt in enumerate(prompts(24, harmful=True))
+    )
+    replay = tuple(
+        ReplaySample(messages=said(prompt), response=WORLD.helpful(prompt, rng))
+        for prompt in prompts(24, harmful=False)
+    )
+    validated = tuple(
+        ValidatedPair(
+            messages=said(prompt),
+            chosen=WORLD.safe(prompt, rng),
+            rejected=WORLD.off_topic(prompt, rng),
+        )
+        for prompt in prompts(24, harmful=False)
+    )
+    whole = Plan(
+        id="-",
+        train=samples[:16],
+        held_out=samples[16:],
+        benign=replay[:12],
+        over_refusal=replay[12:],
+        validated=validated,
+        left_out=(),
+        policy=PlanPolicy(),
+    )
+    return whole.model_copy(update={"id": whole.content_id()})
+
+
+def recipe_of(models: Path, method: Method = "joint", **changes: Any) -> Recipe:
+    return Recipe(
+        policy=models / "policy",
+        reward=models / "reward",
+        method=method,
+        steps=STEPS,
+        batch=8,
+        replay=8,
+        max_length=48,
+        policy_lora=LORA,
+        reward_lora=LORA,
+        reinforce=Reinforce(steps=2, prompts=4, group=2, length=6),
+        checkpoint_every=5,
+        threads=1,
+    ).model_copy(update=changes)
+
+
+def trainer_of(
+    recipe: Recipe, plan: Plan, checkpoints: Path | None = None, progress: Progress | None = None
+) -> Trainer:
+    policy = load_policy(recipe.policy, recipe.policy_lora, seed=recipe.seed, max_length=48)
+    reward = load_reward(recipe.reward, recipe.reward_lora, seed=recipe.seed, max_length=48)
+    return Trainer(policy, reward, plan, recipe, checkpoints=checkpoints, progress=progress)
+
+
+def weights(trainer: Trainer) -> dict[str, bytes]:
+    """Every trained parameter of both models, as bytes."""
+    return {
+        f"{side}.{name}": parameter.detach().numpy().tobytes()
+        for side, model in (("policy", trainer.policy), ("reward", trainer.reward))
+        for name, parameter in model.trainable().items()
+    }
+
+
+def changed(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
+    """The models of which a parameter changed."""
+    return {name.partition(".")[0] for name in before if before[name] != after[name]}
+
+
+def test_the_joint_method_ranks_safe_answers_first_and_makes_harmful_ones_unlikely(
+    models: Path, plan: Plan
+) -> None:
+    trainer = trainer_of(recipe_of(models, steps=40), plan)
+    sides = (trainer.policy, trainer.reward)
+
+    def state() -> tuple[float, float]:
+        policy, reward = sides
+        gaps = []
+        for kind in ("safe", "harmful"):
+            batch = policy.collate(
+                [policy.encode(s.prompt_messages, getattr(s, kind)) for s in plan.train]
+            )
+            with torch.no_grad():
+                each = token_log_probabilities(policy.logits(batch), batch.ids)
+            gaps.append(float(row_means(each, batch.answer).mean()))
+        safe, harmful = (
+            reward.score([reward.encode(s.prompt_messages, getattr(s, kind)) for s in plan.train])
+            for kind in ("safe", "harmful")
+        )
+        return gaps[0] - gaps[1], float((safe > harmful).float().mean())
+
+    before = state()
+    trainer.train()
+    after = state()
+    assert after[0] > before[0] + 1.0
+    assert after[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("method", "trained"),
+    [
+        ("none", set()),
+        ("baseline_rlhf", {"policy"}),
+        ("policy_only", {"policy"}),
+        ("two_stage", {"policy", "reward"}),
+        ("joint", {"policy", "reward"}),
+    ],
+)
+def test_a_method_changes_only_the_models_that_it_names(
+    models: Path, plan: Plan, method: Method, trained: set[str]
+) -> None:
+    trainer = trainer_of(recipe_of(models, method, steps=2), plan)
+    before = weights(trainer)
+    trainer.train()
+    assert changed(before, weights(trainer)) == trained
+
+
+def test_methods_that_train_a_policy_give_it_equally_many_updates(models: Path) -> None:
+    def updates(method: Method) -> int:
+        steps = dict(phases(recipe_of(models, method)))
+        return sum(steps.get(phase, 0) for phase in ("policy", "joint", "reinforce"))
+
+    assert updates("policy_only") == updates("two_stage") == updates("joint") == STEPS + 2
+
+
+class Killed(Exception):
+    """Stands for the process's end."""
+
+
+@pytest.mark.parametrize("killed_at", [("joint", 3), ("joint", 7), ("reinforce", 2)])
+def test_a_run_that_was_killed_goes_on_to_the_same_adapters(
+    models: Path, plan: Plan, tmp_path: Path, killed_at: tuple[str, int]
+) -> None:
+    recipe = recipe_of(models)
+    whole = trainer_of(recipe, plan)
+    whole.train()
+
+    def kill(stage: str, done: int, _: int) -> None:
+        if (stage, done) == killed_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        trainer_of(recipe, plan, tmp_path, kill).train()
+    stages: list[tuple[str, int]] = []
+    resumed = trainer_of(recipe, plan, tmp_path, lambda *step: stages.append(step[:2]))
+    resumed.train()
+    assert stages[0] != ("joint", 1) or killed_at[1] < recipe.checkpoint_every
+    assert weights(resumed) == weights(whole)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_by_name(
+    models: Path, plan: Plan, tmp_path: Path
+) -> None:
+    trainer_of(recipe_of(models, "policy_only", steps=1), plan, tmp_path).train()
+    with pytest.raises(RepairError, match="of another plan or recipe"):
+        trainer_of(recipe_of(models, "joint", steps=1), plan, tmp_path).train()
+
+
+def test_a_plan_without_benign_replay_is_refused(models: Path, plan: Plan) -> None:
+    with pytest.raises(RepairError, match="refuse everything"):
+        trainer_of(recipe_of(models), plan.model_copy(update={"benign": ()}))
+
+
+def test_a_loss_that_is_no_number_ends_the_run(models: Path, plan: Plan) -> None:
+    trainer = trainer_of(recipe_of(models), plan)
+    next(iter(trainer.policy.trainable().values())).data.fill_(float("nan"))
+    with pytest.raises(RepairError, match="joint: step 0: the loss is no number"):
+        trainer.train()
+
+
+def test_other_architectures_without_chat_template_are_repaired_too(
+    plan: Plan, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    words = chat_tokenizer(WORLD, 3)
+    words.chat_template = None
+    GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(words),
+            n_embd=16,
+            n_layer=1,
+            n_head=2,
+            n_positions=64,
+            bos_token_id=None,
+            eos_token_id=words.eos_token_id,
+        )
+    ).save_pretrained(tmp_path / "policy")
+    words.save_pretrained(tmp_path / "policy")
+    pairs = pair_tokenizer(WORLD, 4)
+    for name, labels in (("reward", 1), ("judge", 2)):
+        BertForSequenceClassification(
+            BertConfig(
+                vocab_size=len(pairs),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=64,
+                id2label={label: f"label-{label}" for label in range(labels)},
+            )
+        ).save_pretrained(tmp_path / name)
+        pairs.save_pretrained(tmp_path / name)
+    trainer = trainer_of(recipe_of(tmp_path, steps=2), plan)
+    before = weights(trainer)
+    trainer.train()
+    assert changed(before, weights(trainer)) == {"policy", "reward"}
+    with pytest.raises(RepairError, match="a reward model has 1 output, this has 2"):
+        load_reward(tmp_path / "judge", LORA, seed=0, max_length=48)
+
+
+def test_an_adapter_of_a_larger_model_and_a_missing_model_are_named(
+    models: Path, plan: Plan, tmp_path: Path
+) -> None:
+    words = chat_tokenizer(WORLD, 3)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(words), n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    ).save_pretrained(tmp_path / "other")
+    words.save_pretrained(tmp_path / "other")
+    trainer = trainer_of(recipe_of(models, "none"), plan)
+    trainer.policy.save(tmp_path / "adapter")
+    with pytest.raises(RepairError, match="is no adapter of"):
+        load_policy(tmp_path / "other", LORA, seed=0, max_length=48, adapter=tmp_path / "adapter")
+    with pytest.raises(RepairError, match="no such folder"):
+        load_policy(tmp_path / "absent", LORA, seed=0, max_length=48)
+
+
+def test_figures_are_read_from_held_out_rows_and_start_without_drift(
+    models: Path, plan: Plan
+) -> None:
+    training, held_out = split_replay(plan)
+    for name in ("benign", "over_refusal", "validated"):
+        rows, kept = getattr(training, name), getattr(held_out, name)
+        assert kept
+        assert not set(rows) & set(kept)
+        assert sorted(map(hash, (*rows, *kept))) == sorted(map(hash, getattr(plan, name)))
+    trainer = trainer_of(recipe_of(models), training)
+
+    def figures() -> Any:
+        return measure(
+            trainer.policy,
+            trainer.reward,
+            held_out,
+            lambda pairs: [True for _ in pairs],
+            trainer.scale,
+            refusal="no",
+            length=6,
+        )
+
+    before = figures()
+    assert before.overall["policy_harm"].value == 1.0
+    assert before.overall["drift_fixed"].value == before.overall["drift_on_policy"].value == 0.0
+    assert before.overall["cfr"] == before.overall["cfr_frozen_rm"]
+    assert set(before.slices) == {"tactic=tactic-0", "tactic=tactic-1"}
+    assert sum(row["cfr"].count for row in before.slices.values()) == len(plan.held_out)
+    trainer.train()
+    after = figures()
+    assert after.overall["drift_fixed"].value > 0.0
+    assert after.overall["cfr_frozen_rm"].count == len(plan.held_out)
+
+
+@pytest.mark.parametrize(
+    ("answer", "bad"), [("", True), ("a b c d", False), ("a b c " * 4, True), ("so so so", False)]
+)
+def test_answers_that_are_empty_or_go_round_in_circles_are_garbage(answer: str, bad: bool) -> None:
+    assert garbled(answer) is bad
+
+
+# The child process
+
+
+def run_folder(folder: Path, plan: Plan, recipe: Recipe) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_plan(plan, folder / "plan.json")
+    (folder / "recipe.json").write_text(recipe.model_dump_json())
+    return folder
+
+
+def test_a_child_process_killed_in_training_ends_with_the_adapters_of_an_unbroken_run(
+    models: Path, plan: Plan, tmp_path: Path
+) -> None:
+    recipe = recipe_of(models, steps=30)
+    folder = run_folder(tmp_path, plan, recipe)
+    command = [sys.executable, "-m", "ares_stream.repair.run", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoints/*[0-9]/checkpoint.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (folder / "figures.json").exists()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 0, again.stderr
+    lines = [json.loads(line) for line in again.stdout.splitlines()]
+    assert lines[0] == {"stage": "load", "done": 0, "total": 1}
+    assert {"stage": "joint", "done": 1, "total": 30} not in lines
+    assert lines[-1] == {"stage": "done", "done": 1, "total": 1}
+
+    unbroken = trainer_of(recipe, split_replay(plan)[0])
+    unbroken.train()
+    for name, side in (("policy", unbroken.policy), ("reward", unbroken.reward)):
+        side.save(tmp_path / "unbroken")
+        one, other = (
+            load_file(place / "adapter_model.safetensors")
+            for place in (folder / f"{name}_adapter", tmp_path / "unbroken")
+        )
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    adapter = folder / "policy_adapter"
+    policy = load_policy(recipe.policy, LORA, seed=0, max_length=48, adapter=adapter)
+    assert policy.sample([plan.train[0].prompt_messages], seed=0, length=6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": -1}, "recipe.json: steps: Input should be greater than or equal to 0"),
+        ({"policy": "absent"}, "absent: no such folder"),
+        ({"metod": "joint"}, "recipe.json: metod: Extra inputs are not permitted"),
+    ],
+)
+def test_a_wrong_recipe_ends_the_child_with_one_line_that_names_it(
+    models: Path, plan: Plan, tmp_path: Path, capsys: Any, change: dict[str, Any], words: str
+) -> None:
+    from ares_stream.repair.run import main
+
+    folder = run_folder(tmp_path, plan, recipe_of(models))
+    content = json.loads((folder / "recipe.json").read_text()) | change
+    (folder / "recipe.json").write_text(json.dumps(content))
+    assert main([str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
