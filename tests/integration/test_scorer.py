@@ -31,7 +31,7 @@ from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from ares_stream.topics import PROBE, PRODUCTION, topic_name
 from tests.integration.bundles_fixture import WORDS, write_judge, write_reward
 from tests.integration.exactly_once import content, publish
-from tests.integration.scorer_process import ScorerProcess, progress
+from tests.integration.scorer_process import ROOT, ScorerProcess, progress
 
 pytestmark = pytest.mark.kafka
 
@@ -320,6 +320,7 @@ async def test_two_thousand_events_good_and_bad(
         environment={"PYTHONPROFILEIMPORTTIME": "1"},
     ) as scorer:
         await scorer.until_done(tuple(lanes))
+        assert (await scorer.get("/readyz")).status_code == 200
         metrics = (await scorer.get("/metrics")).text
         await scorer.drained()
         log = scorer.log
@@ -350,6 +351,8 @@ def scorer_of(
 
 def assert_reasons_told(deadletters: Sequence[InboundRecord], kinds: Sequence[str]) -> None:
     """Each bad event has a dead letter whose headers say what was wrong with it."""
+    page = (ROOT / "docs" / "scorer.md").read_text().partition("## Bad input")[2]
+    documented = re.findall(r"^\| .+ \| `(.+)` \|$", page, re.MULTILINE)
     told = Counter(dict(record.headers)["kind"].decode() for record in deadletters)
     assert told == Counter(kinds)
     for record in deadletters:
@@ -357,6 +360,7 @@ def assert_reasons_told(deadletters: Sequence[InboundRecord], kinds: Sequence[st
         _, stage, reason = BAD[headers["kind"].decode()]
         assert headers["__connect.errors.stage"].decode() == stage
         assert re.search(reason, headers["__connect.errors.exception.message"].decode())
+        assert any(re.search(reason, example) for example in documented)
 
 
 def assert_metrics_agree(metrics: str, outcome: Outcome) -> None:

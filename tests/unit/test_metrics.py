@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics.exposition import generate_latest
 
 from ares_stream.events import (
@@ -21,7 +23,8 @@ from ares_stream.events import (
     SourceCoordinates,
     Verdict,
 )
-from ares_stream.metrics import ScorerMetrics
+from ares_stream.metrics import RepairerMetrics, ScorerMetrics
+from ares_stream.probes.metrics import ProberMetrics
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 NOON = datetime(2026, 10, 1, 12, tzinfo=UTC)
@@ -218,16 +221,24 @@ def test_an_open_breaker_shows(metrics: ScorerMetrics) -> None:
     assert value(metrics, "ares_dead_letter_breaker_open") == 1
 
 
+@pytest.mark.parametrize(
+    ("service", "make"),
+    [
+        ("The scorer", ScorerMetrics),
+        ("The prober", ProberMetrics),
+        ("The repairer", RepairerMetrics),
+    ],
+)
 def test_the_page_of_metrics_tells_every_metric_with_type_labels_and_help(
-    metrics: ScorerMetrics,
+    service: str, make: Callable[[CollectorRegistry], object]
 ) -> None:
-    used(metrics)
     expected = []
-    for family in families(metrics).values():
-        labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
-        name = family.name + ("_total" if family.type == "counter" else "")
-        shown = ", ".join(f"`{label}`" for label in labels)
-        expected.append(f"| `{name}` | {family.type} | {shown} | {family.documentation} |")
+    for metric in vars(make(CollectorRegistry())).values():
+        if isinstance(metric, MetricWrapperBase):
+            (family,) = metric.describe()
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = ", ".join(f"`{label}`" for label in metric._labelnames)
+            expected.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
     page = (DOCS / "metrics.md").read_text()
-    told = page.partition("## The scorer")[2].partition("\n## ")[0].splitlines()
+    told = page.partition(f"## {service}\n")[2].partition("\n## ")[0].splitlines()
     assert [row for row in told if row.startswith("| `ares_")] == expected

@@ -21,8 +21,16 @@ from ares_stream.bundles import Bundle
 from ares_stream.cli.main import app
 from ares_stream.errors import BundleError, IntegrityError, SettingsError
 from ares_stream.events import Release, ReleaseState
-from ares_stream.settings import ProcessingSettings, load_settings
-from services.scorer import _concerns, _newest, _released, processor_policy, run_scorer
+from ares_stream.scoring.panel import Panel
+from ares_stream.settings import ProcessingSettings, Settings, load_settings
+from services.scorer import (
+    _concerns,
+    _newest,
+    _released,
+    _Scorer,
+    processor_policy,
+    run_scorer,
+)
 from tests.integration.bundles_fixture import write_judge, write_reward
 
 
@@ -113,6 +121,26 @@ def test_a_policy_is_no_model_of_a_scorer(reward: Bundle) -> None:
 def test_the_settings_units_become_the_processors() -> None:
     policy = processor_policy(ProcessingSettings(commit_milliseconds=50, inflight_mebibytes=2))
     assert (policy.commit_seconds, policy.inflight_bytes) == (0.05, 2 * 1024 * 1024)
+
+
+async def test_a_release_that_shares_its_base_with_a_judge_is_refused_and_the_old_one_stays(
+    judge: Bundle, reward: Bundle, tmp_path: Path
+) -> None:
+    kin = write_reward(tmp_path / "kin", base=judge.manifest.lineage.base)
+    better = write_reward(tmp_path / "better", {"nice": 2.0})
+    scorer = _Scorer(Settings())
+    scorer._bundles = {"judge": judge, "reward": reward}
+    panel = Panel.open([judge], reward)
+    try:
+        await scorer._swap(panel, release(kin), offset=0)
+        assert panel.releases["reward"] == reward.digest
+        await scorer._swap(panel, release(better), offset=1)
+        assert panel.releases["reward"] == better.digest
+    finally:
+        await panel.aclose()
+    sample = scorer.metrics.registry.get_sample_value
+    assert sample("ares_release_refusals_total") == 1
+    assert sample("ares_release_swaps_total", {"model": "reward"}) == 1
 
 
 @pytest.mark.parametrize(
