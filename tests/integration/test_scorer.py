@@ -496,6 +496,7 @@ async def test_a_release_takes_over_under_load_and_no_event_is_lost_or_doubled(
         (refused,) = scorer.events("release refused")
         assert "the release names 000000000000" in refused["error"]
         await scorer.drained()
+        assert all(json.loads(line)["event"] for line in scorer.log.splitlines())
 
     outcome = await audit(kafka, prefix)
     used: dict[tuple[str, int], list[tuple[int, str]]] = defaultdict(list)

@@ -14,13 +14,16 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ares_stream import logs
 from ares_stream.bundles import Bundle
 from ares_stream.cli.main import app
 from ares_stream.errors import BundleError, IntegrityError, SettingsError
-from ares_stream.events import Release, ReleaseState
+from ares_stream.events import Release, ReleaseState, verdict_id
+from ares_stream.scoring.handler import sampled_for_review
 from ares_stream.scoring.panel import Panel
 from ares_stream.settings import ProcessingSettings, Settings, load_settings
 from services.scorer import (
@@ -161,6 +164,23 @@ def test_a_start_that_cannot_succeed_ends_with_2_and_says_why(
     result = CliRunner().invoke(app, ["scorer", "--settings", str(file)])
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+@given(number=st.integers(0, 16**32 - 1), share=st.floats(0, 1), more=st.floats(0, 1))
+def test_a_larger_review_sample_contains_the_smaller_one(
+    number: int, share: float, more: float
+) -> None:
+    verdict = f"{number:032x}"
+    assert not sampled_for_review(verdict, 0.0)
+    assert sampled_for_review(verdict, 1.0)
+    low, high = sorted((share, more))
+    assert sampled_for_review(verdict, high) or not sampled_for_review(verdict, low)
+
+
+def test_a_review_sample_has_the_share_that_was_asked_for() -> None:
+    ids = [verdict_id("in", 0, offset, {"judge": "a" * 64}, "b" * 64) for offset in range(5000)]
+    seen = sum(sampled_for_review(verdict, 0.1) for verdict in ids)
+    assert abs(seen - 500) < 4 * (5000 * 0.1 * 0.9) ** 0.5
 
 
 async def test_a_signal_while_kafka_is_waited_for_ends_it_in_peace(
