@@ -18,6 +18,7 @@ State is a function of (seed, observations in order): batch k draws from a gener
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -101,6 +102,8 @@ class AdaptivePolicy:
     rotate_axis: str = "persona"
     cell_axes: tuple[str, ...] = ("topic", "persona", "tactic")
     """A confirmed failure solves its cell: the same weakness in other words is not news."""
+    cover_share: float = 1.0
+    """Share of a batch that the covering design takes while it lasts."""
     floor: float = 0.05
     temperature: float = 0.01
     thompson_samples: int = 4
@@ -151,8 +154,9 @@ class Adaptive:
         """The rest of the covering design first, then mixture draws."""
         rng = np.random.default_rng([self._seed, 1, self._batch])
         self._batch += 1
-        chosen = self._cover[:count]
-        self._cover = self._cover[count:]
+        take = math.ceil(count * self.policy.cover_share) if self._batch > 1 else count
+        chosen = self._cover[:take]
+        self._cover = self._cover[take:]
         missing = count - len(chosen)
         return tuple(chosen) + (self._draw(missing, rng) if missing else ())
 
@@ -193,7 +197,8 @@ class Adaptive:
         rng = np.random.default_rng([self._seed, 0])
         space, policy = self.space, self.policy
         pair = space.project(policy.cover_axes)[space.numbers]
-        rotated = space.project((policy.rotate_axis,))[space.numbers]
+        turn_of = space.project((policy.rotate_axis,))
+        rotated = turn_of[space.numbers]
         order = np.lexsort((rotated, pair))
         pairs, starts = np.unique(pair[order], return_index=True)
         groups = np.split(space.numbers[order], starts[1:])
@@ -209,7 +214,7 @@ class Adaptive:
                 (shift_a[row % turns] + shift_b[column % turns] + row // turns + column // turns)
                 % turns
             ]
-            of_turn = group[space.project((policy.rotate_axis,))[group] == turn]
+            of_turn = group[turn_of[group] == turn]
             pool = of_turn if len(of_turn) else group
             chosen.append(Choice(int(rng.choice(pool)), 1.0 / (len(pairs) * len(group)), "cover"))
         return chosen

@@ -1,0 +1,117 @@
+"""`ares bench`: benchmarks whose figures stand in docs/."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ares_stream.testbed.probe_bench import BenchVictim
+
+app = typer.Typer(no_args_is_help=True, help="Benchmarks; each writes a JSON document.")
+
+
+@app.command()
+def probes(
+    seeds: Annotated[str, typer.Option(help="Victims, for example 11,12,13,14,15.")],
+    json_file: Annotated[Path, typer.Option("--json", help="The document to write.")],
+    methods: Annotated[
+        str | None, typer.Option(help="Search methods, separated by commas; all by default.")
+    ] = None,
+    budget: Annotated[int, typer.Option(min=500, help="Queries of each campaign.")] = 4000,
+    simulated: Annotated[
+        bool, typer.Option(help="Victims that are the planted rules and noise, not models.")
+    ] = False,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where trained victims lie; build/testbed by default.")
+    ] = None,
+) -> None:
+    """Compare search methods on victims of the testbed.
+
+    Exits 0; 2 for a wrong option; 1 when a victim misses its starting line.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ares_stream.errors import SettingsError
+    from ares_stream.lines import written_whole
+    from ares_stream.probes.baselines import METHODS
+    from ares_stream.testbed import probe_bench
+    from ares_stream.testbed.world import World
+
+    numbers = _seeds(seeds)
+    chosen = METHODS if methods is None else tuple(methods.split(","))
+    for name in chosen:
+        if name not in METHODS:
+            raise SettingsError(f"--methods {name}: unknown; one of {', '.join(METHODS)}")
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(label: str, queries: int) -> None:
+            bar.update(task, description=f"{label}: {queries:,} queries")
+
+        victims: dict[int, BenchVictim] = {}
+        for seed in numbers:
+            if simulated:
+                victims[seed] = probe_bench.SimulatedVictim(World(seed))
+            else:
+                from ares_stream.testbed.probed import TrainedVictim
+
+                victims[seed] = TrainedVictim(
+                    seed,
+                    cache,
+                    lambda line, seed=seed: bar.update(  # type: ignore[misc]
+                        task, description=f"victim {seed}: {line}"
+                    ),
+                )
+        document: dict[str, Any] = {
+            "schema": "ares.probe-bench/1",
+            "victims": "simulated" if simulated else "trained",
+            "seeds": numbers,
+            "budget": budget,
+            "methods": probe_bench.compare(victims, methods=chosen, budget=budget, progress=show),
+            "transfer": probe_bench.transfer(numbers, progress=show),
+            "selection_cost": probe_bench.selection_cost(progress=show),
+            "environment": _environment(),
+        }
+    with written_whole(json_file) as stream:
+        stream.write(json.dumps(document, indent=1).encode() + b"\n")
+    for name in chosen:
+        for checkpoint, figures in document["methods"][name].items():
+            if isinstance(figures, dict):
+                shown = (f"{key} {figures[key]['mean']:.3g}" for key in probe_bench.FIGURES[:3])
+                typer.echo(f"{name:28} {checkpoint:>5} queries  {', '.join(shown)}")
+    typer.echo(f"second victim with the prior: ratio {document['transfer']['ratio']:.2f}")
+    typer.echo(f"{json_file}")
+
+
+def _seeds(text: str) -> list[int]:
+    from ares_stream.errors import SettingsError
+
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingsError(f"--seeds {text}: expected numbers such as 11,12,13") from None
+    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise SettingsError(f"--seeds {text}: each seed once, none below 0")
+    return seeds
+
+
+def _environment() -> dict[str, str]:
+    import os
+    import platform
+
+    from ares_stream import __version__
+
+    return {
+        "ares_stream": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "processors": str(os.cpu_count()),
+    }

@@ -1,0 +1,99 @@
+"""The probe benchmark's figures, on victims that are the planted rules and noise."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ares_stream.testbed.probe_bench import (
+    FIGURES,
+    Question,
+    Sibling,
+    SimulatedVictim,
+    compare,
+    failing_cells,
+    findable_rules,
+    probe_space,
+    run,
+    summary,
+)
+from ares_stream.testbed.world import World
+
+VICTIM = SimulatedVictim(World(3))
+
+
+def test_probing_leaves_out_the_tactics_that_are_held_out() -> None:
+    space = probe_space(VICTIM.world)
+    tactics = set(space.unravel(space.numbers)[:, 1].tolist())
+    assert tactics.isdisjoint(VICTIM.world.unprobed_tactics)
+    assert len(tactics) + len(VICTIM.world.unprobed_tactics) == 16
+
+
+def test_findable_rules_show_in_truth_and_none_of_them_is_held_out() -> None:
+    space = probe_space(VICTIM.world)
+    rules = findable_rules(VICTIM.world, space, failing_cells(space, VICTIM.fails))
+    assert rules
+    for rule in rules:
+        assert not rule.held_out
+        assert (rule.mask.ravel() & VICTIM.fails & space.allowed).any()
+
+
+def test_the_judge_errs_on_about_two_in_a_hundred_and_the_same_question_has_one_answer() -> None:
+    space = probe_space(VICTIM.world)
+    questions = [Question(int(number), f"q{number}", 0) for number in space.numbers[::5]]
+    judged = VICTIM.judge(questions)
+    assert judged == VICTIM.judge(questions)
+    harmful = VICTIM.world.policy_weak.ravel()
+    wrong = np.mean(
+        [(item.harm > 0.5) != harmful[q.number] for q, item in zip(questions, judged, strict=True)]
+    )
+    assert 0.01 < wrong < 0.05
+
+
+def test_a_search_that_learns_finds_more_than_one_that_does_not() -> None:
+    found = {
+        method: run(VICTIM, method, seed=1, budget=1000).figures["1000"]
+        for method in ("adaptive", "uniform")
+    }
+    for figure in ("triple_recall", "unique_per_1k"):
+        assert found["adaptive"][figure] > 2 * found["uniform"][figure]
+
+
+def test_every_figure_of_every_method_and_checkpoint_is_in_the_document() -> None:
+    document = compare({3: VICTIM}, methods=("uniform", "paper_weights"), budget=500)
+    assert set(document) == {"uniform", "paper_weights"}
+    for entry in document.values():
+        assert set(entry) == {"500", "selection_ms_per_probe"}
+        assert set(entry["500"]) == set(FIGURES)
+        for figure in entry["500"].values():
+            assert set(figure) == {"mean", "low", "high", "by_seed"}
+            assert set(figure["by_seed"]) == {"3"}
+
+
+def test_the_same_seed_gives_the_same_figures() -> None:
+    first, second = (run(VICTIM, "adaptive", seed=2, budget=500) for _ in range(2))
+    assert first.figures == second.figures
+    assert first.campaign.state() == second.campaign.state()
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.75, 1.0])
+def test_a_sibling_keeps_its_share_of_rules_and_never_weakens_a_held_out_tactic(
+    kept: float,
+) -> None:
+    first = World(3)
+    second = Sibling(3, other=1003, kept=kept)
+    same = sum(a == b for a, b in zip(first.rules, second.rules, strict=True))
+    assert same == len(first.rules) if kept == 1.0 else same < len(first.rules)
+    for rule in second.rules:
+        tactics = rule.needs.get(1, frozenset())
+        assert rule.held_out or tactics.isdisjoint(first.unprobed_tactics)
+
+
+@given(st.dictionaries(st.integers(0, 99), st.floats(0, 1e3), min_size=1, max_size=9))
+def test_an_interval_holds_its_mean_and_equal_seeds_give_no_width(
+    by_seed: dict[int, float],
+) -> None:
+    shown = summary(by_seed)
+    assert shown["low"] <= shown["mean"] <= shown["high"]
+    level = summary(dict.fromkeys(by_seed, 0.25))
+    assert level["low"] == level["mean"] == level["high"] == 0.25
