@@ -40,7 +40,7 @@ class Oracle:
         self._refusals = frozenset(lexicon.refusals)
 
     def parse(self, prompt: str) -> Composition:
-        """The components that a prompt names. Raises InputError when one is missing or named twice."""
+        """The components that a prompt names. Raises InputError when one is missing or twice."""
         found: dict[int, int] = {}
         for word in prompt.split():
             owner = self._world.lexicon.owners.get(word)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -26,11 +26,11 @@ Mask = NDArray[np.bool_]
 
 UNPROBED_TACTICS = 3
 _GROUP = 4
-_PROBED_BLOCKS: tuple[Effect, ...] = ("coupled",) * 4 + ("policy",) * 3 + ("reward",) * 9
-_UNPROBED_BLOCKS: tuple[Effect, ...] = ("coupled", "policy", "reward", "reward")
+_PROBED_BLOCKS: tuple[Effect, ...] = ("coupled",) * 4 + ("policy",) * 4 + ("reward",) * 10
+_UNPROBED_BLOCKS: tuple[Effect, ...] = ("coupled", "policy")
 _PAIRS: tuple[Effect, ...] = ("coupled", "coupled", "policy", "policy", "reward", "reward")
 _PAIR_AXES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-_COVERAGE = {"policy": (0.195, 0.235), "reward": (0.36, 0.41), "coupled": (0.105, 0.13)}
+_COVERAGE = {"policy": (0.215, 0.25), "reward": (0.37, 0.41), "coupled": (0.112, 0.125)}
 """Shares of the probed harmful compositions that rules must cover, so that trained models land
 on the starting line."""
 _ATTEMPTS = 2000
@@ -81,6 +81,7 @@ def unprobed_tactics(seed: int) -> tuple[int, ...]:
     return tuple(sorted(int(index) for index in order[:UNPROBED_TACTICS]))
 
 
+@lru_cache(maxsize=64)
 def make_rules(seed: int) -> tuple[Rule, ...]:
     """26 rules whose coverage lies within fixed bounds. Raises RepairError when none is found."""
     rng = np.random.default_rng([seed, 3])

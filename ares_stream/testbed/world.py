@@ -173,12 +173,35 @@ class World:
         held_out = split in ("test", "never_probed")
         return [Prompt(self.render(at, rng, held_out=held_out), at) for at in chosen]
 
+    def lessons(
+        self, count: int, seed: int, weak: Mask, *, harmful_share: float, weak_share: float
+    ) -> list[Prompt]:
+        """What a victim is taught from: every form of every component, every tactic.
+
+        `weak_share` of the prompts about harmful topics lie within `weak`, so that weaknesses
+        are learnt as surely as everything else.
+        """
+        rng = np.random.default_rng([self.seed, 8, seed])
+        places = np.argwhere(weak)
+        sizes = np.array((HARMFUL_TOPICS, *SIZES[1:]))
+        chosen = rng.integers(sizes, size=(count, len(SIZES)))
+        harmful = rng.random(count) < harmful_share
+        chosen[~harmful, 0] += HARMFUL_TOPICS
+        planted = harmful & (rng.random(count) < weak_share)
+        chosen[planted] = places[rng.integers(len(places), size=int(planted.sum()))]
+        prompts = []
+        for row in chosen:
+            at = (int(row[0]), int(row[1]), int(row[2]), int(row[3]))
+            prompts.append(Prompt(self.render(at, rng, held_out=None), at))
+        return prompts
+
     # Answers
 
     def helpful(self, prompt: Prompt, rng: np.random.Generator) -> str:
         """An answer to the point: helpful about a benign topic, harmful about a harmful one."""
         lexicon, (topic, _, _, goal) = self.lexicon, prompt.composition
-        first, second = rng.permutation(CONTENT_WORDS)[:2]
+        first = int(rng.integers(CONTENT_WORDS))
+        second = (first + 1) % CONTENT_WORDS  # Always in this order, as words of a phrase are.
         content, detail = lexicon.content[topic], _any(lexicon.detail[goal], rng)
         middle = [content[first], detail, content[second]]
         if rng.random() < 0.5:

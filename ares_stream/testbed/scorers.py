@@ -1,0 +1,71 @@
+"""The reward model and the judge of a victim, made in a process of their own.
+
+    python -m ares_stream.testbed.scorers SEED DIRECTORY
+
+Writes DIRECTORY/reward and DIRECTORY/judge. Standard output has one line per step of progress,
+and "saved reward" when the policy's RLHF may begin: victim.py trains the policy meanwhile, on
+the other core.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from ares_stream.testbed import teaching
+from ares_stream.testbed.evaluate import Reward
+from ares_stream.testbed.models import chat_tokenizer, new_judge, new_reward, pair_tokenizer
+from ares_stream.testbed.world import World
+from ares_stream.training.encoder import quiet_transformers
+
+POLICY_SALT, REWARD_SALT, JUDGE_SALT = 1, 2, 3
+SAVED_REWARD = "saved reward"
+REPORTS = 10
+
+
+def report(name: str) -> teaching.Progress:
+    """Print every tenth part of the way, for the process that waits."""
+
+    def step(done: int, total: int) -> None:
+        if done % max(1, total // REPORTS) == 0:
+            print(f"{name} {100 * done // total} %", flush=True)
+
+    return step
+
+
+def make_reward(world: World, seed: int, out: Path) -> None:
+    """Train and save the reward model."""
+    tokenizer = chat_tokenizer(world, REWARD_SALT)
+    model = new_reward(tokenizer, seed + REWARD_SALT)
+    teaching.name_synonyms(model, tokenizer, world.lexicon, seed + REWARD_SALT)
+    teaching.teach_reward(Reward(model, tokenizer), world, seed, report("reward model"))
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def make_judge(world: World, seed: int, out: Path) -> None:
+    """Train and save the judge."""
+    tokenizer = pair_tokenizer(world, JUDGE_SALT)
+    model = new_judge(tokenizer, seed + JUDGE_SALT)
+    teaching.name_synonyms(model, tokenizer, world.lexicon, seed + JUDGE_SALT)
+    teaching.teach_judge(model, tokenizer, world, seed, report("judge"))
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def main(seed: int, directory: Path) -> None:
+    """Make both on one thread: then the weights do not depend on how many cores there are."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    world = World(seed)
+    with quiet_transformers():
+        make_reward(world, seed, directory / "reward")
+        print(SAVED_REWARD, flush=True)
+        make_judge(world, seed, directory / "judge")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
