@@ -168,6 +168,9 @@ class Pipeline:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise RepairError(f"{folder}: cannot be written: {error.strerror}") from error
+        # A repair that failed is begun anew and goes on from what it had.
+        (folder / "report.json").unlink(missing_ok=True)
+        (folder / SETTLED).unlink(missing_ok=True)
         write_plan(plan, folder / "plan.json")
         write_whole(folder / "recipe.json", recipe.model_dump_json(indent=1).encode())
         gate = configuration.gate_policy.model_dump_json(indent=1)

@@ -1,0 +1,86 @@
+"""`ares repair`: look at a repair, take its batch elsewhere, ask the gate again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Look at repairs and take their batches elsewhere.")
+
+Run = Annotated[Path, typer.Argument(help="A repair's directory: <repairer.work>/<plan id>.")]
+
+
+@app.command()
+def show(
+    run: Run, as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False
+) -> None:
+    """The score card: every figure before and after with its interval. Exits 0, 1 or 2."""
+    from ares_stream.errors import RepairError
+
+    file = run / ("card.json" if as_json else "card.md")
+    try:
+        typer.echo(file.read_text())
+    except OSError as error:
+        raise RepairError(
+            f"{file}: {error.strerror}; a repair that has not ended has no score card"
+        ) from None
+
+
+@app.command()
+def export(
+    plan: Annotated[Path, typer.Argument(help="A repair's directory, or its plan.json.")],
+    out: Annotated[Path, typer.Option(help="Directory to write; new or empty.")],
+    form: Annotated[
+        str, typer.Option("--format", help="trl-preference, trl-unpaired or alignment-handbook.")
+    ] = "trl-preference",
+) -> None:
+    """Write a repair's batch in another trainer's format. Exits 0, 1 or 2.
+
+    The files hold the text of conversations.
+    """
+    from ares_stream.errors import SettingsError
+    from ares_stream.repair.export import FORMATS, export_plan
+    from ares_stream.repair.plan import read_plan
+
+    if form not in FORMATS:
+        raise SettingsError(f"--format {form}: expected {', '.join(FORMATS)}")
+    loaded = read_plan(plan / "plan.json" if plan.is_dir() else plan)
+    for file in export_plan(loaded, form, out):
+        typer.echo(str(file))
+
+
+@app.command()
+def gate(
+    figures: Annotated[Path, typer.Argument(help="figures.json of a training process.")],
+    policy: Annotated[
+        Path | None, typer.Option(help="A gate policy, YAML; the default rules otherwise.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Ask the gate about any pair of figure tables. Exits 0 when it passes, 1 when not."""
+    import yaml
+    from pydantic import ValidationError
+
+    from ares_stream.errors import SettingsError
+    from ares_stream.repair.gate import GatePolicy, decide, read_figures
+
+    rules = GatePolicy()
+    if policy is not None:
+        try:
+            rules = GatePolicy.model_validate(yaml.safe_load(policy.read_text()))
+        except OSError as error:
+            raise SettingsError(f"{policy}: cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, ValidationError) as error:
+            raise SettingsError(f"{policy}: not a gate policy: {error}") from None
+    verdict = decide(*read_figures(figures), rules)
+    if as_json:
+        typer.echo(json.dumps(verdict.model_dump(mode="json"), indent=2))
+    else:
+        for check in verdict.checks:
+            typer.echo(f"{'pass' if check.passed else 'FAIL'} {check.reason}")
+        typer.echo("passed" if verdict.passed else "rejected")
+    if not verdict.passed:
+        raise typer.Exit(1)

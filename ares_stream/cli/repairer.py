@@ -1,0 +1,27 @@
+"""`ares repairer`: the service that repairs."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    settings_file: Annotated[
+        Path | None, typer.Option("--settings", help="YAML file; the environment wins over it.")
+    ] = None,
+) -> None:
+    """Wait for coupled failures on Kafka, repair from them, release what passes the gate.
+
+    Exits 0 when stopped, 2 for wrong settings, bundles or topics, 3 when Kafka stays unreachable.
+    """
+    from ares_stream import logs
+    from ares_stream.settings import load_settings
+    from services.repairer import run_repairer
+
+    settings = load_settings(settings_file)
+    logs.configure(level=settings.log_level)
+    asyncio.run(run_repairer(settings))
