@@ -19,7 +19,7 @@ class BatchPolicy:
     padding: float
 
 
-CPU = BatchPolicy(tokens=384, records=32, padding=0.08)
+CPU = BatchPolicy(tokens=256, records=32, padding=0.08)
 """Short inputs gain from company; past some hundred tokens a run's activations leave the cache."""
 GPU = BatchPolicy(tokens=32_768, records=512, padding=0.5)
 
