@@ -6,7 +6,9 @@ first, calibrated on the second, and what the bundle says of itself is measured 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +25,9 @@ from ares_stream.bundles import (
     Lineage,
     Manifest,
     Outputs,
-    file_digest,
 )
 from ares_stream.errors import InputError, ScoringError
-from ares_stream.events import Interaction, Interval, digest
+from ares_stream.events import Interaction, Interval
 from ares_stream.scoring.tokenising import InputEncoder
 from ares_stream.training.calibration import (
     Platt,
@@ -46,7 +47,7 @@ from ares_stream.training.examples import (
     by_part,
     mixed_sources,
 )
-from ares_stream.training.export import export_bundle
+from ares_stream.training.export import base_identity, export_bundle
 
 StageProgress = Callable[[str], Progress]
 """Called with the name of a stage; gives where its steps are counted."""
@@ -65,12 +66,12 @@ class Report:
 
 
 class Fitted:
-    """A fine-tuned model with the input it was trained on."""
+    """A fitted model with the input it was trained on."""
 
     def __init__(self, kind: Kind, base: str | Path, recipe: Recipe, max_length: int) -> None:
         self.recipe = recipe
-        self._folder = tempfile.TemporaryDirectory(prefix="ares-train-")
-        self.directory = Path(self._folder.name)
+        self.directory = Path(tempfile.mkdtemp(prefix="ares-train-"))
+        weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
         self.tokenizer = _tokenizer(str(base))
         self.tokenizer.save_pretrained(self.directory)
         pair = self.tokenizer.num_special_tokens_to_add(pair=True) > 1
@@ -116,9 +117,7 @@ def excerpt(max_length: int, *, pair: bool) -> InputTemplate:
     answer = f"{{{{ response.split()[:{max_length // 2}] | join(' ') }}}}"
     if pair:
         return InputTemplate(first=prompt, second=answer, max_length=max_length)
-    return InputTemplate(
-        first=f"Question: {prompt}\n\nAnswer: {answer}\n\nScore:", max_length=max_length
-    )
+    return InputTemplate(first=f"Question: {prompt}\n\nAnswer: {answer}", max_length=max_length)
 
 
 def fit_harm(
@@ -299,16 +298,6 @@ def reward_metrics(
     }
 
 
-def base_identity(base: str | Path) -> str:
-    """What two models share when they share a base: a digest of a directory's weights,
-    wherever it lies, or a hub id."""
-    folder = Path(base)
-    if not folder.is_dir():
-        return str(base)
-    weights = sorted(folder.glob("*.safetensors"))
-    return f"weights:{digest([file_digest(file) for file in weights])}"
-
-
 def _export(
     kind: Kind,
     fitted: Fitted,
@@ -363,7 +352,8 @@ def _tokenizer(base: str) -> Any:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(base)
     except (OSError, ValueError) as error:
-        raise InputError(f"{base}: its tokenizer cannot be loaded: {error}") from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{base}: no tokenizer can be loaded from it: {reason}") from None
     if not tokenizer.is_fast:
         raise InputError(f"{base}: has no fast tokenizer (tokenizer.json)")
     return tokenizer

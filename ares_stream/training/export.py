@@ -41,39 +41,12 @@ from ares_stream.events import Interaction, digest
 from ares_stream.scoring.offline import Progress, reward_reference
 from ares_stream.scoring.runtime import OnnxModel
 from ares_stream.scoring.tokenising import Tokens
+from ares_stream.training.architecture import Classifier
 
 TOLERANCE: Final = 1e-3
 """Largest difference of a logit between PyTorch and ONNX Runtime. Exports that are right differ
 by 1e-6; those with a wrong mask or position differ by 0.1 and more."""
 PARITY_LENGTHS: Final = ((5, 9, 30), (17,), (64, 3), (11, 12, 13, 14))
-
-
-class _Classifier(torch.nn.Module):
-    """Logits [batch, labels] from ids and mask, whatever the architecture."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.decoder = hasattr(model, "score")
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        token_type_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        if not self.decoder:
-            extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-            logits: torch.Tensor = self.model(
-                input_ids=input_ids, attention_mask=attention_mask, **extra
-            ).logits
-            return logits
-        hidden = self.model.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
-        rows = torch.arange(hidden.shape[0], device=hidden.device)
-        last: torch.Tensor = self.model.score(hidden[rows, attention_mask.sum(1) - 1])
-        return last
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +123,7 @@ def export_bundle(
             metrics=metrics or {},
             versions={"torch": torch.__version__.split("+")[0]},
         )
-        module = _Classifier(checkpoint.model).eval()
+        module = Classifier(checkpoint.model).eval()
         _export(module, checkpoint, staging / MODEL)
         draft = Bundle(staging, manifest, "")
         onnx = OnnxModel(draft, "cpu")
@@ -239,7 +212,7 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _export(module: _Classifier, checkpoint: Checkpoint, path: Path) -> None:
+def _export(module: Classifier, checkpoint: Checkpoint, path: Path) -> None:
     names = ["input_ids", "attention_mask"]
     if "token_type_ids" in checkpoint.tokenizer.model_input_names and not module.decoder:
         names.append("token_type_ids")
@@ -268,14 +241,12 @@ def _export(module: _Classifier, checkpoint: Checkpoint, path: Path) -> None:
         program.save(str(path), external_data=_is_large(module))
 
 
-def _is_large(module: _Classifier) -> bool:
+def _is_large(module: Classifier) -> bool:
     """A protobuf file ends at 2 GiB; larger weights go beside it."""
     return sum(item.numel() * item.element_size() for item in module.parameters()) > 1_800_000_000
 
 
-def _parity(
-    module: _Classifier, onnx: OnnxModel, checkpoint: Checkpoint, max_length: int
-) -> Parity:
+def _parity(module: Classifier, onnx: OnnxModel, checkpoint: Checkpoint, max_length: int) -> Parity:
     """Compare on random ids of mixed lengths, padded, against PyTorch without padding."""
     generator = np.random.default_rng(0)
     vocabulary = int(checkpoint.model.config.vocab_size)

@@ -1,0 +1,70 @@
+"""What a Hugging Face sequence classifier computes, whatever its architecture: one definition
+for training and for export."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+
+POOLING: Final = "ares_pooling"
+"""Field of a model's config.json that says "mean" for models trained here."""
+
+
+class Classifier(torch.nn.Module):
+    """Logits [batch, labels] from ids and mask [batch, length], padded on the right.
+
+    Decoders are read at the last token that the mask shows: transformers looks for the pad
+    token instead, which may be a token of the text. With pooling "mean" the head reads the mean
+    of all tokens' last hidden states.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.decoder = hasattr(model, "score")
+        self.mean = getattr(model.config, POOLING, None) == "mean"
+
+    @property
+    def head(self) -> torch.nn.Linear | None:
+        """The linear layer on top, or None where the head is something else."""
+        head = self.model.score if self.decoder else getattr(self.model, "classifier", None)
+        return head if isinstance(head, torch.nn.Linear) else None
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits."""
+        extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        if self.decoder or self.mean:
+            assert self.head is not None  # noqa: S101 - use_mean() and decoders have one
+            logits: torch.Tensor = self.head(self.pooled(input_ids, attention_mask, **extra))
+        else:
+            logits = self.model(input_ids=input_ids, attention_mask=attention_mask, **extra).logits
+        return logits
+
+    def pooled(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **extra: torch.Tensor
+    ) -> torch.Tensor:
+        """What the linear head reads, [batch, hidden]."""
+        if self.decoder:
+            extra = {"use_cache": False}  # type: ignore[dict-item]
+        hidden: torch.Tensor = self.model.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, **extra
+        ).last_hidden_state
+        if self.mean:
+            mask = attention_mask[..., None].to(hidden.dtype)
+            return (hidden * mask).sum(1) / mask.sum(1)
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        return hidden[rows, attention_mask.sum(1) - 1]
+
+    def use_mean(self) -> bool:
+        """Pool by the mean from now on, where the head is linear; says whether it is."""
+        head = self.head
+        self.mean = head is not None and head.in_features == self.model.config.hidden_size
+        if self.mean:
+            setattr(self.model.config, POOLING, "mean")
+        return self.mean

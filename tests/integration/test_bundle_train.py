@@ -1,0 +1,264 @@
+"""A judge and a reward model from labels, end to end: tiny bases, a language that can be learnt."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from ares_stream.bundles import load_bundle, refuse_shared_lineage
+from ares_stream.cli.main import app
+from ares_stream.scoring.offline import raw_scores
+from ares_stream.training.calibration import auroc, pairwise_accuracy
+from ares_stream.training.examples import (
+    by_part,
+    conversation,
+    read_judgements,
+    read_preferences,
+)
+
+pytestmark = pytest.mark.torch
+
+TOPICS = [f"topic{i}" for i in range(60)]
+BAD = [f"bad{i}" for i in range(6)]
+GOOD = [f"good{i}" for i in range(6)]
+FILL = [f"word{i}" for i in range(20)]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+def answer(rng: random.Random, words: list[str]) -> str:
+    return " ".join(rng.choices(FILL, k=6) + rng.choices(words, k=3))
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def judgements(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    rng = random.Random(seed)
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        harmful = number % 2 == 0
+        goal = rng.choice(TOPICS)
+        rows.append(
+            {
+                "prompt": f"{rng.choice(FILL)} {goal}",
+                "goal": goal,
+                "response": answer(rng, BAD if harmful else GOOD),
+                "harmful": harmful,
+                "source": "one" if number % 3 else "two",
+            }
+        )
+    return rows
+
+
+def preferences(count: int) -> list[dict[str, Any]]:
+    rng = random.Random(1)
+    return [
+        {
+            "prompt": rng.choice(TOPICS),
+            "chosen": answer(rng, GOOD),
+            "rejected": answer(rng, BAD),
+        }
+        for _ in range(count)
+    ]
+
+
+def save_base(kind: str, folder: Path, seed: int) -> Path:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import (
+        BertConfig,
+        BertModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+    )
+
+    vocabulary = [*SPECIAL, *TOPICS, *BAD, *GOOD, *FILL, "Question", "Answer", ":"]
+    core = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(vocabulary)}, "[UNK]")
+    )
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    if kind == "bert":
+        core.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+        )
+    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(folder)
+    sizes: dict[str, Any] = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(seed)
+    model: Any = (
+        BertModel(BertConfig(**sizes)) if kind == "bert" else LlamaForCausalLM(LlamaConfig(**sizes))
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base("bert", tmp_path_factory.mktemp("bert"), 1)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base("llama", tmp_path_factory.mktemp("llama"), 2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    write(folder / "judged.jsonl", judgements(400))
+    write(folder / "pairs.jsonl", preferences(300))
+    return folder
+
+
+Argument = str | Path | int | float
+
+
+def run(*arguments: Argument) -> Result:
+    return CliRunner().invoke(app, [str(item) for item in ("bundle", "train", *arguments)])
+
+
+def ares(*arguments: Argument) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+
+
+def refusal(*arguments: Argument) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def judge(folder: Path, llama: Path) -> Path:
+    """A frozen base with a fitted head."""
+    out = folder / "judge"
+    ares(
+        *("harm", "--data", folder / "judged.jsonl", "--base", llama, "--out", out),
+        *("--layers", 2, "--freeze", 2, "--max-length", 48, "--holdout", 0.4),
+        *("--threads", 1, "--json", folder / "judge.json"),
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def reward(folder: Path, bert: Path) -> Path:
+    """A fine-tuned base."""
+    out = folder / "reward"
+    ares(
+        *("reward", "--pairs", folder / "pairs.jsonl", "--base", bert, "--out", out),
+        *("--max-length", 48, "--epochs", 4, "--learning-rate", 2e-3, "--holdout", 0.4),
+        *("--threads", 1, "--json", folder / "reward.json"),
+    )
+    return out
+
+
+def test_a_judge_tells_harm_on_prompts_it_never_saw(judge: Path, folder: Path) -> None:
+    figures = json.loads((folder / "judge.json").read_text())
+    assert figures["digest"] == load_bundle(judge).digest
+    assert figures["metrics"]["auroc"]["low"] > 0.8
+    assert figures["metrics"]["calibration_error"]["value"] < 0.25
+    assert {"auroc.one", "auroc.two"} <= figures["metrics"].keys()
+    assert sum(figures["rows"].values()) == 400
+
+
+def test_what_a_judge_states_is_what_the_scorers_code_measures(judge: Path, folder: Path) -> None:
+    bundle = load_bundle(judge)
+    rows, files = read_judgements([folder / "judged.jsonl"])
+    held = by_part((row.family for row in rows), seed=0, holdout=0.4)["test"]
+    scores = raw_scores(bundle, [rows[i].interaction for i in held])
+    found = auroc(scores, [rows[i].harmful for i in held])
+    assert found == pytest.approx(bundle.manifest.metrics["auroc"], abs=0.002)
+    assert bundle.manifest.lineage.data == tuple(file.digest for file in files)
+    assert bundle.manifest.calibration.slope > 0
+
+
+def test_a_reward_model_prefers_the_better_answer_to_prompts_it_never_saw(
+    reward: Path, folder: Path
+) -> None:
+    bundle = load_bundle(reward)
+    pairs, _ = read_preferences([folder / "pairs.jsonl"])
+    held = by_part((pair.family for pair in pairs), seed=0, holdout=0.4)["test"]
+    better = raw_scores(bundle, [pairs[i].chosen for i in held])
+    worse = raw_scores(bundle, [pairs[i].rejected for i in held])
+    found = pairwise_accuracy(better, worse)
+    assert found > 0.9
+    assert found == pytest.approx(bundle.manifest.metrics["pairwise_accuracy"], abs=0.02)
+    reference = bundle.manifest.reference
+    assert reference is not None
+    assert list(reference.scores) == sorted(reference.scores)
+    assert np.median(reference.scores) > np.median(worse)
+
+
+def test_judge_and_reward_model_of_different_bases_and_data_are_independent(
+    judge: Path, reward: Path
+) -> None:
+    refuse_shared_lineage([load_bundle(judge)], load_bundle(reward))
+
+
+def test_the_same_rows_and_seed_give_the_same_model(
+    judge: Path, folder: Path, llama: Path, tmp_path: Path
+) -> None:
+    ares(
+        *("harm", "--data", folder / "judged.jsonl", "--base", llama, "--out", tmp_path / "again"),
+        *("--layers", 2, "--freeze", 2, "--max-length", 48, "--holdout", 0.4, "--threads", 1),
+    )
+    some = [conversation("topic1", "bad1 word2"), conversation("topic2", "good1 word2")]
+    once, again = (raw_scores(load_bundle(path), some) for path in (judge, tmp_path / "again"))
+    assert once == pytest.approx(again, abs=1e-5)
+
+
+def test_too_few_rows_and_one_label_in_a_part_are_named_with_what_to_do(
+    llama: Path, tmp_path: Path
+) -> None:
+    few = write(tmp_path / "few.jsonl", judgements(30))
+    told = refusal("harm", "--data", few, "--base", llama, "--out", tmp_path / "out")
+    assert re.search(r"only \d+ rows to calibrate with .* larger --holdout", told)
+    rows = [row | {"harmful": False} for row in judgements(400)]
+    lone = [row | {"goal": "alone", "harmful": True} for row in judgements(1)]
+    one = write(tmp_path / "one.jsonl", rows + lone)
+    told = refusal("harm", "--data", one, "--base", llama, "--out", tmp_path / "out")
+    assert "only one label is in this part of the split" in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--layers", 9], "layers: 9 asked for, the base has 3"),
+        (["--layers", 2, "--freeze", 3], "frozen_layers: must lie between 0 and layers"),
+        (["--learning-rate", 0], "learning_rate: must be above 0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused_by_field(
+    folder: Path, llama: Path, tmp_path: Path, options: list[str | int], reason: str
+) -> None:
+    data, out = folder / "judged.jsonl", tmp_path / "out"
+    told = refusal("harm", "--data", data, "--base", llama, "--out", out, *options)
+    assert reason in told
+
+
+def test_a_folder_that_is_no_model_is_named(folder: Path, tmp_path: Path) -> None:
+    data, out = folder / "judged.jsonl", tmp_path / "out"
+    told = refusal("harm", "--data", data, "--base", tmp_path, "--out", out)
+    assert f"{tmp_path}: no tokenizer can be loaded from it" in told
