@@ -210,10 +210,12 @@ class Registry:
         *,
         plan_id: str | None = None,
         gate_report: str | None = None,
+        against: Mapping[str, str | None] | None = None,
     ) -> tuple[Release, ...]:
         """Copy the files and make them candidates, together. A repeat changes nothing.
 
-        `previous` of each is the release that is active now: what its gate compared it with.
+        `against` maps a model to the digest of the release that its gate compared it with; by
+        default the active one. It becomes `previous`.
         """
         digests = [artefact_digest(item.path, item.kind) for item in artefacts]
         for item, name in zip(artefacts, digests, strict=True):
@@ -231,6 +233,9 @@ class Registry:
                         f"{known.changed_at:%Y-%m-%d}; the same files cannot be another release"
                     )
                 active = log.active(item.model)
+                previous = active.digest if active else None
+                if against is not None:
+                    previous = against[item.model]
                 if active is not None and active.kind != item.kind:
                     raise RegistryError(
                         f"{item.model}: its releases are of kind {active.kind}, not {item.kind}"
@@ -247,7 +252,7 @@ class Registry:
                         reason=author.reason,
                         plan_id=plan_id,
                         gate_report=gate_report,
-                        previous=active.digest if active else None,
+                        previous=previous,
                     )
                 )
             return step

@@ -14,10 +14,10 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
@@ -60,6 +60,8 @@ NEVER_MS: Final = 2**31 - 1
 """The consumer fetches nothing, so how long it fetched nothing says nothing of its health."""
 RETRY_SECONDS: Final = 60.0
 """A broker that restarts is back within this; past it an operator should know."""
+KAFKA_SECONDS: Final = 15.0
+"""For one request of ours: aiokafka repeats some for ever while a group rebalances."""
 HOUR_MS: Final = 3_600_000
 _T = TypeVar("_T")
 
@@ -71,19 +73,20 @@ async def run_repairer(settings: Settings) -> None:
     """
     service = _Repairer(settings)
     loop = asyncio.get_running_loop()
-    work = asyncio.create_task(service.run(), name="repairer")
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, work.cancel)
-    app = health_app(service.metrics.registry, lambda: service.missing)
+        loop.add_signal_handler(number, service.stop)
+    app = health_app(service.metrics.registry, service.missing)
     async with serve_health(app, settings.http.host, settings.http.port) as port:
         service.log.info("listening", port=port)
+        work = asyncio.create_task(service.run(), name="repairer")
         try:
-            await work
+            # A Kafka client that is cancelled anywhere leaves connections behind.
+            await asyncio.shield(work)
         except asyncio.CancelledError:
-            service.missing = "draining"
+            service.stop()
+            await work
+            raise
         finally:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
             service.log.info("stopped")
 
 
@@ -93,7 +96,8 @@ class _Repairer(ConsumerRebalanceListener):  # type: ignore[misc]
     def __init__(self, settings: Settings) -> None:
         self.log = logs.get("repairer")
         self.metrics = RepairerMetrics(CollectorRegistry())
-        self.missing: str | None = "starting"
+        self._missing: str | None = "starting"
+        self._stopping = asyncio.Event()
         self._settings = settings
         self._registry = Registry(settings.registry.root)
         self._pipeline = Pipeline(
@@ -119,28 +123,38 @@ class _Repairer(ConsumerRebalanceListener):  # type: ignore[misc]
 
     # Life
 
+    def missing(self) -> str | None:
+        """What /readyz says is missing; None when nothing is."""
+        return "draining" if self._stopping.is_set() else self._missing
+
+    def stop(self) -> None:
+        """End the training that runs, then the service. Safe in a signal handler."""
+        self._stopping.set()
+
     async def run(self) -> None:
-        """Look for work again and again; ends by cancellation, or with what cannot be helped."""
+        """Look for work again and again, until `stop` or what cannot be helped."""
         await asyncio.to_thread(self._pipeline.adopt)
         failing_since: float | None = None
         try:
             await self._start()
-            while True:
+            while not self._stopping.is_set():
                 try:
                     await self._turn()
-                    failing_since, self.missing = None, None
+                    failing_since, self._missing = None, None
                 except TopicError:
                     raise
                 except (StreamError, KafkaError, OSError) as error:
                     failing_since = failing_since or time.monotonic()
-                    self.missing = f"{type(error).__name__}: {error}"
-                    self.log.warning("Kafka or disk failed", error=self.missing)
+                    self._missing = f"{type(error).__name__}: {error}"
+                    self.log.warning("Kafka or disk failed", error=self._missing)
                     if time.monotonic() - failing_since > RETRY_SECONDS:
-                        raise BrokerError(self.missing) from error
-                await asyncio.sleep(self._settings.repairer.poll_seconds)
+                        raise BrokerError(self._missing) from error
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._settings.repairer.poll_seconds):
+                        await self._stopping.wait()
         finally:
             with contextlib.suppress(KafkaError, OSError, TimeoutError):
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(KAFKA_SECONDS):
                     await self._consumer.stop()
 
     async def _start(self) -> None:
@@ -151,8 +165,9 @@ class _Repairer(ConsumerRebalanceListener):  # type: ignore[misc]
         ]
         await count_partitions(self._settings.kafka, needed)
         try:
-            await self._consumer.start()
-        except (KafkaError, OSError) as error:
+            async with asyncio.timeout(KAFKA_SECONDS):
+                await self._consumer.start()
+        except (KafkaError, OSError, TimeoutError) as error:
             raise BrokerError(f"Kafka at {self._settings.kafka.bootstrap}: {error}") from error
         self._consumer.subscribe([self._topic], listener=self)
 
@@ -169,6 +184,8 @@ class _Repairer(ConsumerRebalanceListener):  # type: ignore[misc]
         reports = await read_reports(self._settings.kafka, self._reports_topic)
         for folder in await asyncio.to_thread(self._pipeline.unfinished):
             await self._finish(folder, reports)
+            if self._stopping.is_set():
+                return
             reports = await read_reports(self._settings.kafka, self._reports_topic)
         if await self._awaiting(reports):
             return
@@ -184,12 +201,13 @@ class _Repairer(ConsumerRebalanceListener):  # type: ignore[misc]
         if not partitions:
             return None
         settled = ends(reports, self._topic, ("promoted",))
-        stable = await self._consumer.end_offsets(partitions)
-        first = await self._consumer.beginning_offsets(partitions)
+        async with asyncio.timeout(KAFKA_SECONDS):
+            stable = await self._consumer.end_offsets(partitions)
+            first = await self._consumer.beginning_offsets(partitions)
+            committed = {item: await self._consumer.committed(item) or 0 for item in partitions}
         ranges: list[OffsetRange] = []
         for item in partitions:
-            committed = await self._consumer.committed(item) or 0
-            start = max(committed, settled.get(item.partition, 0))
+            start = max(committed[item], settled.get(item.partition, 0))
             if start < first[item] and start > 0:
                 self.log.error(
                     "retention was faster",
@@ -276,7 +294,9 @@ class _Repairer(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _finish(self, folder: Path, reports: Mapping[str, RepairReport]) -> None:
         """Carry a begun repair to its report; publish, commit, mark it settled."""
-        report = await self._pipeline.carry(folder, self.metrics.on_progress)
+        report = await self._unless_stopped(self._pipeline.carry(folder, self.metrics.on_progress))
+        if report is None:
+            return
         if reports.get(report.plan_id) != report:
             self._log_report(report)
             if report.state == "promoted":
@@ -287,6 +307,18 @@ class _Repairer(ConsumerRebalanceListener):  # type: ignore[misc]
         if report.state == "failed":
             self._failed |= {item.partition: item.end for item in report.batch}
         await asyncio.to_thread(self._pipeline.settle, folder)
+
+    async def _unless_stopped(self, coroutine: Coroutine[Any, Any, _T]) -> _T | None:
+        """The coroutine's result, or None when `stop` comes first; then it is cancelled."""
+        work = asyncio.create_task(coroutine)
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else None
+        finally:
+            for task in (work, stop):
+                task.cancel()
+            await asyncio.gather(work, stop, return_exceptions=True)
 
     def _log_report(self, report: RepairReport) -> None:
         self.metrics.on_report(report)
@@ -309,8 +341,9 @@ class _Repairer(ConsumerRebalanceListener):  # type: ignore[misc]
         if not offsets:
             return
         try:
-            await self._consumer.commit(offsets)
-        except (KafkaError, IllegalStateError) as error:
+            async with asyncio.timeout(KAFKA_SECONDS):
+                await self._consumer.commit(offsets)
+        except (KafkaError, IllegalStateError, TimeoutError) as error:
             self.log.warning("not committed; the report settles it", error=type(error).__name__)
 
     async def _awaiting(self, reports: Mapping[str, RepairReport]) -> bool:

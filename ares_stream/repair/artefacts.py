@@ -46,6 +46,8 @@ class Job(BaseModel):
     policy_model: Identifier
     """Names of the releases."""
     reward_model: Identifier
+    against: dict[str, str | None]
+    """Digests of the releases that were active when it began: what the gate compares with."""
     policy_base: Path
     """The checkpoint that the policy server serves and adapters are relative to."""
     previous_adapter: Path | None = None

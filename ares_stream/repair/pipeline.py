@@ -140,6 +140,8 @@ class Pipeline:
         folder = self.folder(plan.id)
         policy, reward = configuration.recipe.policy, configuration.recipe.reward
         incumbent, previous = configuration.incumbent, None
+        names = (configuration.policy_model, self.reward_model)
+        against = {name: item.digest if (item := log.active(name)) else None for name in names}
         active = log.active(configuration.policy_model)
         cache = configuration.work / ".registry"
         if active is not None:
@@ -158,6 +160,7 @@ class Pipeline:
             notes=tuple(notes),
             policy_model=configuration.policy_model,
             reward_model=self.reward_model,
+            against=against,
             policy_base=configuration.recipe.policy,
             previous_adapter=previous,
             incumbent=incumbent,
@@ -269,6 +272,7 @@ class Pipeline:
             author,
             plan_id=job.plan_id,
             gate_report=verdict.digest,
+            against=job.against,
         )
         releases = {item.model: item.digest for item in proposed}
         waiting = any(item.state is ReleaseState.CANDIDATE for item in proposed)

@@ -166,6 +166,17 @@ def test_a_candidate_gated_against_another_incumbent_is_refused(
         registry.approve("plan-3", ANNA)
 
 
+def test_a_candidate_proposed_after_its_incumbent_was_replaced_is_refused(
+    registry: Registry, tmp_path: Path
+) -> None:
+    began = release_pair(registry, tmp_path, "plan-1")
+    release_pair(registry, tmp_path, "plan-2")
+    against = {item.model: item.digest for item in began}
+    registry.propose([reward_bundle(tmp_path, b"late")], ANNA, plan_id="plan-3", against=against)
+    with pytest.raises(RegistryError, match=r"was gated against .* repair again"):
+        registry.approve("plan-3", ANNA)
+
+
 def test_proposing_twice_is_one_step(registry: Registry, tmp_path: Path) -> None:
     first = registry.propose([reward_bundle(tmp_path, b"a")], ANNA, plan_id="plan-1")
     again = registry.propose([reward_bundle(tmp_path, b"a")], ANNA, plan_id="plan-1")

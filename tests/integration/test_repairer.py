@@ -1,0 +1,455 @@
+"""The repairer on a real broker: failures in; plan, child processes, gate, release and report
+out; whatever is killed, nothing is trained, promoted or settled twice."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ares_stream.bundles import InputTemplate, Lineage, Manifest, Outputs, load_bundle, write_bundle
+from ares_stream.errors import AresError
+from ares_stream.events import CoupledFailure, Label, Release, RepairReport
+from ares_stream.registry import Author, Registry
+from ares_stream.repair.intake import read_reports
+from ares_stream.settings import Settings, load_settings
+from ares_stream.streaming.admin import create_topics
+from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.publisher import Publisher
+from ares_stream.streaming.reader import read_latest
+from ares_stream.streaming.records import OutboundRecord
+from ares_stream.topics import specs
+from services.repairer import run_repairer
+from tests.unit.test_plan import DAY, REPLAY, failure, label
+
+pytestmark = pytest.mark.kafka
+
+STEPS = str(Path(__file__).with_name("repair_steps.py"))
+SECONDS = 60.0
+GATE = {
+    "rules": [
+        {"figure": "cfr", "kind": "fall"},
+        {"figure": "policy_harm", "kind": "fall"},
+        {"figure": "rm_accuracy", "kind": "hold_high"},
+        {"figure": "over_refusal", "kind": "hold_low"},
+    ]
+}
+
+
+def failures(count: int, start: int = 0) -> list[CoupledFailure]:
+    return [failure(f"f{number}") for number in range(start, start + count)]
+
+
+class World:
+    """A repairer's surroundings: topics, a registry, a reward model in use, replay."""
+
+    def __init__(self, kafka: str, prefix: str, folder: Path) -> None:
+        self.connection = KafkaConnection(bootstrap=kafka)
+        self.prefix = prefix
+        self.folder = folder
+        self.work = folder / "work"
+        self.service: asyncio.Task[None] | None = None
+        self.registry = Registry(str(folder / "registry"))
+        for name, rows in REPLAY:
+            lines = [row.model_dump_json() for row in rows]
+            (folder / "replay").mkdir(exist_ok=True)
+            (folder / "replay" / f"{name}.jsonl").write_text("\n".join(lines))
+        (folder / "weights").write_bytes(b"incumbent")
+        manifest = Manifest(
+            name="rm",
+            kind="reward",
+            template=InputTemplate(first="{{ response }}", max_length=64),
+            outputs=Outputs(activation="identity", labels=(0,)),
+            lineage=Lineage(base="tiny"),
+        )
+        files = {"model.onnx": folder / "weights", "tokenizer.json": folder / "weights"}
+        self.incumbent = write_bundle(folder / "incumbent", manifest, files)
+
+    async def create(self) -> None:
+        await create_topics(self.connection, specs(self.prefix, partitions=2, replication=1))
+
+    def settings_file(self, **more: Any) -> Path:
+        repairer = {
+            "work": str(self.work),
+            "group": f"{self.prefix}repairer",
+            "policy_model": "chat",
+            "incumbent": str(self.incumbent.path),
+            "reference": str(self.folder / "weights"),
+            "replay": str(self.folder / "replay"),
+            "recipe": {"policy": str(self.folder), "reward": str(self.folder)},
+            "plan": {"min_train": 4, "max_share": 1.0},
+            "gate": GATE,
+            "approval": "automatic",
+            "min_failures": 10,
+            "poll_seconds": 0.1,
+            "train_command": [sys.executable, STEPS, "train"],
+            "export_command": [sys.executable, STEPS, "export"],
+        }
+        content = {
+            "kafka": {"bootstrap": self.connection.bootstrap},
+            "topic_prefix": self.prefix,
+            "http": {"port": 0},
+            "registry": {"root": str(self.folder / "registry")},
+            "repairer": repairer | more,
+        }
+        file = self.folder / "ares.yaml"
+        file.write_text(yaml.safe_dump(content))
+        return file
+
+    def settings(self, **more: Any) -> Settings:
+        return load_settings(self.settings_file(**more))
+
+    async def send(self, items: Sequence[CoupledFailure | Label], topic: str = "repair") -> None:
+        def key(item: CoupledFailure | Label) -> bytes:
+            name = item.interaction_id if isinstance(item, Label) else item.interaction.id
+            return name.encode()
+
+        async with Publisher(self.connection) as publisher:
+            await publisher.publish(
+                [
+                    OutboundRecord(f"{self.prefix}{topic}", key(item), item.encode())
+                    for item in items
+                ]
+            )
+
+    async def reports(self) -> list[RepairReport]:
+        found = await read_reports(self.connection, f"{self.prefix}repairs")
+        return list(found.values())
+
+    async def until(self, *states: str) -> list[RepairReport]:
+        """Wait until the repairs have ended in these states."""
+        found: list[RepairReport] = []
+        try:
+            async with asyncio.timeout(SECONDS):
+                while [item.state for item in found] != list(states):
+                    await asyncio.sleep(0.1)
+                    if self.service is not None and self.service.done():
+                        self.service.result()
+                    found = await self.reports()
+        except TimeoutError:
+            logs = [file.read_text()[-500:] for file in self.work.glob("*/*.log")]
+            raise AssertionError(f"expected {states}, there are {found}, logs {logs}") from None
+        return found
+
+    async def on_topic(self) -> dict[str, Release]:
+        latest = await read_latest(self.connection, f"{self.prefix}releases")
+        return {
+            key.decode(): Release.decode(record.value)
+            for key, record in latest.items()
+            if record.value is not None
+        }
+
+    def trained(self) -> list[int]:
+        """How often training was started, per plan."""
+        return sorted(len(file.read_text()) for file in self.work.glob("*/started"))
+
+
+@pytest.fixture
+async def world(kafka: str, prefix: str, tmp_path: Path) -> World:
+    world = World(kafka, prefix, tmp_path)
+    await world.create()
+    return world
+
+
+@asynccontextmanager
+async def repairing(world: World, **more: Any) -> AsyncIterator[None]:
+    """The service in this process, until the block ends."""
+    world.service = asyncio.create_task(run_repairer(world.settings(**more)))
+    try:
+        yield
+    finally:
+        world.service.cancel()
+        with contextlib.suppress(asyncio.CancelledError, AresError):
+            await world.service
+        world.service = None
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():  # noqa: ASYNC110 - what is waited for is on the disk
+            await asyncio.sleep(0.02)
+
+
+async def test_failures_become_a_plan_a_repair_and_a_release(world: World) -> None:
+    await world.send(failures(24))
+    await world.send([label("f3", True), label("f4", False)], "labels")
+    async with repairing(world, min_failures=20):
+        (report,) = await world.until("promoted")
+
+    assert set(report.releases) == {"chat", "rm"}
+    assert sum(item.end - item.start for item in report.batch) == 24
+    assert report.before["cfr"].value > 0.9 > 0.1 > report.after["cfr"].value
+    topic = await world.on_topic()
+    assert topic["rm"].digest == report.releases["rm"]
+    assert topic["chat"].digest == report.releases["chat"]
+    assert topic["rm"].gate_report == report.gate_report
+    assert topic[f"rm@{world.incumbent.digest}"].state == "superseded"
+
+    run = world.work / report.plan_id
+    plan = json.loads((run / "plan.json").read_text())
+    assert plan["left_out"] == [{"id": "f4", "reason": "refuted"}]
+    assert {item["id"]: item["weight"] for item in plan["train"] + plan["held_out"]}["f3"] == 2.0
+    assert "Repair" in (run / "card.md").read_text()
+    assert "not a line of progress" in (run / "train.log").read_text()
+
+
+async def test_what_was_promoted_is_settled_and_the_next_batch_is_new(world: World) -> None:
+    await world.send(failures(12))
+    async with repairing(world):
+        await world.until("promoted")
+    await world.send(failures(12, start=100))
+    async with repairing(world):
+        first, second = await world.until("promoted", "promoted")
+
+    assert not {item["id"] for item in plan_of(world, first)["train"]} & {
+        item["id"] for item in plan_of(world, second)["train"]
+    }
+    assert world.trained() == [1, 1]
+    world.registry.rollback("rm", Author("anna", DAY))
+    async with repairing(world):
+        async with asyncio.timeout(SECONDS):
+            while (await world.on_topic())["rm"].digest != first.releases["rm"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+
+
+def plan_of(world: World, report: RepairReport) -> Any:
+    return json.loads((world.work / report.plan_id / "plan.json").read_text())
+
+
+async def test_a_rejected_batch_is_kept_and_tried_again_with_as_many_new_failures(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARES_TEST_TRAINER", "bad")
+    await world.send(failures(12))
+    async with repairing(world):
+        (report,) = await world.until("rejected")
+        assert report.reasons[0].startswith("cfr: upper bound")
+        monkeypatch.setenv("ARES_TEST_TRAINER", "good")
+        await world.send(failures(9, start=100))
+        await asyncio.sleep(1.0)
+        assert world.trained() == [1]
+        await world.send(failures(1, start=200))
+        _, promoted = await world.until("rejected", "promoted")
+
+    assert sum(item.end - item.start for item in promoted.batch) == 22
+    assert world.registry.log().active("rm") is not None
+
+
+async def test_a_person_approves_and_the_batch_is_settled_then(world: World) -> None:
+    await world.send(failures(12))
+    async with repairing(world, approval="manual"):
+        (report,) = await world.until("awaiting_approval")
+        assert (await world.on_topic())["rm"].digest == world.incumbent.digest
+        await world.send(failures(12, start=100))
+        await asyncio.sleep(0.8)
+        assert len(await world.reports()) == 1, "no other repair while a person decides"
+        world.registry.approve(report.plan_id, Author("anna", DAY))
+        await world.until("promoted", "awaiting_approval")
+    assert (await world.on_topic())["rm"].digest == report.releases["rm"]
+
+
+async def test_a_person_rejects_and_the_batch_is_kept(world: World) -> None:
+    await world.send(failures(12))
+    async with repairing(world, approval="manual"):
+        (report,) = await world.until("awaiting_approval")
+        world.registry.reject(report.plan_id, Author("anna", DAY))
+        await world.until("rejected")
+        await world.send(failures(12, start=100))
+        _, again = await world.until("rejected", "awaiting_approval")
+    assert sum(item.end - item.start for item in again.batch) == 24
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "more", "reason"),
+    [
+        ("crash", {}, "the base model is of another size than the adapter (log: "),
+        ("die", {}, "ended with signal 9"),
+        ("hang", {"step_hours": 1.5 / 3600}, "ran for more than 2 s and was ended"),
+        ("greedy", {"step_mebibytes": 256}, "256 MiB are allowed, and was ended"),
+    ],
+)
+async def test_a_training_that_fails_is_reported_and_keeps_the_batch(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    behaviour: str,
+    more: dict[str, Any],
+    reason: str,
+) -> None:
+    monkeypatch.setattr("ares_stream.repair.child.STOP_SECONDS", 0.5)
+    monkeypatch.setenv("ARES_TEST_TRAINER", behaviour)
+    await world.send(failures(12))
+    async with repairing(world, **more):
+        (report,) = await world.until("failed")
+        await asyncio.sleep(0.5)
+        assert world.trained() == [1], "a loop would train for ever"
+    assert reason in report.reasons[0]
+
+    monkeypatch.delenv("ARES_TEST_TRAINER")
+    async with repairing(world):
+        (again,) = await world.until("promoted")
+    assert again.plan_id == report.plan_id
+    assert world.trained() == [2]
+
+
+async def test_batches_that_make_no_plan_wait_for_more(world: World) -> None:
+    same = [failure(f"same{number}", probe={"topic": "a", "tactic": "b"}) for number in range(12)]
+    await world.send(same)
+    async with repairing(world):
+        await asyncio.sleep(1.5)
+        assert await world.reports() == []
+        await world.send(failures(3))
+        (report,) = await world.until("promoted")
+    assert sum(item.end - item.start for item in report.batch) == 15
+
+
+async def test_a_schedule_starts_a_repair_of_few_failures(world: World) -> None:
+    await world.send(failures(6))
+    async with repairing(world, every_hours=1 / 3600):
+        (report,) = await world.until("promoted")
+    assert sum(item.end - item.start for item in report.batch) == 6
+
+
+async def test_records_that_cannot_be_read_are_told_and_settled(world: World) -> None:
+    await world.send(failures(12))
+    async with Publisher(world.connection) as publisher:
+        await publisher.publish([OutboundRecord(f"{world.prefix}repair", b"x", b"{not json")])
+    async with repairing(world):
+        (report,) = await world.until("promoted")
+    assert report.reasons[-1] == "1 records could not be read"
+
+
+# Kills
+
+
+@asynccontextmanager
+async def process(file: Path, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The service as a process of its own, so that it can be killed."""
+    with (file.parent / "service.log").open("ab") as log:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "ares_stream", "repairer", "--settings", str(file)),
+            stderr=log,
+            env={**os.environ, **environment},
+        )
+    try:
+        yield child
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+
+
+@pytest.mark.parametrize(
+    ("number", "environment", "present"),
+    [
+        (signal.SIGKILL, {"ARES_TEST_TRAINER": "slow:20"}, "*/started"),
+        (signal.SIGTERM, {"ARES_TEST_TRAINER": "slow:20"}, "*/started"),
+        (signal.SIGKILL, {"ARES_TEST_EXPORT": "slow:20"}, "*/exported"),
+    ],
+)
+async def test_a_kill_is_finished_by_the_next_start_and_leaves_no_orphan(
+    world: World, number: signal.Signals, environment: dict[str, str], present: str
+) -> None:
+    await world.send(failures(12))
+    file = world.settings_file()
+    async with process(file, **environment) as service:
+        await until(lambda: any(world.work.glob(present)))
+        service.send_signal(number)
+        code = await service.wait()
+        assert code == (0 if number == signal.SIGTERM else -number)
+    # More failures have come: the begun repair is finished as it was begun.
+    await world.send(failures(3, start=100))
+    await until(lambda: not orphans())
+    async with repairing(world):
+        (report,) = await world.until("promoted")
+    assert sum(item.end - item.start for item in report.batch) == 12
+    promoted = [
+        step for step in world.registry.log().steps for item in step if item.state == "active"
+    ]
+    assert len(promoted) == 3, "the adopted incumbent, then policy and reward model in one step"
+
+
+def orphans() -> list[str]:
+    found: list[str] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (folder / "cmdline").read_bytes()
+            if STEPS.encode() in command:
+                found.append(command.decode())
+    return found
+
+
+async def test_between_registry_report_and_commit_a_kill_promotes_nothing_twice(
+    world: World,
+) -> None:
+    await world.send(failures(12))
+    async with repairing(world):
+        (report,) = await world.until("promoted")
+        run = world.work / report.plan_id
+        await until((run / "settled").exists)
+    steps = len(world.registry.log().steps)
+
+    # As a kill after the registry's step leaves it, then as one after the report.
+    for lost in (["report.json", "settled"], ["settled"]):
+        for name in lost:
+            (run / name).unlink(missing_ok=True)
+        async with repairing(world):
+            await until((run / "settled").exists)
+        assert len(world.registry.log().steps) == steps
+        assert [item.state for item in await world.reports()] == ["promoted"]
+    assert world.trained() == [1]
+
+    # A machine without the run directory knows from the reports what is settled.
+    for file in run.iterdir():
+        if file.is_file():
+            file.unlink()
+    async with repairing(world, group=f"{world.prefix}other"):
+        await asyncio.sleep(1.5)
+    assert len(await world.reports()) == 1
+
+
+async def test_two_repairers_share_the_partitions_and_settle_each_failure_once(
+    world: World,
+) -> None:
+    file = world.settings_file(work=str(world.folder / "work-of-the-other"))
+    async with process(file), repairing(world):
+        await world.send(failures(60))
+        async with asyncio.timeout(SECONDS):
+            covered: list[tuple[int, int]] = []
+            while len(covered) < 60:
+                await asyncio.sleep(0.2)
+                covered = [
+                    (item.partition, offset)
+                    for report in await world.reports()
+                    if report.state == "promoted"
+                    for item in report.batch
+                    for offset in range(item.start, item.end)
+                ]
+    assert len(set(covered)) == len(covered) == 60
+
+
+async def test_a_disk_that_takes_nothing_ends_the_service_with_the_reason(world: World) -> None:
+    await world.send(failures(12))
+    (world.folder / "file").write_bytes(b"")
+    settings = world.settings(work=str(world.folder / "file" / "work"))
+    with pytest.raises(AresError, match="cannot be written: Not a directory"):
+        async with asyncio.timeout(SECONDS):
+            await run_repairer(settings)
+
+
+async def test_the_bundle_that_is_released_names_its_plan(world: World) -> None:
+    await world.send(failures(12))
+    async with repairing(world):
+        (report,) = await world.until("promoted")
+    active = world.registry.log().active("rm")
+    assert active is not None
+    bundle = load_bundle(world.registry.fetch(active, world.folder / "cache"))
+    assert bundle.manifest.lineage.plan_id == report.plan_id
+    assert bundle.digest == report.releases["rm"]
