@@ -142,6 +142,11 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         )
         self.swaps = counter("release_swaps", "Models swapped while running.", "model")
         self.swap_failures = counter("release_refusals", "Releases that could not be used.")
+        self.constitution = counter(
+            "constitution_records",
+            "Doubtful records by what a language model did: answered, failed, skipped.",
+            "outcome",
+        )
         self.restarts = counter(
             "session_restarts", "Kafka sessions made anew, by the error that ended one.", "error"
         )

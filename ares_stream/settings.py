@@ -68,6 +68,22 @@ class ProcessingSettings(Section):
     drain_seconds: float = Field(25.0, gt=0)
 
 
+class ConstitutionSettings(Section):
+    """A language model that is asked about what the other judges doubt."""
+
+    url: str
+    """Of an OpenAI-compatible endpoint, up to and with /v1."""
+    model: str
+    file: Path
+    """The principles, plain text."""
+    api_key_file: Path | None = None
+    doubt: tuple[float, float] = (0.35, 0.65)
+    """Asked where the panel's probability lies in this range."""
+    seconds: float = Field(10.0, gt=0)
+    concurrency: int = Field(4, ge=1)
+    per_minute: int = Field(120, ge=1)
+
+
 class ScorerSettings(Section):
     """The scorer service."""
 
@@ -76,6 +92,9 @@ class ScorerSettings(Section):
     """Empty means the two interaction topics of the prefix."""
     harm: tuple[Path, ...] = ()
     reward: Path | None = None
+    phrases: Path | None = None
+    """YAML of phrases and weights: one more judge."""
+    constitution: ConstitutionSettings | None = None
     provider: Literal["cpu", "cuda"] = "cpu"
     threads: int = Field(0, ge=0, description="0 means one per core")
     allow_shared_lineage: bool = False

@@ -34,8 +34,14 @@ from ares_stream.events import Lane, Release, ReleaseState, Verdict
 from ares_stream.health import health_app, serve_health
 from ares_stream.metrics import ScorerMetrics
 from ares_stream.scoring.handler import Input, Outputs, ScoringHandler
+from ares_stream.scoring.judges import (
+    ConstitutionJudge,
+    ConstitutionPolicy,
+    Judge,
+    load_phrases,
+)
 from ares_stream.scoring.panel import Panel, ScoringConfig
-from ares_stream.settings import ProcessingSettings, Settings
+from ares_stream.settings import ProcessingSettings, ScorerSettings, Settings
 from ares_stream.statistics import Tally
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.contract import ProcessorPolicy
@@ -139,7 +145,8 @@ class _Scorer:
             refuse_shared_lineage(harm, reward)
         self._missing = "the models have not scored a first batch yet"
         config = ScoringConfig(provider=scorer.provider, threads=scorer.threads)
-        panel = await asyncio.to_thread(Panel.open, harm, reward, config, self.metrics)
+        others = _other_judges(scorer, self.metrics)
+        panel = await asyncio.to_thread(Panel.open, harm, reward, config, self.metrics, others)
         try:
             await panel.warm_up()
         except ScoringError as error:
@@ -288,6 +295,40 @@ def _first(group: BaseExceptionGroup[Any]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _other_judges(settings: ScorerSettings, metrics: ScorerMetrics) -> list[Judge]:
+    """The judges without a bundle that the settings name."""
+    judges: list[Judge] = []
+    if settings.phrases is not None:
+        judges.append(load_phrases(settings.phrases))
+    if settings.constitution is not None:
+        asked = settings.constitution
+        policy = ConstitutionPolicy(
+            url=asked.url,
+            model=asked.model,
+            constitution=_text("scorer.constitution.file", asked.file),
+            api_key=None
+            if asked.api_key_file is None
+            else _text("scorer.constitution.api_key_file", asked.api_key_file).strip(),
+            doubt=asked.doubt,
+            seconds=asked.seconds,
+            concurrency=asked.concurrency,
+            per_minute=asked.per_minute,
+        )
+        judges.append(
+            ConstitutionJudge(
+                policy, on_outcome=lambda outcome: metrics.constitution.labels(outcome).inc()
+            )
+        )
+    return judges
+
+
+def _text(field: str, file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{field}: {file} cannot be read: {type(error).__name__}") from None
 
 
 def _configured(settings: Settings) -> tuple[Sequence[Bundle], Bundle]:

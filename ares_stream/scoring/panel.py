@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -15,6 +15,7 @@ import numpy as np
 from ares_stream.bundles import Bundle
 from ares_stream.errors import BundleError, ScoringError
 from ares_stream.events import Harm, Interaction, Message, Policy, Reward
+from ares_stream.scoring.judges import Judge
 from ares_stream.scoring.model import ScoringModel, ScoringObserver, logit
 from ares_stream.scoring.runtime import Provider
 
@@ -67,8 +68,15 @@ class Panel:
     difference between two judges' probabilities.
     """
 
-    def __init__(self, models: _Models, config: ScoringConfig, observer: ScoringObserver) -> None:
+    def __init__(
+        self,
+        models: _Models,
+        config: ScoringConfig,
+        observer: ScoringObserver,
+        others: Sequence[Judge] = (),
+    ) -> None:
         self._models = models
+        self._others = others
         self._config = config
         self._observer = observer
         threads = config.threads or len(os.sched_getaffinity(0))
@@ -81,25 +89,27 @@ class Panel:
         reward: Bundle,
         config: ScoringConfig | None = None,
         observer: ScoringObserver | None = None,
+        others: Sequence[Judge] = (),
     ) -> Panel:
-        """Load every model. Raises BundleError or ProviderError; blocks for as long as the
-        models take to load."""
+        """Load every model. `others` are judges without a bundle; the panel closes them.
+        Raises BundleError or ProviderError; blocks for as long as the models take to load."""
         if not harm:
             raise BundleError("no judge: name at least one bundle of kind harm")
         config = config or ScoringConfig()
         names = [bundle.manifest.name for bundle in (*harm, reward)]
+        names += [judge.name for judge in others]
         if len(set(names)) != len(names):
-            raise BundleError(f"two bundles have one name among {', '.join(names)}; rename one")
+            raise BundleError(f"two models have one name among {', '.join(names)}; rename one")
         models = _Models(
             tuple(ScoringModel(bundle, config.provider) for bundle in harm),
             ScoringModel(reward, config.provider),
         )
-        return cls(models, config, observer or ScoringObserver())
+        return cls(models, config, observer or ScoringObserver(), others)
 
     @property
     def releases(self) -> Mapping[str, str]:
-        """Model name to bundle digest, of the models in use now."""
-        return self._models.releases()
+        """Name to digest, of the bundles and other judges in use now."""
+        return self._releases(self._models)
 
     @property
     def providers(self) -> Mapping[str, str]:
@@ -131,8 +141,8 @@ class Panel:
         known: list[dict[str, float | ScoringError]] = [{} for _ in interactions]
         for (index, which, _), value in zip(references, rewards[len(answers) :], strict=True):
             known[index][which] = value
-        releases = models.releases()
-        return [
+        releases = self._releases(models)
+        scores = [
             _combine(
                 models,
                 rewards[index],
@@ -142,6 +152,12 @@ class Panel:
             )
             for index in range(len(interactions))
         ]
+        for judge in self._others:
+            await _join(judge, interactions, scores)
+        return scores
+
+    def _releases(self, models: _Models) -> dict[str, str]:
+        return models.releases() | {judge.name: judge.digest for judge in self._others}
 
     async def warm_up(self) -> None:
         """Score a dummy interaction through every model. Raises its ScoringError."""
@@ -171,7 +187,9 @@ class Panel:
         self._models = _Models(judges, models.reward)
 
     async def aclose(self) -> None:
-        """Wait for what runs and end the threads."""
+        """Wait for what runs, end the threads and close the judges without a bundle."""
+        for judge in self._others:
+            await judge.aclose()
         await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
 
 
@@ -205,6 +223,30 @@ def _combine(
         ),
         releases=releases,
     )
+
+
+async def _join(
+    judge: Judge, interactions: Sequence[Interaction], scores: list[Scores | ScoringError]
+) -> None:
+    """Ask a judge about the records it is for, and take what it says into their scores."""
+    low, high = judge.doubt
+    asked = [
+        (place, item)
+        for place, item in enumerate(scores)
+        if isinstance(item, Scores) and low <= item.harm.probability <= high
+    ]
+    opinions = await judge.probabilities([interactions[place] for place, _ in asked])
+    for (place, item), opinion in zip(asked, opinions, strict=True):
+        if opinion is None:
+            continue
+        judges = {**item.harm.judges, judge.name: opinion}
+        all_of_them = list(judges.values())
+        harm = Harm(
+            probability=pool(all_of_them),
+            judges=judges,
+            disagreement=max(all_of_them) - min(all_of_them),
+        )
+        scores[place] = replace(item, harm=harm)
 
 
 def pool(probabilities: Sequence[float]) -> float:
