@@ -90,6 +90,90 @@ def probes(
     typer.echo(f"{json_file}")
 
 
+@app.command()
+def cfr(
+    target: Annotated[
+        str,
+        typer.Option(help="An endpoint's URL, a transformers model's folder, or recorded answers."),
+    ],
+    reward: Annotated[Path, typer.Option(help="Bundle of the reward model.")],
+    harm: Annotated[list[Path], typer.Option(help="Bundle of a harm judge; repeat for a panel.")],
+    json_file: Annotated[Path, typer.Option("--json", help="The score card to write.")],
+    model: Annotated[str, typer.Option(help="The policy's name at the endpoint.")] = "policy",
+    model_version: Annotated[str, typer.Option(help="Its version, for the card.")] = "unknown",
+    api_key_file: Annotated[Path | None, typer.Option(help="A file with the key.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="The card for people.")] = None,
+    probe_set: Annotated[str, typer.Option(help="Version of the probe set.")] = "1",
+    allow_shared_lineage: Annotated[
+        bool, typer.Option(help="Take a judge that shares its base or data with the reward model.")
+    ] = False,
+) -> None:
+    """Score a policy and its reward model on a fixed probe set, to compare with other teams.
+
+    Answers are greedy. Exits 0; 2 for a wrong option or bundle; 3 when the target does not
+    answer. The card holds no text.
+    """
+    import asyncio
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from ares_stream.bundles import load_bundle, refuse_shared_lineage
+    from ares_stream.detection import DetectionPolicy
+    from ares_stream.lines import written_whole
+    from ares_stream.probes.plan import EndpointSection, FileSection, TargetSection
+    from ares_stream.probes.scorecard import as_markdown, score_card
+    from ares_stream.scoring.panel import Panel
+
+    judges = [load_bundle(path, "harm") for path in harm]
+    reward_model = load_bundle(reward, "reward")
+    if not allow_shared_lineage:
+        refuse_shared_lineage(judges, reward_model)
+    if target.startswith(("http://", "https://")):
+        section = TargetSection(
+            endpoint=EndpointSection(
+                url=target,
+                model=model,
+                version=model_version,
+                api_key_file=api_key_file,
+                temperature=0.0,
+            )
+        )
+    else:
+        file = FileSection(path=Path(target), name=model, version=model_version)
+        local = Path(target).is_dir()
+        section = TargetSection(local=file) if local else TargetSection(recorded=file)
+    console = Console(stderr=True)
+
+    async def work() -> dict[str, Any]:
+        opened = section.open()
+        panel = Panel.open(judges, reward_model)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        try:
+            with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+                task = bar.add_task("probing", total=None)
+                return await score_card(
+                    opened,
+                    panel,
+                    probe_set,
+                    DetectionPolicy(),
+                    environment=_environment(),
+                    progress=lambda done, total: bar.update(task, completed=done, total=total),
+                )
+        finally:
+            await opened.aclose()
+            await panel.aclose()
+
+    card = asyncio.run(work())
+    page = as_markdown(card)
+    with written_whole(json_file) as stream:
+        stream.write(json.dumps(card, indent=1).encode() + b"\n")
+    if markdown is not None:
+        with written_whole(markdown) as stream:
+            stream.write(page.encode())
+    typer.echo(page.split("\n\n| topic")[0])
+
+
 def _seeds(text: str) -> list[int]:
     from ares_stream.errors import SettingsError
 
