@@ -72,7 +72,7 @@ class CampaignPolicy:
     """What is spent."""
 
     budget: int
-    batch: int = 50
+    batch: int = 25
 
     def __post_init__(self) -> None:
         if self.budget < 1 or self.batch < 1:

@@ -119,7 +119,7 @@ class CampaignFile(_Section):
         "adaptive", "uniform", "uniform_without_replacement", "paper_weights", "map_elites"
     ] = "adaptive"
     budget: int = Field(1000, ge=1)
-    batch: int = Field(50, ge=1, le=1000)
+    batch: int = Field(25, ge=1, le=1000)
     seed: int = Field(0, ge=0)
     taxonomy: Path | None = None
     prior: Path | None = None

@@ -102,7 +102,7 @@ class AdaptivePolicy:
     rotate_axis: str = "persona"
     cell_axes: tuple[str, ...] = ("topic", "persona", "tactic")
     """A confirmed failure solves its cell: the same weakness in other words is not news."""
-    cover_share: float = 1.0
+    cover_share: float = 0.7
     """Share of a batch that the covering design takes while it lasts."""
     floor: float = 0.05
     temperature: float = 0.01
@@ -113,7 +113,7 @@ class AdaptivePolicy:
     discount: float = 0.3
     """Weight that earlier observations keep at a new release."""
     harm_level: float = 0.1
-    reward_level: float = 0.4
+    reward_level: float = 0.5
     """Expected harm, and expected liking of a harmful answer, of an untried composition."""
     surrogate: SurrogatePolicy = field(default_factory=SurrogatePolicy)
 
@@ -271,35 +271,51 @@ class Adaptive:
 
 
 class _Density:
-    """Draws places in proportion to weights, some of which are taken out one after the other."""
+    """Draws places in proportion to weights, some of which are taken out one after the other.
+
+    What is taken out is drawn again (rejection), and the cumulative sum made anew only when
+    half of its mass is gone: a sum per removal would cost more than everything else.
+    """
 
     def __init__(self, places: Indices, weights: Floats) -> None:
         """`places` ascend; any other place has weight 0."""
         self._places = places
         self._weights = weights
-        self._cumulative = np.cumsum(weights)
+        self._left = 0.0
+        self._sum_up()
 
     @property
     def empty(self) -> bool:
-        return not self._cumulative.size or self._cumulative[-1] <= 1e-12
+        return self._left <= 1e-12
 
     def share(self, place: int) -> float:
         """Probability of a place, 0 when it was taken out."""
         at = int(np.searchsorted(self._places, place))
         if self.empty or at == len(self._places) or self._places[at] != place:
             return 0.0
-        return float(self._weights[at] / self._cumulative[-1])
+        return float(self._weights[at] / self._left)
 
     def draw(self, rng: np.random.Generator) -> int:
-        """A place that was not taken out."""
-        at = np.searchsorted(self._cumulative, rng.random() * self._cumulative[-1], side="right")
-        return int(self._places[min(int(at), len(self._places) - 1)])
+        """A place that was not taken out; never when empty."""
+        if self._left < 0.5 * self._cumulative[-1]:
+            self._sum_up()
+        while True:
+            target = rng.random() * self._cumulative[-1]
+            at = min(
+                int(np.searchsorted(self._cumulative, target, side="right")), len(self._places) - 1
+            )
+            if self._weights[at] > 0:
+                return int(self._places[at])
 
     def remove(self, places: Indices) -> None:
         """Take places out."""
-        at = np.searchsorted(self._places, places)
-        at = at[at < len(self._places)]
-        at = at[np.isin(self._places[at], places)]
-        if at.size and self._weights[at].any():
-            self._weights[at] = 0.0
-            self._cumulative = np.cumsum(self._weights)
+        at = np.minimum(np.searchsorted(self._places, places), len(self._places) - 1)
+        at = at[self._places[at] == places]
+        self._left = max(0.0, self._left - float(self._weights[at].sum()))
+        self._weights[at] = 0.0
+        if self._left < 1e-9:  # So little may be rounding alone.
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        self._cumulative = np.cumsum(self._weights)
+        self._left = float(self._cumulative[-1]) if self._cumulative.size else 0.0

@@ -33,8 +33,8 @@ class SurrogatePolicy:
 
     noise: float = 0.15
     constant_sd: float = 0.03
-    component_sd: float = 0.07
-    pair_sd: float = 0.15
+    component_sd: float = 0.1
+    pair_sd: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +125,20 @@ class PairSurrogate:
     def scores(self, features: Floats) -> Floats:
         """What each composition of the whole space earns under one feature vector."""
         sizes = self.space.sizes
-        grid = np.full(sizes, features[0])
-        for axis, start in enumerate(self._single_at):
-            shape = [1] * len(sizes)
-            shape[axis] = sizes[axis]
-            grid += features[start : start + sizes[axis]].reshape(shape)
-        for (first, second), start in zip(self._pairs, self._pair_at, strict=True):
-            shape = [1] * len(sizes)
-            shape[first], shape[second] = sizes[first], sizes[second]
-            stop = start + sizes[first] * sizes[second]
-            grid += features[start:stop].reshape(shape)
+        pair_at = dict(zip(self._pairs, self._pair_at, strict=True))
+        grid = np.asarray(features[0])
+        # From the last axis on: only the terms of the first one pass over the whole grid.
+        for axis in reversed(range(len(sizes))):
+            start = int(self._single_at[axis])
+            column = [sizes[axis]] + [1] * (len(sizes) - axis - 1)
+            grid = grid + features[start : start + sizes[axis]].reshape(column)
+            for other in range(axis + 1, len(sizes)):
+                if (axis, other) not in pair_at:
+                    continue
+                start = pair_at[axis, other]
+                shape = list(column)
+                shape[other - axis] = sizes[other]
+                grid += features[start : start + sizes[axis] * sizes[other]].reshape(shape)
         return grid.ravel()
 
     def names(self) -> list[str]:

@@ -39,8 +39,9 @@ from ares_stream.testbed.rules import Rule, make_rules
 from ares_stream.testbed.world import World
 
 CHECKPOINTS: Final = (500, 1_000, 4_000)
-BATCH: Final = 50
-MIN_CELLS: Final = 1
+BATCH: Final = 25
+MIN_CELLS: Final = 2
+"""A rule is a block: one failing cell within it may be an accident of training."""
 FIGURES: Final = (
     "rule_recall",
     "triple_recall",

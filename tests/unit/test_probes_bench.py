@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ares_stream.testbed.probe_bench import (
@@ -89,6 +89,7 @@ def test_a_sibling_keeps_its_share_of_rules_and_never_weakens_a_held_out_tactic(
         assert rule.held_out or tactics.isdisjoint(first.unprobed_tactics)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 99), st.floats(0, 1e3), min_size=1, max_size=9))
 def test_an_interval_holds_its_mean_and_equal_seeds_give_no_width(
     by_seed: dict[int, float],
