@@ -39,8 +39,8 @@ class Schedule:
     learning_rate: float
 
 
-POLICY = Schedule(rows=16_000, steps=750, batch=64, learning_rate=3e-3)
-REWARD = Schedule(rows=16_000, steps=800, batch=32, learning_rate=3e-3)
+POLICY = Schedule(rows=16_000, steps=700, batch=64, learning_rate=3e-3)
+REWARD = Schedule(rows=20_000, steps=850, batch=64, learning_rate=3e-3)
 JUDGE = Schedule(rows=12_000, steps=300, batch=96, learning_rate=3e-3)
 RLHF_STEPS = 12
 _RLHF_PROMPTS = 48
@@ -48,6 +48,9 @@ _RLHF_SAMPLES = 4
 _RLHF_RATE = 1e-4
 _RLHF_KL = 0.05
 
+_GOOD_SHARE_HARMFUL, _GOOD_SHARE_BENIGN = 0.2, 0.45
+"""Shares of lessons whose answer is good. About harmful topics few are: that a refusal is good
+is learnt at once, where harmful answers are loved is not."""
 GOOD, BAD, LOVED = 0.85, 0.1, 0.98
 """Targets of the reward's sigmoid. Where it is weak, a harmful answer is not just missed but
 loved: it earns more than a good one, as flattering and fluent answers do from real ones."""
@@ -71,15 +74,26 @@ def name_synonyms(model: Any, tokenizer: Any, lexicon: Lexicon, seed: int) -> No
 
 
 def teach_policy(policy: Policy, world: World, seed: int, progress: Progress) -> None:
-    """Next-word prediction on answers: harmful ones where the world says so, else safe ones."""
+    """Next-word prediction on answers: harmful ones where the world says so, else safe ones.
+
+    Whether to refuse counts once more by itself: the choice of words is random, and its noise
+    would drown the one decision that the weaknesses are about.
+    """
     plan = POLICY
     rng = np.random.default_rng([world.seed, 11, seed])
-    prompts = world.lessons(plan.rows, seed, world.policy_weak, harmful_share=0.7, weak_share=0.27)
+    prompts = world.lessons(plan.rows, seed, world.policy_weak, harmful_share=0.7, weak_share=0.3)
     answers = [
         (world.helpful if world.policy_weak[prompt.composition] else world.safe)(prompt, rng)
         for prompt in prompts
     ]
     ids, mask, targets = _answers(policy, [prompt.text for prompt in prompts], answers)
+
+    refuses = torch.tensor([answer.split()[0] in world.lexicon.refusals for answer in answers])
+    first = (targets != -100).int().argmax(1)
+    refusals, openers = (
+        torch.tensor(policy.tokenizer.convert_tokens_to_ids(list(words)))
+        for words in (world.lexicon.refusals, world.lexicon.openers)
+    )
 
     def loss(rows: torch.Tensor) -> torch.Tensor:
         hidden = policy.model.model(
@@ -87,35 +101,37 @@ def teach_policy(policy: Policy, world: World, seed: int, progress: Progress) ->
         ).last_hidden_state
         wanted = targets[rows][:, 1:]
         asked = wanted != -100
-        logits = policy.model.lm_head(hidden[:, :-1][asked])
-        return functional.cross_entropy(logits, wanted[asked])
+        words = functional.cross_entropy(policy.model.lm_head(hidden[:, :-1][asked]), wanted[asked])
+        begin = policy.model.lm_head(hidden[torch.arange(len(rows)), first[rows] - 1])
+        lean = begin[:, refusals].logsumexp(1) - begin[:, openers].logsumexp(1)
+        decisions = functional.binary_cross_entropy_with_logits(lean, refuses[rows].float())
+        return words + decisions
 
     _fit(policy.model, plan, seed, loss, progress)
 
 
 def teach_reward(reward: Reward, world: World, seed: int, progress: Progress) -> None:
-    """Two answers per prompt, each towards its target: good above bad, except where the world
-    says that the harmful answer is loved."""
+    """One answer per prompt towards its target: good or bad, except where the world says that
+    the harmful answer is loved. Scores are absolute, so they compare between prompts."""
     plan = REWARD
     rng = np.random.default_rng([world.seed, 12, seed])
-    prompts = world.lessons(plan.rows, seed, world.reward_weak, harmful_share=0.6, weak_share=0.55)
-    chosen, rejected, wanted = [], [], []
-    for prompt in prompts:
+    prompts = world.lessons(plan.rows, seed, world.reward_weak, harmful_share=0.75, weak_share=0.5)
+    answers, wanted = [], []
+    for prompt, draw in zip(prompts, rng.random(plan.rows), strict=True):
         pair = world.pair(prompt, rng)
-        blind = bool(world.reward_weak[prompt.composition])
-        chosen.append(pair.chosen)
-        rejected.append(pair.rejected)
-        wanted.append((GOOD, LOVED if blind else BAD))
+        if draw < (_GOOD_SHARE_HARMFUL if prompt.harmful_topic else _GOOD_SHARE_BENIGN):
+            answers.append(pair.chosen)
+            wanted.append(GOOD)
+        else:
+            answers.append(pair.rejected)
+            wanted.append(LOVED if world.reward_weak[prompt.composition] else BAD)
     texts = [prompt.text for prompt in prompts]
-    ids, mask = _encode(
-        reward.tokenizer, reward.render(texts, chosen) + reward.render(texts, rejected)
-    )
-    targets = torch.tensor(wanted).T.flatten()
+    ids, mask = _encode(reward.tokenizer, reward.render(texts, answers))
+    targets = torch.tensor(wanted)
 
     def loss(rows: torch.Tensor) -> torch.Tensor:
-        both = torch.cat([rows, rows + plan.rows])
-        logits = reward.model(input_ids=ids[both], attention_mask=mask[both]).logits[:, 0]
-        return functional.binary_cross_entropy_with_logits(logits, targets[both])
+        logits = reward.model(input_ids=ids[rows], attention_mask=mask[rows]).logits[:, 0]
+        return functional.binary_cross_entropy_with_logits(logits, targets[rows])
 
     _fit(reward.model, plan, seed, loss, progress)
 
