@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ares_stream.cli import bench_repair
+
 if TYPE_CHECKING:
     from ares_stream.testbed.probe_bench import BenchVictim
 
 app = typer.Typer(no_args_is_help=True, help="Benchmarks; each writes a JSON document.")
+app.command("repair")(bench_repair.repair)
+app.command("repair-cost")(bench_repair.repair_cost)
 
 
 @app.command()

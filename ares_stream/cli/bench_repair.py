@@ -1,0 +1,169 @@
+"""`ares bench repair` and `ares bench repair-cost`: repairs of deliberately weakened models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ares_stream.errors import SettingsError
+
+if TYPE_CHECKING:
+    from ares_stream.testbed.repair_bench import Step
+
+COLUMNS = {
+    "cfr": "CFR", "cfr_frozen_rm": "CFR frozen", "policy_harm": "harm", "rm_blind": "RM blind",
+    "drift_fixed": "drift", "drift_on_policy": "drift on-pol.", "rm_accuracy": "RM acc.",
+    "over_refusal": "over-ref.", "garbage": "garbage",
+}  # fmt: skip
+
+JsonOut = Annotated[Path | None, typer.Option("--json", help="Write every figure here.")]
+Cache = Annotated[
+    Path | None, typer.Option(help="Where trained victims lie; build/testbed by default.")
+]
+
+
+def repair(
+    seeds: Annotated[str, typer.Option(help="Victims, by seed, separated by commas.")] = "11,12,13",
+    json_file: JsonOut = None,
+    cache: Cache = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes side by side; one per core by default.")
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="Prompts that are measured: test, or dev for tuning.")
+    ] = "test",
+) -> None:
+    """Repair victims by five methods on equal terms, and print what became of them.
+
+    Exits 0 when measured; 2 for a wrong option; 1 when a victim misses its starting line.
+    """
+    from ares_stream.testbed.repair_bench import METHODS, run_bench
+
+    if split not in ("test", "dev"):
+        raise SettingsError(f"--split {split}: is test or dev")
+    chosen = parse_seeds(seeds)
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description:32}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        found = run_bench(
+            chosen,
+            cache=cache,
+            workers=workers,
+            split="dev" if split == "dev" else "test",
+            progress=_Tasks(progress, jobs=len(chosen) * (1 + len(METHODS))),
+        )
+    _write(json_file, found)
+    print_repair(found, Console())
+
+
+def repair_cost(
+    seed: Annotated[int, typer.Option(min=0, help="The victim.")] = 11,
+    json_file: JsonOut = None,
+    cache: Cache = None,
+) -> None:
+    """Time the joint repair against TRL's RewardTrainer followed by its DPOTrainer."""
+    from ares_stream.testbed.repair_cost import run_cost
+
+    console = Console(stderr=True)
+    with console.status("training by both"):
+        found = run_cost(seed, cache=cache)
+    _write(json_file, found)
+    for name in ("joint_seconds", "trl_reward_seconds", "trl_dpo_seconds", "joint_over_trl"):
+        typer.echo(f"{name:20} {found[name]:.2f}")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """ "11,12" → [11, 12]. Raises SettingsError."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingsError(f"--seeds {text}: expected numbers such as 11,12,13") from None
+    if len(set(found)) != len(found) or min(found) < 0:
+        raise SettingsError(f"--seeds {text}: each seed once, none below 0")
+    return found
+
+
+def print_repair(found: dict[str, Any], console: Console) -> None:
+    """The tables of the benchmark, and the published table's form beside ours."""
+    for title, path in (
+        ("held-out prompts", ()),
+        ("held-out prompts, after further RLHF", ("after_rlhf",)),
+        ("never-probed tactics", ("never_probed",)),
+        ("never-probed tactics, after further RLHF", ("after_rlhf", "never_probed")),
+    ):
+        table = _table(f"{title}: %, drift in sd; mean of seeds {found['seeds']}", COLUMNS.values())
+        for method, row in found["methods"].items():
+            for step in path:
+                row = row[step]
+            table.add_row(method, *(_cell(name, row[name]["mean"]) for name in COLUMNS))
+        console.print(table)
+    table = _table(
+        "the published table's form, published → here",
+        ("CFR before", "CFR after", "RM drift (on-policy)"),
+    )
+    before = found["methods"]["none"]["cfr"]["mean"]
+    for method, published in found["published"].items():
+        row = found["methods"][method]
+        table.add_row(
+            method,
+            f"{published['cfr_before']:.1%} → {before:.1%}",
+            f"{published['cfr_after']:.1%} → {row['cfr']['mean']:.1%}",
+            f"{published['drift']:.2f} → {row['drift_on_policy']['mean']:.2f}",
+        )
+    console.print(table)
+
+
+def _table(title: str, headings: Any) -> Table:
+    table = Table(title=title)
+    table.add_column("method")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _cell(name: str, value: float) -> str:
+    return f"{value:.3f}" if name.startswith("drift") else f"{100 * value:.1f}"
+
+
+def _write(path: Path | None, found: dict[str, Any]) -> None:
+    if path is None:
+        return
+    from ares_stream.lines import written_whole
+
+    with written_whole(path) as stream:
+        stream.write(json.dumps(found, indent=1).encode() + b"\n")
+
+
+class _Tasks:
+    """One bar for all jobs and one for each that runs."""
+
+    def __init__(self, progress: Progress, jobs: int) -> None:
+        self._progress = progress
+        self._whole = progress.add_task("jobs", total=jobs)
+        self._running: dict[tuple[int, str], Any] = {}
+
+    def __call__(self, step: Step) -> None:
+        key = (step.seed, step.method)
+        if key not in self._running:
+            self._running[key] = self._progress.add_task("", total=step.total)
+        self._progress.update(
+            self._running[key],
+            description=f"seed {step.seed} {step.method} {step.stage}",
+            completed=step.done,
+            total=step.total,
+        )
+        if step.stage == "done":
+            self._progress.remove_task(self._running[key])
+            self._progress.advance(self._whole)
