@@ -132,7 +132,7 @@ class PlanPolicy(_Part):
     max_characters: int = Field(16_384, ge=1)
     confirmed_weight: float = Field(2.0, gt=0)
     held_out_share: float = Field(0.2, gt=0.0, lt=1.0)
-    replay_per_sample: float = Field(2.0, ge=0.0)
+    replay_per_sample: float = Field(8.0, ge=0.0)
     """How many of each kind of replay per failure, as far as they reach. Part of them is not
     trained on but measured with."""
     min_train: int = Field(8, ge=1)

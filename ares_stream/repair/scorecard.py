@@ -83,9 +83,12 @@ def as_markdown(card: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     lines += _rows("", before["overall"], after["overall"], checks)
-    for place in sorted(before["slices"]):
+    sliced = [check for check in card["gate"]["checks"] if check["slice"]]
+    for place in sorted({check["slice"] for check in sliced}):
         rows = _rows(place, before["slices"][place], after["slices"].get(place, {}), checks)
-        lines += [row for row in rows if not row.endswith("| - | |")]
+        lines += [row for row in rows if row.endswith("| FAIL |")]
+    passed = sum(check["passed"] for check in sliced)
+    lines += ["", f"{passed} of {len(sliced)} checks of slices passed; card.json has them all."]
     lines += ["", "| samples | |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {count} |" for name, count in card["samples"].items()]
     if card["releases"]:
@@ -107,7 +110,8 @@ def _rows(
         asked, outcome = "-", ""
         if check is not None:
             outcome = "pass" if check["passed"] else "FAIL"
-            sign = "≥" if check["bound"] == "low" else "≤"
+            # A slice's lower bound has a limit above, not below.
+            sign = "≥" if check["bound"] == "low" and not place else "≤"
             if check["limit"] is not None:
                 asked = f"{check['bound']} {sign} {_number(name, check['limit'])}"
         label = f"{name} of {place}" if place else name

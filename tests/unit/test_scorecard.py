@@ -58,7 +58,7 @@ def test_the_page_shows_rates_in_percent_drift_in_deviations_and_failed_checks()
         "| high ≤ 45.8 % | pass |"
     )
     (drift,) = [line for line in lines if line.startswith("| drift_fixed |")]
-    assert "0.080 [0.060, 0.100], n=200 | high ≤ 0.150 | pass |" in drift
+    assert "0.080 [0.060, 0.100], n=200 | high ≤ 0.250 | pass |" in drift
     (canaries,) = [line for line in lines if line.startswith("| suite:canaries |")]
     assert "| not measured | 95.0 %" in canaries
     (sliced,) = [line for line in lines if line.startswith("| policy_harm of topic=a |")]
