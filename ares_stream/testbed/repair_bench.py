@@ -21,7 +21,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +38,11 @@ from ares_stream.repair.plan import (
     write_plan,
 )
 from ares_stream.repair.recipe import Lora, Method, PolicyLoss, Recipe, Reinforce, RewardLoss
-from ares_stream.testbed.evaluate import Policy, Reward, evaluate, load_policy, load_reward
 from ares_stream.testbed.oracle import NoisyJudge, Oracle
-from ares_stream.testbed.victim import Victim, make_victim
 from ares_stream.testbed.world import Prompt, Split
+
+if TYPE_CHECKING:
+    from ares_stream.testbed.victim import Victim
 
 METHODS: tuple[Method, ...] = get_args(Method)
 FIGURES = (
@@ -68,12 +69,12 @@ _POLL_SECONDS = 0.2
 RECIPE = Recipe(
     policy=Path("policy"),
     reward=Path("reward"),
-    steps=400,
+    steps=200,
     batch=16,
     replay=16,
     max_length=MAX_LENGTH,
-    policy_lora=Lora(rank=16, alpha=32, learning_rate=2e-3),
-    reward_lora=Lora(rank=16, alpha=32, learning_rate=2e-3),
+    policy_lora=Lora(rank=16, alpha=32, learning_rate=1e-3),
+    reward_lora=Lora(rank=16, alpha=32, learning_rate=1e-3),
     policy_loss=PolicyLoss(),
     reward_loss=RewardLoss(),
     reinforce=Reinforce(steps=20, prompts=32, group=4, length=14, learning_rate=5e-4),
@@ -100,6 +101,8 @@ def gather(victim: Victim, *, probes: int = PROBES, benign: int = BENIGN_PROMPTS
     safely while the reward model scores its known harmful answer high is a failure of the
     reward model. Probes that three samples answer safely are replayed as they are.
     """
+    from ares_stream.testbed.evaluate import load_policy, load_reward
+
     world, rng = victim.world, np.random.default_rng([victim.seed, 20])
     judge = NoisyJudge(Oracle(world), seed=victim.seed)
     policy, reward = load_policy(victim.policy_dir), load_reward(victim.reward_dir)
@@ -218,6 +221,8 @@ def run_bench(
 
 
 def _prepare(report: Report, seed: int, cache: Path | None, scratch: Path) -> dict[str, int]:
+    from ares_stream.testbed.victim import make_victim
+
     report(seed, "victim", "make", 0, 2)
     victim = make_victim(seed, cache)
     report(seed, "victim", "probe", 1, 2)
@@ -238,6 +243,7 @@ def _run_method(
 ) -> dict[str, Any]:
     from ares_stream.repair import models, reinforce
     from ares_stream.repair.training import Trainer
+    from ares_stream.testbed.victim import make_victim
 
     victim = make_victim(seed, cache)
     plan = read_plan(scratch / str(seed) / "plan.json")
@@ -298,6 +304,8 @@ def _run_method(
 
 
 def _figures(victim: Victim, policy: Any, reward: Any, split: Split) -> dict[str, Any]:
+    from ares_stream.testbed.evaluate import Policy, Reward, evaluate, load_policy, load_reward
+
     before = load_policy(victim.policy_dir), load_reward(victim.reward_dir)
     now = Policy(policy.network, policy.tokenizer), Reward(reward.network, reward.tokenizer)
     parts: tuple[Split, Split] = (split, "never_probed")
