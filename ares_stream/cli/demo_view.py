@@ -20,7 +20,7 @@ ROWS = 8
 """Failures shown at a time."""
 
 PICTURE_WIDTH = 100
-FONT_FACE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
+ADDRESSES = re.compile(r"@font-face \{.*?\}\s*|<!--.*?-->", re.DOTALL)
 
 STYLES = {
     FailureClass.CLEAN: "green",
@@ -171,5 +171,5 @@ def make_console(picture: Path | None) -> Console:
 def save_picture(console: Console, picture: Path) -> None:
     """The terminal as SVG. It loads nothing: any monospaced font of the reader's will do."""
     picture.parent.mkdir(parents=True, exist_ok=True)
-    drawn = FONT_FACE.sub("", console.export_svg(title="make demo"))
+    drawn = ADDRESSES.sub("", console.export_svg(title="make demo"))
     picture.write_text(drawn, encoding="utf-8")
