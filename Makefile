@@ -15,11 +15,11 @@ help: ## Show the commands
 
 install: $(STAMP) ## Make .venv and install everything into it
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt overrides.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ares-stream needs Python 3.11 or newer; set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --override overrides.txt --editable '.[$(EXTRAS)]'
 	touch $(STAMP)
 
 demo: install ## Stream conversations through a real Kafka and find coupled failures
@@ -61,7 +61,7 @@ schemas: install ## Write the JSON Schemas and the AsyncAPI document
 
 constraints: install ## Resolve constraints.txt anew
 	$(BIN)/uv pip compile --quiet --upgrade pyproject.toml $(foreach e,$(subst $(comma), ,$(EXTRAS)),--extra $(e)) \
-	  --generate-hashes --no-header --no-annotate --no-emit-index-url --python-version 3.11 -o constraints.txt
+	  --override overrides.txt --generate-hashes --no-header --no-annotate --no-emit-index-url --python-version 3.11 -o constraints.txt
 	sed -i '1i # Versions and hashes that the tests ran with. Made by `make constraints`; addresses are left out on purpose.' constraints.txt
 
 clean: ## Remove the environment and everything built
