@@ -262,6 +262,8 @@ class Encoder:
     def _remember(self, rows: Sequence[Encoded], progress: Progress | None) -> None:
         """Compute the features of rows that were not seen yet."""
         new = sorted(set(rows) - self._features.keys(), key=lambda row: (len(row.ids), row.ids))
+        if progress is not None and not new:
+            progress(len(rows), len(rows))
         self.model.eval()
         with torch.inference_mode(), self._fast():
             for start in range(0, len(new), _EVALUATION_ROWS):
