@@ -219,19 +219,23 @@ def _adapted(kind: Any, base: Path, adapters: dict[str, Path]) -> tuple[Any, Any
     from peft import PeftModel
     from transformers import AutoTokenizer
 
+    from ares_stream.training.encoder import quiet_transformers
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
-        model = kind.from_pretrained(
-            str(base), trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
-        network: Any = None
-        for name, path in adapters.items():
-            if network is None:
-                network = PeftModel.from_pretrained(model, str(path), adapter_name=name)
-            else:
-                network.load_adapter(str(path), adapter_name=name)
-            network.set_adapter(name)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
+            model = kind.from_pretrained(
+                str(base), trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+            )
+            network: Any = None
+            for name, path in adapters.items():
+                if network is None:
+                    network = PeftModel.from_pretrained(model, str(path), adapter_name=name)
+                else:
+                    network.load_adapter(str(path), adapter_name=name)
+                network.set_adapter(name)
+    # What peft raises for an adapter of another kind of model depends on the model.
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RepairError(f"{base}: cannot be loaded with its adapters: {reason}") from None
     return network.eval(), tokenizer
