@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner, Result
 
+from ares_stream.cli.main import app
 from ares_stream.errors import RepairError
 from ares_stream.repair.export import FORMATS, export_plan
+from ares_stream.repair.plan import write_plan
+from tests.unit.test_gate import INCUMBENT, REPAIRED
 from tests.unit.test_plan import REPLAY, batch, made
 
 PLAN = made(batch(12))
@@ -69,3 +73,39 @@ def test_files_are_not_written_over(tmp_path: Path) -> None:
     export_plan(PLAN, "trl-preference", tmp_path / "out")
     with pytest.raises(RepairError, match="is not empty; name a new directory"):
         export_plan(PLAN, "trl-unpaired", tmp_path / "out")
+
+
+# The command
+
+
+def ares(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["repair", *arguments])
+
+
+def test_the_command_exports_a_run_directory(tmp_path: Path) -> None:
+    write_plan(PLAN, tmp_path / "run" / "plan.json")
+    out = tmp_path / "out"
+    result = ares("export", str(tmp_path / "run"), "--format", "trl-unpaired", "--out", str(out))
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [str(out / "train.jsonl"), str(out / "test.jsonl")]
+
+    assert ares("export", str(tmp_path / "run"), "--format", "csv", "--out", "x").exit_code == 2
+    assert ares("export", str(tmp_path), "--out", str(tmp_path / "new")).exit_code == 1
+    assert ares("show", str(tmp_path / "run")).exit_code == 1
+
+
+def test_the_command_asks_the_gate(tmp_path: Path) -> None:
+    file, policy = tmp_path / "figures.json", tmp_path / "gate.yaml"
+    rows = {
+        when: {name: figure.model_dump() for name, figure in table.items()}
+        for when, table in (("before", INCUMBENT), ("after", REPAIRED))
+    }
+    file.write_text(json.dumps(rows))
+    assert ares("gate", str(file)).stdout.splitlines()[-1] == "passed"
+
+    policy.write_text("rules: [{figure: cfr, kind: stay_below, ceiling: 0.0001}]")
+    rejected = ares("gate", str(file), "--policy", str(policy))
+    assert rejected.exit_code == 1
+    assert rejected.stdout.splitlines()[-1] == "rejected"
+    policy.write_text("rules: []")
+    assert ares("gate", str(file), "--policy", str(policy)).exit_code == 2
