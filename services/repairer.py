@@ -19,8 +19,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import IllegalStateError, KafkaError
 from prometheus_client import CollectorRegistry
 
 from ares_stream import logs, topics
@@ -52,16 +50,12 @@ from ares_stream.repair.suites import load_suites
 from ares_stream.settings import RepairerSettings, Settings
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.publisher import Publisher
+from ares_stream.streaming.queue import Queue
 from ares_stream.streaming.records import OutboundRecord
 from ares_stream.topics import topic_name
 
-SESSION_TIMEOUT_MS: Final = 30_000
-NEVER_MS: Final = 2**31 - 1
-"""The consumer fetches nothing, so how long it fetched nothing says nothing of its health."""
 RETRY_SECONDS: Final = 60.0
 """A broker that restarts is back within this; past it an operator should know."""
-KAFKA_SECONDS: Final = 15.0
-"""For one request of ours: aiokafka repeats some for ever while a group rebalances."""
 HOUR_MS: Final = 3_600_000
 _T = TypeVar("_T")
 
@@ -90,7 +84,7 @@ async def run_repairer(settings: Settings) -> None:
             service.log.info("stopped")
 
 
-class _Repairer(ConsumerRebalanceListener):  # type: ignore[misc]
+class _Repairer:
     """One life of the service."""
 
     def __init__(self, settings: Settings) -> None:
@@ -112,14 +106,7 @@ class _Repairer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._announced: str | None = None
         self._untold = True
         self._looked: tuple[float, tuple[OffsetRange, ...]] = (0.0, ())
-        self._consumer = AIOKafkaConsumer(
-            **settings.kafka.client_arguments(),
-            group_id=settings.repairer.group,
-            enable_auto_commit=False,
-            isolation_level="read_committed",
-            session_timeout_ms=SESSION_TIMEOUT_MS,
-            max_poll_interval_ms=NEVER_MS,
-        )
+        self._queue = Queue(settings.kafka, self._topic, settings.repairer.group)
 
     # Life
 
@@ -143,7 +130,7 @@ class _Repairer(ConsumerRebalanceListener):  # type: ignore[misc]
                     failing_since, self._missing = None, None
                 except TopicError:
                     raise
-                except (StreamError, KafkaError, OSError) as error:
+                except (StreamError, OSError) as error:
                     failing_since = failing_since or time.monotonic()
                     self._missing = f"{type(error).__name__}: {error}"
                     self.log.warning("Kafka or disk failed", error=self._missing)
@@ -153,9 +140,7 @@ class _Repairer(ConsumerRebalanceListener):  # type: ignore[misc]
                     async with asyncio.timeout(self._settings.repairer.poll_seconds):
                         await self._stopping.wait()
         finally:
-            with contextlib.suppress(KafkaError, OSError, TimeoutError):
-                async with asyncio.timeout(KAFKA_SECONDS):
-                    await self._consumer.stop()
+            await self._queue.stop()
 
     async def _start(self) -> None:
         prefix = self._settings.topic_prefix
@@ -164,19 +149,7 @@ class _Repairer(ConsumerRebalanceListener):  # type: ignore[misc]
             for name in (topics.REPAIR, topics.LABELS, topics.RELEASES, topics.REPAIRS)
         ]
         await count_partitions(self._settings.kafka, needed)
-        try:
-            async with asyncio.timeout(KAFKA_SECONDS):
-                await self._consumer.start()
-        except (KafkaError, OSError, TimeoutError) as error:
-            raise BrokerError(f"Kafka at {self._settings.kafka.bootstrap}: {error}") from error
-        self._consumer.subscribe([self._topic], listener=self)
-
-    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        """Nothing is fetched here: a batch is read as ranges when it is due."""
-        self._consumer.pause(*assigned)
-
-    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        """A repair that runs goes on: its report tells the next owner."""
+        await self._queue.start()
 
     async def _turn(self) -> None:
         """What is due now: announce, finish what was begun, hear decisions, start a repair."""
@@ -197,28 +170,21 @@ class _Repairer(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _collect(self, reports: Mapping[str, RepairReport]) -> Batch | None:
         """The failures of our partitions that no promoted repair has covered."""
-        partitions = sorted(self._consumer.assignment())
-        if not partitions:
-            return None
         settled = ends(reports, self._topic, ("promoted",))
-        async with asyncio.timeout(KAFKA_SECONDS):
-            stable = await self._consumer.end_offsets(partitions)
-            first = await self._consumer.beginning_offsets(partitions)
-            committed = {item: await self._consumer.committed(item) or 0 for item in partitions}
         ranges: list[OffsetRange] = []
-        for item in partitions:
-            start = max(committed[item], settled.get(item.partition, 0))
-            if start < first[item] and start > 0:
+        for item in await self._queue.waiting():
+            start = max(item.committed, settled.get(item.partition, 0))
+            if start < item.first and start > 0:
                 self.log.error(
                     "retention was faster",
                     partition=item.partition,
-                    lost_offsets=first[item] - start,
+                    lost_offsets=item.first - start,
                 )
-            start = max(start, first[item])
-            if start < stable[item]:
+            start = max(start, item.first)
+            if start < item.stable:
                 ranges.append(
                     OffsetRange(
-                        topic=item.topic, partition=item.partition, start=start, end=stable[item]
+                        topic=self._topic, partition=item.partition, start=start, end=item.stable
                     )
                 )
         tried = ends(reports, self._topic, ("promoted", "rejected", "awaiting_approval"))
@@ -333,17 +299,9 @@ class _Repairer(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _commit(self, report: RepairReport) -> None:
         """Settle a batch. What is no longer ours is known to its owner by the report."""
-        offsets = {
-            TopicPartition(item.topic, item.partition): item.end
-            for item in report.batch
-            if TopicPartition(item.topic, item.partition) in self._consumer.assignment()
-        }
-        if not offsets:
-            return
         try:
-            async with asyncio.timeout(KAFKA_SECONDS):
-                await self._consumer.commit(offsets)
-        except (KafkaError, IllegalStateError, TimeoutError) as error:
+            await self._queue.commit(report.batch)
+        except BrokerError as error:
             self.log.warning("not committed; the report settles it", error=type(error).__name__)
 
     async def _awaiting(self, reports: Mapping[str, RepairReport]) -> bool:

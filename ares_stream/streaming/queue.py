@@ -1,0 +1,112 @@
+"""A topic as a queue of work: who owns which partition, what waits there, what is settled.
+
+A member of a group that fetches nothing. Work is read as ranges of offsets when it is due
+(ares_stream.streaming.reader), and committed when it is settled, hours later if need be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import IllegalStateError, KafkaError
+
+from ares_stream.errors import BrokerError
+from ares_stream.events import OffsetRange
+from ares_stream.streaming.connection import KafkaConnection
+
+SESSION_TIMEOUT_MS: Final = 30_000
+NEVER_MS: Final = 2**31 - 1
+"""The consumer fetches nothing, so how long it fetched nothing says nothing of its health."""
+KAFKA_SECONDS: Final = 15.0
+"""For one request: aiokafka repeats some for ever while a group rebalances."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A partition that this member owns: offsets of the group's commit (0 before the first), of
+    the oldest record kept, and up to which transactions are settled."""
+
+    partition: int
+    committed: int
+    first: int
+    stable: int
+
+
+class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
+    """This member's share of a topic. Raises BrokerError where Kafka fails or is too slow."""
+
+    def __init__(self, connection: KafkaConnection, topic: str, group: str) -> None:
+        self._where = connection.bootstrap
+        self._topic = topic
+        self._consumer = AIOKafkaConsumer(
+            **connection.client_arguments(),
+            group_id=group,
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            session_timeout_ms=SESSION_TIMEOUT_MS,
+            max_poll_interval_ms=NEVER_MS,
+        )
+
+    async def start(self) -> None:
+        """Join the group."""
+        try:
+            async with asyncio.timeout(KAFKA_SECONDS):
+                await self._consumer.start()
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise self._failed(error) from error
+        self._consumer.subscribe([self._topic], listener=self)
+
+    async def stop(self) -> None:
+        """Leave the group; a broker that is gone is not waited for."""
+        with contextlib.suppress(KafkaError, OSError, TimeoutError):
+            async with asyncio.timeout(KAFKA_SECONDS):
+                await self._consumer.stop()
+
+    async def waiting(self) -> list[Waiting]:
+        """The partitions owned now, in order; none while the group is being balanced."""
+        partitions = sorted(self._consumer.assignment())
+        if not partitions:
+            return []
+        try:
+            async with asyncio.timeout(KAFKA_SECONDS):
+                stable = await self._consumer.end_offsets(partitions)
+                first = await self._consumer.beginning_offsets(partitions)
+                return [
+                    Waiting(
+                        item.partition,
+                        await self._consumer.committed(item) or 0,
+                        first[item],
+                        stable[item],
+                    )
+                    for item in partitions
+                ]
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise self._failed(error) from error
+
+    async def commit(self, ranges: Sequence[OffsetRange]) -> None:
+        """Settle what lies before the ends of the ranges, of partitions that are still ours."""
+        ours = self._consumer.assignment()
+        ends = {TopicPartition(item.topic, item.partition): item.end for item in ranges}
+        offsets = {partition: end for partition, end in ends.items() if partition in ours}
+        if not offsets:
+            return
+        try:
+            async with asyncio.timeout(KAFKA_SECONDS):
+                await self._consumer.commit(offsets)
+        except (KafkaError, IllegalStateError, OSError, TimeoutError) as error:
+            raise self._failed(error) from error
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        """Nothing is fetched."""
+        self._consumer.pause(*assigned)
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        """Work that was begun goes on: whoever does it must tell the next owner by other means."""
+
+    def _failed(self, error: BaseException) -> BrokerError:
+        return BrokerError(f"Kafka at {self._where}: {type(error).__name__}: {error}")
