@@ -77,6 +77,12 @@ def test_every_link_to_a_file_leads_there(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "SECURITY.md"], ids=lambda page: page.name)
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    for name in re.findall(r"`(?:tests/\w+/)?(test_\w+\.py)`", page.read_text()):
+        assert list((ROOT / "tests").rglob(name)), name
+
+
 def test_the_readme_leads_to_every_page() -> None:
     readme = (ROOT / "README.md").read_text()
     missing = [
