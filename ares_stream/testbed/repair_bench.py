@@ -362,10 +362,13 @@ def _pool(workers: int | None) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
 
 def _start_worker(steps: Any) -> None:
     import torch
+    from transformers.utils import logging as untyped
 
+    logging: Any = untyped
     global _steps
     _steps = steps
     torch.set_num_threads(1)
+    logging.disable_progress_bar()  # One bar, the benchmark's own.
 
 
 def _call(job: tuple[Any, ...]) -> Any:

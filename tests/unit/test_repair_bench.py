@@ -1,0 +1,62 @@
+"""How the repair benchmark reads its options and sums up its seeds."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from ares_stream.cli.bench_repair import parse_seeds, print_repair
+from ares_stream.errors import SettingsError
+
+pytest.importorskip("torch")
+
+from ares_stream.testbed.repair_bench import (
+    FIGURES,
+    METHODS,
+    PUBLISHED,
+    RECIPE,
+    estimate,
+    run_bench,
+)
+
+
+def test_seeds_are_numbers_and_none_is_counted_twice() -> None:
+    assert parse_seeds("11,12, 13") == [11, 12, 13]
+    for text in ("", "11;12", "-1", "11,11"):
+        with pytest.raises(SettingsError, match="seeds"):
+            parse_seeds(text)
+    with pytest.raises(SettingsError, match="none twice"):
+        run_bench([11, 11])
+
+
+def test_the_interval_of_three_seeds_is_students() -> None:
+    found = estimate({11: 0.01, 12: 0.02, 13: 0.03})
+    half = 4.302652729911275 * 0.01 / 3**0.5
+    assert found["mean"] == pytest.approx(0.02)
+    assert (found["low"], found["high"]) == pytest.approx((0.02 - half, 0.02 + half))
+    assert found["by_seed"] == {"11": 0.01, "12": 0.02, "13": 0.03}
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert estimate({11: 0.5}) == {
+        "mean": 0.5, "low": None, "high": None, "by_seed": {"11": 0.5},
+    }  # fmt: skip
+
+
+def test_every_method_shares_one_recipe_and_the_tables_show_each_of_them() -> None:
+    assert RECIPE.threads == 1
+    row = {name: estimate({11: 0.125}) for name in FIGURES}
+    part = {**row, "never_probed": row}
+    found = {
+        "seeds": [11],
+        "methods": {method: {**part, "after_rlhf": part} for method in METHODS},
+        "published": PUBLISHED,
+    }
+    written = io.StringIO()
+    print_repair(found, Console(file=written, width=160))
+    text = written.getvalue()
+    assert text.count("two_stage") == 4
+    assert "4.7% → 12.5%" in text
+    assert "0.08 → 0.12" in text
