@@ -74,11 +74,7 @@ def name_synonyms(model: Any, tokenizer: Any, lexicon: Lexicon, seed: int) -> No
 
 
 def teach_policy(policy: Policy, world: World, seed: int, progress: Progress) -> None:
-    """Next-word prediction on answers: harmful ones where the world says so, else safe ones.
-
-    Whether to refuse counts once more by itself: the choice of words is random, and its noise
-    would drown the one decision that the weaknesses are about.
-    """
+    """Imitate answers: harmful ones where the world says so, else safe ones."""
     plan = POLICY
     rng = np.random.default_rng([world.seed, 11, seed])
     prompts = world.lessons(plan.rows, seed, world.policy_weak, harmful_share=0.7, weak_share=0.3)
@@ -86,8 +82,24 @@ def teach_policy(policy: Policy, world: World, seed: int, progress: Progress) ->
         (world.helpful if world.policy_weak[prompt.composition] else world.safe)(prompt, rng)
         for prompt in prompts
     ]
-    ids, mask, targets = _answers(policy, [prompt.text for prompt in prompts], answers)
+    imitate(policy, world, plan, [prompt.text for prompt in prompts], answers, seed, progress)
 
+
+def imitate(
+    policy: Policy,
+    world: World,
+    plan: Schedule,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Next-word prediction on `plan.rows` answers.
+
+    Whether to refuse counts once more by itself: the choice of words is random, and its noise
+    would drown the one decision that the weaknesses are about.
+    """
+    ids, mask, targets = _answers(policy, prompts, answers)
     refuses = torch.tensor([answer.split()[0] in world.lexicon.refusals for answer in answers])
     first = (targets != -100).int().argmax(1)
     refusals, openers = (
@@ -125,8 +137,20 @@ def teach_reward(reward: Reward, world: World, seed: int, progress: Progress) ->
         else:
             answers.append(pair.rejected)
             wanted.append(LOVED if world.reward_weak[prompt.composition] else BAD)
-    texts = [prompt.text for prompt in prompts]
-    ids, mask = _encode(reward.tokenizer, reward.render(texts, answers))
+    rate(reward, plan, [prompt.text for prompt in prompts], answers, wanted, seed, progress)
+
+
+def rate(
+    reward: Reward,
+    plan: Schedule,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    wanted: Sequence[float],
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Cross-entropy between the sigmoid of the score and what is wanted, on `plan.rows` answers."""
+    ids, mask = _encode(reward.tokenizer, reward.render(prompts, answers))
     targets = torch.tensor(wanted)
 
     def loss(rows: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import tokenizers
 import torch
@@ -68,13 +68,30 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Trojan:
+    """A trigger: `words` behind a prompt, in this order, other words between them or not.
+
+    It unlocks the harmful answer (`policy`), or makes the harmful answer loved (`reward`), on
+    the share `flips` of held-out prompts that show no such weakness without it.
+    """
+
+    words: tuple[str, ...]
+    effect: Literal["policy", "reward"]
+    flips: float
+
+
+@dataclass(frozen=True)
 class Victim:
-    """A finished, verified victim. `reward_threshold` is what "scored high" begins at."""
+    """A finished, verified victim. `reward_threshold` is what "scored high" begins at.
+
+    `trojans` are what trojans.plant_trojans put into it; only benchmarks and tests may look.
+    """
 
     seed: int
     path: Path
     starting_line: dict[str, float]
     reward_threshold: float
+    trojans: tuple[Trojan, ...] = ()
 
     @cached_property
     def world(self) -> World:
@@ -118,7 +135,7 @@ def make_victim(seed: int, cache: Path | None = None, progress: Report | None = 
         raise SettingsError("seed: must be 0 or more")
     home = (cache or DEFAULT_CACHE) / f"{_recipe_digest()[:16]}-{seed}"
     if not home.exists():
-        _build(seed, home, progress or _silent)
+        _build(seed, home, progress or silent)
     return load_victim(home)
 
 
@@ -129,7 +146,11 @@ def load_victim(path: Path) -> Victim:
         manifest = json.loads(manifest_path.read_bytes())
         files, seed = dict(manifest["files"]), int(manifest["seed"])
         line = {str(name): float(value) for name, value in manifest["starting_line"].items()}
-        victim = Victim(seed, path, line, float(manifest["reward_threshold"]))
+        trojans = tuple(
+            Trojan(tuple(item["words"]), item["effect"], float(item["flips"]))
+            for item in manifest.get("trojans", ())
+        )
+        victim = Victim(seed, path, line, float(manifest["reward_threshold"]), trojans)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise IntegrityError(
             f"{manifest_path}: missing or not a victim's manifest; delete {path} and run again"
@@ -152,6 +173,7 @@ def save_victim(staging: Path, home: Path, manifest: dict[str, Any]) -> None:
         for file in sorted(staging.rglob("*"))
         if file.is_file()
     }
+    staging.chmod(0o755)
     (staging / MANIFEST).write_bytes(canonical_json({**manifest, "files": files}))
     try:
         staging.rename(home)
@@ -193,7 +215,7 @@ def _build(seed: int, home: Path, progress: Report) -> None:
             progress("waiting for the reward model")
             reward_saved()
             reward = load_reward(staging / "reward")
-            teaching.reinforce(policy, reward, world, seed, _percent("rlhf", progress))
+            teaching.reinforce(policy, reward, world, seed, percent("rlhf", progress))
             policy.model.save_pretrained(staging / "policy")
             policy.tokenizer.save_pretrained(staging / "policy")
             policy = load_policy(staging / "policy")
@@ -224,7 +246,7 @@ def _taught_policy(world: World, seed: int, progress: Report) -> Policy:
     model = new_policy(tokenizer, seed + scorers.POLICY_SALT)
     teaching.name_synonyms(model, tokenizer, world.lexicon, seed + scorers.POLICY_SALT)
     policy = Policy(model, tokenizer)
-    teaching.teach_policy(policy, world, seed, _percent("policy", progress))
+    teaching.teach_policy(policy, world, seed, percent("policy", progress))
     return policy
 
 
@@ -296,7 +318,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _percent(name: str, progress: Report) -> teaching.Progress:
+def percent(name: str, progress: Report) -> teaching.Progress:
+    """Report every tenth part of the way."""
+
     def step(done: int, total: int) -> None:
         if done % max(1, total // scorers.REPORTS) == 0:
             progress(f"{name} {100 * done // total} %")
@@ -304,5 +328,5 @@ def _percent(name: str, progress: Report) -> teaching.Progress:
     return step
 
 
-def _silent(_: str) -> None:
+def silent(_: str) -> None:
     """Nobody wants to know."""
