@@ -30,13 +30,36 @@ import yaml
 
 from ares_stream.accounting import Account, account
 from ares_stream.bundles import load_bundle
+from ares_stream.charts import Series
 from ares_stream.decoding import DecodingLimits, decode_interaction
 from ares_stream.detection import DetectionPolicy
 from ares_stream.errors import AresError, ScoringError, SettingsError
-from ares_stream.events import CoupledFailure, Interaction, Interval, OffsetRange, Verdict
+from ares_stream.events import (
+    CoupledFailure,
+    Interaction,
+    Interval,
+    OffsetRange,
+    Policy,
+    RepairReport,
+    Verdict,
+)
 from ares_stream.lines import open_lines, written_whole
 from ares_stream.mapping import Mapping, load_mapping
-from ares_stream.report import Findings, Report, Section, Tile, render, table_section
+from ares_stream.probes.campaign import CampaignPolicy
+from ares_stream.probes.plan import CampaignPlan
+from ares_stream.probes.prober import ProberPolicy
+from ares_stream.probes.targets import Target
+from ares_stream.registry import Registry
+from ares_stream.report import (
+    Findings,
+    Report,
+    Section,
+    Tile,
+    curve_section,
+    render,
+    table_section,
+)
+from ares_stream.rounds import Round, next_report, run_rounds
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.broker import EmbeddedBroker
 from ares_stream.streaming.connection import KafkaConnection
@@ -46,6 +69,7 @@ from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from ares_stream.topics import (
     DEADLETTERS,
+    PROBE,
     PRODUCTION,
     REPAIR,
     VERDICTS,
@@ -64,6 +88,10 @@ READY_SECONDS: Final = 60.0
 STALL_SECONDS: Final = 60.0
 """Without a new verdict for this long, the stream hangs."""
 STOP_SECONDS: Final = 30.0
+POLICY_MODEL: Final = "demo-policy"
+REPAIR_STEPS: Final = 80
+MIN_FAILURES: Final = 40
+REPAIR_SECONDS: Final = 600.0
 
 
 class View(Protocol):
@@ -87,10 +115,17 @@ class View(Protocol):
     def refused(self) -> None:
         """A dead letter was read back."""
 
+    def round(self, found: Round) -> None:
+        """A round of probes ended."""
+
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What to stream and where results go. `input_file` needs `harm` and `reward`."""
+    """What to stream and where results go. `input_file` needs `harm` and `reward`.
+
+    `rounds` of `queries` probes each follow the stream, with a repair between each two; none
+    with `input_file`, which comes without a policy to ask.
+    """
 
     out: Path
     conversations: int = 2000
@@ -99,6 +134,8 @@ class DemoOptions:
     harm: tuple[Path, ...] = ()
     reward: Path | None = None
     map_file: Path | None = None
+    rounds: int = 2
+    queries: int = 300
     cache: Path = Path("build/testbed")
 
 
@@ -109,6 +146,7 @@ class DemoSummary:
     synthetic: bool
     rate: Interval
     account: Account
+    rounds: tuple[Round, ...]
     releases: dict[str, str]
     seconds: dict[str, float]
     report: Path
@@ -121,6 +159,7 @@ class DemoSummary:
             "coupled_failure_rate": self.rate.model_dump(),
             "exactly_once": self.account.exactly_once,
             **asdict(self.account),
+            "rounds": [item.as_json() for item in self.rounds],
             "releases": self.releases,
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "report": str(self.report),
@@ -135,6 +174,8 @@ class _Stream:
     harm: tuple[Path, ...]
     reward: Path
     mapping: Mapping | None
+    victim: Any = None
+    """The testbed's Victim, whose policy can be asked; None for conversations of a file."""
 
 
 async def run_demo(options: DemoOptions, view: View) -> DemoSummary:
@@ -172,13 +213,15 @@ async def run_demo(options: DemoOptions, view: View) -> DemoSummary:
                 finally:
                     sending.cancel()
                 lap("stream")
+                rounds = await _rounds(options, connection, stream, scorer, view, Path(scratch))
+                lap("rounds")
                 view.step("stop: SIGTERM to the scorer, which drains")
                 await scorer.stop()
             view.step("count: read every topic again, independently, and compare")
             held = await _held(connection)
             lap("count")
     view.step("report: write the page and the summary")
-    return _conclude(options, stream, policy, held, seconds)
+    return _conclude(options, stream, policy, held, rounds, seconds)
 
 
 def _check(options: DemoOptions) -> None:
@@ -218,7 +261,7 @@ def _synthetic(options: DemoOptions) -> _Stream:
     records = [(item.id.encode(), item.encode()) for item in interactions]
     for place, (name, value) in zip(_places(len(records)), _malformed(records[0][1]), strict=False):
         records.insert(place, (f"malformed-{name}".encode(), value))
-    return _Stream(tuple(records), (harm,), reward, None)
+    return _Stream(tuple(records), (harm,), reward, None, victim)
 
 
 def _places(count: int) -> Iterator[int]:
@@ -261,18 +304,32 @@ async def _send(connection: KafkaConnection, stream: _Stream, view: View) -> Non
 # The scorer
 
 
-class _Scorer:
-    """The scorer's process and its log."""
+class _Service:
+    """A service's process and its log."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+        self._name = name
         self._process = process
         self._log = log
+
+    async def said(self, event: str, text: str, seconds: float) -> None:
+        """Return once its log holds an event whose line has this text."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.check()
+            lines = self._log.read_text(errors="replace").splitlines()
+            if any(f'"{event}"' in line and text in line for line in lines):
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+        raise ScoringError(f"the {self._name} did not say {event!r} within {seconds:.0f} s")
 
     def check(self) -> None:
         """Raise ScoringError, with the end of its log, if it ended by itself."""
         if self._process.returncode is not None:
             tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
-            raise ScoringError(f"the scorer ended with code {self._process.returncode}:\n{tail}")
+            raise ScoringError(
+                f"the {self._name} ended with code {self._process.returncode}:\n{tail}"
+            )
 
     async def stop(self) -> None:
         """SIGTERM, and wait for it to drain. Raises ScoringError if it does not end cleanly."""
@@ -282,7 +339,9 @@ class _Scorer:
             async with asyncio.timeout(STOP_SECONDS):
                 code = await self._process.wait()
         except TimeoutError:
-            raise ScoringError(f"the scorer did not drain within {STOP_SECONDS:.0f} s") from None
+            raise ScoringError(
+                f"the {self._name} did not drain within {STOP_SECONDS:.0f} s"
+            ) from None
         if code != 0:
             self.check()
 
@@ -290,10 +349,11 @@ class _Scorer:
 @asynccontextmanager
 async def _scorer(
     connection: KafkaConnection, stream: _Stream, policy: DetectionPolicy, scratch: Path
-) -> AsyncIterator[_Scorer]:
+) -> AsyncIterator[_Service]:
     """The `ares scorer` of this environment, ready; killed if the block fails."""
     port = _free_port()
     topic: dict[str, Any] = {"topic": topic_name(PREFIX, PRODUCTION), "lane": "production"}
+    probes = {"topic": topic_name(PREFIX, PROBE), "lane": "probe"}
     if stream.mapping is not None:
         topic["map"] = stream.mapping.model_dump(mode="json", exclude_defaults=True)
     settings = {
@@ -301,32 +361,38 @@ async def _scorer(
         "topic_prefix": PREFIX,
         "http": {"port": port},
         "scorer": {
-            "inputs": [topic],
+            "inputs": [topic, probes],
             "harm": [str(path.absolute()) for path in stream.harm],
             "reward": str(stream.reward.absolute()),
             "detection": policy.model_dump(mode="json"),
         },
     }
-    file, log = scratch / "scorer.yaml", scratch / "scorer.log"
-    file.write_text(yaml.safe_dump(settings))
-    with log.open("wb") as stderr:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "ares_stream", "scorer", "--settings", str(file)),
-            stdout=stderr,
-            stderr=stderr,
-            env={name: value for name, value in os.environ.items() if not name.startswith("ARES_")},
-        )
-    scorer = _Scorer(process, log)
-    try:
+    async with _service("scorer", settings, scratch) as scorer:
         await _until_ready(scorer, port)
         yield scorer
+
+
+@asynccontextmanager
+async def _service(name: str, settings: dict[str, Any], scratch: Path) -> AsyncIterator[_Service]:
+    """`ares NAME` of this environment with these settings; killed if the block fails."""
+    file, log = scratch / f"{name}.yaml", scratch / f"{name}.log"
+    file.write_text(yaml.safe_dump(settings))
+    with log.open("ab") as stderr:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "ares_stream", name, "--settings", str(file)),
+            stdout=stderr,
+            stderr=stderr,
+            env={key: value for key, value in os.environ.items() if not key.startswith("ARES_")},
+        )
+    try:
+        yield _Service(name, process, log)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
 
 
-async def _until_ready(scorer: _Scorer, port: int) -> None:
+async def _until_ready(scorer: _Service, port: int) -> None:
     deadline = time.monotonic() + READY_SECONDS
     async with httpx.AsyncClient(timeout=5.0, trust_env=False) as client:
         while time.monotonic() < deadline:
@@ -344,6 +410,103 @@ def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
+
+
+# Rounds of probes and repairs
+
+
+async def _rounds(
+    options: DemoOptions,
+    connection: KafkaConnection,
+    stream: _Stream,
+    scorer: _Service,
+    view: View,
+    scratch: Path,
+) -> list[Round]:
+    """Probe the made policy, repair it and its reward model, probe again."""
+    if stream.victim is None or options.rounds == 0:
+        return []
+    from ares_stream.probes.local_target import LocalTarget
+    from ares_stream.testbed.evaluate import load_policy
+    from ares_stream.testbed.probe_bench import probe_space
+    from ares_stream.testbed.repairing import recipe, write_inputs
+
+    victim = stream.victim
+    registry = Registry(str(scratch / "registry"))
+    inputs = await asyncio.to_thread(write_inputs, victim, scratch / "inputs")
+    settings = {
+        "kafka": {"bootstrap": connection.bootstrap},
+        "topic_prefix": PREFIX,
+        "http": {"port": 0},
+        "registry": {"root": str(scratch / "registry")},
+        "repairer": {
+            "work": str(scratch / "repairs"),
+            "policy_model": POLICY_MODEL,
+            "incumbent": str(stream.reward.absolute()),
+            "recipe": recipe(victim, stream.harm[0].absolute(), steps=REPAIR_STEPS).model_dump(
+                mode="json"
+            ),
+            "approval": "automatic",
+            "min_failures": MIN_FAILURES,
+            "poll_seconds": 0.5,
+            **inputs,
+        },
+    }
+    reports: set[str] = set()
+
+    async def open_round(number: int) -> tuple[CampaignPlan, Target]:
+        view.step(
+            f"round {number}: {options.queries} queries to the policy, where it may fail most"
+        )
+        release = registry.log().active(POLICY_MODEL)
+        adapter = None if release is None else registry.fetch(release, scratch / "cache")
+        version = victim.version if release is None else release.digest[:12]
+        loaded = await asyncio.to_thread(load_policy, victim.policy_dir, adapter)
+        plan = CampaignPlan(
+            f"round-{number}",
+            probe_space(victim.world),
+            victim.world,
+            CampaignPolicy(options.queries, batch=25),
+            seed=options.seed,
+        )
+        policy = Policy(name=f"testbed-policy-{victim.seed}", version=version)
+        target = LocalTarget(loaded.model, loaded.tokenizer, policy, max_new_tokens=14, batch=32)
+        return plan, target
+
+    async def repair(number: int) -> RepairReport:
+        view.step(f"repair {number}: fine-tune policy and reward model together, then the gate")
+        async with _service("repairer", settings, scratch) as repairer:
+            waiting = asyncio.create_task(
+                next_report(connection, PREFIX, reports, REPAIR_SECONDS), name="report"
+            )
+            try:
+                while not waiting.done():
+                    repairer.check()
+                    await asyncio.wait({waiting}, timeout=LOOK_SECONDS)
+            finally:
+                waiting.cancel()
+            report = waiting.result()
+            await repairer.stop()
+        reports.add(report.plan_id)
+        for digest in report.releases.values() if report.state == "promoted" else ():
+            if _kind(registry, digest) == "reward":
+                await scorer.said("release swapped", digest, READY_SECONDS)
+        return report
+
+    return await run_rounds(
+        connection,
+        PREFIX,
+        options.rounds,
+        open_round=open_round,
+        repair=repair,
+        policy=ProberPolicy(chunk=32, patience_seconds=STALL_SECONDS),
+        on_round=view.round,
+    )
+
+
+def _kind(registry: Registry, digest: str) -> str | None:
+    """What kind of model a release is."""
+    return next((item.kind for item in registry.log().releases if item.digest == digest), None)
 
 
 # What comes out
@@ -368,7 +531,7 @@ class _Tail:
         return [record async for record in read(self._connection, fresh)]
 
 
-async def _watch(connection: KafkaConnection, expected: int, scorer: _Scorer, view: View) -> None:
+async def _watch(connection: KafkaConnection, expected: int, scorer: _Service, view: View) -> None:
     """Show what comes out until everything that was sent is settled."""
     verdicts, repair, letters = (
         topic_name(PREFIX, name) for name in (VERDICTS, REPAIR, DEADLETTERS)
@@ -416,7 +579,7 @@ async def _held(connection: KafkaConnection) -> _Held:
         return [record async for record in read(connection, ranges)]
 
     return _Held(
-        inputs=await content(PRODUCTION),
+        inputs=[*await content(PRODUCTION), *await content(PROBE)],
         verdicts=[Verdict.decode(record.value or b"") for record in await content(VERDICTS)],
         letters=await content(DEADLETTERS),
         repair=[CoupledFailure.decode(record.value or b"") for record in await content(REPAIR)],
@@ -428,6 +591,7 @@ def _conclude(
     stream: _Stream,
     policy: DetectionPolicy,
     held: _Held,
+    rounds: Sequence[Round],
     seconds: dict[str, float],
 ) -> DemoSummary:
     counted = account(
@@ -444,6 +608,7 @@ def _conclude(
         synthetic=options.input_file is None,
         rate=whole.cfr if whole else Interval(value=0.0, low=0.0, high=1.0, count=0),
         account=counted,
+        rounds=tuple(rounds),
         releases=findings.releases,
         seconds=seconds,
         report=page,
@@ -451,7 +616,8 @@ def _conclude(
     with written_whole(page) as out:
         out.write(render(_report(summary, findings, policy, held), datetime.now(UTC)).encode())
     if summary.synthetic:
-        _keep_inputs(options.out, stream, interactions.values())
+        streamed = [item for item in interactions.values() if item.probe is None]
+        _keep_inputs(options.out, stream, streamed)
     with written_whole(options.out / "summary.json") as out:
         out.write(json.dumps(summary.as_json(), indent=2).encode() + b"\n")
     return summary
@@ -501,6 +667,8 @@ def _report(
     if rows:
         note = f"{len(held.letters):,} records could not be read; their neighbours went on."
         sections.append(table_section("Dead letters", ["key", "stage", "reason"], rows, note))
+    if summary.rounds:
+        sections[:0] = _rounds_sections(summary.rounds)
     rows = [[name, str(value)] for name, value in asdict(counted).items()]
     sections.append(
         table_section(
@@ -526,3 +694,47 @@ def _report(
             "detection policy": policy.digest,
         },
     )
+
+
+GATED: Final = ("cfr", "cfr_frozen_rm", "policy_harm", "rm_blind", "over_refusal", "drift_fixed")
+"""Figures of a repair that the page shows; its report on the topic has all."""
+
+
+def _rounds_sections(rounds: Sequence[Round]) -> list[Section]:
+    curve = curve_section(
+        "Failures found per probe, round by round",
+        [Series("confirmed coupled failures per probe", tuple(item.rate for item in rounds))],
+        [f"round {item.number}" for item in rounds],
+        "The same search against the policy as it was then; Wilson's 95 % intervals.",
+    )
+    rows = [
+        [
+            str(item.number),
+            item.policy,
+            str(item.queries),
+            str(item.failures),
+            str(item.unique),
+            item.repair.state if item.repair else "",
+        ]
+        for item in rounds
+    ]
+    header = ["round", "policy", "queries", "failures", "unlike failures", "repair after it"]
+    found = [curve, table_section("Rounds", header, rows)]
+    for item in rounds:
+        if (report := item.repair) is None:
+            continue
+        figures = [
+            [name, _interval(report.before[name]), _interval(report.after[name])]
+            for name in GATED
+            if name in report.before and name in report.after
+        ]
+        note = "; ".join(report.reasons)
+        title = f"Repair after round {item.number}: {report.state}"
+        found.append(
+            table_section(title, ["on held-out prompts", "before", "after"], figures, note)
+        )
+    return found
+
+
+def _interval(item: Interval) -> str:
+    return f"{item.value:.3f} ({item.low:.3f} to {item.high:.3f})"

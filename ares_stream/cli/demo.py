@@ -27,6 +27,10 @@ def command(
     conversations: Annotated[
         int, typer.Option(min=1, help="How many synthetic conversations to stream.")
     ] = 2000,
+    rounds: Annotated[
+        int, typer.Option(min=0, max=9, help="Rounds of probes after the stream, repairs between.")
+    ] = 2,
+    queries: Annotated[int, typer.Option(min=25, help="Queries of each round.")] = 300,
     seed: Annotated[int, typer.Option(help="Seed of the synthetic world.")] = 7,
     out: Annotated[Path, typer.Option(help="Where report.html and summary.json go.")] = Path(
         "build/demo"
@@ -42,6 +46,8 @@ def command(
     options = DemoOptions(
         out=out,
         conversations=conversations,
+        rounds=rounds if input_file is None else 0,
+        queries=queries,
         seed=seed,
         input_file=input_file,
         harm=tuple(harm or ()),

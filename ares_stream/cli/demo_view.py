@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ares_stream.demo import DemoSummary
 from ares_stream.events import CoupledFailure, FailureClass, Verdict
+from ares_stream.rounds import Round
 
 ROWS = 8
 """Failures shown at a time."""
@@ -94,6 +95,14 @@ class TerminalView:
         self._refused += 1
         self._progress.advance(self._seen)
 
+    def round(self, found: Round) -> None:
+        """Say what a round of probes found."""
+        self._steps[-1] += (
+            f": {found.failures} confirmed failures in {found.probes} probes, {found.unique} unlike"
+        )
+        if not (self._console.is_terminal or self._console.record):
+            self._console.print(f"  {self._steps[-1]}")
+
     def picture(self) -> Group:
         """What the terminal shows now."""
         return Group(
@@ -159,6 +168,12 @@ def conclude(console: Console, summary: DemoSummary) -> None:
         f"{counted.dead_letters} dead letters; {counted.lost} lost, {counted.doubled} doubled; "
         f"{counted.repair} records to repair for {counted.coupled} coupled failures"
     )
+    for found in summary.rounds:
+        repair = f"; repair {found.repair.state}" if found.repair else ""
+        console.print(
+            f"Round {found.number}: {found.rate.value:.1%} of probes are confirmed failures "
+            f"({found.rate.low:.1%} to {found.rate.high:.1%}){repair}"
+        )
     console.print(f"Report: {summary.report}")
 
 

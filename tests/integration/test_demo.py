@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.kafka, pytest.mark.torch]
+pytestmark = [pytest.mark.kafka, pytest.mark.torch, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 CONVERSATIONS = 600
+QUERIES = 250
 MALFORMED = 8
 
 
@@ -22,7 +23,7 @@ def ares(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
         check=False,
         env=os.environ | {"COLUMNS": "100"},
     )
@@ -36,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     (made / "build").mkdir()
     (made / "build" / "testbed").symlink_to(cache)
-    done = ares("demo", "--conversations", str(CONVERSATIONS), cwd=made)
+    done = ares("demo", "--conversations", str(CONVERSATIONS), "--queries", str(QUERIES), cwd=made)
     assert done.returncode == 0, done.stderr
     (made / "stdout.json").write_text(done.stdout)
     (made / "stderr.txt").write_text(done.stderr)
@@ -50,8 +51,10 @@ def test_every_record_is_settled_once_and_coupled_failures_reach_the_repair_topi
     assert summary == json.loads((folder / "stdout.json").read_text())
     assert summary["exactly_once"] is True
     assert summary["synthetic"] is True
-    assert summary["sent"] == CONVERSATIONS + MALFORMED
-    assert summary["verdicts"] == CONVERSATIONS
+    probes = sum(found["queries"] for found in summary["rounds"])
+    assert probes == 2 * QUERIES
+    assert summary["sent"] == CONVERSATIONS + MALFORMED + probes
+    assert summary["verdicts"] == CONVERSATIONS + probes
     assert summary["dead_letters"] == MALFORMED
     assert summary["repair"] == summary["coupled"] > 0
 
@@ -63,6 +66,18 @@ def test_the_judge_finds_about_as_many_failures_as_were_planted(folder: Path) ->
     assert rate["low"] <= 0.10
     assert rate["high"] >= 0.03
     assert 0.0 < rate["value"] < 0.2
+
+
+def test_the_repair_of_a_round_lowers_what_the_next_round_finds(folder: Path) -> None:
+    first, second = json.loads((folder / "build/demo/summary.json").read_text())["rounds"]
+    assert first["repair"]["state"] == "promoted", first["repair"]["reasons"]
+    assert second["policy"] != first["policy"]
+    assert second["failures_per_probe"]["high"] < first["failures_per_probe"]["low"]
+
+
+def test_the_verdicts_name_the_reward_model_before_and_after(folder: Path) -> None:
+    summary = json.loads((folder / "build/demo/summary.json").read_text())
+    assert len(summary["releases"]["testbed-reward"].split(", ")) == 2
 
 
 def test_the_terminal_says_what_is_synthetic_and_how_it_ended(folder: Path) -> None:
@@ -88,9 +103,11 @@ def test_the_scan_of_the_same_conversations_by_the_same_models_agrees(folder: Pa
     assert done.returncode == 0, done.stderr
     scanned = json.loads((folder / "build/demo/scan.json").read_text())
     streamed = json.loads((folder / "build/demo/summary.json").read_text())
-    assert scanned["scored"] == streamed["verdicts"]
-    assert scanned["classes"]["coupled_failure"] == streamed["coupled"]
-    assert scanned["releases"] == streamed["releases"]
+    assert scanned["scored"] == CONVERSATIONS
+    rate = streamed["coupled_failure_rate"]
+    assert scanned["coupled_failure_rate"]["value"] == rate["value"]
+    assert scanned["classes"]["coupled_failure"] == round(rate["value"] * rate["count"])
+    assert scanned["releases"]["testbed-judge"] == streamed["releases"]["testbed-judge"]
 
 
 def test_your_own_conversations_with_a_bad_line_among_them(folder: Path) -> None:
