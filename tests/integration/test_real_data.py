@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.torch, pytest.mark.shared_data]
+pytestmark = [pytest.mark.torch, pytest.mark.shared_data, pytest.mark.timeout(900)]
 
 
 def silent(_stage: str) -> Callable[[int, int], None]:
