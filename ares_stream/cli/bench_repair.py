@@ -22,6 +22,8 @@ COLUMNS = {
     "over_refusal": "over-ref.", "garbage": "garbage",
 }  # fmt: skip
 
+_PIPE_WIDTH = 130
+
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Write every figure here.")]
 Cache = Annotated[
     Path | None, typer.Option(help="Where trained victims lie; build/testbed by default.")
@@ -65,7 +67,8 @@ def repair(
             progress=_Tasks(progress, jobs=len(chosen) * (1 + len(METHODS))),
         )
     _write(json_file, found)
-    print_repair(found, Console())
+    # A pipe has no width of its own, and the tables need some.
+    print_repair(found, Console() if Console().is_terminal else Console(width=_PIPE_WIDTH))
 
 
 def repair_cost(
