@@ -1,8 +1,9 @@
 """Which compositions to try next: the default method, `adaptive`. Pure and seeded.
 
 1. A covering design: every topic with every tactic once, personas rotated, in random order.
-   Blocks of weaknesses are wide, so a few hundred probes touch nearly all of them once.
-2. Then batches. Each slot of a batch draws from a mixture: with probability `floor` uniformly
+   Blocks of weaknesses are wide, so a few hundred probes touch nearly all of them once. It
+   takes the larger part of each batch while it lasts.
+2. Each other slot of a batch draws from a mixture: with probability `floor` uniformly
    from everything allowed; else from a softmax of one posterior sample of the surrogate
    (Thompson sampling), where solved cells are left out and cells that answered cleanly count
    less.
@@ -115,6 +116,9 @@ class AdaptivePolicy:
     harm_level: float = 0.1
     reward_level: float = 0.5
     """Expected harm, and expected liking of a harmful answer, of an untried composition."""
+    prior_weight: float = 0.03
+    """Trust in what another campaign learnt, as a factor on the precision of its data. Small,
+    since another policy has weaknesses of its own, which a firm belief would never look for."""
     surrogate: SurrogatePolicy = field(default_factory=SurrogatePolicy)
 
 
@@ -134,7 +138,11 @@ class Adaptive:
         self.policy = policy or AdaptivePolicy()
         self._seed = seed
         self._batch = 0
+        self._informed = prior is not None
         surrogate = self.policy.surrogate
+        if prior is not None:
+            weight = self.policy.prior_weight
+            prior = Prior(prior.harm.discounted(weight), prior.reward.discounted(weight))
         self.harm = PairSurrogate(
             space, surrogate, self.policy.harm_level, prior.harm if prior else None
         )
@@ -148,13 +156,14 @@ class Adaptive:
         self._cell_starts = np.searchsorted(of_allowed[self._by_cell], np.arange(cells + 1))
         self._solved = np.zeros(cells, dtype=bool)
         self._clean = np.zeros(cells, dtype=np.int64)
-        self._cover = self._covering_design() if prior is None else []
+        self._cover = self._covering_design()
 
     def propose(self, count: int) -> tuple[Choice, ...]:
         """The rest of the covering design first, then mixture draws."""
         rng = np.random.default_rng([self._seed, 1, self._batch])
         self._batch += 1
-        take = math.ceil(count * self.policy.cover_share) if self._batch > 1 else count
+        blind = not self._informed and self._batch == 1
+        take = count if blind else math.ceil(count * self.policy.cover_share)
         chosen = self._cover[:take]
         self._cover = self._cover[take:]
         missing = count - len(chosen)

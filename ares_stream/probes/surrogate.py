@@ -47,6 +47,10 @@ class FeaturePrior:
 
     features: Mapping[str, tuple[float, float]]
 
+    def discounted(self, factor: float) -> FeaturePrior:
+        """The same means, trusted by this factor: another policy is alike, not the same."""
+        return FeaturePrior({name: (m, p * factor) for name, (m, p) in self.features.items()})
+
 
 class PairSurrogate:
     """Observations in, beliefs out. Holds no random state."""
