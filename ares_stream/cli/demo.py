@@ -41,7 +41,8 @@ def command(
 ) -> None:
     """Stream conversations through a real Kafka and watch coupled failures come out."""
     from ares_stream.cli.demo_view import TerminalView, conclude, make_console, save_picture
-    from ares_stream.demo import DemoOptions, run_demo
+    from ares_stream.demo.contract import DemoOptions
+    from ares_stream.demo.run import run_demo
 
     options = DemoOptions(
         out=out,

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ares_stream.demo import DemoSummary
+from ares_stream.demo.contract import DemoSummary
 from ares_stream.events import CoupledFailure, FailureClass, Verdict
 from ares_stream.rounds import Round
 

@@ -30,6 +30,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("bench", "bench"),
     ("schemas", "schemas"),
     ("probe", "probe"),
+    ("loop", "loop"),
 )
 """(name, module of ares_stream.cli), in the order of the help page."""
 

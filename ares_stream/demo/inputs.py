@@ -1,0 +1,103 @@
+"""What goes into the demo: a person's own conversations, or those of a made policy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from ares_stream.demo.contract import PREFIX, DemoOptions, Stream, View
+from ares_stream.errors import SettingsError
+from ares_stream.lines import open_lines
+from ares_stream.mapping import load_mapping
+from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.publisher import Publisher
+from ares_stream.streaming.records import OutboundRecord
+from ares_stream.topics import (
+    PRODUCTION,
+    topic_name,
+)
+
+CHUNK: Final = 50
+"""Records sent together."""
+PAUSE_SECONDS: Final = 0.15
+"""Between chunks, so that a person can watch; the scorer is faster."""
+
+
+def check_options(options: DemoOptions) -> None:
+    """Raise SettingsError for options that do not go together."""
+    if options.input_file is None:
+        if options.harm or options.reward or options.map_file:
+            raise SettingsError("--harm, --reward and --map need --input, the file to stream")
+    elif not options.harm or options.reward is None:
+        raise SettingsError(
+            "--input: your conversations need your models: --harm DIR and --reward DIR "
+            "(make them with `ares bundle export` or `ares bundle train`)"
+        )
+
+
+def read_stream(options: DemoOptions) -> Stream:
+    """Read the file, or make victim, models and conversations; some of them malformed."""
+    if options.input_file is None:
+        return _synthetic(options)
+    if options.reward is None:
+        raise SettingsError("--reward: missing")
+    mapping = load_mapping(options.map_file) if options.map_file else None
+    with open_lines(options.input_file) as lines:
+        records = tuple((b"line-%d" % number, line) for number, line in lines)
+    if not records:
+        raise SettingsError(f"{options.input_file}: holds no lines")
+    return Stream(records, options.harm, options.reward, mapping)
+
+
+def _synthetic(options: DemoOptions) -> Stream:
+    from ares_stream.testbed.traffic import export_victim_bundles, traffic
+    from ares_stream.testbed.victim import make_victim
+
+    victim = make_victim(options.seed, cache=options.cache)
+    harm, reward = export_victim_bundles(victim, options.cache)
+    interactions = traffic(victim, options.conversations, options.seed)
+    records = [(item.id.encode(), item.encode()) for item in interactions]
+    for place, (name, value) in zip(_places(len(records)), _malformed(records[0][1]), strict=False):
+        records.insert(place, (f"malformed-{name}".encode(), value))
+    return Stream(tuple(records), (harm,), reward, None, victim)
+
+
+def _places(count: int) -> Iterator[int]:
+    """Where malformed records go: spread evenly."""
+    return (round(count * (number + 0.5) / 8) for number in range(8))
+
+
+def _malformed(good: bytes) -> Sequence[tuple[str, bytes]]:
+    """Records as careless producers send them, each made from a good one."""
+    content: dict[str, Any] = json.loads(good)
+
+    def changed(**fields: Any) -> bytes:
+        return json.dumps(content | fields).encode()
+
+    return (
+        ("truncated", good[: len(good) // 2]),
+        ("empty", b""),
+        ("version", changed(schema="ares.interaction/99")),
+        ("role", changed(messages=[{"role": "wizard", "content": "?"}])),
+        ("before-1970", changed(occurred_at="1969-07-20T20:17:40Z")),
+        ("nan", changed(attributes={"x": float("nan")})),
+        ("utf-8", good[:-2] + b"\xff\xfe}"),
+        ("no-response", json.dumps({k: v for k, v in content.items() if k != "response"}).encode()),
+    )
+
+
+async def send(connection: KafkaConnection, stream: Stream, view: View) -> None:
+    """Publish the records to the production topic, slowly enough to be watched."""
+    topic = topic_name(PREFIX, PRODUCTION)
+    async with Publisher(connection) as publisher:
+        for start in range(0, len(stream.records), CHUNK):
+            chunk = stream.records[start : start + CHUNK]
+            now = int(time.time() * 1000)
+            await publisher.publish(
+                [OutboundRecord(topic, key, value, timestamp_ms=now) for key, value in chunk]
+            )
+            view.sent(len(chunk))
+            await asyncio.sleep(PAUSE_SECONDS)

@@ -1,0 +1,121 @@
+"""Rounds of probes of the made policy, with a repair between each two."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Final
+
+from ares_stream.demo.contract import PREFIX, DemoOptions, Stream, View
+from ares_stream.demo.processes import LOOK_SECONDS, READY_SECONDS, Service, service_process
+from ares_stream.events import (
+    Policy,
+    RepairReport,
+)
+from ares_stream.probes.campaign import CampaignPolicy
+from ares_stream.probes.plan import CampaignPlan
+from ares_stream.probes.prober import ProberPolicy
+from ares_stream.probes.targets import Target
+from ares_stream.registry import Registry
+from ares_stream.rounds import Round, next_report, run_rounds
+from ares_stream.streaming.connection import KafkaConnection
+
+POLICY_MODEL: Final = "demo-policy"
+REPAIR_STEPS: Final = 80
+MIN_FAILURES: Final = 40
+REPAIR_SECONDS: Final = 600.0
+PATIENCE_SECONDS: Final = 60.0
+
+
+async def probe_and_repair(
+    options: DemoOptions,
+    connection: KafkaConnection,
+    stream: Stream,
+    scorer: Service,
+    view: View,
+    scratch: Path,
+) -> list[Round]:
+    """Probe the made policy, repair it and its reward model, probe again."""
+    if stream.victim is None or options.rounds == 0:
+        return []
+    from ares_stream.probes.local_target import LocalTarget
+    from ares_stream.testbed.evaluate import load_policy
+    from ares_stream.testbed.probe_bench import probe_space
+    from ares_stream.testbed.repairing import recipe, write_inputs
+
+    victim = stream.victim
+    registry = Registry(str(scratch / "registry"))
+    inputs = await asyncio.to_thread(write_inputs, victim, scratch / "inputs")
+    settings = {
+        "kafka": {"bootstrap": connection.bootstrap},
+        "topic_prefix": PREFIX,
+        "http": {"port": 0},
+        "registry": {"root": str(scratch / "registry")},
+        "repairer": {
+            "work": str(scratch / "repairs"),
+            "policy_model": POLICY_MODEL,
+            "incumbent": str(stream.reward.absolute()),
+            "recipe": recipe(victim, stream.harm[0].absolute(), steps=REPAIR_STEPS).model_dump(
+                mode="json"
+            ),
+            "approval": "automatic",
+            "min_failures": MIN_FAILURES,
+            "poll_seconds": 0.5,
+            **inputs,
+        },
+    }
+    reports: set[str] = set()
+
+    async def open_round(number: int) -> tuple[CampaignPlan, Target]:
+        view.step(
+            f"round {number}: {options.queries} queries to the policy, where it may fail most"
+        )
+        release = registry.log().active(POLICY_MODEL)
+        adapter = None if release is None else registry.fetch(release, scratch / "cache")
+        version = victim.version if release is None else release.digest[:12]
+        loaded = await asyncio.to_thread(load_policy, victim.policy_dir, adapter)
+        plan = CampaignPlan(
+            f"round-{number}",
+            probe_space(victim.world),
+            victim.world,
+            CampaignPolicy(options.queries, batch=25),
+            seed=options.seed,
+        )
+        policy = Policy(name=f"testbed-policy-{victim.seed}", version=version)
+        target = LocalTarget(loaded.model, loaded.tokenizer, policy, max_new_tokens=14, batch=32)
+        return plan, target
+
+    async def repair(number: int) -> RepairReport:
+        view.step(f"repair {number}: fine-tune policy and reward model together, then the gate")
+        async with service_process("repairer", settings, scratch) as repairer:
+            waiting = asyncio.create_task(
+                next_report(connection, PREFIX, reports, REPAIR_SECONDS), name="report"
+            )
+            try:
+                while not waiting.done():
+                    repairer.check()
+                    await asyncio.wait({waiting}, timeout=LOOK_SECONDS)
+            finally:
+                waiting.cancel()
+            report = waiting.result()
+            await repairer.stop()
+        reports.add(report.plan_id)
+        for digest in report.releases.values() if report.state == "promoted" else ():
+            if _kind(registry, digest) == "reward":
+                await scorer.said("release swapped", digest, READY_SECONDS)
+        return report
+
+    return await run_rounds(
+        connection,
+        PREFIX,
+        options.rounds,
+        open_round=open_round,
+        repair=repair,
+        policy=ProberPolicy(chunk=32, patience_seconds=PATIENCE_SECONDS),
+        on_round=view.round,
+    )
+
+
+def _kind(registry: Registry, digest: str) -> str | None:
+    """What kind of model a release is."""
+    return next((item.kind for item in registry.log().releases if item.digest == digest), None)

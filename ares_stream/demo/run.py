@@ -1,0 +1,158 @@
+"""The demo from start to end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from ares_stream.accounting import account
+from ares_stream.bundles import load_bundle
+from ares_stream.decoding import DecodingLimits, decode_interaction
+from ares_stream.demo.contract import PREFIX, DemoOptions, DemoSummary, Stream, View
+from ares_stream.demo.inputs import check_options, read_stream, send
+from ares_stream.demo.loop import probe_and_repair
+from ares_stream.demo.outputs import Held, held_by_topics, watch
+from ares_stream.demo.page import demo_page
+from ares_stream.demo.processes import scorer_process
+from ares_stream.detection import DetectionPolicy
+from ares_stream.errors import AresError
+from ares_stream.events import (
+    Interaction,
+    Interval,
+)
+from ares_stream.lines import written_whole
+from ares_stream.mapping import Mapping
+from ares_stream.report import (
+    Findings,
+    render,
+)
+from ares_stream.rounds import Round
+from ares_stream.streaming.admin import create_topics
+from ares_stream.streaming.broker import EmbeddedBroker
+from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.records import InboundRecord
+from ares_stream.topics import (
+    specs,
+)
+
+PARTITIONS: Final = 4
+
+
+async def run_demo(options: DemoOptions, view: View) -> DemoSummary:
+    """Run it from start to end. Raises an AresError that says what went wrong."""
+    check_options(options)
+    policy = DetectionPolicy()
+    seconds: dict[str, float] = {}
+    began = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal began
+        now = time.perf_counter()
+        seconds[name] = now - began
+        began = now
+
+    with tempfile.TemporaryDirectory(prefix="ares-demo-") as scratch:
+        view.step("models: make or load policy, reward model and judge, export them to ONNX")
+        stream = await asyncio.to_thread(read_stream, options)
+        lap("models")
+        view.step("broker: start a real Apache Kafka, create the topics")
+        with EmbeddedBroker() as broker:
+            connection = KafkaConnection(bootstrap=broker.bootstrap)
+            wanted = specs(PREFIX, partitions=PARTITIONS, replication=1)
+            await create_topics(connection, wanted)
+            lap("broker")
+            view.step("scorer: start it as a process of its own, wait until it is ready")
+            async with scorer_process(connection, stream, policy, Path(scratch)) as scorer:
+                lap("scorer")
+                view.step(f"stream: send {len(stream.records):,} conversations, read verdicts back")
+                view.expect(len(stream.records))
+                sending = asyncio.create_task(send(connection, stream, view))
+                try:
+                    await watch(connection, len(stream.records), scorer, view)
+                    await sending
+                finally:
+                    sending.cancel()
+                lap("stream")
+                rounds = await probe_and_repair(
+                    options, connection, stream, scorer, view, Path(scratch)
+                )
+                lap("rounds")
+                view.step("stop: SIGTERM to the scorer, which drains")
+                await scorer.stop()
+            view.step("count: read every topic again, independently, and compare")
+            held = await held_by_topics(connection)
+            lap("count")
+    view.step("report: write the page and the summary")
+    return _conclude(options, stream, policy, held, rounds, seconds)
+
+
+def _conclude(
+    options: DemoOptions,
+    stream: Stream,
+    policy: DetectionPolicy,
+    held: Held,
+    rounds: Sequence[Round],
+    seconds: dict[str, float],
+) -> DemoSummary:
+    counted = account(
+        held.inputs, held.verdicts, held.letters, [item.verdict for item in held.repair]
+    )
+    findings = Findings(policy)
+    interactions = _interactions(held.inputs, stream.mapping)
+    for verdict in held.verdicts:
+        source = verdict.source
+        findings.add(verdict, interactions[source.topic, source.partition, source.offset])
+    whole = findings.total()
+    page = options.out / "report.html"
+    summary = DemoSummary(
+        synthetic=options.input_file is None,
+        rate=whole.cfr if whole else Interval(value=0.0, low=0.0, high=1.0, count=0),
+        account=counted,
+        rounds=tuple(rounds),
+        releases=findings.releases,
+        seconds=seconds,
+        report=page,
+    )
+    with written_whole(page) as out:
+        out.write(render(demo_page(summary, findings, policy, held), datetime.now(UTC)).encode())
+    if summary.synthetic:
+        streamed = [item for item in interactions.values() if item.probe is None]
+        _keep_inputs(options.out, stream, streamed)
+    with written_whole(options.out / "summary.json") as out:
+        out.write(json.dumps(summary.as_json(), indent=2).encode() + b"\n")
+    return summary
+
+
+def _keep_inputs(folder: Path, stream: Stream, interactions: Iterable[Interaction]) -> None:
+    """The made conversations and models, for `ares scan` and whatever else a person tries."""
+    with written_whole(folder / "conversations.jsonl") as out:
+        for item in interactions:
+            out.write(item.encode() + b"\n")
+    models = folder / "models"
+    shutil.rmtree(models, ignore_errors=True)
+    for path in (*stream.harm, stream.reward):
+        bundle = load_bundle(path)
+        shutil.copytree(path, models / bundle.manifest.kind)
+
+
+def _interactions(
+    inputs: Sequence[InboundRecord], mapping: Mapping | None
+) -> dict[tuple[str, int, int], Interaction]:
+    limits = DecodingLimits()
+    found: dict[tuple[str, int, int], Interaction] = {}
+    for record in inputs:
+        try:
+            found[record.topic, record.partition, record.offset] = decode_interaction(
+                record.key, record.value, record.headers, limits, mapping,
+                timestamp_ms=record.timestamp_ms,
+            )  # fmt: skip
+        except AresError:
+            continue  # It is among the dead letters, which the account compares.
+    return found
