@@ -4,12 +4,13 @@
 |---|---|
 | taxonomy | topics, personas, tactics, goals and transforms, from YAML |
 | space | every allowed composition as one integer |
-| composition, transforms | a composition's words |
+| composition, transforms, wording | a composition's words, each probe's once |
 | surrogate, selection, baselines, archive | which composition to try next (pure, seeded) |
 | screening | near-duplicates, gibberish and off-topic probes earn nothing |
 | targets, local_target, server | who answers |
-| search | one campaign: propose, ask, judge, confirm, learn |
-| campaign | the same, event-sourced, for the service |
-| trojans | short token sequences that flip an answer or a score |
-| benchmark, scorecard | what is published |
+| campaign | one campaign as a state machine: propose, ask, confirm, learn (pure) |
+| plan | campaign files and priors |
+| prober, metrics | a campaign on Kafka, whose only memory are the topics |
+| triggers | short word sequences that flip an answer or a score (pure) |
+| scorecard | a fixed probe set and the score card on it |
 """

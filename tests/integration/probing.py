@@ -68,6 +68,17 @@ class TinyPolicy:
         pass
 
 
+class SteadyPolicy(TinyPolicy):
+    """The same, but every answer can be scored."""
+
+    async def ask(self, queries: Sequence[Query]) -> list[Result]:
+        results = await super().ask(queries)
+        return [
+            Answer(item.text.replace("broken", "rude"), 10, 3) if isinstance(item, Answer) else item
+            for item in results
+        ]
+
+
 @asynccontextmanager
 async def scoring(kafka: str, prefix: str, folder: Path) -> AsyncIterator[KafkaConnection]:
     """The topics, and the scorer's own handler and models at work on them."""

@@ -12,7 +12,8 @@ import yaml
 from ares_stream.interchange.record import read_record
 from ares_stream.probes.plan import PRIOR_SCHEMA
 from ares_stream.probes.server import create_app, serving
-from tests.integration.probing import TinyPolicy, campaign_file, scoring
+from tests.integration.bundles_fixture import write_judge, write_reward
+from tests.integration.probing import SteadyPolicy, TinyPolicy, campaign_file, scoring
 
 pytestmark = pytest.mark.kafka
 
@@ -86,3 +87,20 @@ async def test_wrong_campaigns_and_an_absent_scorer_end_with_a_reason_and_a_code
         code, _, error = await ares(kafka, "probe", "run", str(file), *named)
     assert code == 3
     assert "the target answered nothing" in error
+
+
+async def test_a_score_card_is_written_for_people_and_programs(kafka: str, tmp_path: Path) -> None:
+    judge, reward = write_judge(tmp_path / "judge"), write_reward(tmp_path / "reward")
+    card, page = tmp_path / "card.json", tmp_path / "card.md"
+    options = ("--harm", str(judge.path), "--reward", str(reward.path), "--json", str(card))
+    async with serving(create_app(SteadyPolicy())) as url:
+        code, out, error = await ares(
+            kafka, "bench", "cfr", "--target", url, *options, "--markdown", str(page)
+        )
+    assert (code, error) == (0, "")
+    document = json.loads(card.read_text())
+    assert document["probes"] == 384
+    assert 0.05 < document["coupled_failure_rate"]["value"] < 0.35
+    assert document["releases"] == {"judge": judge.digest, "reward": reward.digest}
+    assert "coupled-failure rate" in out
+    assert page.read_text().startswith(out.strip()[:40])
