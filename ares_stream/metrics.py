@@ -109,6 +109,12 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
             "bound",
         )
 
+        self.alarm = gauge(
+            "coupled_failure_alarm",
+            "1 once production's coupled-failure rate has risen above the baseline that the "
+            "settings give; 0 again when a release is swapped in.",
+        )
+
         # Is it exactly once, and is anything refused?
         self.transactions = counter(
             "transactions",

@@ -84,6 +84,15 @@ class ConstitutionSettings(Section):
     per_minute: int = Field(120, ge=1)
 
 
+class AlarmSettings(Section):
+    """An alarm when production's coupled-failure rate rises; see drift.RiseAlarm."""
+
+    baseline: float = Field(gt=0.0, lt=1.0)
+    """The rate that is bearable: while it holds, the alarm is false."""
+    run_length: float = Field(100_000, ge=2)
+    """Verdicts between two false alarms, on average, at least."""
+
+
 class ScorerSettings(Section):
     """The scorer service."""
 
@@ -105,6 +114,7 @@ class ScorerSettings(Section):
     review_sample: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
     """Share of verdicts that people also see, whatever the verdict: the labels that
     correct the judge's error come from these."""
+    alarm: AlarmSettings | None = None
     follow_releases: bool = True
     start_seconds: float = Field(60.0, gt=0)
     """How long a Kafka that is not there yet is waited for at the start."""

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from ares_stream import logs, topics
 from ares_stream.bundles import Bundle, load_bundle, refuse_shared_lineage
+from ares_stream.drift import RiseAlarm
 from ares_stream.errors import (
     AresError,
     BreakerOpen,
@@ -30,7 +31,7 @@ from ares_stream.errors import (
     SettingsError,
     StreamError,
 )
-from ares_stream.events import Lane, Release, ReleaseState, Verdict
+from ares_stream.events import FailureClass, Lane, Release, ReleaseState, Verdict
 from ares_stream.health import health_app, serve_health
 from ares_stream.metrics import ScorerMetrics
 from ares_stream.scoring.handler import Input, Outputs, ScoringHandler
@@ -84,6 +85,8 @@ class _Scorer:
         self.metrics = ScorerMetrics(CollectorRegistry())
         self._settings = settings
         self._tally = Tally(settings.scorer.detection)
+        alarm = settings.scorer.alarm
+        self._alarm = None if alarm is None else RiseAlarm(alarm.baseline, alarm.run_length)
         self._bundles: dict[str, Bundle] = {}
         self._processor: Processor | None = None
         self._stopping = asyncio.Event()
@@ -249,6 +252,13 @@ class _Scorer:
     def _on_verdict(self, verdict: Verdict, now: float) -> None:
         self._tally.add(verdict)
         self.metrics.on_verdict(verdict, now)
+        if self._alarm is None or verdict.lane != "production":
+            return
+        known = self._alarm.raised_at is not None
+        failed = verdict.failure_class is FailureClass.COUPLED_FAILURE
+        if self._alarm.observe([float(failed)]) and not known:
+            self.metrics.alarm.set(1)
+            self.log.error("coupled failures have risen", verdicts=self._alarm.raised_at)
 
     async def _show_rates(self) -> None:
         while True:
@@ -285,6 +295,9 @@ class _Scorer:
             self._refuse(offset, error)
             return
         self._bundles = bundles
+        if self._alarm is not None:
+            self._alarm.reset()
+            self.metrics.alarm.set(0)
         self.metrics.swaps.labels(release.model).inc()
         self.metrics.on_releases(panel.releases)
         self.log.info("release swapped", model=release.model, digest=release.digest)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import structlog
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -166,6 +166,7 @@ def test_a_start_that_cannot_succeed_ends_with_2_and_says_why(
     assert message in result.stderr
 
 
+@example(number=16**32 - 1, share=0.0, more=1.0)
 @given(number=st.integers(0, 16**32 - 1), share=st.floats(0, 1), more=st.floats(0, 1))
 def test_a_larger_review_sample_contains_the_smaller_one(
     number: int, share: float, more: float
