@@ -1,6 +1,5 @@
 """Search methods: seeded, honest about probabilities, and better than chance on planted blocks."""
 
-import time
 from collections import Counter
 
 import numpy as np
@@ -146,21 +145,17 @@ def test_a_prior_finds_the_same_weakness_sooner() -> None:
     assert sum(n in weak for n in warm) > 4 * sum(n in weak for n in cold)
 
 
-def test_selecting_costs_less_than_a_millisecond_per_probe() -> None:
-    # 10,000 probes seen, 100,000 compositions: the best of three batches, since a busy
-    # machine may delay one.
+def test_a_batch_among_100_000_compositions_after_10_000_probes_is_whole_and_new() -> None:
+    # What it costs is measured by `ares bench probes` (selection_cost).
     assert len(LARGE) == 100_000
     rng = np.random.default_rng(0)
     selector = Adaptive(LARGE, 1)
     selector.propose(1000)
     numbers = rng.integers(len(LARGE), size=10_000)
     selector.observe([Finding(int(n), float(n % 20 == 0), 1.0, False) for n in numbers])
-    spent = []
-    for _ in range(3):
-        start = time.process_time()
-        selector.propose(50)
-        spent.append(time.process_time() - start)
-    assert min(spent) / 50 < 1e-3
+    choices = selector.propose(50)
+    assert len({choice.number for choice in choices}) == 50
+    assert all(0 < choice.probability <= 1 for choice in choices)
 
 
 def test_an_unknown_method_and_a_prior_without_use_are_refused() -> None:
