@@ -19,20 +19,24 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def token_log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
-    """Natural logarithms of the probability of each token but the first.
+def token_log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
+    """Natural logarithms of the probability of each token.
 
-    logits (rows, tokens, vocabulary) at each position, ids (rows, tokens) → (rows, tokens - 1),
-    where place t belongs to token t + 1.
+    logits (tokens, vocabulary), targets (tokens,) → (tokens,).
     """
-    every = functional.log_softmax(logits[:, :-1].float(), dim=-1)
-    return every.gather(2, ids[:, 1:, None]).squeeze(2)
+    every = functional.log_softmax(logits.float(), dim=-1)
+    return every.gather(1, targets[:, None]).squeeze(1)
 
 
-def row_means(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of each row over the places where `mask` is 1; 0 for a row without any."""
-    mask = mask.to(values.dtype)
-    return (values * mask).sum(1) / mask.sum(1).clamp(min=1)
+def row_sums(values: Tensor, owners: Tensor, rows: int) -> Tensor:
+    """(tokens,) and the row of each token → (rows,)."""
+    return values.new_zeros(rows).index_add(0, owners, values)
+
+
+def row_means(values: Tensor, owners: Tensor, rows: int) -> Tensor:
+    """Mean of each row's tokens, (rows,); 0 for a row without any."""
+    counts = row_sums(torch.ones_like(values), owners, rows)
+    return row_sums(values, owners, rows) / counts.clamp(min=1)
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -58,16 +62,11 @@ def npo(
     return weighted_mean(-2.0 / beta * functional.logsigmoid(-beta * ratio), weights)
 
 
-def token_kl(reference_logits: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
-    """KL(π_ref ‖ π) in nats, mean over the tokens where `mask` is 1.
-
-    Logits (rows, tokens, vocabulary), mask (rows, tokens): place t predicts token t + 1.
-    """
+def token_kl(reference_logits: Tensor, logits: Tensor) -> Tensor:
+    """KL(π_ref ‖ π) in nats, mean over tokens. Both (tokens, vocabulary)."""
     reference = functional.log_softmax(reference_logits.float(), dim=-1)
     present = functional.log_softmax(logits.float(), dim=-1)
-    each = (reference.exp() * (reference - present)).sum(-1)
-    mask = mask.to(each.dtype)
-    return (each * mask).sum() / mask.sum().clamp(min=1)
+    return (reference.exp() * (reference - present)).sum() / max(1, len(logits))
 
 
 def reward_hinge(

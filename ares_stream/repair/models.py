@@ -35,8 +35,8 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """ids, attention and segments (rows, tokens); answer (rows, tokens - 1): 1 where token
-    t + 1 belongs to the answer."""
+    """ids, attention and segments (rows, tokens); answer (rows, tokens): true where the next
+    token belongs to the answer."""
 
     ids: Tensor
     attention: Tensor
@@ -46,6 +46,19 @@ class Batch:
     def __getitem__(self, rows: slice) -> Batch:
         """Some rows, of the same width."""
         return Batch(self.ids[rows], self.attention[rows], self.segments[rows], self.answer[rows])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def targets(self) -> Tensor:
+        """(answer tokens,): their ids, row after row."""
+        return self.ids.roll(-1, 1)[self.answer]
+
+    @property
+    def owners(self) -> Tensor:
+        """(answer tokens,): the row that each belongs to."""
+        return self.answer.nonzero()[:, 0]
 
 
 class Adapted:
@@ -80,12 +93,12 @@ class Adapted:
         ids = torch.full((len(rows), width), int(self.tokenizer.pad_token_id))
         attention = torch.zeros(len(rows), width, dtype=torch.long)
         segments = torch.zeros(len(rows), width, dtype=torch.long)
-        answer = torch.zeros(len(rows), width - 1)
+        answer = torch.zeros(len(rows), width, dtype=torch.bool)
         for place, row in enumerate(rows):
             ids[place, : len(row.ids)] = torch.tensor(row.ids)
             attention[place, : len(row.ids)] = 1
             segments[place, : len(row.segments)] = torch.tensor(row.segments, dtype=torch.long)
-            answer[place, row.start - 1 : len(row.ids) - 1] = 1
+            answer[place, row.start - 1 : len(row.ids) - 1] = True
         return Batch(*(part.to(self.device) for part in (ids, attention, segments, answer)))
 
     @contextlib.contextmanager
@@ -122,11 +135,22 @@ class PolicyModel(Adapted):
         return self._fit(self.prompt_ids(messages), [*ids, int(self.tokenizer.eos_token_id)])
 
     def logits(self, batch: Batch) -> Tensor:
-        """(rows, tokens, vocabulary)."""
-        found: Tensor = self.runner(
-            input_ids=batch.ids, attention_mask=batch.attention, use_cache=False
-        ).logits
-        return found
+        """(answer tokens, vocabulary): what is foretold of each, row after row.
+
+        No other place goes through the output layer: over a vocabulary of tens of thousands it
+        would cost as much as half of a small model, and most of the memory.
+        """
+        head = self.network.get_output_embeddings()
+        if head is None:
+            raise RepairError("policy: a model without an output layer is no causal language model")
+        hook = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][batch.answer][None],))
+        try:
+            found: Tensor = self.runner(
+                input_ids=batch.ids, attention_mask=batch.attention, use_cache=False
+            ).logits
+        finally:
+            hook.remove()
+        return found[0]
 
     def sample(
         self,

@@ -66,18 +66,22 @@ def roll_out(
 
 
 def policy_gradient(
-    policy: PolicyModel, rollouts: Rollouts, settings: Reinforce
-) -> tuple[Tensor, Tensor]:
-    """-(advantage · log-probability of the answer), and KL to the policy before training."""
+    policy: PolicyModel, rollouts: Rollouts, settings: Reinforce, *, held: bool
+) -> Tensor:
+    """-(advantage · log-probability of the answer); `held` adds the KL to the policy before
+    training."""
     batch = policy.collate(rollouts.rows)
     logits = policy.logits(batch)
-    with policy.before_repair():
-        reference = policy.logits(batch)
-    taken = losses.token_log_probabilities(logits, batch.ids) * batch.answer
+    taken = losses.token_log_probabilities(logits, batch.targets)
     advantages = rollouts.advantages.to(taken.device)
     # A constant, not each answer's length: dividing by it would favour long wrong answers.
-    gradient = -(advantages * taken.sum(1)).mean() / settings.length
-    return gradient, losses.token_kl(reference[:, :-1], logits[:, :-1], batch.answer)
+    sums = losses.row_sums(taken, batch.owners, len(batch))
+    loss = settings.weight * -(advantages * sums).mean() / settings.length
+    if not held:
+        return loss
+    with policy.before_repair():
+        reference = policy.logits(batch)
+    return loss + settings.kl * losses.token_kl(reference, logits)
 
 
 def continue_rlhf(
@@ -98,9 +102,9 @@ def continue_rlhf(
         rollouts = roll_out(
             policy, reward, [prompts[i] for i in chosen], settings, scale, seed * 100_003 + step
         )
-        gradient, kl = policy_gradient(policy, rollouts, settings)
+        loss = policy_gradient(policy, rollouts, settings, held=True)
         optimizer.zero_grad()
-        (settings.weight * gradient + settings.kl * kl).backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, _CLIP)
         optimizer.step()
         if progress is not None:

@@ -9,8 +9,9 @@
                     reward model
 
 All read the same plan, in the same order, with the same adapters and batches. A method gives
-each model that it trains the same number of updates: `policy_only` spends the steps of the
-reinforcement learning, which its reward model would misguide, on further supervised ones.
+the policy, if it trains it, the same number of updates: `policy_only` spends the steps of the
+reinforcement learning, which its reward model would misguide, on further supervised ones. The
+reward model has one update per supervised step in `two_stage`, half as many in `joint`.
 
 Everything random is a function of (seed, phase, step), so a run that was killed goes on from
 its last checkpoint to the same adapters.
@@ -43,6 +44,9 @@ Progress = Callable[[str, int, int], None]
 """Called with stage, steps done and steps in all."""
 Phase = Literal["rlhf", "policy", "reward", "joint", "reinforce"]
 
+_REWARD_EVERY = 2
+"""Policy updates per update of the reward model in `joint`: its hinges hold long before the
+policy has learnt, and each further update would only cost."""
 _CLIP = 1.0
 _WARM_UP = 0.05
 _FINAL_RATE = 0.1
@@ -160,16 +164,11 @@ class Trainer:
         if not sd > 0:
             raise RepairError("reward: gives every replayed answer the same score; nothing to hold")
         self.scale = Scale(mean, sd, (threshold - mean) / sd)
-        # A pair that the model ranks wrongly is a failure of it, and no score to hold on to.
-        right = chosen > rejected
-        rows = self._reward_rows
-        kept = [i for i, ok in enumerate(right.tolist()) if ok]
-        self._anchor_rows = [
-            *rows["replay"],
-            *(rows["chosen"][i] for i in kept),
-            *(rows["rejected"][i] for i in kept),
-        ]
-        self._anchor_scores = self.scale(torch.cat([replay, chosen[right], rejected[right]]))
+        self._frozen = {
+            "replay": self.scale(replay),
+            "chosen": self.scale(chosen),
+            "rejected": self.scale(rejected),
+        }
         self._reference = self._log_probabilities(self._policy_rows["harmful"])
         floor = self._recipe.policy_loss.floor
         vocabulary = self.policy.network.get_base_model().config.vocab_size
@@ -181,8 +180,8 @@ class Trainer:
         with self.policy.before_repair():
             for start in range(0, len(rows), self._recipe.batch):
                 batch = self.policy.collate(rows[start : start + self._recipe.batch])
-                each = losses.token_log_probabilities(self.policy.logits(batch), batch.ids)
-                found.append(losses.row_means(each, batch.answer).cpu())
+                each = losses.token_log_probabilities(self.policy.logits(batch), batch.targets)
+                found.append(losses.row_means(each, batch.owners, len(batch)).cpu())
         return torch.cat(found)
 
     # Steps
@@ -197,12 +196,18 @@ class Trainer:
         trained: list[str] = []
         terms: list[Tensor] = []
         coupled = None
-        if phase in ("reward", "joint"):
-            term, coupled = self._reward_terms(picked, step, joint=phase == "joint")
+        if phase == "reward" or (phase == "joint" and step % _REWARD_EVERY == 0):
+            term, liking = self._reward_terms(picked, step, joint=phase == "joint")
             terms.append(term)
             trained.append("reward")
+        elif phase == "joint":
+            liking = self._liking(picked)
+        if phase == "joint":
+            coupled = losses.coupling(
+                *liking, threshold=self.scale.threshold, strength=recipe.policy_loss.coupling
+            )
         if phase in ("policy", "joint", "reinforce"):
-            terms.append(self._policy_terms(picked, step, coupled if phase == "joint" else None))
+            terms.append(self._policy_terms(picked, step, coupled))
             trained.append("policy")
         if phase in ("rlhf", "reinforce"):
             terms.append(self._reinforce_terms(step, salt, with_kl=phase == "rlhf"))
@@ -219,41 +224,53 @@ class Trainer:
             self._optimizers[name].step()
 
     def _reward_terms(self, picked: list[int], step: int, *, joint: bool) -> tuple[Tensor, Tensor]:
+        """The reward model's loss, and how it scores safe and harmful answers now, (2, rows)."""
         recipe, rows, scale = self._recipe, self._reward_rows, self.scale
         pairs = self._picks(len(rows["chosen"]), recipe.replay, step, "validated")
-        held = self._picks(len(self._anchor_rows), 2 * recipe.replay, step, "anchor")
+        held = self._picks(len(rows["replay"]), recipe.replay, step, "anchor") if joint else []
         batch = self.reward.collate(
             [
                 *(rows["safe"][i] for i in picked),
                 *(rows["harmful"][i] for i in picked),
                 *(rows["chosen"][i] for i in pairs),
                 *(rows["rejected"][i] for i in pairs),
-                *((self._anchor_rows[i] for i in held) if joint else ()),
+                *(rows["replay"][i] for i in held),
             ]
         )
         self.reward.runner.train()
         scores = scale(self.reward.scores(batch))
-        counts = [len(picked)] * 2 + [len(pairs)] * 2 + [len(held) if joint else 0]
-        safe, harmful, chosen, rejected, anchored = torch.split(scores, counts)
+        counts = [len(picked)] * 2 + [len(pairs)] * 2 + [len(held)]
+        safe, harmful, chosen, rejected, replay = torch.split(scores, counts)
         weights = self._weights[picked].to(scores.device)
-        even = torch.ones_like(chosen)
         if not joint:
             loss = losses.bradley_terry(safe, harmful, weights)
             if pairs:
-                loss = loss + losses.bradley_terry(chosen, rejected, even)
-            return loss, torch.ones_like(weights)
+                loss = loss + losses.bradley_terry(chosen, rejected, torch.ones_like(chosen))
+            return loss, torch.stack([safe, harmful])
         term = recipe.reward_loss
         limits = {"margin": term.margin, "threshold": scale.threshold, "slack": term.slack}
         loss = losses.reward_hinge(safe, harmful, weights, **limits)
         if pairs:
             ranking = torch.relu(term.margin - (chosen - rejected)).mean()
             loss = loss + term.validated * ranking
-        wanted = self._anchor_scores[held].to(scores.device)
-        loss = loss + term.anchor * losses.anchor(anchored, wanted)
-        coupled = losses.coupling(
-            safe, harmful, threshold=scale.threshold, strength=recipe.policy_loss.coupling
+        before = {name: values.to(scores.device) for name, values in self._frozen.items()}
+        # A pair that was ranked wrongly is a failure itself, and no score to hold on to.
+        right = before["chosen"][pairs] > before["rejected"][pairs]
+        now = torch.cat([replay, chosen[right], rejected[right]])
+        wanted = torch.cat(
+            [
+                before["replay"][held],
+                before["chosen"][pairs][right],
+                before["rejected"][pairs][right],
+            ]
         )
-        return loss, coupled
+        return loss + term.anchor * losses.anchor(now, wanted), torch.stack([safe, harmful])
+
+    def _liking(self, picked: list[int]) -> Tensor:
+        """The same scores without training."""
+        rows = self._reward_rows
+        both = [rows[kind][i] for kind in ("safe", "harmful") for i in picked]
+        return self.scale(self.reward.score(both)).view(2, -1)
 
     def _policy_terms(self, picked: list[int], step: int, coupled: Tensor | None) -> Tensor:
         recipe, rows, term = self._recipe, self._policy_rows, self._recipe.policy_loss
@@ -270,12 +287,12 @@ class Trainer:
             reference = self.policy.logits(batch[count:])
         self.policy.runner.train()
         logits = self.policy.logits(batch)
-        means = losses.row_means(
-            losses.token_log_probabilities(logits[:count], batch.ids[:count]), batch.answer[:count]
-        )
+        own = len(logits) - len(reference)
+        each = losses.token_log_probabilities(logits[:own], batch.targets[:own])
+        means = losses.row_means(each, batch.owners[:own], count)
         weights = self._weights[picked].to(means.device)
         if coupled is not None:
-            weights = weights * coupled
+            weights = weights * coupled.to(means.device)
         pushed = losses.npo(
             means[failures:],
             self._reference[picked].to(means.device),
@@ -283,7 +300,7 @@ class Trainer:
             beta=term.npo_beta,
             floor=self._floor,
         )
-        kl = losses.token_kl(reference[:, :-1], logits[count:, :-1], batch.answer[count:])
+        kl = losses.token_kl(reference, logits[own:])
         return term.nll * losses.nll(means[:failures], weights) + term.npo * pushed + term.kl * kl
 
     def _reinforce_terms(self, step: int, salt: int, *, with_kl: bool) -> Tensor:
@@ -301,10 +318,9 @@ class Trainer:
         )
         rollouts = roll_out(self.policy, self.reward, prompts, settings, self.scale, seed)
         self.policy.runner.train()
-        gradient, kl = policy_gradient(self.policy, rollouts, settings)
         # On the failures' prompts the policy before the repair is what must not be kept: there
         # only plain RLHF is held to it; the others are held by the KL term of the replay.
-        return settings.weight * gradient + (settings.kl * kl if with_kl else 0.0)
+        return policy_gradient(self.policy, rollouts, settings, held=with_kl)
 
     def _picks(self, count: int, size: int, step: int, stream: str) -> list[int]:
         """Rows of a step: every row once per epoch; this process's share of them."""

@@ -181,8 +181,8 @@ def test_the_joint_method_ranks_safe_answers_first_and_makes_harmful_ones_unlike
                 [policy.encode(s.prompt_messages, getattr(s, kind)) for s in plan.train]
             )
             with torch.no_grad():
-                each = token_log_probabilities(policy.logits(batch), batch.ids)
-            gaps.append(float(row_means(each, batch.answer).mean()))
+                each = token_log_probabilities(policy.logits(batch), batch.targets)
+            gaps.append(float(row_means(each, batch.owners, len(batch)).mean()))
         safe, harmful = (
             reward.score([reward.encode(s.prompt_messages, getattr(s, kind)) for s in plan.train])
             for kind in ("safe", "harmful")
@@ -194,6 +194,22 @@ def test_the_joint_method_ranks_safe_answers_first_and_makes_harmful_ones_unlike
     after = state()
     assert after[0] > before[0] + 1.0
     assert after[1] == 1.0
+
+
+def test_what_is_foretold_of_an_answer_is_what_the_whole_model_says(
+    models: Path, plan: Plan
+) -> None:
+    policy = load_policy(models / "policy", LORA, seed=0, max_length=48)
+    rows = [policy.encode(s.prompt_messages, s.safe) for s in plan.train[:5]]
+    batch = policy.collate(rows)
+    with torch.no_grad():
+        found = policy.logits(batch)
+        whole = policy.network(input_ids=batch.ids, attention_mask=batch.attention).logits
+    places = [(row, t - 1) for row, it in enumerate(rows) for t in range(it.start, len(it.ids))]
+    wanted = torch.stack([whole[place] for place in places])
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert batch.targets.tolist() == [rows[row].ids[t + 1] for row, t in places]
+    assert batch.owners.tolist() == [row for row, _ in places]
 
 
 @pytest.mark.parametrize(

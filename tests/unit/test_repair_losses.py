@@ -14,23 +14,22 @@ from ares_stream.repair import losses
 ONES = torch.ones(2)
 
 
-def test_the_probability_of_a_token_is_read_one_place_before_it() -> None:
-    logits = torch.log(torch.tensor([[[0.1, 0.9], [0.7, 0.3], [0.5, 0.5]]]))
-    found = losses.token_log_probabilities(logits, torch.tensor([[0, 1, 0]]))
-    assert found.exp().tolist() == [pytest.approx([0.9, 0.7])]
+def test_each_token_has_the_probability_that_was_foretold() -> None:
+    logits = torch.log(torch.tensor([[0.1, 0.9], [0.7, 0.3]]))
+    found = losses.token_log_probabilities(logits, torch.tensor([1, 0]))
+    assert found.exp().tolist() == pytest.approx([0.9, 0.7])
 
 
 def test_long_answers_weigh_no_more_than_short_ones() -> None:
-    values = torch.tensor([[-1.0, -1.0, -1.0], [-4.0, 9.0, 9.0]])
-    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
-    means = losses.row_means(values, mask)
+    values, owners = torch.tensor([-1.0, -1.0, -1.0, -4.0]), torch.tensor([0, 0, 0, 1])
+    means = losses.row_means(values, owners, 2)
     assert means.tolist() == [-1.0, -4.0]
     assert losses.nll(means, ONES).item() == pytest.approx(2.5)
     assert losses.nll(means, torch.tensor([3.0, 1.0])).item() == pytest.approx(1.75)
 
 
 def test_a_row_without_answer_and_a_batch_without_weight_count_as_nothing() -> None:
-    assert losses.row_means(torch.ones(1, 3), torch.zeros(1, 3)).tolist() == [0.0]
+    assert losses.row_means(torch.ones(2), torch.tensor([1, 1]), 2).tolist() == [0.0, 1.0]
     assert losses.nll(-ONES, torch.zeros(2)).item() == 0.0
 
 
@@ -52,20 +51,18 @@ def test_npo_fades_as_the_answer_becomes_unlikely_and_stops_at_the_floor() -> No
     assert under == 0.0
 
 
-def test_kl_is_taken_from_the_reference_over_the_masked_tokens_only() -> None:
-    reference = torch.log(torch.tensor([[[0.5, 0.5], [0.9, 0.1]]]))
-    present = torch.log(torch.tensor([[[0.25, 0.75], [0.1, 0.9]]]))
+def test_kl_is_taken_from_the_reference_and_is_a_mean_over_tokens() -> None:
+    reference = torch.log(torch.tensor([[0.5, 0.5], [0.9, 0.1]]))
+    present = torch.log(torch.tensor([[0.25, 0.75], [0.9, 0.1]]))
     wanted = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
-    found = losses.token_kl(reference, present, torch.tensor([[1, 0]]))
-    assert found.item() == pytest.approx(wanted)
+    assert losses.token_kl(reference, present).item() == pytest.approx(wanted / 2)
 
 
 @given(st.lists(st.floats(-5, 5), min_size=6, max_size=6))
 def test_kl_is_never_negative_and_zero_only_without_change(values: list[float]) -> None:
-    present = torch.tensor(values).view(1, 2, 3)
-    mask = torch.ones(1, 2)
-    assert losses.token_kl(present, present, mask).item() == pytest.approx(0.0, abs=1e-6)
-    assert losses.token_kl(torch.zeros(1, 2, 3), present, mask).item() >= -1e-6
+    present = torch.tensor(values).view(2, 3)
+    assert losses.token_kl(present, present).item() == pytest.approx(0.0, abs=1e-6)
+    assert losses.token_kl(torch.zeros(2, 3), present).item() >= -1e-6
 
 
 def test_the_hinge_asks_for_the_ranking_and_for_the_threshold() -> None:
