@@ -10,7 +10,7 @@
 | targets, local_target, server | who answers |
 | campaign | one campaign as a state machine: propose, ask, confirm, learn (pure) |
 | plan | campaign files and priors |
-| prober, metrics | a campaign on Kafka, whose only memory are the topics |
+| prober, memory, metrics | a campaign on Kafka, whose only memory are the topics |
 | triggers | short word sequences that flip an answer or a score (pure) |
 | scorecard | a fixed probe set and the score card on it |
 """

@@ -8,7 +8,8 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from ares_stream.errors import TargetError
-from ares_stream.probes.prober import Calibration, ProberObserver, Progress
+from ares_stream.probes.memory import Calibration, Progress
+from ares_stream.probes.prober import ProberObserver
 from ares_stream.probes.targets import Answer
 
 PAUSES: Final = ("target", "lag", "verdicts", "budget")

@@ -20,31 +20,26 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
-
-import numpy as np
 
 from ares_stream import topics
 from ares_stream.cloudevents import cloudevent_headers
 from ares_stream.errors import BrokerError, DecodeError, ReadError, TargetError
-from ares_stream.events import FailureClass, Interaction, OffsetRange, Probe, Verdict, digest
+from ares_stream.events import Interaction, OffsetRange, Probe, Verdict
 from ares_stream.interchange.record import Exchange
-from ares_stream.probes.campaign import Ask, Campaign, Judged
+from ares_stream.probes.campaign import Ask, Campaign
+from ares_stream.probes.memory import UNANSWERED, Calibration, CampaignMemory, Progress
 from ares_stream.probes.plan import CampaignPlan
-from ares_stream.probes.screening import Clusters
-from ares_stream.probes.selection import Adaptive
 from ares_stream.probes.targets import Answer, Query, Target, Unanswerable
-from ares_stream.probes.wording import Wording, stable_seed
+from ares_stream.probes.wording import stable_seed
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.journal import Journal, follow, group_lag
 from ares_stream.streaming.reader import read, snapshot
-from ares_stream.streaming.records import InboundRecord, OutboundRecord
+from ares_stream.streaming.records import OutboundRecord
 from ares_stream.topics import topic_name
 
-UNANSWERED: Final = "unanswered"
-"""Attribute of an Interaction whose query the target refused; its response is empty."""
 GIVE_UP: Final = 5
 """Failures of one query, while the target answers others, after which it counts as refused."""
 RECONNECT_SECONDS: Final = 60.0
@@ -71,30 +66,6 @@ class ProberPolicy:
     patience_seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a campaign stands."""
-
-    campaign: str
-    queries: int
-    budget: int
-    probes: int
-    void: int
-    failures: int
-    unique: int
-    generation: int
-    state: str
-
-
-@dataclass(slots=True)
-class Calibration:
-    """What the surrogate expected of the last settled generation's learnt draws, and what they
-    earned; means in [0, 1]."""
-
-    expected: float = 0.0
-    earned: float = 0.0
-
-
 class ProberObserver:
     """What happens, for metrics and progress bars. Every method does nothing."""
 
@@ -115,16 +86,6 @@ class ProberObserver:
 
     def published(self, count: int) -> None:
         """A transaction with this many Interactions is committed."""
-
-
-@dataclass(slots=True)
-class _Memory:
-    """What the topics say of this campaign. The first record of an id counts."""
-
-    sent: dict[str, bool] = field(default_factory=dict)
-    """Interaction id → whether it earns nothing."""
-    verdicts: dict[str, Judged] = field(default_factory=dict)
-    dead: set[str] = field(default_factory=set)
 
 
 class Prober:
@@ -156,7 +117,7 @@ class Prober:
         self._topic = topic_name(prefix, topics.PROBE)
         self._stopping = asyncio.Event()
         self._lag_seen, self._lagging = float("-inf"), False
-        self._state = _State(plan, self._topic)
+        self._state = CampaignMemory(plan, self._topic)
 
     @property
     def campaign(self) -> Campaign:
@@ -190,7 +151,7 @@ class Prober:
             await self._rest(self._policy.backoff_seconds[:failures][-1])
 
     async def _session(self) -> None:
-        state = _State(self._plan, self._topic)
+        state = CampaignMemory(self._plan, self._topic)
         async with Journal(self._connection, f"{self._prefix}prober.{self._plan.id}") as journal:
             ranges = await self._ranges()
             async for record in read(self._connection, ranges):
@@ -202,7 +163,9 @@ class Prober:
     async def _ranges(self) -> tuple[OffsetRange, ...]:
         return await snapshot(self._connection, _memory_topics(self._prefix))
 
-    async def _work(self, journal: Journal, state: _State, ranges: Sequence[OffsetRange]) -> None:
+    async def _work(
+        self, journal: Journal, state: CampaignMemory, ranges: Sequence[OffsetRange]
+    ) -> None:
         """Ask and settle until done or stopped, while a task beside reads verdicts."""
         news = asyncio.Event()
 
@@ -223,7 +186,7 @@ class Prober:
             raise _first(group) from group
         self._observer.paused("budget" if state.campaign.done else None)
 
-    async def _ask_all(self, journal: Journal, state: _State, news: asyncio.Event) -> None:
+    async def _ask_all(self, journal: Journal, state: CampaignMemory, news: asyncio.Event) -> None:
         while not state.campaign.done:
             missing = state.unsent()
             if missing:
@@ -232,7 +195,7 @@ class Prober:
             await self._wait_for_verdicts(state, news)
             self._settle(state)
 
-    def _settle(self, state: _State) -> None:
+    def _settle(self, state: CampaignMemory) -> None:
         """Feed the campaign all that is known, and show it."""
         before = state.campaign.generation
         state.advance()
@@ -242,7 +205,7 @@ class Prober:
 
     # Asking
 
-    async def _ask(self, journal: Journal, state: _State, asks: Sequence[Ask]) -> None:
+    async def _ask(self, journal: Journal, state: CampaignMemory, asks: Sequence[Ask]) -> None:
         """Ask until every query is published, chunk by chunk."""
         waiting = list(asks)
         failed: Counter[str] = Counter()
@@ -285,7 +248,7 @@ class Prober:
                 rest += 1
                 await asyncio.sleep(self._policy.backoff_seconds[:rest][-1])
 
-    async def _answers(self, ask: Ask | None, state: _State) -> bool:
+    async def _answers(self, ask: Ask | None, state: CampaignMemory) -> bool:
         """Whether the target still answers what it answered before: then a query that fails
         again and again fails for its own sake."""
         if ask is None:
@@ -294,7 +257,7 @@ class Prober:
         return isinstance(result, Answer)
 
     async def _publish(
-        self, journal: Journal, state: _State, done: Sequence[tuple[Ask, Answer | None]]
+        self, journal: Journal, state: CampaignMemory, done: Sequence[tuple[Ask, Answer | None]]
     ) -> None:
         interactions = [self._interaction(ask, answer, state) for ask, answer in done]
         await journal.append(
@@ -314,7 +277,7 @@ class Prober:
             state.sent(item)
         self._observer.published(len(interactions))
 
-    def _interaction(self, ask: Ask, answer: Answer | None, state: _State) -> Interaction:
+    def _interaction(self, ask: Ask, answer: Answer | None, state: CampaignMemory) -> Interaction:
         words = state.wording.words(ask)
         return Interaction(
             id=ask.id,
@@ -350,7 +313,7 @@ class Prober:
             self._lose_patience(since, f"the scorer is {lag} records behind")
             await asyncio.sleep(policy.lag_seconds)
 
-    async def _wait_for_verdicts(self, state: _State, news: asyncio.Event) -> None:
+    async def _wait_for_verdicts(self, state: CampaignMemory, news: asyncio.Event) -> None:
         """Return once every pending query is judged."""
         since = time.monotonic()
         known = -1
@@ -375,153 +338,6 @@ class Prober:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
-
-
-class _State:
-    """A campaign beside what the topics say of it."""
-
-    def __init__(self, plan: CampaignPlan, topic: str) -> None:
-        self.plan = plan
-        self.campaign = plan.start()
-        self.wording = Wording(plan.space, plan.composer)
-        self.components: Counter[str] = Counter()
-        self.calibration = Calibration()
-        self._topic = topic
-        self._id = plan.id.encode()
-        self._memory = _Memory()
-        self._unique = Clusters()
-        self._counted = 0
-        self._generation = -1
-        self._expected: dict[str, float] = {}
-        self._texts: dict[str, str] = {}
-
-    def take(self, record: InboundRecord) -> bool:
-        """Remember a record; True when it is of this campaign."""
-        if record.value is None or self._id not in record.value:
-            return False
-        memory = self._memory
-        if record.topic == self._topic:
-            interaction = Interaction.decode(record.value)
-            if interaction.probe is None or interaction.probe.campaign != self.plan.id:
-                return False
-            self.sent(interaction)
-        elif record.topic.endswith(topics.VERDICTS):
-            verdict = Verdict.decode(record.value)
-            if verdict.probe is None or verdict.probe.campaign != self.plan.id:
-                return False
-            memory.verdicts.setdefault(verdict.interaction_id, judged(verdict))
-        elif record.key is not None:
-            memory.dead.add(record.key.decode(errors="replace"))
-        return True
-
-    def sent(self, interaction: Interaction) -> None:
-        """Remember an Interaction that is published."""
-        void = UNANSWERED in interaction.attributes or self.wording.is_rubbish(interaction.response)
-        self._memory.sent.setdefault(interaction.id, void)
-
-    def unsent(self) -> list[Ask]:
-        """Queries to ask now, in order."""
-        return [
-            ask
-            for ask in self.campaign.pending()
-            if ask.id not in self._memory.sent and self.wording.words(ask).cause is None
-        ]
-
-    def unjudged(self) -> int:
-        """Queries of this stage whose result is not known."""
-        return sum(self._result(ask) is None for ask in self.campaign.pending())
-
-    def advance(self) -> None:
-        """Feed the campaign as far as the memory reaches."""
-        while not self.campaign.done:
-            self._begin_generation()
-            results = {
-                ask.id: result
-                for ask in self.campaign.pending()
-                if (result := self._result(ask)) is not None
-            }
-            if not results:
-                return
-            self.campaign.judge(results)
-            self._count_failures()
-
-    def progress(self) -> Progress:
-        """Where the campaign stands."""
-        campaign = self.campaign
-        return Progress(
-            campaign.id,
-            campaign.queries,
-            campaign.policy.budget,
-            campaign.probes,
-            campaign.void,
-            len(campaign.failures),
-            len(self._unique),
-            campaign.generation,
-            campaign.state(),
-        )
-
-    def _result(self, ask: Ask) -> Judged | None:
-        memory = self._memory
-        if self.wording.words(ask).cause is not None or ask.id in memory.dead:
-            return Judged(0.0, 0.0, failed=False, void=True)
-        verdict = memory.verdicts.get(ask.id)
-        if verdict is None or ask.id not in memory.sent:
-            return None
-        if memory.sent[ask.id]:
-            return Judged(0.0, 0.0, failed=False, void=True, release=verdict.release)
-        return verdict
-
-    def _begin_generation(self) -> None:
-        """Once per generation: compose its words in order, and note what is expected of it."""
-        campaign = self.campaign
-        if campaign.generation == self._generation:
-            return
-        self._note_calibration()
-        self._generation = campaign.generation
-        asks = campaign.pending()
-        for ask in asks:
-            words = self.wording.words(ask)
-            self.components.update(f"{axis}={name}" for axis, name in words.ids.items())
-            self._texts[ask.probe] = " ".join(turn.content for turn in words.messages)
-        selector = campaign.selector
-        learnt = [ask for ask in asks if ask.source == "learnt"]
-        self._expected = {}
-        if learnt and isinstance(selector, Adaptive):
-            expected = selector.predict(np.asarray([ask.number for ask in learnt]))
-            self._expected = {
-                f"{ask.probe}-0": float(value) for ask, value in zip(learnt, expected, strict=True)
-            }
-
-    def _note_calibration(self) -> None:
-        known = {
-            id: self._memory.verdicts[id] for id in self._expected if id in self._memory.verdicts
-        }
-        if known:
-            count = len(known)
-            self.calibration = Calibration(
-                sum(self._expected[id] for id in known) / count,
-                sum(item.harm * item.reward for item in known.values()) / count,
-            )
-
-    def _count_failures(self) -> None:
-        for failure in self.campaign.failures[self._counted :]:
-            self._unique.add(self._texts[failure.probe])
-        self._counted = len(self.campaign.failures)
-        if self.campaign.generation != self._generation:
-            self._texts.clear()
-
-
-def judged(verdict: Verdict) -> Judged:
-    """What a campaign learns from a verdict. A contested answer is no failure; an answer that
-    is scored high counts as fully liked."""
-    high = verdict.scored_high
-    liked = high.above_quantile or bool(high.above_reference)
-    return Judged(
-        verdict.harm.probability,
-        1.0 if liked else verdict.reward.quantile,
-        verdict.failure_class is FailureClass.COUPLED_FAILURE,
-        release=digest([dict(verdict.releases), verdict.policy.name, verdict.policy.version])[:16],
-    )
 
 
 async def campaign_record(
@@ -559,7 +375,7 @@ async def campaign_record(
 
 async def rebuild(connection: KafkaConnection, prefix: str, plan: CampaignPlan) -> Campaign:
     """A campaign's state from the topics, without taking it over. Raises as reading does."""
-    state = _State(plan, topic_name(prefix, topics.PROBE))
+    state = CampaignMemory(plan, topic_name(prefix, topics.PROBE))
     ranges = await snapshot(connection, _memory_topics(prefix))
     async for record in read(connection, ranges):
         state.take(record)
@@ -573,7 +389,7 @@ def _memory_topics(prefix: str) -> list[str]:
     ]
 
 
-def _query(ask: Ask, state: _State) -> Query:
+def _query(ask: Ask, state: CampaignMemory) -> Query:
     """A probe's first answer has seed 0: a local model answers it greedily, so it repeats."""
     seed = 0 if ask.attempt == 0 else stable_seed(ask.id)
     return Query(state.wording.words(ask).messages, seed)

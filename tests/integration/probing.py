@@ -20,8 +20,9 @@ from ares_stream import topics
 from ares_stream.decoding import DecodingLimits
 from ares_stream.detection import DetectionPolicy
 from ares_stream.events import Interaction, Policy
+from ares_stream.probes.memory import Progress
 from ares_stream.probes.plan import CampaignPlan, load_campaign
-from ares_stream.probes.prober import Prober, ProberObserver, ProberPolicy, Progress, rebuild
+from ares_stream.probes.prober import Prober, ProberObserver, ProberPolicy, rebuild
 from ares_stream.probes.server import create_app, serving
 from ares_stream.probes.targets import Answer, EndpointPolicy, OpenAITarget, Query, Result
 from ares_stream.scoring.handler import Input, Outputs, ScoringHandler

@@ -16,13 +16,12 @@ from starlette.routing import Route
 from ares_stream import topics
 from ares_stream.errors import SettingsError, StreamError, TargetError
 from ares_stream.probes.campaign import CampaignPolicy
+from ares_stream.probes.memory import UNANSWERED, Progress
 from ares_stream.probes.metrics import ProberMetrics
 from ares_stream.probes.plan import CampaignPlan, load_campaign
 from ares_stream.probes.prober import (
-    UNANSWERED,
     ProberObserver,
     ProberPolicy,
-    Progress,
     campaign_record,
 )
 from ares_stream.probes.server import create_app, serving
