@@ -20,15 +20,20 @@ async def run_prober(settings: Settings, campaign: CampaignFile) -> None:
     so that its figures can still be scraped. Raises the AresError that ended it."""
     log = logs.get("prober")
     endpoint = campaign.target.endpoint
+    section = campaign.attacker
     metrics = ProberMetrics(
-        CollectorRegistry(), endpoint.price_per_million if endpoint else (0.0, 0.0)
+        CollectorRegistry(),
+        endpoint.price_per_million if endpoint else (0.0, 0.0),
+        section.endpoint.price_per_million if section else (0.0, 0.0),
     )
     plan = campaign.plan()
     target = campaign.target.open()
+    attacker = section.open() if section else None
     prober = Prober(
         settings.kafka,
         plan,
         target,
+        attacker=attacker,
         prefix=settings.topic_prefix,
         policy=ProberPolicy(scorer_group=settings.scorer.group),
         observer=metrics,
@@ -58,4 +63,6 @@ async def run_prober(settings: Settings, campaign: CampaignFile) -> None:
             await stopping.wait()
     finally:
         await target.aclose()
+        if attacker is not None:
+            await attacker.aclose()
         log.info("stopped")

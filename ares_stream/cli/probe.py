@@ -105,6 +105,7 @@ def run(
     a wrong campaign, settings or topics, 3 when Kafka, the target or the scorer is gone.
     """
     import asyncio
+    from collections import Counter
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -119,9 +120,11 @@ def run(
     file = load_campaign(campaign, prior)
     plan = file.plan()
     console = Console(stderr=True)
+    reworded: Counter[str] = Counter()
 
     async def work() -> Prober:
         target = file.target.open()
+        attacker = file.attacker.open() if file.attacker else None
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -140,11 +143,15 @@ def run(
                 def paused(self, reason: str | None) -> None:
                     bar.update(task, description=f"waiting: {reason}" if reason else "asking")
 
+                def reworded(self, kind: str, fault: str | None) -> None:
+                    reworded[fault or "worded"] += 1
+
             policy = ProberPolicy(scorer_group=settings.scorer.group, patience_seconds=patience)
             prober = Prober(
                 settings.kafka,
                 plan,
                 target,
+                attacker=attacker,
                 prefix=settings.topic_prefix,
                 policy=policy,
                 observer=Watch(),
@@ -153,6 +160,8 @@ def run(
                 await prober.run()
             finally:
                 await target.aclose()
+                if attacker is not None:
+                    await attacker.aclose()
         if record is not None:
             exchanges = [
                 item
@@ -167,6 +176,13 @@ def run(
         f"{progress.failures:,} confirmed failures, {progress.unique:,} unlike, "
         f"{progress.void:,} earned nothing"
     )
+    if file.attacker is not None:
+        worded = reworded.pop("worded", 0)
+        reasons = ", ".join(f"{name} {count:,}" for name, count in sorted(reworded.items()))
+        typer.echo(
+            f"attacker: {worded:,} probes worded, {reworded.total():,} left to the composer"
+            + (f" ({reasons})" if reasons else "")
+        )
 
 
 @app.command("export-prior")

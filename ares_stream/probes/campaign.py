@@ -123,6 +123,8 @@ class Campaign:
         self.queries = 0
         self.generation = -1
         self.failures: list[Failure] = []
+        self.settled: tuple[tuple[str, Finding], ...] = ()
+        """Probes of the last generation that is settled, in order, and what each earned."""
         self.probes = 0
         self.flagged = 0
         self.void = 0
@@ -191,7 +193,12 @@ class Campaign:
             if self._changed:
                 self.selector.new_release()
                 self._changed = False
-            self.selector.observe([slot.finding() for slot in self._slots if slot.settled])
+            self.settled = tuple(
+                (self._probe(k), slot.finding())
+                for k, slot in enumerate(self._slots)
+                if slot.settled
+            )
+            self.selector.observe([finding for _, finding in self.settled])
             self._next_generation()
 
     def _note_release(self) -> None:
@@ -214,9 +221,12 @@ class Campaign:
 
     def _ask(self, slot: int, attempt: int) -> None:
         choice = self._slots[slot].choice
-        probe = f"{self.id}-{self.generation:04d}-{slot:03d}"
+        probe = self._probe(slot)
         ask = Ask(
             f"{probe}-{attempt}", probe, choice.number, self.generation, slot, attempt,
             choice.probability, choice.source,
         )  # fmt: skip
         self._open[ask.id] = ask
+
+    def _probe(self, slot: int) -> str:
+        return f"{self.id}-{self.generation:04d}-{slot:03d}"

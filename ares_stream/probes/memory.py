@@ -17,7 +17,7 @@ from ares_stream.probes.campaign import Ask, Judged
 from ares_stream.probes.plan import CampaignPlan
 from ares_stream.probes.screening import Clusters
 from ares_stream.probes.selection import Adaptive
-from ares_stream.probes.wording import Wording
+from ares_stream.probes.wording import COMPOSER, MADE_BY, Wording
 from ares_stream.streaming.records import InboundRecord
 
 UNANSWERED: Final = "unanswered"
@@ -64,7 +64,7 @@ class CampaignMemory:
     def __init__(self, plan: CampaignPlan, topic: str) -> None:
         self.plan = plan
         self.campaign = plan.start()
-        self.wording = Wording(plan.space, plan.composer)
+        self.wording = Wording(plan.space, plan.composer, plan.attack)
         self.components: Counter[str] = Counter()
         self.calibration = Calibration()
         self._topic = topic
@@ -74,7 +74,6 @@ class CampaignMemory:
         self._counted = 0
         self._generation = -1
         self._expected: dict[str, float] = {}
-        self._texts: dict[str, str] = {}
 
     def take(self, record: InboundRecord) -> bool:
         """Remember a record; True when it is of this campaign."""
@@ -97,7 +96,11 @@ class CampaignMemory:
 
     def sent(self, interaction: Interaction) -> None:
         """Remember an Interaction that is published."""
-        void = UNANSWERED in interaction.attributes or self.wording.is_rubbish(interaction.response)
+        self.wording.recall(interaction)
+        attributes = interaction.attributes
+        void = UNANSWERED in attributes or self.wording.is_rubbish(
+            interaction.response, attributes.get(MADE_BY, COMPOSER)
+        )
         self._memory.sent.setdefault(interaction.id, void)
 
     def unsent(self) -> list[Ask]:
@@ -125,6 +128,8 @@ class CampaignMemory:
                 return
             self.campaign.judge(results)
             self._count_failures()
+            if self.campaign.generation != self._generation:
+                self.wording.learn(self.campaign.settled)
 
     def progress(self) -> Progress:
         """Where the campaign stands."""
@@ -163,7 +168,6 @@ class CampaignMemory:
         for ask in asks:
             words = self.wording.words(ask)
             self.components.update(f"{axis}={name}" for axis, name in words.ids.items())
-            self._texts[ask.probe] = " ".join(turn.content for turn in words.messages)
         selector = campaign.selector
         learnt = [ask for ask in asks if ask.source == "learnt"]
         self._expected = {}
@@ -186,10 +190,8 @@ class CampaignMemory:
 
     def _count_failures(self) -> None:
         for failure in self.campaign.failures[self._counted :]:
-            self._unique.add(self._texts[failure.probe])
+            self._unique.add(self.wording.of(failure.probe).text)
         self._counted = len(self.campaign.failures)
-        if self.campaign.generation != self._generation:
-            self._texts.clear()
 
 
 def judged(verdict: Verdict) -> Judged:

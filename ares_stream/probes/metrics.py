@@ -8,6 +8,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from ares_stream.errors import TargetError
+from ares_stream.probes.attacker import Fault, Kind
 from ares_stream.probes.memory import Calibration, Progress
 from ares_stream.probes.prober import ProberObserver
 from ares_stream.probes.targets import Answer
@@ -17,13 +18,18 @@ SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class ProberMetrics(ProberObserver):
-    """An observer that counts. `prices`: of a million prompt and completion tokens."""
+    """An observer that counts. `prices`: of a million prompt and completion tokens, of the target
+    and of the attacker."""
 
     def __init__(
-        self, registry: CollectorRegistry, prices: tuple[float, float] = (0.0, 0.0)
+        self,
+        registry: CollectorRegistry,
+        prices: tuple[float, float] = (0.0, 0.0),
+        attacker_prices: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         self.registry = registry
         self._prices = prices
+        self._attacker_prices = attacker_prices
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"ares_prober_{name}", text, labels, registry=registry)
@@ -50,12 +56,21 @@ class ProberMetrics(ProberObserver):
         self.records = counter("published", "Interactions published.")
         self.target_errors = counter("target_errors", "Queries without an answer.", "error")
         self.tokens = counter("tokens", "Tokens, as the target counts them.", "kind")
-        self.cost = counter("cost", "Cost of the tokens in the currency of the prices.")
+        self.cost = counter("cost", "Cost of all tokens in the currency of the prices.")
         self.seconds = Histogram(
             "ares_prober_answer_seconds",
             "Time of one answer.",
             buckets=SECONDS,
             registry=registry,
+        )
+        self.reworded_probes = counter(
+            "attacker_probes",
+            "Probes given to the attacker: worded by it, or why the composer worded them.",
+            "kind",
+            "outcome",
+        )
+        self.attacker_tokens = counter(
+            "attacker_tokens", "Tokens, as the attacker counts them.", "kind"
         )
         self.paused_for = gauge("paused", "1 while the campaign waits for this.", "reason")
         for reason in PAUSES:
@@ -82,10 +97,7 @@ class ProberMetrics(ProberObserver):
     def answered(self, answer: Answer) -> None:
         """The target answered."""
         self.seconds.observe(answer.seconds)
-        self.tokens.labels("prompt").inc(answer.prompt_tokens)
-        self.tokens.labels("completion").inc(answer.completion_tokens)
-        prompt, completion = self._prices
-        self.cost.inc((answer.prompt_tokens * prompt + answer.completion_tokens * completion) / 1e6)
+        self._spend(self.tokens, answer, self._prices)
 
     def target_failed(self, error: TargetError) -> None:
         """The target did not answer a query."""
@@ -99,3 +111,17 @@ class ProberMetrics(ProberObserver):
     def published(self, count: int) -> None:
         """A transaction is committed."""
         self.records.inc(count)
+
+    def attacker_answered(self, answer: Answer) -> None:
+        """The attacker answered."""
+        self._spend(self.attacker_tokens, answer, self._attacker_prices)
+
+    def reworded(self, kind: Kind, fault: Fault | None) -> None:
+        """The attacker worded a probe, or the composer in its place."""
+        self.reworded_probes.labels(kind, fault or "worded").inc()
+
+    def _spend(self, tokens: Counter, answer: Answer, prices: tuple[float, float]) -> None:
+        tokens.labels("prompt").inc(answer.prompt_tokens)
+        tokens.labels("completion").inc(answer.completion_tokens)
+        prompt, completion = prices
+        self.cost.inc((answer.prompt_tokens * prompt + answer.completion_tokens * completion) / 1e6)

@@ -7,6 +7,10 @@
     prior: last-week.json       # from `ares probe export-prior`
     target:
       endpoint: {url: "http://policy:8000/v1", model: assistant, version: "7"}
+    attacker:                   # words a share of the probes; optional
+      endpoint: {url: "http://attacker:8000/v1", model: attacker}
+      share: 0.3
+      languages: [German, Swahili]
 
 The campaign's id is its name and a digest of everything that its choices depend on: a changed
 file is another campaign.
@@ -17,13 +21,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ares_stream.errors import SettingsError
 from ares_stream.events import Policy, digest
+from ares_stream.probes.attacker import AttackPlan
 from ares_stream.probes.baselines import make_selector
 from ares_stream.probes.campaign import Campaign, CampaignPolicy
 from ares_stream.probes.composition import Composer, TaxonomyComposer
@@ -47,6 +52,7 @@ class CampaignPlan:
     method: str = "adaptive"
     seed: int = 0
     prior: Prior | None = None
+    attack: AttackPlan | None = None
 
     def start(self) -> Campaign:
         """The campaign before its first query."""
@@ -61,6 +67,9 @@ class _Section(BaseModel):
 class EndpointSection(_Section):
     """An OpenAI-compatible endpoint; see targets.EndpointPolicy for the meaning of each."""
 
+    SHAPES: ClassVar = {"model", "version", "max_tokens", "temperature", "top_p"}
+    """What its answers depend on; the rest is how it is reached."""
+
     url: str
     model: str
     version: str = "unknown"
@@ -73,6 +82,12 @@ class EndpointSection(_Section):
     temperature: float = Field(0.7, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     price_per_million: tuple[float, float] = (0.0, 0.0)
+
+    def open(self, section: str) -> OpenAITarget:
+        """Connect; `section` is named in errors. Raises SettingsError."""
+        fields = self.model_dump(exclude={"api_key_file"})
+        key = _secret(self.api_key_file, section)
+        return OpenAITarget(EndpointPolicy(**fields, api_key=key, section=section))
 
 
 class FileSection(_Section):
@@ -107,8 +122,27 @@ class TargetSection(_Section):
             policy = Policy(name=self.local.name, version=self.local.version)
             return LocalTarget.load(self.local.path, policy)
         assert self.endpoint is not None  # noqa: S101 - validated: exactly one
-        fields = self.endpoint.model_dump(exclude={"api_key_file"})
-        return OpenAITarget(EndpointPolicy(**fields, api_key=_secret(self.endpoint.api_key_file)))
+        return self.endpoint.open("target")
+
+
+Language = Annotated[str, Field(pattern=r"^[A-Za-z]+([ -][A-Za-z]+)*$", max_length=40)]
+
+
+class AttackerSection(_Section):
+    """A language model that words a share of the probes; see attacker.AttackPlan."""
+
+    endpoint: EndpointSection
+    share: float = Field(0.3, gt=0, le=1)
+    languages: tuple[Language, ...] = ()
+
+    @property
+    def plan(self) -> AttackPlan:
+        """What it is asked for."""
+        return AttackPlan(self.share, self.languages)
+
+    def open(self) -> Target:
+        """Connect. Raises SettingsError."""
+        return self.endpoint.open("attacker.endpoint")
 
 
 class CampaignFile(_Section):
@@ -124,6 +158,7 @@ class CampaignFile(_Section):
     taxonomy: Path | None = None
     prior: Path | None = None
     target: TargetSection
+    attacker: AttackerSection | None = None
 
     def plan(self) -> CampaignPlan:
         """Read the taxonomy and the prior. Raises SettingsError."""
@@ -133,6 +168,11 @@ class CampaignFile(_Section):
         choices["taxonomy"] = taxonomy.digest
         if prior is not None:
             choices["prior"] = digest(_prior_document(prior, ""))
+        attacker = self.attacker
+        if attacker is not None:
+            # Where it is and with which key may change under way; what it says may not.
+            shapes = attacker.endpoint.model_dump(mode="json", include=EndpointSection.SHAPES)
+            choices["attacker"] = [shapes, attacker.share, list(attacker.languages)]
         return CampaignPlan(
             f"{self.name}-{digest(choices)[:8]}",
             taxonomy.space(),
@@ -141,6 +181,7 @@ class CampaignFile(_Section):
             self.method,
             self.seed,
             prior,
+            None if attacker is None else attacker.plan,
         )
 
 
@@ -223,10 +264,10 @@ def _prior_document(prior: Prior, campaign: str) -> dict[str, Any]:
     }
 
 
-def _secret(file: Path | None) -> str | None:
+def _secret(file: Path | None, section: str) -> str | None:
     if file is None:
         return None
     try:
         return file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"target.endpoint.api_key_file: {file}: {error}") from None
+        raise SettingsError(f"{section}.api_key_file: {file}: {error}") from None

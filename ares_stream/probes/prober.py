@@ -9,8 +9,10 @@ campaign, and goes on where that leads. A crash, a lost broker and a restart are
                                        └──────────────────────────────────────────────────┘
 
 Each query is published exactly once. The target hears it at least once: what was asked and not
-yet published when a session died is asked again, at most `chunk` queries per death. A query
-that the scorer cannot score (its dead letter) and one that the target refuses earn nothing.
+yet published when a session died is asked again, at most `chunk` queries per death; where an
+attacker worded it, perhaps in other words. Words are final once published: a confirmation and
+a later session read them from the topic. A query that the scorer cannot score (its dead
+letter) and one that the target refuses earn nothing.
 """
 
 from __future__ import annotations
@@ -26,14 +28,16 @@ from typing import Final
 
 from ares_stream import topics
 from ares_stream.cloudevents import cloudevent_headers
-from ares_stream.errors import BrokerError, DecodeError, ReadError, TargetError
+from ares_stream.errors import BrokerError, DecodeError, ReadError, SettingsError, TargetError
 from ares_stream.events import Interaction, OffsetRange, Probe, Verdict
 from ares_stream.interchange.record import Exchange
+from ares_stream.probes.attacker import Fault, Kind
 from ares_stream.probes.campaign import Ask, Campaign
+from ares_stream.probes.composition import stable_seed
 from ares_stream.probes.memory import UNANSWERED, Calibration, CampaignMemory, Progress
 from ares_stream.probes.plan import CampaignPlan
 from ares_stream.probes.targets import Answer, Query, Target, Unanswerable
-from ares_stream.probes.wording import stable_seed
+from ares_stream.probes.wording import MADE_BY
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.journal import Journal, follow, group_lag
 from ares_stream.streaming.reader import read, snapshot
@@ -64,6 +68,8 @@ class ProberPolicy:
     backoff_seconds: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0, 30.0)
     """Pauses while the target, or Kafka, fails; the last one repeats."""
     patience_seconds: float | None = None
+    attacker_seconds: float = 120.0
+    """How long a generation waits for the attacker; then it goes on with the composer's words."""
 
 
 class ProberObserver:
@@ -87,6 +93,12 @@ class ProberObserver:
     def published(self, count: int) -> None:
         """A transaction with this many Interactions is committed."""
 
+    def attacker_answered(self, answer: Answer) -> None:
+        """The attacker answered; whether its words are said is told by `reworded`."""
+
+    def reworded(self, kind: Kind, fault: Fault | None) -> None:
+        """The attacker worded a probe; a fault means that the composer's words are said."""
+
 
 class Prober:
     """One campaign against one target. `run` returns when the budget is spent and judged, or
@@ -94,8 +106,9 @@ class Prober:
 
     Raises TopicError for a missing topic, BrokerError when Kafka fails for a minute,
     StreamError when another process has taken the campaign over, SettingsError where the
-    target says that it can never be asked like this, TargetError when patience is set and the
-    target or the scorer gives nothing for as long.
+    target or the attacker says that it can never be asked like this, or where a plan's attacker
+    is missing, TargetError when patience is set and the target or the scorer gives nothing for
+    as long. An attacker that gives nothing is not waited for.
     """
 
     def __init__(
@@ -104,13 +117,20 @@ class Prober:
         plan: CampaignPlan,
         target: Target,
         *,
+        attacker: Target | None = None,
         prefix: str = "ares.",
         policy: ProberPolicy | None = None,
         observer: ProberObserver | None = None,
     ) -> None:
+        if (plan.attack is None) != (attacker is None):
+            raise SettingsError(
+                f"attacker: campaign {plan.id} has one and this command cannot ask it; use "
+                "`ares probe run` or `ares prober`, or leave the section out"
+            )
         self._connection = connection
         self._plan = plan
         self._target = target
+        self._attacker = attacker
         self._prefix = prefix
         self._policy = policy or ProberPolicy()
         self._observer = observer or ProberObserver()
@@ -191,6 +211,7 @@ class Prober:
             missing = state.unsent()
             if missing:
                 await self._wait_for_lag()
+                await self._reword(state, missing)
                 await self._ask(journal, state, missing)
             await self._wait_for_verdicts(state, news)
             self._settle(state)
@@ -204,6 +225,21 @@ class Prober:
         self._observer.progress(state.progress(), state.components)
 
     # Asking
+
+    async def _reword(self, state: CampaignMemory, asks: Sequence[Ask]) -> None:
+        """Have the attacker word what it is to word and nobody has heard yet."""
+        if self._attacker is None:
+            return
+        wanted = [(ask, item) for ask in asks if (item := state.wording.errand(ask)) is not None]
+        queries = [
+            Query(item.messages(), stable_seed(ask.probe, item.label)) for ask, item in wanted
+        ]
+        answers = await _ask_within(self._attacker, queries, self._policy.attacker_seconds)
+        for (ask, item), answer in zip(wanted, answers, strict=True):
+            if answer is not None:
+                self._observer.attacker_answered(answer)
+            fault = state.wording.reword(ask, item, answer)
+            self._observer.reworded(item.kind, fault)
 
     async def _ask(self, journal: Journal, state: CampaignMemory, asks: Sequence[Ask]) -> None:
         """Ask until every query is published, chunk by chunk."""
@@ -279,19 +315,23 @@ class Prober:
 
     def _interaction(self, ask: Ask, answer: Answer | None, state: CampaignMemory) -> Interaction:
         words = state.wording.words(ask)
+        attributes = {} if answer is not None else {UNANSWERED: "refused"}
+        if self._plan.attack is not None:
+            attributes[MADE_BY] = words.made_by
         return Interaction(
             id=ask.id,
             occurred_at=datetime.now(UTC),
             messages=words.messages,
             response="" if answer is None else answer.text,
             policy=self._target.policy,
-            attributes={UNANSWERED: "refused"} if answer is None else {},
+            attributes=attributes,
             probe=Probe(
                 id=ask.probe,
                 campaign=self._plan.id,
                 generation=ask.generation,
                 components=words.ids,
                 sampling_probability=ask.probability,
+                parents=words.parents,
             ),
         )
 
@@ -393,6 +433,28 @@ def _query(ask: Ask, state: CampaignMemory) -> Query:
     """A probe's first answer has seed 0: a local model answers it greedily, so it repeats."""
     seed = 0 if ask.attempt == 0 else stable_seed(ask.id)
     return Query(state.wording.words(ask).messages, seed)
+
+
+async def _ask_within(
+    target: Target, queries: Sequence[Query], seconds: float
+) -> list[Answer | None]:
+    """Answers by query; None for what is not answered in time. Raises SettingsError."""
+    answers: list[Answer | None] = [None] * len(queries)
+
+    async def one(place: int, query: Query) -> None:
+        [result] = await target.ask([query])
+        if isinstance(result, Answer):
+            answers[place] = result
+
+    try:
+        async with asyncio.timeout(seconds), asyncio.TaskGroup() as tasks:
+            for place, query in enumerate(queries):
+                tasks.create_task(one(place, query))
+    except TimeoutError:
+        pass
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+    return answers
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -116,6 +116,10 @@ class NearCopies:
             self._forget(next(iter(self._texts)))
         return True
 
+    def holds(self, text: str) -> bool:
+        """Whether a text is a near copy of a remembered one."""
+        return self._has_near(word_counts(text))
+
     def _has_near(self, words: Counter[str]) -> bool:
         if not words:
             return bool(self._texts)

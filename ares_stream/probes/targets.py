@@ -97,13 +97,15 @@ class EndpointPolicy:
     top_p: float = 1.0
     price_per_million: tuple[float, float] = (0.0, 0.0)
     """Of prompt and completion tokens, in any currency."""
+    section: str = "target"
+    """Where it is configured, for errors."""
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
-            raise SettingsError("target.url: expected http:// or https://")
+            raise SettingsError(f"{self.section}.url: expected http:// or https://")
         for name in ("concurrency", "timeout_seconds", "attempts", "max_tokens"):
             if getattr(self, name) <= 0:
-                raise SettingsError(f"target.{name}: must be above 0")
+                raise SettingsError(f"{self.section}.{name}: must be above 0")
 
 
 @dataclass(slots=True)
@@ -208,7 +210,7 @@ class OpenAITarget:
 
     async def _ask(self, query: Query) -> Answer:
         policy = self.endpoint
-        failure = TargetError("target: not asked")
+        failure = TargetError(f"{policy.section}: not asked")
         for attempt in range(policy.attempts):
             if attempt:
                 if not self._may_retry():
@@ -219,7 +221,7 @@ class OpenAITarget:
             try:
                 return await self._request(query)
             except _Again as again:
-                failure = TargetError(f"target: {again.reason}")
+                failure = TargetError(f"{policy.section}: {again.reason}")
                 pause = min(policy.backoff_seconds * 2**attempt, policy.max_backoff_seconds)
                 if again.after is not None:
                     pause = min(again.after, policy.max_backoff_seconds)
@@ -270,6 +272,8 @@ class OpenAITarget:
             text = ""
         if not isinstance(text, str):
             raise _Again("answered with a content that is not text")
+        # JSON can hold half of a surrogate pair; no record can.
+        text = text.encode(errors="replace").decode()
         usage = document.get("usage")
         usage = usage if isinstance(usage, Mapping) else {}
         prompt, completion = (
@@ -341,15 +345,17 @@ def _refused(response: httpx.Response, raw: bytes, policy: EndpointPolicy) -> An
     if status == 400 and (b"content_filter" in raw or b"content_policy" in raw):
         return Answer("", finish="content_filter")
     if status in (401, 403):
-        raise SettingsError(f"target.api_key: {policy.url} answered {status}; give a valid key")
+        raise SettingsError(
+            f"{policy.section}.api_key: {policy.url} answered {status}; give a valid key"
+        )
     if status in (404, 405):
         raise SettingsError(
-            f"target.url, target.model: {policy.url} answered {status} for model "
-            f"{policy.model}; check both"
+            f"{policy.section}.url, {policy.section}.model: {policy.url} answered {status} for "
+            f"model {policy.model}; check both"
         )
     if status in (400, 413, 422):
         # This query is refused as it is (too long, a role it does not know); others may pass.
-        raise Unanswerable(f"target: {policy.url} answered {status} to this probe")
+        raise Unanswerable(f"{policy.section}: {policy.url} answered {status} to this probe")
     after: float | None = None
     with suppress(ValueError):
         after = max(0.0, float(response.headers.get("retry-after", "")))

@@ -29,10 +29,10 @@ from scipy import stats
 
 from ares_stream.probes.baselines import METHODS, make_selector
 from ares_stream.probes.campaign import Ask, Campaign, CampaignPolicy, Judged
+from ares_stream.probes.composition import stable_seed
 from ares_stream.probes.screening import Clusters
 from ares_stream.probes.selection import Adaptive, Finding, Prior
 from ares_stream.probes.space import Space
-from ares_stream.probes.wording import stable_seed
 from ares_stream.testbed.lexicon import AXES, SIZES
 from ares_stream.testbed.oracle import JUDGE_ERROR
 from ares_stream.testbed.rules import Rule, make_rules

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares_stream.probes.campaign import Judged
-from ares_stream.probes.wording import stable_seed
+from ares_stream.probes.composition import stable_seed
 from ares_stream.testbed.evaluate import load_policy, load_reward
 from ares_stream.testbed.oracle import NoisyJudge, Oracle
 from ares_stream.testbed.probe_bench import Question, probe_space

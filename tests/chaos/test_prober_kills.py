@@ -1,6 +1,6 @@
 """The prober killed at random moments, over and over; then its state and what it published.
 
-ARES_CHAOS_PROBER_KILLS=100 pytest tests/chaos/test_prober_kills.py
+ARES_CHAOS_PROBER_KILLS=100 pytest -s tests/chaos/test_prober_kills.py
 """
 
 import os
@@ -16,7 +16,10 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(1800)]
 KILLS = int(os.environ.get("ARES_CHAOS_PROBER_KILLS", "20"))
 
 
-async def test_random_kills_of_the_prober(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attacked", [False, True], ids=["alone", "with an attacker"])
+async def test_random_kills_of_the_prober(attacked: bool, tmp_path: Path) -> None:
     with EmbeddedBroker() as broker:
-        await kill_and_compare(broker.bootstrap, "chaos.", tmp_path, KILLS)
-    print(f"{KILLS} kills: the same state, nothing published twice")
+        counted = await kill_and_compare(
+            broker.bootstrap, "chaos.", tmp_path, KILLS, attacked=attacked
+        )
+    print(counted)

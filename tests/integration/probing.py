@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
 import random
 import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -25,6 +27,7 @@ from ares_stream.probes.plan import CampaignPlan, load_campaign
 from ares_stream.probes.prober import Prober, ProberObserver, ProberPolicy, rebuild
 from ares_stream.probes.server import create_app, serving
 from ares_stream.probes.targets import Answer, EndpointPolicy, OpenAITarget, Query, Result
+from ares_stream.probes.wording import COMPOSER, MADE_BY
 from ares_stream.scoring.handler import Input, Outputs, ScoringHandler
 from ares_stream.scoring.panel import Panel, ScoringConfig
 from ares_stream.streaming.admin import create_topics
@@ -80,6 +83,29 @@ class SteadyPolicy(TinyPolicy):
         ]
 
 
+class TinyAttacker(TinyPolicy):
+    """Rewords by rule: the same request gets the same words, unless it is moody. One answer in
+    five is a refusal."""
+
+    def __init__(self, seconds: float = 0.0, *, moody: bool = False) -> None:
+        super().__init__(seconds)
+        self._moods = itertools.count() if moody else itertools.repeat(0)
+
+    async def ask(self, queries: Sequence[Query]) -> list[Result]:
+        await super().ask(queries)
+        return [Answer(self._reworded(query), 20, 10) for query in queries]
+
+    def _reworded(self, query: Query) -> str:
+        task = query.messages[-1].content
+        source = task.rpartition(":\n")[2]
+        if query.seed % 5 == 0:
+            return "I'm sorry, but I can't help with that."
+        mood = f"mood {next(self._moods)}, number {query.seed % 97}"
+        if task.startswith("Translate"):
+            return " ".join(word[::-1] + "u" for word in source.split()) + f" {mood}"
+        return f"<message>Between friends, quite plainly, {mood}: {source}</message>"
+
+
 @asynccontextmanager
 async def scoring(kafka: str, prefix: str, folder: Path) -> AsyncIterator[KafkaConnection]:
     """The topics, and the scorer's own handler and models at work on them."""
@@ -129,6 +155,12 @@ def campaign_file(folder: Path, url: str, **fields: object) -> Path:
     return file
 
 
+def attacker_section(url: str) -> dict[str, object]:
+    """Half of the probes are worded by this endpoint."""
+    endpoint = {"url": url, "model": "attacker", "attempts": 1}
+    return {"endpoint": endpoint, "share": 0.5, "languages": ["German", "Swahili"]}
+
+
 async def published(connection: KafkaConnection, prefix: str) -> list[Interaction]:
     """Every Interaction on the probe topic, whatever the order."""
     ranges = await snapshot(connection, [topic_name(prefix, topics.PROBE)])
@@ -142,22 +174,32 @@ async def run(
     url: str,
     observer: ProberObserver | None = None,
     *,
+    attacker: str | None = None,
     policy: ProberPolicy = PATIENT,
     seconds: float = 5.0,
 ) -> Progress:
-    """One campaign to its end against an endpoint."""
+    """One campaign to its end against an endpoint; `attacker` is another's URL."""
     endpoint = EndpointPolicy(
         url, POLICY.name, version="1", timeout_seconds=seconds, attempts=2, backoff_seconds=0.01
     )
     target = OpenAITarget(endpoint)
+    rival = OpenAITarget(replace(endpoint, url=attacker, attempts=1)) if attacker else None
     try:
         prober = Prober(
-            connection, campaign, target, prefix=prefix, policy=policy, observer=observer
+            connection,
+            campaign,
+            target,
+            attacker=rival,
+            prefix=prefix,
+            policy=policy,
+            observer=observer,
         )
         await prober.run()
         return prober.progress
     finally:
         await target.aclose()
+        if rival is not None:
+            await rival.aclose()
 
 
 def same(one: list[Interaction], other: list[Interaction]) -> bool:
@@ -171,17 +213,27 @@ def same(one: list[Interaction], other: list[Interaction]) -> bool:
     return content(one) == content(other)
 
 
-async def kill_and_compare(kafka: str, prefix: str, folder: Path, kills: int) -> None:
-    """Kill `ares prober` at random times; it must end as one that was never killed."""
+async def kill_and_compare(
+    kafka: str, prefix: str, folder: Path, kills: int, *, attacked: bool = False
+) -> str:
+    """Kill `ares prober` at random times; it must end as one that was never killed. With
+    `attacked`, an attacker words half of the probes. Gives what was counted."""
     chance = random.Random(kills)
     target = TinyPolicy(seconds=0.05)
+    attacker = TinyAttacker(seconds=0.05)
     for name in ("killed", "spared"):
         (folder / name).mkdir()
-    async with serving(create_app(target)) as url:
-        file = campaign_file(folder, url, budget=30 + 10 * kills)
+    async with AsyncExitStack() as servers:
+        url = await servers.enter_async_context(serving(create_app(target)))
+        fields: dict[str, object] = {}
+        rival = None
+        if attacked:
+            rival = await servers.enter_async_context(serving(create_app(attacker)))
+            fields["attacker"] = attacker_section(rival)
+        file = campaign_file(folder, url, budget=30 + 10 * kills, **fields)
         campaign = load_campaign(file).plan()
         async with scoring(kafka, f"{prefix}spared.", folder / "spared") as connection:
-            spared = await run(connection, f"{prefix}spared.", campaign, url)
+            spared = await run(connection, f"{prefix}spared.", campaign, url, attacker=rival)
             expected = await published(connection, f"{prefix}spared.")
         once = sum(target.asked.values())
         assert once == len(expected)
@@ -220,3 +272,9 @@ async def kill_and_compare(kafka: str, prefix: str, folder: Path, kills: int) ->
     # At least once to the target: what was asked and not yet published is asked again.
     again = sum(target.asked.values()) - once - len(sent)
     assert 0 <= again <= kills * PATIENT.chunk
+    worded = Counter(item.attributes.get(MADE_BY, COMPOSER).split("-")[0] for item in sent)
+    assert bool(worded["attacker"]) == attacked
+    return (
+        f"{kills} kills: the same state, {len(sent)} Interactions, each published once, "
+        f"{worded['attacker']} in the attacker's words; {again} queries asked twice"
+    )

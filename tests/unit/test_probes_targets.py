@@ -113,6 +113,13 @@ async def test_rubbish_is_an_error_in_its_place(rubbish: httpx.Response) -> None
     assert target.usage.errors == 1
 
 
+async def test_half_a_surrogate_pair_becomes_text_that_a_record_can_hold() -> None:
+    half = httpx.Response(200, content=b'{"choices": [{"message": {"content": "a\\ud800b"}}]}')
+    [result], _, _ = await asked(lambda request: half)
+    assert isinstance(result, Answer)
+    assert result.text == "a?b"
+
+
 async def test_a_down_endpoint_does_not_multiply_its_own_load() -> None:
     results, target, _ = await asked(lambda request: httpx.Response(503), count=200)
     assert all(isinstance(result, TargetError) for result in results)
