@@ -5,6 +5,7 @@
 | taxonomy | topics, personas, tactics, goals and transforms, from YAML |
 | space | every allowed composition as one integer |
 | composition, transforms, wording | a composition's words, each probe's once |
+| attacker | what a model that words probes is asked, and which of its words are said (pure) |
 | surrogate, selection, baselines, archive | which composition to try next (pure, seeded) |
 | screening | near-duplicates, gibberish and off-topic probes earn nothing |
 | targets, local_target, server | who answers |

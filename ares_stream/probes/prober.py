@@ -122,7 +122,7 @@ class Prober:
         policy: ProberPolicy | None = None,
         observer: ProberObserver | None = None,
     ) -> None:
-        if (plan.attack is None) != (attacker is None):
+        if plan.attack is not None and attacker is None:
             raise SettingsError(
                 f"attacker: campaign {plan.id} has one and this command cannot ask it; use "
                 "`ares probe run` or `ares prober`, or leave the section out"

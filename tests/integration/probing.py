@@ -61,11 +61,19 @@ class TinyPolicy:
     def __init__(self, seconds: float = 0.0) -> None:
         self.asked: Counter[tuple[str, int]] = Counter()
         self._seconds = seconds
+        self._hears = asyncio.Condition()
+
+    async def heard(self, count: int) -> None:
+        """Return once this many queries have been heard."""
+        async with self._hears:
+            await self._hears.wait_for(lambda: self.asked.total() >= count)
 
     async def ask(self, queries: Sequence[Query]) -> list[Result]:
-        await asyncio.sleep(self._seconds)
         prompts = [(query.messages[-1].content, query.seed) for query in queries]
-        self.asked.update(prompts)
+        async with self._hears:
+            self.asked.update(prompts)
+            self._hears.notify_all()
+        await asyncio.sleep(self._seconds)
         return [Answer(said(prompt, seed), 10, 3) for prompt, seed in prompts]
 
     async def aclose(self) -> None:
@@ -230,7 +238,7 @@ async def kill_and_compare(
         if attacked:
             rival = await servers.enter_async_context(serving(create_app(attacker)))
             fields["attacker"] = attacker_section(rival)
-        file = campaign_file(folder, url, budget=30 + 10 * kills, **fields)
+        file = campaign_file(folder, url, budget=30 + 20 * kills, **fields)
         campaign = load_campaign(file).plan()
         async with scoring(kafka, f"{prefix}spared.", folder / "spared") as connection:
             spared = await run(connection, f"{prefix}spared.", campaign, url, attacker=rival)
@@ -254,7 +262,9 @@ async def kill_and_compare(
                 async with asyncio.timeout(60):
                     await process.stderr.readuntil(b'"ready"')
                     if life < kills:
-                        await asyncio.sleep(chance.uniform(0.05, 1.0))
+                        # While it starts, or amid its first queries.
+                        await target.heard(target.asked.total() + chance.choice((0, 1, 4, 9)))
+                        await asyncio.sleep(chance.uniform(0.0, 0.3))
                         process.kill()
                         killed += await process.wait() == -signal.SIGKILL
                         continue

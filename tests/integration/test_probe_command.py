@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +14,14 @@ from ares_stream.interchange.record import read_record
 from ares_stream.probes.plan import PRIOR_SCHEMA
 from ares_stream.probes.server import create_app, serving
 from tests.integration.bundles_fixture import write_judge, write_reward
-from tests.integration.probing import SteadyPolicy, TinyPolicy, campaign_file, scoring
+from tests.integration.probing import (
+    SteadyPolicy,
+    TinyAttacker,
+    TinyPolicy,
+    attacker_section,
+    campaign_file,
+    scoring,
+)
 
 pytestmark = pytest.mark.kafka
 
@@ -43,6 +51,7 @@ async def test_a_campaign_is_run_recorded_and_warms_up_the_next(
     async with (
         scoring(kafka, prefix, tmp_path),
         serving(create_app(TinyPolicy())) as url,
+        serving(create_app(TinyAttacker())) as rival,
     ):
         file = str(campaign_file(tmp_path, url, budget=40, batch=20))
         code, out, error = await ares(kafka, "probe", "run", file, "--record", str(record), *named)
@@ -59,11 +68,16 @@ async def test_a_campaign_is_run_recorded_and_warms_up_the_next(
         topics = {item.probe.components["topic"] for item in exchanges}
         assert {f"topic={name}" for name in topics} <= set(document["harm"])
 
+        section = attacker_section(rival)
+        file = str(campaign_file(tmp_path, url, budget=40, batch=20, attacker=section))
         second = ("probe", "run", file, "--prior", str(prior), "--record", str(record), *named)
         code, out, error = await ares(kafka, *second)
         assert (code, error) == (0, "")
         warmed = list(read_record(record))
         assert warmed[0].probe.campaign != exchanges[0].probe.campaign
+        told = re.search(r"^attacker: (\d+) probes worded, \d+ left to the composer", out, re.M)
+        assert told is not None
+        assert int(told[1]) > 0
 
 
 async def test_wrong_campaigns_and_an_absent_scorer_end_with_a_reason_and_a_code(
