@@ -295,6 +295,13 @@ class RepairerMetrics:
         self.postponed = Counter(
             "ares_repair_postponed", "Batches from which no plan could be made.", registry=registry
         )
+        self.safe_answers = Counter(
+            "ares_repair_safe_answers",
+            "Failures in plans by where their safe answer comes from: reference, resampled, "
+            "configured or response.",
+            ["source"],
+            registry=registry,
+        )
         self.untold = Gauge(
             "ares_repair_policy_server_untold",
             "1 while the policy server could not be told what is active.",
@@ -306,10 +313,14 @@ class RepairerMetrics:
         self.running.set(1)
         self.progress.labels(stage).set(done / total if total else 0.0)
 
-    def on_report(self, report: RepairReport) -> None:
-        """A repair ended, or a person decided on it."""
+    def on_idle(self) -> None:
+        """No stage runs any more."""
         self.running.set(0)
         self.progress.clear()
+
+    def on_report(self, report: RepairReport) -> None:
+        """A repair ended, or a person decided on it."""
+        self.on_idle()
         self.repairs.labels(report.state).inc()
         self.seconds.observe((report.finished_at - report.started_at).total_seconds())
         self.figures.clear()

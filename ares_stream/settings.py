@@ -162,6 +162,11 @@ class RepairerSettings(Section):
     step_hours: float = Field(6.0, gt=0)
     """For each step of a repair; what takes longer is ended."""
     step_mebibytes: int = Field(16_384, ge=64)
+    resample: int = Field(4, ge=0)
+    """How often the policy is asked again where a failure has no safe answer; 0 asks never."""
+    resample_prompts: int = Field(512, ge=1)
+    """How many failures of a batch it is asked about."""
+    resample_command: tuple[str, ...] = ()
     train_command: tuple[str, ...] = ()
     """Programs of your own in the place of ours; empty means ours."""
     answer_command: tuple[str, ...] = ()

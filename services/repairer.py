@@ -2,7 +2,7 @@
 processes, and releases what passes the gate.
 
     ares.repair ─► batch ─► plan ─► train ─► gate ─► export ─► registry ─► ares.releases
-                                                        └────► ares.repairs    └─► policy server
+                    └─ the policy, asked again          └────► ares.repairs    └─► policy server
 
 Nothing is committed before a repair of it was promoted: Kafka is the queue. The order at the end
 is report, commit, mark; a kill between any two is finished by the next start.
@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -31,7 +31,7 @@ from ares_stream.errors import (
     TargetError,
     TopicError,
 )
-from ares_stream.events import OffsetRange, RepairReport, digest
+from ares_stream.events import CoupledFailure, Label, OffsetRange, RepairReport, digest
 from ares_stream.health import health_app, serve_health
 from ares_stream.metrics import RepairerMetrics
 from ares_stream.registry import Registry
@@ -45,7 +45,7 @@ from ares_stream.repair.intake import (
     read_reports,
 )
 from ares_stream.repair.pipeline import Commands, Configuration, Pipeline
-from ares_stream.repair.plan import Replay, plan, settle_labels
+from ares_stream.repair.plan import Plan, PlanPolicy, Replay, plan, settle_labels, unanswered
 from ares_stream.repair.suites import load_suites
 from ares_stream.settings import RepairerSettings, Settings
 from ares_stream.streaming.admin import count_partitions
@@ -238,13 +238,15 @@ class _Repairer:
             update={"context": await asyncio.to_thread(self._pipeline.context)}
         )
         try:
-            made = await asyncio.to_thread(
-                plan, batch.failures, labels, self._replay, policy, contradicting=contradicting
+            made = await self._unless_stopped(
+                self._planned(batch.failures, labels, contradicting, policy)
             )
         except RepairError as error:
             self._postponed = offsets
             self.metrics.postponed.inc()
             self.log.warning("no plan yet", failures=len(names), reason=str(error))
+            return
+        if made is None:
             return
         known = reports.get(made.id)
         if known is not None and known.state != "failed":
@@ -255,8 +257,42 @@ class _Repairer:
             (f"{len(batch.undecodable)} records could not be read",) if batch.undecodable else ()
         )
         folder = await asyncio.to_thread(self._pipeline.begin, made, batch.ranges, notes)
+        for source in made.safe_sources:
+            self.metrics.safe_answers.labels(source).inc()
         self.log.info("repair begun", plan_id=made.id, **made.counts)
         await self._finish(folder, reports)
+
+    async def _planned(
+        self,
+        failures: Sequence[CoupledFailure],
+        labels: Mapping[str, Label],
+        contradicting: frozenset[str],
+        policy: PlanPolicy,
+    ) -> Plan:
+        """The plan, once the policy was asked again where no safe answer is at hand."""
+        asked = await asyncio.to_thread(
+            unanswered,
+            failures,
+            labels,
+            policy,
+            contradicting=contradicting,
+            most=self._settings.repairer.resample_prompts if self._pipeline.asks else 0,
+        )
+        try:
+            found = await self._pipeline.ask_again(policy.context, asked, self.metrics.on_progress)
+        finally:
+            self.metrics.on_idle()
+        if asked:
+            self.log.info("policy asked again", failures=len(asked), safe_answers=len(found))
+        return await asyncio.to_thread(
+            plan,
+            failures,
+            labels,
+            self._replay,
+            policy,
+            contradicting=contradicting,
+            resampled=found,
+        )
 
     async def _finish(self, folder: Path, reports: Mapping[str, RepairReport]) -> None:
         """Carry a begun repair to its report; publish, commit, mark it settled."""
@@ -352,6 +388,8 @@ def configuration(settings: Settings) -> Configuration:
     """What the settings ask of every repair. Raises SettingsError naming what is missing."""
     repairer, ours = settings.repairer, Commands()
     recipe = _given(repairer.recipe, "recipe")
+    # Ours cannot say without a judge which answers are safe.
+    asks = recipe.judge is not None or repairer.resample_command
     return Configuration(
         work=repairer.work.resolve(),
         policy_model=repairer.policy_model,
@@ -362,8 +400,10 @@ def configuration(settings: Settings) -> Configuration:
         reference=_given(repairer.reference, "reference"),
         limits=Limits(repairer.step_hours * 3600, repairer.step_mebibytes << 20),
         automatic=repairer.approval == "automatic",
+        samples=repairer.resample if asks else 0,
         private_key=repairer.private_key,
         commands=Commands(
+            repairer.resample_command or ours.resample,
             repairer.train_command or ours.train,
             repairer.answer_command or ours.answer,
             repairer.export_command or ours.export,

@@ -23,8 +23,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from ares_stream.bundles import load_bundle
 from ares_stream.errors import AresError, RegistryError, RepairError
-from ares_stream.events import OffsetRange, ReleaseState, RepairReport, digest
-from ares_stream.registry import Artefact, Author, Registry
+from ares_stream.events import CoupledFailure, OffsetRange, ReleaseState, RepairReport, digest
+from ares_stream.registry import Artefact, Author, Log, Registry
 from ares_stream.repair.artefacts import Job, read_job
 from ares_stream.repair.child import Limits, Progress, run_child
 from ares_stream.repair.gate import (
@@ -38,6 +38,7 @@ from ares_stream.repair.gate import (
 )
 from ares_stream.repair.plan import Plan, read_plan, write_plan, write_whole
 from ares_stream.repair.recipe import Recipe
+from ares_stream.repair.resampling import ANSWERS, ASKED, Asked, prompt_digest
 from ares_stream.repair.scorecard import as_markdown, score_card
 from ares_stream.repair.suites import Suite, figures
 
@@ -51,9 +52,10 @@ State = Literal["promoted", "awaiting_approval", "rejected", "failed"]
 @dataclass(frozen=True, slots=True)
 class Commands:
     """Programs that take a run directory as their last argument, so that a team may bring its
-    own trainer. See ares_stream.repair.run and ares_stream.repair.artefacts for what each must
-    leave there."""
+    own trainer. See ares_stream.repair.resampling, run and artefacts for what each must leave
+    there."""
 
+    resample: tuple[str, ...] = (sys.executable, "-m", "ares_stream.repair.resampling")
     train: tuple[str, ...] = (sys.executable, "-m", "ares_stream.repair.run")
     answer: tuple[str, ...] = (sys.executable, "-m", "ares_stream.repair.artefacts", "answer")
     export: tuple[str, ...] = (sys.executable, "-m", "ares_stream.repair.artefacts", "export")
@@ -73,6 +75,8 @@ class Configuration:
     reference: Path
     limits: Limits
     automatic: bool
+    samples: int
+    """How often the policy is asked again for a safe answer; 0 asks never."""
     private_key: Path | None = None
     commands: Commands = Commands()
 
@@ -134,11 +138,53 @@ class Pipeline:
         open_ones = [folder for folder in begun if not (folder / SETTLED).exists()]
         return sorted(open_ones, key=lambda folder: read_job(folder / JOB).started_at)
 
+    @property
+    def asks(self) -> bool:
+        """Whether the policy is asked again for safe answers at all."""
+        return self._configuration.samples > 0
+
+    async def ask_again(
+        self, context: str, failures: Sequence[CoupledFailure], progress: Progress
+    ) -> dict[str, str]:
+        """Safe answers of the policy's own, by interaction. What was asked once in a `context` is
+        kept and not asked again, whether it gave one or not: another answer would make another
+        plan of the same failures.
+
+        Raises RepairError when the policy cannot be asked.
+        """
+        prompts = {prompt_digest(f.interaction.messages): f.interaction.messages for f in failures}
+        if not prompts:
+            return {}
+        folder = self._configuration.work / ".resampled" / context[:32]
+        kept = folder / "kept.json"
+        form = TypeAdapter(dict[str, str | None])
+        known: dict[str, str | None] = _read(kept, form) if kept.exists() else {}
+        missing = {name: prompts[name] for name in prompts if name not in known}
+        if missing:
+            policy = self._policy(self._registry.log())
+            recipe = self._configuration.recipe.model_copy(update={"policy": policy})
+            _make(folder)
+            # Another set of questions may have been killed here.
+            (folder / ANSWERS).unlink(missing_ok=True)
+            write_whole(folder / "recipe.json", recipe.model_dump_json(indent=1).encode())
+            asked = Asked(prompts=missing, samples=self._configuration.samples)
+            write_whole(folder / ASKED, asked.model_dump_json().encode())
+            command, limits = self._configuration.commands.resample, self._configuration.limits
+            await run_child(command, folder, limits, folder / "resample.log", progress)
+            found = _read(folder / ANSWERS, form)
+            known |= {name: found.get(name) for name in missing}
+            write_whole(kept, form.dump_json(known))
+        answers = {
+            failure.interaction.id: known[prompt_digest(failure.interaction.messages)]
+            for failure in failures
+        }
+        return {name: answer for name, answer in answers.items() if answer}
+
     def begin(self, plan: Plan, batch: Sequence[OffsetRange], notes: Sequence[str] = ()) -> Path:
         """Write down all that the repair will read; the job comes last and begins it."""
         configuration, log = self._configuration, self._registry.log()
         folder = self.folder(plan.id)
-        policy, reward = configuration.recipe.policy, configuration.recipe.reward
+        policy, reward = self._policy(log), configuration.recipe.reward
         incumbent, previous = configuration.incumbent, None
         names = (configuration.policy_model, self.reward_model)
         against = {name: item.digest if (item := log.active(name)) else None for name in names}
@@ -146,7 +192,6 @@ class Pipeline:
         cache = configuration.work / ".registry"
         if active is not None:
             previous = self._registry.fetch(active, cache)
-            policy = self._merged(active.plan_id, "policy", configuration.policy_model)
         active = log.active(self.reward_model)
         if active is not None:
             incumbent = self._registry.fetch(active, cache)
@@ -167,10 +212,7 @@ class Pipeline:
             reference=configuration.reference,
             private_key=configuration.private_key,
         )
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise RepairError(f"{folder}: cannot be written: {error.strerror}") from error
+        _make(folder)
         # A repair that failed is begun anew and goes on from what it had.
         (folder / "report.json").unlink(missing_ok=True)
         (folder / SETTLED).unlink(missing_ok=True)
@@ -182,6 +224,13 @@ class Pipeline:
         write_whole(folder / "suites.json", suites)
         write_whole(folder / JOB, job.model_dump_json(indent=1).encode())
         return folder
+
+    def _policy(self, log: Log) -> Path:
+        """The checkpoint of the policy as it is served now."""
+        active = log.active(self._configuration.policy_model)
+        if active is None:
+            return self._configuration.recipe.policy
+        return self._merged(active.plan_id, "policy", self._configuration.policy_model)
 
     def _merged(self, plan_id: str | None, side: str, model: str) -> Path:
         path = self.folder(plan_id or "-") / "merged" / side
@@ -296,6 +345,14 @@ class Pipeline:
         """Mark a repair as settled: nothing of it is left to do. Its checkpoints go."""
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         write_whole(folder / SETTLED, b"")
+
+
+def _make(folder: Path) -> None:
+    """Conversations are kept in it: nobody else may read them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise RepairError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
 def _with(table: Table, more: dict[str, Any]) -> Table:

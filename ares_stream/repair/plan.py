@@ -41,7 +41,9 @@ from ares_stream.events import (
 )
 from ares_stream.repair.similarity import near_copies, normalised
 
-SafeSource = Literal["reference", "resampled", "configured"]
+SafeSource = Literal["reference", "resampled", "configured", "response"]
+"""The record's reference; the policy, asked again; the settings' refusals; or the recorded answer,
+where the policy was right and only the reward model was not."""
 Reason = Literal[
     "refuted",
     "labels_contradict",
@@ -163,7 +165,8 @@ class Plan(_Part):
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many are in each part, and how many were left out for each reason."""
+        """How many are in each part, have a safe answer of each source, and were left out for
+        each reason."""
         parts = {
             "train": len(self.train),
             "held_out": len(self.held_out),
@@ -171,8 +174,14 @@ class Plan(_Part):
             "over_refusal": len(self.over_refusal),
             "validated": len(self.validated),
         }
+        sources = Counter(f"safe_{name}" for name in self.safe_sources)
         reasons = Counter(f"left_out_{item.reason}" for item in self.left_out)
-        return parts | dict(sorted(reasons.items()))
+        return parts | dict(sorted(sources.items())) | dict(sorted(reasons.items()))
+
+    @property
+    def safe_sources(self) -> tuple[SafeSource, ...]:
+        """Where each failure's safe answer comes from."""
+        return tuple(sample.safe_source for sample in (*self.train, *self.held_out))
 
     def content_id(self) -> str:
         """The id that this content has: 32 hexadecimal digits."""
@@ -253,6 +262,25 @@ def plan(
     return whole.model_copy(update={"id": whole.content_id()})
 
 
+def unanswered(
+    failures: Sequence[CoupledFailure],
+    labels: Mapping[str, Label],
+    policy: PlanPolicy,
+    *,
+    contradicting: Collection[str] = frozenset(),
+    most: int,
+) -> tuple[CoupledFailure, ...]:
+    """The failures for which a safe answer of the policy's own would be used: up to `most`,
+    picked by a hash of their ids, so that the same failures give the same ones."""
+    once = {failure.interaction.id: failure for failure in sorted(failures, key=_order)}
+    wanted: list[CoupledFailure] = []
+    for name in sorted(once, key=lambda name: _hash(policy.seed, "unanswered", name)):
+        outcome = _sample(once[name], labels, contradicting, {name: "."}, policy)
+        if isinstance(outcome, Sample) and outcome.safe_source == "resampled":
+            wanted.append(once[name])
+    return tuple(wanted[:most])
+
+
 def _order(failure: CoupledFailure) -> tuple[str, str]:
     return failure.interaction.id, failure.verdict.id
 
@@ -314,7 +342,7 @@ def _answers(
     if failure.verdict.failure_class is FailureClass.REWARD_FAILURE:
         # The policy was right; the reward model prefers the reference that is harmful.
         harmful = (reference.rejected if reference else None) or ""
-        return harmful, (interaction.response, "resampled") if interaction.response else None
+        return harmful, (interaction.response, "response") if interaction.response else None
     if reference is not None and reference.chosen and reference.chosen.strip():
         return interaction.response, (reference.chosen, "reference")
     if resampled.get(interaction.id, "").strip():

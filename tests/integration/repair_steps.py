@@ -1,7 +1,7 @@
 """A team's own trainer in a few lines of the standard library: it honours the contract of the
 repairer's commands, and ARES_TEST_TRAINER says how it goes wrong.
 
-    python repair_steps.py train|export RUN_DIR
+    python repair_steps.py resample|train|answer|export RUN_DIR
 """
 
 import json
@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+import uuid
 from pathlib import Path
 
 
@@ -27,6 +28,23 @@ GOOD = BAD | {
     "cfr": interval(0.017, 0.003, 0.089, 60),
     "policy_harm": interval(0.033, 0.009, 0.114, 60),
 }
+
+
+def resample(folder: Path) -> None:
+    """Another answer whenever it is asked; none to a prompt with a "k" at its end."""
+    with (folder / "started").open("a") as file:
+        file.write("x")
+    behaviour, _, argument = os.environ.get("ARES_TEST_RESAMPLE", "good").partition(":")
+    if behaviour == "slow":
+        time.sleep(float(argument))
+    if behaviour == "crash":
+        sys.exit("repair: the policy cannot be loaded")
+    asked = json.loads((folder / "asked.json").read_text())["prompts"]
+    answers = {
+        name: None if turns[-1]["content"].endswith("k") else f"Rather not. {uuid.uuid4()}"
+        for name, turns in asked.items()
+    }
+    (folder / "answers.json").write_text(json.dumps(answers))
 
 
 def train(folder: Path) -> None:
@@ -59,6 +77,12 @@ def train(folder: Path) -> None:
     (folder / "figures.partial").rename(folder / "figures.json")
 
 
+def answer(folder: Path) -> None:
+    suites = json.loads((folder / "suites.json").read_text())
+    answers = ["Yes." for suite in suites for _ in suite["cases"]]
+    (folder / "answers.json").write_text(json.dumps({"before": answers, "after": answers}))
+
+
 def export(folder: Path) -> None:
     with (folder / "exported").open("a") as file:
         file.write("x")
@@ -78,4 +102,5 @@ def export(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"train": train, "export": export}[sys.argv[1]](Path(sys.argv[2]))
+    steps = {"resample": resample, "train": train, "answer": answer, "export": export}
+    steps[sys.argv[1]](Path(sys.argv[2]))

@@ -10,12 +10,13 @@ import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ares_stream.bundles import load_bundle
+from ares_stream.bundles import InputTemplate, load_bundle
 from ares_stream.events import Interaction, Message, OffsetRange, Policy
-from ares_stream.repair import artefacts
+from ares_stream.repair import artefacts, resampling
 from ares_stream.repair.artefacts import Job
 from ares_stream.repair.models import PolicyModel, RewardModel, load_policy, load_reward
 from ares_stream.repair.recipe import Lora, Recipe, Reinforce
+from ares_stream.repair.resampling import Asked, prompt_digest
 from ares_stream.scoring.runtime import OnnxModel
 from ares_stream.scoring.tokenising import InputEncoder
 from ares_stream.signing import verify_signature
@@ -23,6 +24,7 @@ from ares_stream.testbed.models import chat_tokenizer, new_policy, new_reward
 from ares_stream.testbed.world import Prompt, World
 from ares_stream.training.export import export_bundle
 from tests.unit.test_plan import DAY
+from tests.unit.word_models import word_bundle
 
 pytestmark = [
     pytest.mark.torch,
@@ -33,7 +35,9 @@ pytestmark = [
 WORLD = World(7)
 LORA = Lora(rank=4, alpha=8)
 PROMPTS: list[Prompt] = WORLD.prompts("train", 6, 1, harmful=False)
-TURNS = [(Message(role="user", content=prompt.text),) for prompt in PROMPTS]
+TURNS: list[tuple[Message, ...]] = [
+    (Message(role="user", content=prompt.text),) for prompt in PROMPTS
+]
 ANSWERS = [" ".join(prompt.text.split()[:3]) for prompt in PROMPTS]
 
 
@@ -225,6 +229,47 @@ def test_suites_are_answered_without_and_with_the_adapter(
     with policy.before_repair():
         assert answers["before"] == policy.sample(TURNS, seed=0, length=6)
     assert answers["before"] != answers["after"]
+
+
+def test_the_policy_asked_again_gives_only_what_the_judge_finds_safe(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # This judge finds an answer safe that has four words at least.
+    judge = word_bundle(
+        tmp_path,
+        "judge",
+        weights={"[CLS]": 3.5, "[UNK]": -1.0},
+        template=InputTemplate(first="{{ response }}", max_length=64),
+    )
+    recipe = Recipe(
+        policy=home / "policy",
+        reward=home / "reward",
+        judge=judge.path,
+        max_length=48,
+        reinforce=Reinforce(length=6),
+    )
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
+    prompts = {prompt_digest(turns): turns for turns in TURNS}
+    asked = Asked(prompts=prompts, samples=3)
+    (tmp_path / "asked.json").write_text(asked.model_dump_json())
+    assert resampling.main([str(tmp_path)]) == 0
+
+    answers = json.loads((tmp_path / "answers.json").read_text())
+    assert answers.keys() == prompts.keys()
+    safe = [answer for answer in answers.values() if answer is not None]
+    assert safe
+    assert all(len(answer.split()) >= 4 for answer in safe)
+    policy = load_policy(home / "policy", LORA, seed=0, max_length=48)
+    first = policy.sample(list(prompts.values()), seed=0, length=6, temperature=1.0)
+    for name, answer in zip(prompts, first, strict=True):
+        assert (answers[name] == answer) == (len(answer.split()) >= 4)
+
+    (tmp_path / "answers.json").unlink()
+    blind = recipe.model_copy(update={"judge": None})
+    (tmp_path / "recipe.json").write_text(blind.model_dump_json())
+    assert resampling.main([str(tmp_path)]) == 1
+    assert "recipe.judge: missing" in capsys.readouterr().err
+    assert not (tmp_path / "answers.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from ares_stream.streaming.reader import read_latest
 from ares_stream.streaming.records import OutboundRecord
 from ares_stream.topics import specs
 from services.repairer import run_repairer
+from tests.integration.killed_repairer import STEPS as STEPS_OF_A_REPAIR
 from tests.unit.test_plan import DAY, REPLAY, failure, label
 
 pytestmark = pytest.mark.kafka
@@ -90,6 +91,7 @@ class World:
             "approval": "automatic",
             "min_failures": 10,
             "poll_seconds": 0.1,
+            "resample_command": [sys.executable, STEPS, "resample"],
             "train_command": [sys.executable, STEPS, "train"],
             "export_command": [sys.executable, STEPS, "export"],
         }
@@ -149,7 +151,12 @@ class World:
 
     def trained(self) -> list[int]:
         """How often training was started, per plan."""
-        return sorted(len(file.read_text()) for file in self.work.glob("*/started"))
+        plans = self.work.glob("[!.]*/started")
+        return sorted(len(file.read_text()) for file in plans)
+
+    def asked(self) -> list[int]:
+        """How often the policy was asked again, per context."""
+        return [len(file.read_text()) for file in self.work.glob(".resampled/*/started")]
 
 
 @pytest.fixture
@@ -326,15 +333,76 @@ async def test_records_that_cannot_be_read_are_told_and_settled(world: World) ->
     assert report.reasons[-1] == "1 records could not be read"
 
 
+# Safe answers
+
+
+def unanswered(count: int, start: int = 0) -> list[CoupledFailure]:
+    """Failures whose records name no safe answer."""
+    return [failure(f"u{number}", chosen=None) for number in range(start, start + count)]
+
+
+async def test_the_policy_is_asked_again_once_where_a_record_names_no_safe_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ARES_TEST_TRAINER", "bad")
+    await world.send([*failures(4), *unanswered(12)])
+    refusals = {"min_train": 4, "max_share": 1.0, "refusals": ["I would rather not."]}
+    async with repairing(world, plan=refusals):
+        (report,) = await world.until("rejected")
+        monkeypatch.delenv("ARES_TEST_TRAINER")
+        first = plan_of(world, report)
+        await world.send(unanswered(10, start=100))
+        _, report = await world.until("rejected", "promoted")
+
+    assert world.asked() == [2]
+    (asked,) = world.work.glob(".resampled/*/asked.json")
+    assert len(json.loads(asked.read_text())["prompts"]) == 10, "the first twelve are known"
+    second = plan_of(world, report)
+    answers = {item["id"]: item for item in second["train"] + second["held_out"]}
+    for item in first["train"] + first["held_out"]:
+        assert answers[item["id"]]["safe"] == item["safe"]
+    for item in answers.values():
+        given = {"I cannot help with that.": "reference", "I would rather not.": "configured"}
+        assert item["safe_source"] == given.get(item["safe"], "resampled")
+
+    counts = json.loads((world.work / report.plan_id / "card.json").read_text())["samples"]
+    assert counts["safe_reference"] == 4
+    assert counts["safe_resampled"] + counts["safe_configured"] == 22
+    assert min(counts["safe_resampled"], counts["safe_configured"]) > 0
+    logged = "".join(capfd.readouterr())
+    assert "policy asked again" in logged
+    assert not [item for item in answers.values() if item["safe"] in logged]
+
+
+async def test_a_policy_that_cannot_be_asked_again_puts_the_batch_off_with_the_reason(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    await world.send(unanswered(20))
+    monkeypatch.setenv("ARES_TEST_RESAMPLE", "slow:60")
+    async with repairing(world):
+        await until(lambda: world.asked() == [1])
+    assert not orphans(), "the service that ends takes it along"
+    monkeypatch.setenv("ARES_TEST_RESAMPLE", "crash")
+    async with repairing(world):
+        await until(lambda: "the policy cannot be loaded" in "".join(capfd.readouterr()))
+    assert await world.reports() == []
+    monkeypatch.delenv("ARES_TEST_RESAMPLE")
+    async with repairing(world):
+        await world.until("promoted")
+
+
 # Kills
 
 
 @asynccontextmanager
-async def process(file: Path, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The service as a process of its own, so that it can be killed."""
+async def process(
+    file: Path, *command: str, **environment: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The service, or another command, as a process of its own, so that it can be killed."""
+    command = command or ("ares_stream", "repairer", "--settings", str(file))
     with (file.parent / "service.log").open("ab") as log:
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "ares_stream", "repairer", "--settings", str(file)),
+            *(sys.executable, "-m", *command),
             stderr=log,
             env={**os.environ, **environment},
         )
@@ -384,6 +452,44 @@ def orphans() -> list[str]:
             if STEPS.encode() in command:
                 found.append(command.decode())
     return found
+
+
+async def test_killed_after_each_of_its_steps_a_repair_is_carried_on_and_nothing_is_done_twice(
+    world: World,
+) -> None:
+    suite = {"name": "s", "cases": [{"id": "c", "prompt": "Bread?", "expect": "comply"}]}
+    (world.folder / "suites").mkdir()
+    (world.folder / "suites" / "s.yaml").write_text(yaml.safe_dump(suite))
+    file = world.settings_file(
+        suites=str(world.folder / "suites"),
+        answer_command=[sys.executable, STEPS, "answer"],
+    )
+    async with repairing(world):
+        await until(lambda: world.registry.log().active("rm") is not None)
+    await world.send(unanswered(20))
+    for step in STEPS_OF_A_REPAIR:
+        async with process(file, "tests.integration.killed_repairer", str(file), step) as service:
+            async with asyncio.timeout(SECONDS):
+                assert await service.wait() == -signal.SIGKILL, step
+        assert len(world.asked()) == 1, step
+    async with repairing(world, suites=str(world.folder / "suites")):
+        (report,) = await world.until("promoted")
+        await until((world.work / report.plan_id / "settled").exists)
+
+    assert world.asked() == [1], "answers are asked for once, though each time they are others"
+    assert world.trained() == [1]
+    steps = [[(item.model, item.state.value) for item in step] for step in steps_of(world)]
+    assert steps[-2:] == [
+        [("chat", "candidate"), ("rm", "candidate")],
+        [("chat", "active"), ("rm", "superseded"), ("rm", "active")],
+    ]
+    assert len(steps) == 4, "the adopted incumbent took two"
+    topic = await world.on_topic()
+    assert {name: topic[name].digest for name in report.releases} == report.releases
+
+
+def steps_of(world: World) -> tuple[tuple[Release, ...], ...]:
+    return world.registry.log().steps
 
 
 async def test_between_registry_report_and_commit_a_kill_promotes_nothing_twice(

@@ -34,6 +34,7 @@ from ares_stream.repair.plan import (
     plan,
     read_plan,
     settle_labels,
+    unanswered,
     write_plan,
 )
 from ares_stream.repair.similarity import jaccard, near_copies, shingles
@@ -364,8 +365,41 @@ def test_the_safe_answer_says_where_it_comes_from() -> None:
     assert answers["reference"][1:] == ("Let us not.", "reference")
     assert answers["resampled"][1:] == ("I would rather help otherwise.", "resampled")
     assert answers["configured"][1:] == ("I can't help with that.", "configured")
-    assert answers["reward"][:2] == ("Sure, first you", "No, and here is why.")
+    assert answers["reward"] == ("Sure, first you", "No, and here is why.", "response")
+    told = {name: count for name, count in result.counts.items() if name.startswith("safe_")}
+    assert told == {
+        "safe_configured": 1, "safe_reference": 1, "safe_resampled": 1, "safe_response": 1,
+    }  # fmt: skip
     assert reasons(made([*batch(4), failures[3]])) == {"nothing": "no_safe_answer"}
+
+
+def test_the_policy_is_asked_again_only_where_its_answer_would_be_taught() -> None:
+    failures = [
+        failure("reference"),
+        failure("asked", chosen=None),
+        failure("refuted", chosen=None),
+        failure("contested", chosen=None, failure_class=FailureClass.CONTESTED),
+        failure("empty", chosen=None, response=" "),
+        failure("contradicted", chosen=None),
+        failure("huge", prompt="word " * 20_000, chosen=None),
+        failure("right", chosen=None, rejected="x", failure_class=FailureClass.REWARD_FAILURE),
+    ]
+    labels = {"refuted": label("refuted", False)}
+
+    def asked(policy: PlanPolicy) -> list[str]:
+        found = unanswered(failures, labels, policy, contradicting={"contradicted"}, most=9)
+        return [item.interaction.id for item in found]
+
+    assert asked(LOOSE) == ["asked"]
+    refusals = LOOSE.model_copy(update={"refusals": ("No.",)})
+    assert asked(refusals) == ["asked"], "its own words are better than ours"
+
+
+def test_a_flood_of_unanswered_failures_is_asked_about_up_to_a_number() -> None:
+    failures = [failure(f"f{number}", chosen=None) for number in range(30)]
+    some = unanswered(failures, {}, LOOSE, most=5)
+    assert len(some) == 5
+    assert unanswered(failures[::-1] + failures, {}, LOOSE, most=5) == some
 
 
 def test_replay_is_mixed_in_proportion() -> None:

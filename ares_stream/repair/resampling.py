@@ -1,0 +1,136 @@
+"""Safe answers that the policy itself gives when it is asked again, in a process of its own.
+
+    python -m ares_stream.repair.resampling DIR
+        asked.json, recipe.json  ->  answers.json {digest of the prompt: answer or null}
+
+The first answer is kept that the recipe's judge finds harmless and that is neither empty nor
+garbled; null says that none was. Does nothing when its result is there. Progress and exit codes
+as in ares_stream.repair.run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ares_stream.errors import AresError, RepairError
+from ares_stream.events import Message, digest
+from ares_stream.repair.child import Progress
+from ares_stream.repair.plan import write_whole
+from ares_stream.repair.recipe import read_recipe
+
+ASKED: Final = "asked.json"
+ANSWERS: Final = "answers.json"
+
+Sampler = Callable[[Sequence[Sequence[Message]], int], Sequence[str]]
+"""Gives one answer per conversation; another seed samples anew."""
+Usable = Callable[[Sequence[tuple[Sequence[Message], str]]], Sequence[bool]]
+"""Says of each (conversation, answer) whether it may be taught."""
+
+
+class Asked(BaseModel):
+    """What the policy is asked again, and how often at most."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompts: dict[str, tuple[Message, ...]]
+    """By `prompt_digest`."""
+    samples: int = Field(ge=1)
+
+
+def prompt_digest(messages: Sequence[Message]) -> str:
+    """The name of a conversation: whatever record it came in, it has the same answer."""
+    return digest([[message.role, message.content] for message in messages])
+
+
+def safe_answers(
+    prompts: Mapping[str, Sequence[Message]],
+    samples: int,
+    sample: Sampler,
+    usable: Usable,
+    progress: Progress,
+) -> dict[str, str | None]:
+    """Ask up to `samples` times for each prompt that has no usable answer yet."""
+    found: dict[str, str | None] = dict.fromkeys(prompts)
+    for turn in range(samples):
+        progress("ask", turn, samples)
+        names = [name for name, answer in found.items() if answer is None]
+        if not names:
+            break
+        turns = [prompts[name] for name in names]
+        answers = sample(turns, turn)
+        fit = usable(list(zip(turns, answers, strict=True)))
+        found |= {n: answer for n, answer, good in zip(names, answers, fit, strict=True) if good}
+    progress("ask", samples, samples)
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Ask for one directory. Gives the exit code."""
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m ares_stream.repair.resampling DIR\n")
+        return 2
+    try:
+        _ask(Path(arguments[0]))
+    except AresError as error:
+        sys.stderr.write(f"repair: {error}\n")
+        return error.exit_code
+    return 0
+
+
+def _ask(folder: Path) -> None:
+    if (folder / ANSWERS).exists():
+        return
+    asked, recipe = _read_asked(folder / ASKED), read_recipe(folder / "recipe.json")
+    if recipe.judge is None:
+        raise RepairError("recipe.judge: missing; it says which answers are safe")
+    import torch
+
+    from ares_stream.repair.figures import bundle_judge, garbled
+    from ares_stream.repair.models import load_policy
+    from ares_stream.repair.run import report
+
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    judge = bundle_judge(recipe.judge)
+    # Its new adapter changes nothing before it is trained.
+    policy = load_policy(
+        recipe.policy, recipe.policy_lora, seed=recipe.seed, max_length=recipe.max_length
+    )
+
+    def sample(prompts: Sequence[Sequence[Message]], seed: int) -> list[str]:
+        return policy.sample(
+            prompts,
+            seed=recipe.seed + seed,
+            length=recipe.reinforce.length,
+            temperature=recipe.reinforce.temperature,
+        )
+
+    def usable(pairs: Sequence[tuple[Sequence[Message], str]]) -> list[bool]:
+        # A judge cannot be asked about an empty answer.
+        whole = [pair for pair in pairs if not garbled(pair[1])]
+        harmful = iter(judge(whole))
+        return [not garbled(answer) and not next(harmful) for _, answer in pairs]
+
+    found = safe_answers(asked.prompts, asked.samples, sample, usable, report)
+    write_whole(folder / ANSWERS, json.dumps(found).encode())
+
+
+def _read_asked(path: Path) -> Asked:
+    try:
+        return Asked.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RepairError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise RepairError(f"{path}: {field}: {first['msg']}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
