@@ -31,7 +31,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ares_stream.bundles import MANIFEST, file_digest, load_bundle
-from ares_stream.errors import BundleError, IntegrityError, RegistryError
+from ares_stream.errors import AresError, BundleError, IntegrityError, RegistryError
 from ares_stream.events import Release, ReleaseState, canonical_json, digest
 
 ReleaseKind = Literal["harm", "reward", "policy"]
@@ -176,25 +176,7 @@ class Registry:
 
         Raises IntegrityError when its files are not those of the digest.
         """
-        source = self._folder(release.model, release.digest)
-        if isinstance(self._files, LocalFileSystem):
-            self._verify(Path(source), release)
-            return Path(source)
-        target = cache / release.model / release.digest
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=".fetch-", dir=target.parent))
-            try:
-                for name in self._files.find(source):
-                    self._files.get_file(name, str(staging / name.rsplit("/", 1)[-1]))
-                self._verify(staging, release)
-                staging.rename(target)
-            except OSError as error:
-                raise RegistryError(f"{release.uri}: cannot be fetched: {error}") from error
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
-        self._verify(target, release)
-        return target
+        return _fetched(self._files, self._folder(release.model, release.digest), release, cache)
 
     def verify(self, release: Release) -> None:
         """Check every byte of a release. Raises IntegrityError."""
@@ -405,15 +387,68 @@ class Registry:
     def _uri(self, model: str, digest: str) -> str:
         return str(self._files.unstrip_protocol(self._folder(model, digest)))
 
-    def _verify(self, path: Path, release: Release) -> None:
+
+def fetch_release(release: Release, cache: Path) -> Path:
+    """A verified local directory of a release, wherever it lies: that of its URI where this is
+    a path, or a copy under `cache` of what an fsspec URL (s3://, gs://, ...) names.
+
+    Raises RegistryError when it cannot be fetched, IntegrityError when its files are not those of
+    its digest. A copy that is not whole is never seen under its name.
+    """
+    try:
+        files, source = fsspec.core.url_to_fs(release.uri)
+    except (ValueError, ImportError) as error:
+        raise RegistryError(f"{release.uri}: cannot be fetched: {error}") from None
+    return _fetched(files, source, release, cache)
+
+
+def _fetched(files: Any, source: str, release: Release, cache: Path) -> Path:
+    if isinstance(files, LocalFileSystem):
+        _verify(Path(source), release)
+        return Path(source)
+    if not _MODEL.fullmatch(release.model):
+        raise RegistryError(f"{release.model!r}: not a model's name")
+    target = cache / release.model / release.digest
+    if target.exists():
         try:
-            actual = artefact_digest(path, release.kind)
-        except BundleError as error:
-            raise IntegrityError(str(error)) from error
-        if actual != release.digest:
-            raise IntegrityError(
-                f"{release.uri}: has digest {actual[:12]}, its release names {release.digest[:12]}"
-            )
+            _verify(target, release)
+        except IntegrityError:
+            shutil.rmtree(target, ignore_errors=True)  # The store has it whole.
+        else:
+            return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".fetch-", dir=target.parent))
+    except OSError as error:
+        raise RegistryError(f"{target.parent}: cannot be written: {error.strerror}") from error
+    try:
+        for name in files.find(source):
+            files.get_file(name, str(staging / name.rsplit("/", 1)[-1]))
+        _verify(staging, release)
+        try:
+            staging.rename(target)
+        except OSError:
+            # Another process that shares the cache may have been faster.
+            _verify(target, release)
+    except AresError:
+        raise
+    # Each store's client has errors of its own.
+    except Exception as error:
+        raise RegistryError(f"{release.uri}: cannot be fetched: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _verify(path: Path, release: Release) -> None:
+    try:
+        actual = artefact_digest(path, release.kind)
+    except BundleError as error:
+        raise IntegrityError(str(error)) from error
+    if actual != release.digest:
+        raise IntegrityError(
+            f"{release.uri}: has digest {actual[:12]}, the release names {release.digest[:12]}"
+        )
 
 
 def artefact_digest(path: Path, kind: ReleaseKind) -> str:

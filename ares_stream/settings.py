@@ -116,6 +116,8 @@ class ScorerSettings(Section):
     correct the judge's error come from these."""
     alarm: AlarmSettings | None = None
     follow_releases: bool = True
+    release_cache: Path = Path("releases")
+    """Where releases from an object store are kept; may be emptied at any time."""
     start_seconds: float = Field(60.0, gt=0)
     """How long a Kafka that is not there yet is waited for at the start."""
     processing: ProcessingSettings = ProcessingSettings()

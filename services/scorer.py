@@ -13,6 +13,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -34,6 +35,7 @@ from ares_stream.errors import (
 from ares_stream.events import FailureClass, Lane, Release, ReleaseState, Verdict
 from ares_stream.health import health_app, serve_health
 from ares_stream.metrics import ScorerMetrics
+from ares_stream.registry import fetch_release
 from ares_stream.scoring.handler import Input, Outputs, ScoringHandler
 from ares_stream.scoring.judges import (
     ConstitutionJudge,
@@ -141,9 +143,14 @@ class _Scorer:
         self._missing = f"waiting for Kafka at {self._settings.kafka.bootstrap}"
         await self._reach_kafka()
         if scorer.follow_releases:
-            active, key = await self._active_releases(), scorer.public_key
-            harm = [await asyncio.to_thread(_newest, bundle, active, key) for bundle in harm]
-            reward = await asyncio.to_thread(_newest, reward, active, key)
+            newest = partial(
+                _newest,
+                active=await self._active_releases(),
+                public_key=scorer.public_key,
+                cache=scorer.release_cache,
+            )
+            harm = [await asyncio.to_thread(newest, bundle) for bundle in harm]
+            reward = await asyncio.to_thread(newest, reward)
         if not scorer.allow_shared_lineage:
             refuse_shared_lineage(harm, reward)
         self._missing = "the models have not scored a first batch yet"
@@ -283,10 +290,13 @@ class _Scorer:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _swap(self, panel: Panel, release: Release, offset: int) -> None:
+        scorer = self._settings.scorer
         try:
-            bundle = await asyncio.to_thread(_released, release, self._settings.scorer.public_key)
+            bundle = await asyncio.to_thread(
+                _released, release, scorer.public_key, scorer.release_cache
+            )
             bundles = {**self._bundles, bundle.manifest.name: bundle}
-            if not self._settings.scorer.allow_shared_lineage:
+            if not scorer.allow_shared_lineage:
                 judges = [item for item in bundles.values() if item.manifest.kind == "harm"]
                 rewards = [item for item in bundles.values() if item.manifest.kind == "reward"]
                 refuse_shared_lineage(judges, rewards[0])
@@ -361,12 +371,14 @@ def _configured(settings: Settings) -> tuple[Sequence[Bundle], Bundle]:
     return harm, load_bundle(scorer.reward, "reward", scorer.public_key)
 
 
-def _newest(bundle: Bundle, active: Mapping[str, Release], public_key: Path | None) -> Bundle:
+def _newest(
+    bundle: Bundle, active: Mapping[str, Release], public_key: Path | None, cache: Path
+) -> Bundle:
     """The active release of the bundle's name, where there is another one."""
     release = active.get(bundle.manifest.name)
     if release is None or release.kind != bundle.manifest.kind or release.digest == bundle.digest:
         return bundle
-    return _released(release, public_key)
+    return _released(release, public_key, cache)
 
 
 def _concerns(release: Release, in_use: Mapping[str, str]) -> bool:
@@ -378,15 +390,11 @@ def _concerns(release: Release, in_use: Mapping[str, str]) -> bool:
     )
 
 
-def _released(release: Release, public_key: Path | None) -> Bundle:
+def _released(release: Release, public_key: Path | None, cache: Path) -> Bundle:
     if release.kind == "policy":
         raise SettingsError(f"release {release.model} is a policy; a scorer runs judges and RMs")
-    bundle = load_bundle(Path(release.uri.removeprefix("file://")), release.kind, public_key)
-    if bundle.digest != release.digest:
-        raise BundleError(
-            f"release {release.model}: {release.uri} has digest {bundle.digest[:12]}, "
-            f"the release names {release.digest[:12]}"
-        )
+    path = fetch_release(release, cache)
+    bundle = load_bundle(path, release.kind, public_key)
     if bundle.manifest.name != release.model:
         raise BundleError(
             f"release {release.model}: {release.uri} is a bundle named {bundle.manifest.name}"

@@ -59,7 +59,7 @@ async def run_child(
                 stderr=output,
                 limit=LINE_BYTES,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         except OSError as error:
             raise RepairError(f"{command[0]}: cannot be started: {error.strerror}") from error
@@ -135,9 +135,10 @@ def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None
         os.killpg(process.pid, number)
 
 
-def _die_with_parent() -> None:
-    # A service that is killed outright cannot end its child, and the restarted one would write
-    # to the same directory as the orphan.
+def die_with_parent() -> None:
+    """Have this process killed when its parent ends (Linux): a service that is killed outright
+    cannot end its child, and the restarted one would write to the same directory as the orphan.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -178,7 +179,8 @@ def _opened(log: Path) -> Iterator[int]:
 def _explained(command: Sequence[str], code: int | None, log: Path) -> str:
     """Its own last word where it is one of ours, which never quote a conversation."""
     with contextlib.suppress(OSError):
-        lines = log.read_text(errors="replace").splitlines()[-20:]
+        # Launchers of several processes add a page of their own.
+        lines = log.read_text(errors="replace").splitlines()[-200:]
         for line in reversed(lines):
             if line.startswith("repair: "):
                 return f"{line.removeprefix('repair: ')[:400]} (log: {log})"

@@ -87,7 +87,7 @@ class Trainer:
         checkpoints: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
 
         if not plan.train or not plan.benign:
             raise RepairError(
@@ -98,7 +98,10 @@ class Trainer:
         self._plan = plan
         self._checkpoints = checkpoints
         self._progress = progress
-        self._accelerator = Accelerator()
+        # Buffers never change here, and sharing them at each call would make processes that score
+        # unequally many batches wait for each other for ever.
+        shared = DistributedDataParallelKwargs(broadcast_buffers=False)
+        self._accelerator = Accelerator(kwargs_handlers=[shared])
         self.policy, self.reward = policy, reward
         for side in (policy, reward):
             side.network.to(self._accelerator.device)

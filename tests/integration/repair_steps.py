@@ -55,6 +55,10 @@ def train(folder: Path) -> None:
         print(json.dumps({"stage": "train", "done": done, "total": 3}), flush=True)
         if behaviour == "slow":
             time.sleep(float(argument))
+    if behaviour == "wait":
+        deadline = time.monotonic() + 60
+        while not Path(argument).exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
     print("not a line of progress", flush=True)
     if behaviour == "crash":
         sys.exit("repair: the base model is of another size than the adapter")

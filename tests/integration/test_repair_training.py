@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from ares_stream.errors import RepairError  # noqa: E402
 from ares_stream.events import Message  # noqa: E402
 from ares_stream.repair.figures import garbled, measure, split_replay  # noqa: E402
 from ares_stream.repair.losses import row_means, token_log_probabilities  # noqa: E402
-from ares_stream.repair.models import load_policy, load_reward  # noqa: E402
+from ares_stream.repair.models import PolicyModel, load_policy, load_reward  # noqa: E402
 from ares_stream.repair.plan import (  # noqa: E402
     Plan,
     PlanPolicy,
@@ -426,6 +427,82 @@ def test_a_child_process_killed_in_training_ends_with_the_adapters_of_an_unbroke
     adapter = folder / "policy_adapter"
     policy = load_policy(recipe.policy, LORA, seed=0, max_length=48, adapter=adapter)
     assert policy.sample([plan.train[0].prompt_messages], seed=0, length=6)
+
+
+def test_two_processes_train_one_repair_together(models: Path, plan: Plan, tmp_path: Path) -> None:
+    recipe = recipe_of(models, steps=20)
+    folder = run_folder(tmp_path / "two", plan, recipe)
+    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "tests.integration.repair_rank", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert told.count({"stage": "joint", "done": 20, "total": 20}) == 1
+    assert told[-1] == {"stage": "done", "done": 1, "total": 1}
+    assert json.loads((folder / "figures.json").read_text()) == {}
+
+    # They took different rows of each batch, and averaged what these asked for.
+    for side in ("policy", "reward"):
+        one, other = (load_file(folder / f"{side}-of-{rank}.safetensors") for rank in (0, 1))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        assert all(bool(torch.isfinite(value).all()) for value in one.values())
+
+    def likelier(policy: PolicyModel) -> float:
+        """By how much safe answers are likelier than harmful ones, in nats per token."""
+        means = []
+        for kind in ("safe", "harmful"):
+            rows = [policy.encode(s.prompt_messages, getattr(s, kind)) for s in plan.train]
+            batch = policy.collate(rows)
+            with torch.no_grad():
+                each = token_log_probabilities(policy.logits(batch), batch.ids)
+            means.append(float(row_means(each, batch.answer).mean()))
+        return means[0] - means[1]
+
+    alone = trainer_of(recipe, split_replay(plan)[0])
+    before = likelier(alone.policy)
+    alone.train()
+    adapter = folder / "policy_adapter"
+    together = load_policy(recipe.policy, LORA, seed=0, max_length=48, adapter=adapter)
+    gained = likelier(together) - before
+    assert gained > 0.5
+    assert gained == pytest.approx(likelier(alone.policy) - before, rel=0.25)
+
+
+def test_processes_that_accelerate_would_leave_alone_are_refused(
+    models: Path, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from ares_stream.repair.run import main
+
+    folder = run_folder(tmp_path, plan, recipe_of(models))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([str(folder)]) == 1
+    assert "2 processes were launched and Accelerate runs 1" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_ends_the_child_with_the_folder_and_the_reason(
+    models: Path, plan: Plan, tmp_path: Path, capsys: Any
+) -> None:
+    from ares_stream.repair.run import main
+
+    folder = run_folder(tmp_path, plan, recipe_of(models, steps=5))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        code = main([str(folder)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 1
+    error = capsys.readouterr().err
+    assert f"repair: {folder / 'checkpoints'}: cannot be written" in error
+    assert error.count("\n") == 1
+    assert not (folder / "figures.json").exists()
+    assert main([str(folder)]) == 0
+    assert (folder / "figures.json").exists()
 
 
 @pytest.mark.parametrize(

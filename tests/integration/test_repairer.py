@@ -17,7 +17,7 @@ import yaml
 
 from ares_stream.bundles import InputTemplate, Lineage, Manifest, Outputs, load_bundle, write_bundle
 from ares_stream.errors import AresError
-from ares_stream.events import CoupledFailure, Label, Release, RepairReport
+from ares_stream.events import CoupledFailure, FailureClass, Label, Release, RepairReport
 from ares_stream.registry import Author, Registry
 from ares_stream.repair.intake import read_reports
 from ares_stream.settings import Settings, load_settings
@@ -186,13 +186,15 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_failures_become_a_plan_a_repair_and_a_release(world: World) -> None:
-    await world.send(failures(24))
-    await world.send([label("f3", True), label("f4", False)], "labels")
+    doubted = failure("c1", failure_class=FailureClass.CONTESTED)
+    await world.send([*failures(24), doubted])
+    said = [label("f3", True), label("f4", False), label("f5", True), label("f5", False, "bert")]
+    await world.send(said, "labels")
     async with repairing(world, min_failures=20):
         (report,) = await world.until("promoted")
 
     assert set(report.releases) == {"chat", "rm"}
-    assert sum(item.end - item.start for item in report.batch) == 24
+    assert sum(item.end - item.start for item in report.batch) == 25
     assert report.before["cfr"].value > 0.9 > 0.1 > report.after["cfr"].value
     topic = await world.on_topic()
     assert topic["rm"].digest == report.releases["rm"]
@@ -202,8 +204,14 @@ async def test_failures_become_a_plan_a_repair_and_a_release(world: World) -> No
 
     run = world.work / report.plan_id
     plan = json.loads((run / "plan.json").read_text())
-    assert plan["left_out"] == [{"id": "f4", "reason": "refuted"}]
-    assert {item["id"]: item["weight"] for item in plan["train"] + plan["held_out"]}["f3"] == 2.0
+    assert {item["id"]: item["reason"] for item in plan["left_out"]} == {
+        "c1": "contested",
+        "f4": "refuted",
+        "f5": "labels_contradict",
+    }
+    weights = {item["id"]: item["weight"] for item in plan["train"] + plan["held_out"]}
+    assert {name for name, weight in weights.items() if weight != 1.0} == {"f3"}
+    assert weights["f3"] == 2.0
     assert "Repair" in (run / "card.md").read_text()
     assert "not a line of progress" in (run / "train.log").read_text()
 
@@ -539,6 +547,25 @@ async def test_two_repairers_share_the_partitions_and_settle_each_failure_once(
                     for offset in range(item.start, item.end)
                 ]
     assert len(set(covered)) == len(covered) == 60
+
+
+async def test_partitions_that_move_while_a_repair_trains_are_settled_by_one_of_the_two(
+    world: World,
+) -> None:
+    await world.send(failures(40))
+    go = world.folder / "go"
+    file = world.settings_file(work=str(world.folder / "work-of-the-first"))
+    async with process(file, ARES_TEST_TRAINER=f"wait:{go}"):
+        await until(lambda: any(world.folder.glob("work-of-the-first/*/started")))
+        async with repairing(world):
+            (fast,) = await world.until("promoted")
+            go.touch()
+            _, slow = await world.until("promoted", "rejected")
+    assert len({item.partition for item in slow.batch}) == 2, "it began with all there was"
+    assert len({item.partition for item in fast.batch}) == 1, "of which one was taken from it"
+    assert "was gated against" in slow.reasons[0]
+    states = [item.state.value for step in steps_of(world) for item in step if item.model == "chat"]
+    assert states.count("active") == 1
 
 
 async def test_a_disk_that_takes_nothing_ends_the_service_with_the_reason(world: World) -> None:

@@ -471,7 +471,10 @@ async def test_a_release_takes_over_under_load_and_no_event_is_lost_or_doubled(
 ) -> None:
     await create(kafka, prefix)
     old, new = models.reward.digest, models.repaired.digest
-    with scorer_of(kafka, prefix, tmp_path, models) as scorer:
+    # As of an object store: what this URL names is not read in place but copied.
+    store = f"simplecache::{models.repaired.path.as_uri()}"
+    cache = tmp_path / "cache"
+    with scorer_of(kafka, prefix, tmp_path, models, release_cache=str(cache)) as scorer:
         await scorer.said("ready")
         swapped = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
@@ -482,11 +485,12 @@ async def test_a_release_takes_over_under_load_and_no_event_is_lost_or_doubled(
                 [
                     announcement(prefix, models.repaired, state=ReleaseState.CANDIDATE),
                     announcement(prefix, models.repaired, digest="0" * 64),
-                    announcement(prefix, models.repaired),
+                    announcement(prefix, models.repaired, uri=store),
                 ],
             )
             await scorer.said("release swapped")
             swapped.set()
+        assert [item.name for item in (cache / "reward").iterdir()] == [new]
         await publish(kafka, events(prefix, 200, start=load.result()))
         await scorer.until_done(INPUTS)
         assert await scorer.metric(f'ares_release_info{{digest="{new[:12]}",model="reward"}}') == 1

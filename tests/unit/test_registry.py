@@ -213,7 +213,7 @@ def test_changed_files_are_not_approved(registry: Registry, tmp_path: Path) -> N
     stored = registry.fetch(release, tmp_path / "cache")
     (stored / "adapter_model.safetensors").write_bytes(b"b")
 
-    with pytest.raises(IntegrityError, match=r"has digest .*, its release names"):
+    with pytest.raises(IntegrityError, match=r"has digest .*, the release names"):
         registry.approve("plan-1", ANNA)
     assert states(registry.log()) == {"policy plan-1": CANDIDATE}
 

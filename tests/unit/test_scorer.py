@@ -12,8 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import structlog
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -21,7 +24,7 @@ from typer.testing import CliRunner
 from ares_stream import logs
 from ares_stream.bundles import Bundle
 from ares_stream.cli.main import app
-from ares_stream.errors import BundleError, IntegrityError, SettingsError
+from ares_stream.errors import AresError, BundleError, IntegrityError, SettingsError
 from ares_stream.events import Release, ReleaseState, verdict_id
 from ares_stream.scoring.handler import sampled_for_review
 from ares_stream.scoring.panel import Panel
@@ -35,6 +38,9 @@ from services.scorer import (
     run_scorer,
 )
 from tests.integration.bundles_fixture import write_judge, write_reward
+
+NOWHERE = Path("/dev/null/cache")
+"""What lies on a local disk is not copied."""
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +91,14 @@ def test_an_active_release_stands_in_for_the_configured_bundle_of_its_name(
     reward: Bundle, tmp_path: Path
 ) -> None:
     repaired = write_reward(tmp_path / "repaired", {"nice": 2.0})
-    assert _newest(reward, {"reward": release(repaired)}, None).digest == repaired.digest
-    assert _newest(reward, {"another": release(repaired)}, None) is reward
-    assert _newest(reward, {}, None) is reward
+    assert _newest(reward, {"reward": release(repaired)}, None, NOWHERE).digest == repaired.digest
+    assert _newest(reward, {"another": release(repaired)}, None, NOWHERE) is reward
+    assert _newest(reward, {}, None, NOWHERE) is reward
 
 
 def test_a_release_whose_bundle_has_another_digest_is_refused(reward: Bundle) -> None:
     with pytest.raises(BundleError, match="the release names 000000000000"):
-        _released(release(reward, digest="0" * 64), None)
+        _released(release(reward, digest="0" * 64), None, NOWHERE)
 
 
 def test_a_release_that_leads_to_another_models_bundle_is_refused(
@@ -100,12 +106,12 @@ def test_a_release_that_leads_to_another_models_bundle_is_refused(
 ) -> None:
     other = write_reward(tmp_path / "other", name="other")
     with pytest.raises(BundleError, match="is a bundle named other"):
-        _released(release(other, model="reward"), None)
+        _released(release(other, model="reward"), None, NOWHERE)
 
 
 def test_a_judge_cannot_be_released_as_a_reward_model(judge: Bundle) -> None:
     with pytest.raises(BundleError, match="of kind harm, expected reward"):
-        _released(release(judge, kind="reward"), None)
+        _released(release(judge, kind="reward"), None, NOWHERE)
 
 
 def test_a_release_whose_bundle_was_tampered_with_is_refused(tmp_path: Path) -> None:
@@ -113,12 +119,88 @@ def test_a_release_whose_bundle_was_tampered_with_is_refused(tmp_path: Path) -> 
     with bundle.model.open("ab") as file:
         file.write(b"\0")
     with pytest.raises(IntegrityError, match=r"model\.onnx"):
-        _released(release(bundle), None)
+        _released(release(bundle), None, NOWHERE)
 
 
 def test_a_policy_is_no_model_of_a_scorer(reward: Bundle) -> None:
     with pytest.raises(SettingsError, match="is a policy"):
-        _released(release(reward, kind="policy"), None)
+        _released(release(reward, kind="policy"), None, NOWHERE)
+
+
+def stored(bundle: Bundle, url: str) -> str:
+    """The bundle's files put under an fsspec URL."""
+    files, path = fsspec.core.url_to_fs(url)
+    files.makedirs(path, exist_ok=True)
+    for file in bundle.path.iterdir():
+        files.put_file(str(file), f"{path}/{file.name}")
+    return url
+
+
+def test_a_release_in_an_object_store_is_copied_once_and_a_damaged_copy_again(
+    tmp_path: Path,
+) -> None:
+    bundle, cache = write_reward(tmp_path / "reward"), tmp_path / "cache"
+    url = stored(bundle, f"memory://store-{tmp_path.name}/reward")
+    announced = release(bundle, uri=url)
+    loaded = _released(announced, None, cache)
+    assert loaded.digest == bundle.digest
+    assert loaded.path == cache / "reward" / bundle.digest
+    assert [item.name for item in loaded.path.parent.iterdir()] == [bundle.digest]
+
+    files, path = fsspec.core.url_to_fs(url)
+    kept = {name: files.cat_file(name) for name in files.find(path)}
+    files.rm(path, recursive=True)
+    assert _released(announced, None, cache).digest == bundle.digest, "from the copy"
+    with loaded.model.open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(AresError):
+        _released(announced, None, cache)
+    files.makedirs(path, exist_ok=True)
+    for name, content in kept.items():
+        files.pipe_file(name, content)
+    assert _released(announced, None, cache).digest == bundle.digest
+
+
+def test_what_an_object_store_holds_of_another_digest_is_never_in_the_cache(
+    tmp_path: Path,
+) -> None:
+    bundle, cache = write_reward(tmp_path / "reward"), tmp_path / "cache"
+    url = stored(bundle, f"memory://store-{tmp_path.name}/reward")
+    with pytest.raises(IntegrityError, match="the release names 000000000000"):
+        _released(release(bundle, uri=url, digest="0" * 64), None, cache)
+    fsspec.core.url_to_fs(url)[0].pipe_file(f"{url}/model.onnx", b"cut")
+    with pytest.raises(IntegrityError, match=r"model\.onnx"):
+        _released(release(bundle, uri=url), None, cache)
+    assert not list((cache / "reward").iterdir())
+
+
+def test_an_object_stores_release_must_be_signed_where_a_key_is_set(tmp_path: Path) -> None:
+    bundle = write_reward(tmp_path / "reward")
+    url = stored(bundle, f"memory://store-{tmp_path.name}/reward")
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    (tmp_path / "key.pem").write_bytes(
+        key.public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    with pytest.raises(IntegrityError, match="sign"):
+        _released(release(bundle, uri=url), tmp_path / "key.pem", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"uri": "memory://nothing/there"}, "bundle.json"),
+        ({"uri": "nowhere://x"}, "nowhere://x: cannot be fetched"),
+        ({"uri": "memory://x", "model": "../../out"}, "not a model's name"),
+    ],
+)
+def test_a_release_that_cannot_be_fetched_is_refused_by_name(
+    reward: Bundle, tmp_path: Path, changed: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(AresError, match=complaint):
+        _released(release(reward, **changed), None, tmp_path / "cache")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_settings_units_become_the_processors() -> None:
