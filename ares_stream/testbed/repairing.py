@@ -23,7 +23,7 @@ _RATE: Final = 2e-3
 
 def write_inputs(victim: Victim, folder: Path, count: int = 600) -> dict[str, Any]:
     """Write the victim's replay and reference to `folder`; returns the repairer settings that
-    name them: replay, reference and plan. `count` rows of each kind of replay."""
+    name them: replay, reference, resample and plan. `count` rows of each kind of replay."""
     world = victim.world
     rng = np.random.default_rng([victim.seed, _SEED])
 
@@ -46,6 +46,8 @@ def write_inputs(victim: Victim, folder: Path, count: int = 600) -> dict[str, An
     return {
         "replay": str(replay),
         "reference": str(folder / "reference.jsonl"),
+        # Its world knows what a refusal is: nobody needs to be asked.
+        "resample": 0,
         "plan": {"refusals": refusals, "max_share": 1.0, "max_per_source": 100_000},
     }
 
