@@ -14,7 +14,7 @@ from rich.table import Table
 from ares_stream.errors import SettingsError
 
 if TYPE_CHECKING:
-    from ares_stream.testbed.repair_bench import Step
+    from ares_stream.testbed.jobs import Step
 
 COLUMNS = {
     "cfr": "CFR", "cfr_frozen_rm": "CFR frozen", "policy_harm": "harm", "rm_blind": "RM blind",

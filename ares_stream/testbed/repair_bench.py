@@ -11,15 +11,10 @@ on how many run side by side.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import queue
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -38,6 +33,7 @@ from ares_stream.repair.plan import (
     write_plan,
 )
 from ares_stream.repair.recipe import Lora, Method, PolicyLoss, Recipe, Reinforce, RewardLoss
+from ares_stream.testbed.jobs import Report, Step, run_jobs, worker_pool
 from ares_stream.testbed.oracle import NoisyJudge, Oracle
 from ares_stream.testbed.world import Prompt, Split
 
@@ -64,12 +60,11 @@ TEST_PROMPTS = 900
 FURTHER_RL_STEPS = 30
 MAX_LENGTH = 64
 _HELD_OUT = 0.05
-_POLL_SECONDS = 0.2
 
 RECIPE = Recipe(
     policy=Path("policy"),
     reward=Path("reward"),
-    steps=200,
+    steps=100,
     batch=16,
     replay=16,
     max_length=MAX_LENGTH,
@@ -77,21 +72,10 @@ RECIPE = Recipe(
     reward_lora=Lora(rank=16, alpha=32, learning_rate=1e-3),
     policy_loss=PolicyLoss(),
     reward_loss=RewardLoss(),
-    reinforce=Reinforce(steps=20, prompts=32, group=4, length=14, learning_rate=5e-4),
+    reinforce=Reinforce(steps=10, prompts=32, group=4, length=14, learning_rate=5e-4),
     threads=1,
 )
 """Tuned on seeds 1 to 3 by the development split; the same for every method."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Progress of one job: `done` of `total` steps of a stage."""
-
-    seed: int
-    method: str
-    stage: str
-    done: int
-    total: int
 
 
 def gather(victim: Victim, *, probes: int = PROBES, benign: int = BENIGN_PROMPTS) -> Plan:
@@ -194,15 +178,15 @@ def run_bench(
     if not seeds or len(set(seeds)) != len(seeds):
         raise SettingsError("seeds: give at least one, and none twice")
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="ares-bench-") as name, _pool(workers) as pool:
+    with tempfile.TemporaryDirectory(prefix="ares-bench-") as name, worker_pool(workers) as pool:
         scratch = Path(name)
-        prepared = _gather_all(pool, [(_prepare, seed, cache, scratch) for seed in seeds], progress)
+        prepared = run_jobs(pool, [(_prepare, seed, cache, scratch) for seed in seeds], progress)
         jobs = [
             (_run_method, seed, method, recipe, cache, scratch, split)
             for method in methods
             for seed in seeds
         ]
-        rows = _gather_all(pool, jobs, progress)
+        rows = run_jobs(pool, jobs, progress)
     by_method: dict[str, dict[int, dict[str, Any]]] = {method: {} for method in methods}
     for (_, seed, method, *_rest), row in zip(jobs, rows, strict=True):
         by_method[method][seed] = row
@@ -340,59 +324,3 @@ def estimate(by_seed: dict[int, float]) -> dict[str, Any]:
         "high": high,
         "by_seed": {str(seed): float(value) for seed, value in by_seed.items()},
     }
-
-
-# Processes
-
-Report = Callable[[int, str, str, int, int], None]
-_steps: Any = None
-
-
-@contextmanager
-def _pool(workers: int | None) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
-    context = multiprocessing.get_context("spawn")
-    steps = context.Queue()
-    count = workers or len(os.sched_getaffinity(0))
-    pool = ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(steps,))
-    try:
-        yield pool, steps
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker(steps: Any) -> None:
-    import torch
-    from transformers.utils import logging as untyped
-
-    logging: Any = untyped
-    global _steps
-    _steps = steps
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()  # One bar, the benchmark's own.
-
-
-def _call(job: tuple[Any, ...]) -> Any:
-    function, *arguments = job
-    return function(lambda *step: _steps.put(Step(*step)), *arguments)
-
-
-def _gather_all(
-    pool: tuple[ProcessPoolExecutor, Any],
-    jobs: Sequence[tuple[Any, ...]],
-    progress: Callable[[Step], None] | None,
-) -> list[Any]:
-    executor, steps = pool
-    futures: list[Future[Any]] = [executor.submit(_call, job) for job in jobs]
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, timeout=_POLL_SECONDS)
-        for future in done:
-            future.result()  # The first error ends the run.
-        while True:
-            try:
-                step = steps.get_nowait()
-            except queue.Empty:
-                break
-            if progress is not None:
-                progress(step)
-    return [future.result() for future in futures]

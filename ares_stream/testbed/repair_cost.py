@@ -1,8 +1,11 @@
-"""What the joint repair costs beside TRL's RewardTrainer followed by its DPOTrainer.
+"""What the joint repair costs beside TRL's RewardTrainer followed by its DPOTrainer, and what
+each leaves behind.
 
-The same victim, preference pairs, adapters, threads and number of pairs per update and of
-updates for both. The joint side includes its reinforcement learning; each side includes its
-own preparation of the data, and neither the loading of libraries.
+The same victim, preference pairs, adapters, thread and pairs per update. TRL makes as many
+passes over the pairs as it does unless told otherwise; the joint side takes the updates of its
+recipe and its reinforcement learning. Each side's time includes its own preparation of the
+data, and not the loading of libraries. It is CPU time of the one thread: on idle cores the
+same as that of a clock, and not troubled by what else runs.
 """
 
 from __future__ import annotations
@@ -12,20 +15,43 @@ import os
 import tempfile
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ares_stream.repair import models
 from ares_stream.repair.plan import Plan
-from ares_stream.repair.recipe import Recipe
+from ares_stream.repair.recipe import Lora, Recipe
 from ares_stream.repair.training import Trainer
-from ares_stream.testbed.repair_bench import RECIPE, gather
+from ares_stream.testbed.evaluate import Policy, Reward, evaluate, load_policy, load_reward
+from ares_stream.testbed.repair_bench import RECIPE, TEST_PROMPTS, gather
 from ares_stream.testbed.victim import Victim, make_victim
 from ares_stream.training.encoder import quiet_transformers
 
 
+@dataclass(frozen=True, slots=True)
+class _Spent:
+    """CPU seconds before and in training, updates made, and what was trained."""
+
+    prepared: float
+    trained: float
+    updates: int
+    network: Any
+    tokenizer: Any
+
+    @property
+    def seconds(self) -> float:
+        return self.prepared + self.trained
+
+    def at(self, updates: int) -> float:
+        """Seconds of so many updates of the same kind."""
+        return self.prepared + self.trained * updates / self.updates
+
+
 def run_cost(seed: int, *, cache: Path | None = None, recipe: Recipe = RECIPE) -> dict[str, Any]:
-    """Seconds of each side and `joint_over_trl`. Needs the `bench` extra."""
+    """Seconds and figures of each side. `joint_over_trl` is the ratio of all the seconds;
+    `joint_over_trl_equal_updates` that against as many updates of each TRL trainer as the joint
+    side has supervised steps. Needs the `bench` extra."""
     import torch
 
     importlib.import_module("trl")  # Before the clock starts.
@@ -44,105 +70,139 @@ def run_cost(seed: int, *, cache: Path | None = None, recipe: Recipe = RECIPE) -
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.threads or threads)
     try:
-        joint = _joint(plan, recipe)
+        joint, repaired = _joint(plan, recipe)
         reward, policy = _trl(victim, plan, recipe)
+        figures = {
+            "none": _figures(victim),
+            "joint": _figures(victim, *repaired),
+            "trl": _figures(
+                victim,
+                Policy(policy.network, policy.tokenizer),
+                Reward(reward.network, reward.tokenizer),
+            ),
+        }
     finally:
         torch.set_num_threads(threads)
     return {
-        "schema": "ares.repair-cost/1",
+        "schema": "ares.repair-cost/2",
         "seed": seed,
-        "updates": recipe.steps,
-        "pairs_per_update": recipe.batch + recipe.replay,
         "pairs": len(plan.train) + len(plan.validated),
+        "pairs_per_update": recipe.batch + recipe.replay,
+        "joint_updates": recipe.steps,
+        "joint_reinforce_steps": recipe.reinforce.steps,
+        "trl_updates": {"reward": reward.updates, "dpo": policy.updates},
         "threads": recipe.threads,
         "cores": len(os.sched_getaffinity(0)),
         "joint_seconds": joint,
-        "trl_reward_seconds": reward,
-        "trl_dpo_seconds": policy,
-        "joint_over_trl": joint / (reward + policy),
+        "trl_reward_seconds": reward.seconds,
+        "trl_dpo_seconds": policy.seconds,
+        "joint_over_trl": joint / (reward.seconds + policy.seconds),
+        "joint_over_trl_equal_updates": joint / (reward.at(recipe.steps) + policy.at(recipe.steps)),
+        "figures": figures,
     }
 
 
-def _joint(plan: Plan, recipe: Recipe) -> float:
+def _figures(
+    victim: Victim, policy: Policy | None = None, reward: Reward | None = None
+) -> dict[str, float]:
+    before = load_policy(victim.policy_dir), load_reward(victim.reward_dir)
+    now = policy or before[0], reward or before[1]
+    return evaluate(
+        *now, before[1], victim.world, "test", TEST_PROMPTS, 31, frozen_policy=before[0]
+    )
+
+
+def _joint(plan: Plan, recipe: Recipe) -> tuple[float, tuple[Policy, Reward]]:
     seed, longest = recipe.seed, recipe.max_length
     policy = models.load_policy(recipe.policy, recipe.policy_lora, seed=seed, max_length=longest)
     reward = models.load_reward(recipe.reward, recipe.reward_lora, seed=seed, max_length=longest)
-    started = time.perf_counter()
+    started = time.process_time()
     Trainer(policy, reward, plan, recipe).train()
-    return time.perf_counter() - started
-
-
-def _trl(victim: Victim, plan: Plan, recipe: Recipe) -> tuple[float, float]:
-    """Seconds of RewardTrainer and of DPOTrainer, from data to the last update."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
+    spent = time.process_time() - started
+    return spent, (
+        Policy(policy.network, policy.tokenizer),
+        Reward(reward.network, reward.tokenizer),
     )
+
+
+def _trl(victim: Victim, plan: Plan, recipe: Recipe) -> tuple[_Spent, _Spent]:
+    """RewardTrainer and DPOTrainer, from data to the last update."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     # trl exports its classes lazily, which a type checker does not see.
     trl: Any = importlib.import_module("trl")
     rows = [(s.prompt_messages, s.safe, s.harmful) for s in plan.train]
     rows += [(p.messages, p.chosen, p.rejected) for p in plan.validated]
-    spent: list[float] = []
-    sides = (
-        (
-            AutoModelForSequenceClassification,
-            victim.reward_dir,
-            trl.RewardConfig,
-            trl.RewardTrainer,
-        ),
-        (AutoModelForCausalLM, victim.policy_dir, trl.DPOConfig, trl.DPOTrainer),
+    data = [
+        {
+            "prompt": [message.model_dump() for message in messages],
+            "chosen": [{"role": "assistant", "content": chosen}],
+            "rejected": [{"role": "assistant", "content": rejected}],
+        }
+        for messages, chosen, rejected in rows
+    ]
+    with quiet_transformers(), warnings.catch_warnings():
+        # TRL is measured as it is, with what it warns of.
+        warnings.simplefilter("ignore")
+        reward = _spent(
+            AutoModelForSequenceClassification, victim.reward_dir,
+            (trl.RewardConfig, trl.RewardTrainer), data, recipe, recipe.reward_lora,
+        )  # fmt: skip
+        policy = _spent(
+            AutoModelForCausalLM, victim.policy_dir,
+            (trl.DPOConfig, trl.DPOTrainer), data, recipe, recipe.policy_lora,
+        )  # fmt: skip
+    return reward, policy
+
+
+def _spent(
+    kind: Any, base: Path, trainer: tuple[Any, Any], data: list[Any], recipe: Recipe, lora: Lora
+) -> _Spent:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoTokenizer
+
+    settings, make = trainer
+    is_reward = base == recipe.reward
+    model = kind.from_pretrained(str(base), trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.process_time()
+        made = make(
+            model=model,
+            args=settings(
+                output_dir=folder,
+                per_device_train_batch_size=recipe.batch + recipe.replay,
+                learning_rate=lora.learning_rate,
+                max_length=recipe.max_length,
+                gradient_checkpointing=False,
+                use_cpu=True,
+                bf16=False,
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                logging_strategy="no",
+                dataloader_pin_memory=False,
+                seed=recipe.seed,
+            ),
+            train_dataset=Dataset.from_list(data),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(
+                task_type="SEQ_CLS" if is_reward else "CAUSAL_LM",
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                lora_dropout=0.0,
+                target_modules="all-linear",
+                modules_to_save=["score"] if is_reward else None,
+            ),
+        )
+        prepared = time.process_time()
+        made.train()
+        ended = time.process_time()
+    return _Spent(
+        prepared - started,
+        ended - prepared,
+        int(made.state.global_step),
+        made.model.eval(),
+        tokenizer,
     )
-    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-        for kind, directory, settings, trainer in sides:
-            is_policy = kind is AutoModelForCausalLM
-            lora = recipe.policy_lora if is_policy else recipe.reward_lora
-            model = kind.from_pretrained(str(directory), trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
-            started = time.perf_counter()
-            with warnings.catch_warnings():
-                # TRL is measured as it is, with what it warns of.
-                warnings.simplefilter("ignore")
-                trainer(
-                    model=model,
-                    args=settings(
-                        output_dir=folder,
-                        max_steps=recipe.steps,
-                        per_device_train_batch_size=recipe.batch + recipe.replay,
-                        learning_rate=lora.learning_rate,
-                        max_length=recipe.max_length,
-                        gradient_checkpointing=False,
-                        use_cpu=True,
-                        bf16=False,
-                        save_strategy="no",
-                        report_to=[],
-                        disable_tqdm=True,
-                        logging_strategy="no",
-                        dataloader_pin_memory=False,
-                        seed=recipe.seed,
-                    ),
-                    train_dataset=Dataset.from_list(
-                        [
-                            {
-                                "prompt": [m.model_dump() for m in messages],
-                                "chosen": [{"role": "assistant", "content": chosen}],
-                                "rejected": [{"role": "assistant", "content": rejected}],
-                            }
-                            for messages, chosen, rejected in rows
-                        ]
-                    ),
-                    processing_class=tokenizer,
-                    peft_config=LoraConfig(
-                        task_type="CAUSAL_LM" if is_policy else "SEQ_CLS",
-                        r=lora.rank,
-                        lora_alpha=lora.alpha,
-                        lora_dropout=0.0,
-                        target_modules="all-linear",
-                        modules_to_save=None if is_policy else ["score"],
-                    ),
-                ).train()
-            spent.append(time.perf_counter() - started)
-    return spent[0], spent[1]

@@ -168,6 +168,19 @@ def changed(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
     return {name.partition(".")[0] for name in before if before[name] != after[name]}
 
 
+def likelier(policy: PolicyModel, plan: Plan) -> float:
+    """By how much safe answers are likelier than harmful ones, in nats per token."""
+    means = []
+    for kind in ("safe", "harmful"):
+        batch = policy.collate(
+            [policy.encode(s.prompt_messages, getattr(s, kind)) for s in plan.train]
+        )
+        with torch.no_grad():
+            each = token_log_probabilities(policy.logits(batch), batch.targets)
+        means.append(float(row_means(each, batch.owners, len(batch)).mean()))
+    return means[0] - means[1]
+
+
 def test_the_joint_method_ranks_safe_answers_first_and_makes_harmful_ones_unlikely(
     models: Path, plan: Plan
 ) -> None:
@@ -176,19 +189,11 @@ def test_the_joint_method_ranks_safe_answers_first_and_makes_harmful_ones_unlike
 
     def state() -> tuple[float, float]:
         policy, reward = sides
-        gaps = []
-        for kind in ("safe", "harmful"):
-            batch = policy.collate(
-                [policy.encode(s.prompt_messages, getattr(s, kind)) for s in plan.train]
-            )
-            with torch.no_grad():
-                each = token_log_probabilities(policy.logits(batch), batch.targets)
-            gaps.append(float(row_means(each, batch.owners, len(batch)).mean()))
         safe, harmful = (
             reward.score([reward.encode(s.prompt_messages, getattr(s, kind)) for s in plan.train])
             for kind in ("safe", "harmful")
         )
-        return gaps[0] - gaps[1], float((safe > harmful).float().mean())
+        return likelier(policy, plan), float((safe > harmful).float().mean())
 
     before = state()
     trainer.train()
@@ -452,25 +457,14 @@ def test_two_processes_train_one_repair_together(models: Path, plan: Plan, tmp_p
         assert all(torch.equal(one[name], other[name]) for name in one)
         assert all(bool(torch.isfinite(value).all()) for value in one.values())
 
-    def likelier(policy: PolicyModel) -> float:
-        """By how much safe answers are likelier than harmful ones, in nats per token."""
-        means = []
-        for kind in ("safe", "harmful"):
-            rows = [policy.encode(s.prompt_messages, getattr(s, kind)) for s in plan.train]
-            batch = policy.collate(rows)
-            with torch.no_grad():
-                each = token_log_probabilities(policy.logits(batch), batch.ids)
-            means.append(float(row_means(each, batch.answer).mean()))
-        return means[0] - means[1]
-
     alone = trainer_of(recipe, split_replay(plan)[0])
-    before = likelier(alone.policy)
+    before = likelier(alone.policy, plan)
     alone.train()
     adapter = folder / "policy_adapter"
     together = load_policy(recipe.policy, LORA, seed=0, max_length=48, adapter=adapter)
-    gained = likelier(together) - before
+    gained = likelier(together, plan) - before
     assert gained > 0.5
-    assert gained == pytest.approx(likelier(alone.policy) - before, rel=0.25)
+    assert gained == pytest.approx(likelier(alone.policy, plan) - before, rel=0.25)
 
 
 def test_processes_that_accelerate_would_leave_alone_are_refused(
