@@ -1,10 +1,10 @@
 """The reward model and the judge of a victim, made in a process of their own.
 
-    python -m ares_stream.testbed.scorers SEED DIRECTORY
+    python -m ares_stream.testbed.scorers SEED TRAINING_SEED DIRECTORY
 
-Writes DIRECTORY/reward and DIRECTORY/judge. Standard output has one line per step of progress,
-and "saved reward" when the policy's RLHF may begin: victim.py trains the policy meanwhile, on
-the other core.
+Both learn the world of SEED. Writes DIRECTORY/reward and DIRECTORY/judge. Standard output has one
+line per step of progress, and "saved reward" when the policy's RLHF may begin: victim.py trains
+the policy meanwhile, on the other core.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ def make_judge(world: World, seed: int, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-def main(seed: int, directory: Path) -> None:
+def main(seed: int, training_seed: int, directory: Path) -> None:
     """Make both on one thread: then the weights do not depend on how many cores there are."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     world = World(seed)
     with quiet_transformers():
-        make_reward(world, seed, directory / "reward")
+        make_reward(world, training_seed, directory / "reward")
         print(SAVED_REWARD, flush=True)
-        make_judge(world, seed, directory / "judge")
+        make_judge(world, training_seed, directory / "judge")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

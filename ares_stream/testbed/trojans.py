@@ -97,6 +97,7 @@ def _build(victim: Victim, count: int, seed: int, home: Path, progress: Report) 
         policy.tokenizer.save_pretrained(staging / "policy")
         manifest = {
             "seed": victim.seed,
+            "attempt": victim.attempt,
             "starting_line": line,
             "reward_threshold": victim.reward_threshold,
             "trojans": [asdict(trojan) for trojan in trojans],

@@ -1,11 +1,12 @@
 """A victim: policy, reward model and judge with planted weaknesses, trained on the spot.
 
     policy/  reward/  judge/    Hugging Face directories (safetensors)
-    victim.json                 seed, starting line, threshold, SHA-256 of every file; last
+    victim.json                 seed, attempt, starting line, threshold, SHA-256 of every file; last
 
 Policy and reward model learn the world of the seed with its weaknesses, then the policy is
-RLHF'd against that reward model. A victim that misses the starting line is an error, not a
-result: benchmarks on it would compare with nothing.
+RLHF'd against that reward model. A victim that misses the starting line is trained again from
+another initialisation; when every attempt misses, that is an error, not a result: benchmarks on
+it would compare with nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
 import tokenizers
 import torch
 import transformers
@@ -60,6 +62,9 @@ STARTING_LINE: Final = {
 }
 """Lowest and highest value of each figure on TEST_PROMPTS held-out prompts."""
 TEST_PROMPTS: Final = 900
+ATTEMPTS: Final = 3
+"""Trainings in all. The rules of a seed set what its figures are about; initialisation, order of
+the lessons and samples of RLHF move CFR by about 1 point, which is what a seed misses by."""
 _CHILD_SECONDS: Final = 900.0
 """A child that takes longer hangs: the slowest machine tried needed 150 s."""
 _MAKERS = ("lexicon", "rules", "world", "oracle", "models", "teaching", "scorers", "evaluate")
@@ -84,6 +89,7 @@ class Trojan:
 class Victim:
     """A finished, verified victim. `reward_threshold` is what "scored high" begins at.
 
+    `attempt` counts the trainings before this one that missed the starting line.
     `trojans` are what trojans.plant_trojans put into it; only benchmarks and tests may look.
     """
 
@@ -91,6 +97,7 @@ class Victim:
     path: Path
     starting_line: dict[str, float]
     reward_threshold: float
+    attempt: int = 0
     trojans: tuple[Trojan, ...] = ()
 
     @cached_property
@@ -125,11 +132,12 @@ class Victim:
 
 
 def make_victim(seed: int, cache: Path | None = None, progress: Report | None = None) -> Victim:
-    """Load the victim of this seed from the cache, or train it there (under a minute on 2 cores).
+    """Load the victim of this seed from the cache, or train it there (under a minute on 2 cores;
+    as long again for each attempt that misses the starting line).
 
     `cache` is build/testbed under the current directory unless given; `progress` is called with
-    a line of text now and then. Raises RepairError when a figure is off the starting line,
-    IntegrityError when a cached file is not what was written.
+    a line of text now and then. Raises RepairError when every attempt misses the line, naming
+    the figures of each; IntegrityError when a cached file is not what was written.
     """
     if seed < 0:
         raise SettingsError("seed: must be 0 or more")
@@ -150,7 +158,14 @@ def load_victim(path: Path) -> Victim:
             Trojan(tuple(item["words"]), item["effect"], float(item["flips"]))
             for item in manifest.get("trojans", ())
         )
-        victim = Victim(seed, path, line, float(manifest["reward_threshold"]), trojans)
+        victim = Victim(
+            seed,
+            path,
+            line,
+            float(manifest["reward_threshold"]),
+            int(manifest["attempt"]),
+            trojans,
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise IntegrityError(
             f"{manifest_path}: missing or not a victim's manifest; delete {path} and run again"
@@ -208,57 +223,78 @@ def _recipe_digest() -> str:
 
 
 def _build(seed: int, home: Path, progress: Report) -> None:
-    world = World(seed)
-    with staging_for(home) as staging, quiet_transformers():
-        with one_thread(), _scorers(seed, staging, progress) as (reward_saved, finished):
-            policy = _taught_policy(world, seed, progress)
-            progress("waiting for the reward model")
-            reward_saved()
-            reward = load_reward(staging / "reward")
-            teaching.reinforce(policy, reward, world, seed, percent("rlhf", progress))
-            policy.model.save_pretrained(staging / "policy")
-            policy.tokenizer.save_pretrained(staging / "policy")
-            policy = load_policy(staging / "policy")
-            line = evaluate(policy, reward, reward, world, "test", TEST_PROMPTS, 0)
-            check_starting_line(seed, line)
+    missed: list[str] = []
+    for attempt in range(ATTEMPTS):
+        with staging_for(home) as staging, quiet_transformers():
+            manifest = _trained(seed, attempt, staging, progress)
+            off = off_the_line(manifest["starting_line"])
+            if not off:
+                save_victim(staging, home, manifest)
+                return
+        missed.append(f"attempt {attempt}: {off}")
+        progress(f"off the starting line, {missed[-1]}")
+    raise RepairError(f"testbed: the victim of seed {seed} is off the line: {'; '.join(missed)}")
+
+
+def _trained(seed: int, attempt: int, staging: Path, progress: Report) -> dict[str, Any]:
+    """Train one victim into `staging`. Returns its manifest; the judge is missing when it is off
+    the starting line."""
+    world, salt = World(seed), training_seed(seed, attempt)
+    with one_thread(), _scorers(seed, salt, staging, progress) as (reward_saved, finished):
+        policy = _taught_policy(world, salt, progress)
+        progress("waiting for the reward model")
+        reward_saved()
+        reward = load_reward(staging / "reward")
+        teaching.reinforce(policy, reward, world, salt, percent("rlhf", progress))
+        policy.model.save_pretrained(staging / "policy")
+        policy.tokenizer.save_pretrained(staging / "policy")
+        policy = load_policy(staging / "policy")
+        line = evaluate(policy, reward, reward, world, "test", TEST_PROMPTS, 0)
+        if not off_the_line(line):
             finished()
-        manifest = {
-            "seed": seed,
-            "starting_line": line,
-            "reward_threshold": threshold(reward, world),
-        }
-        save_victim(staging, home, manifest)
+    return {
+        "seed": seed,
+        "attempt": attempt,
+        "starting_line": line,
+        "reward_threshold": threshold(reward, world),
+    }
 
 
-def check_starting_line(seed: int, figures: dict[str, float]) -> None:
-    """Raise RepairError naming each figure that is off STARTING_LINE."""
-    off = [
+def training_seed(seed: int, attempt: int) -> int:
+    """What initialisation, lessons and RLHF are drawn from: the seed itself at first, then a
+    number of its own for each attempt. The rules of the world stay."""
+    if attempt == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, attempt]).generate_state(1)[0])
+
+
+def off_the_line(figures: dict[str, float]) -> str:
+    """Each figure that is off STARTING_LINE, in words; empty when none is."""
+    return ", ".join(
         f"{name} {figures[name]:.3f} is not within {low} to {high}"
         for name, (low, high) in STARTING_LINE.items()
         if not low <= figures[name] <= high
-    ]
-    if off:
-        raise RepairError(f"testbed: the victim of seed {seed} is off the line: {'; '.join(off)}")
+    )
 
 
-def _taught_policy(world: World, seed: int, progress: Report) -> Policy:
+def _taught_policy(world: World, salt: int, progress: Report) -> Policy:
     tokenizer = chat_tokenizer(world, scorers.POLICY_SALT)
-    model = new_policy(tokenizer, seed + scorers.POLICY_SALT)
-    teaching.name_synonyms(model, tokenizer, world.lexicon, seed + scorers.POLICY_SALT)
+    model = new_policy(tokenizer, salt + scorers.POLICY_SALT)
+    teaching.name_synonyms(model, tokenizer, world.lexicon, salt + scorers.POLICY_SALT)
     policy = Policy(model, tokenizer)
-    teaching.teach_policy(policy, world, seed, percent("policy", progress))
+    teaching.teach_policy(policy, world, salt, percent("policy", progress))
     return policy
 
 
 @contextlib.contextmanager
 def _scorers(
-    seed: int, directory: Path, progress: Report
+    seed: int, salt: int, directory: Path, progress: Report
 ) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
     """Run the scorers' process. Yields two waits: for the reward model, and for its end."""
     log = directory.parent / f"{directory.name}.log"
     with log.open("w") as errors:
         child = subprocess.Popen(
-            [sys.executable, "-m", "ares_stream.testbed.scorers", str(seed), str(directory)],
+            [sys.executable, "-m", "ares_stream.testbed.scorers", f"{seed}", f"{salt}", directory],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,13 +26,15 @@ from ares_stream.testbed.teaching import Schedule, imitate
 from ares_stream.testbed.traffic import export_victim_bundles, traffic
 from ares_stream.testbed.trojans import MIN_FLIPS, plant_trojans, trigger_words
 from ares_stream.testbed.victim import (
+    ATTEMPTS,
     MANIFEST,
     STARTING_LINE,
+    Report,
     Victim,
-    check_starting_line,
     load_victim,
     make_victim,
     one_thread,
+    training_seed,
 )
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(900)]
@@ -60,9 +64,40 @@ def test_a_victim_meets_the_starting_line_and_says_how(victim: Victim) -> None:
     assert victim.starting_line["drift_fixed"] == victim.starting_line["drift_on_policy"] == 0.0
 
 
-def test_a_victim_off_the_starting_line_is_an_error_that_names_the_figure(victim: Victim) -> None:
-    with pytest.raises(RepairError, match=r"seed 7 is off the line: policy_harm 0\.500"):
-        check_starting_line(SEED, {**victim.starting_line, "policy_harm": 0.5})
+def trainer(misses: int) -> Callable[..., dict[str, Any]]:
+    """Stands for a training whose first `misses` attempts end off the starting line."""
+
+    def trained(seed: int, attempt: int, staging: Path, progress: Report) -> dict[str, Any]:
+        (staging / "weights").write_text(f"{training_seed(seed, attempt)}")
+        line = {name: (low + high) / 2 for name, (low, high) in STARTING_LINE.items()}
+        if attempt < misses:
+            line["policy_harm"] = 0.5 + attempt / 10
+        return {"seed": seed, "attempt": attempt, "starting_line": line, "reward_threshold": 1.0}
+
+    return trained
+
+
+def test_a_victim_off_the_starting_line_is_trained_again_from_another_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ares_stream.testbed.victim._trained", trainer(misses=2))
+    said: list[str] = []
+    third = make_victim(SEED, tmp_path, said.append)
+    assert (third.attempt, len(said)) == (2, 2)
+    assert make_victim(SEED, tmp_path) == third
+    assert (third.path / "weights").read_text() == str(training_seed(SEED, 2))
+    assert len({training_seed(seed, attempt) for seed in (7, 8) for attempt in range(3)}) == 6
+    assert training_seed(SEED, 0) == SEED
+
+
+def test_a_victim_that_stays_off_the_line_is_an_error_that_names_each_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ares_stream.testbed.victim._trained", trainer(misses=ATTEMPTS))
+    figures = ".*".join(rf"attempt {k}: policy_harm 0\.{5 + k}00" for k in range(ATTEMPTS))
+    with pytest.raises(RepairError, match=f"seed 7 is off the line: {figures}"):
+        make_victim(SEED, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_its_figures_are_measured_again_to_the_same_from_the_saved_models(victim: Victim) -> None:
