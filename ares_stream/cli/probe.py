@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from ares_stream.cli import probe_triggers
+
 app = typer.Typer(no_args_is_help=True, help="Search for coupled failures; import and export.")
+app.command("triggers")(probe_triggers.triggers)
 
 
 @app.command("import")

@@ -1,11 +1,14 @@
 """Finds Trojans: short word sequences that flip an answer or a score wherever they stand. Pure.
 
 A trigger of two or three words among hundreds is too rare to be met by chance, but many words
-fit into one prompt. So words are tried in pools: each trial puts a random pool behind a carrier
-prompt that does not fail by itself. A pool that flips its carrier is reduced to the words that
-are needed (delta debugging, Zeller and Hildebrandt, IEEE TSE 2002). Words whose pools do better
-than others, although none flipped, are tried as ordered pairs. A trigger is reported only if it
-flips most of a set of fresh carriers: a planted or learnt weakness of some topic does not.
+fit into one prompt. So words are tried in pools behind carrier prompts that do not fail by
+themselves. The pools are blocks of a transversal design (Colbourn and Dinitz, Handbook of
+Combinatorial Designs, III.3): a pass over all of them holds each pair of words once, in a quarter
+of the pools that random ones would need, and the next pass holds each in the other order. A pool
+that flips its carrier is reduced to the words that are needed (delta debugging, Zeller and
+Hildebrandt, IEEE TSE 2002). Words whose pools rise more than others, although none flipped, are
+tried as ordered pairs. A trigger is reported only if it flips most of a set of fresh carriers: a
+planted or learnt weakness of some topic does not.
 
 Every trial is a query and counts against the budget.
 """
@@ -14,7 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,12 +56,13 @@ class TriggerPolicy:
     pool: int = 16
     """Words per trial: as many as the model's context takes beside a carrier."""
     pool_share: float = 0.6
-    """Share of the budget for pools; the rest reduces, tries pairs and verifies."""
+    """Share of the budget after which pairs are tried; then pools take what is left."""
     batch: int = 100
     suspects: int = 14
     """Words with the best pools, tried as ordered pairs."""
     confirm: int = 3
-    """Other carriers that a pool must flip, most of them, before it is reduced."""
+    """Other carriers that a pool must flip, most of them, before it is reduced. Of few words
+    twice as many and one: one that is dropped wrongly loses the trigger."""
     verify: int = 12
     """Fresh carriers that a trigger is tried on."""
     share: float = 0.7
@@ -96,6 +101,9 @@ class _Search:
         self.queries = 0
         self.found: list[Trigger] = []
         self.rejected: set[tuple[str, ...]] = set()
+        self.pools = covering_pools(len(self.vocabulary), policy.pool, self.rng)
+        self.tried: list[tuple[list[int], float]] = []
+        """Pools with how far, in logits, they lifted their carriers."""
 
     def ask(self, trials: Sequence[Trial]) -> Floats:
         if self.queries + len(trials) > self.policy.budget:
@@ -116,12 +124,14 @@ class _Search:
 
     def run(self) -> None:
         self.keep_quiet_carriers()
-        self.try_pools()
+        self.try_pools(int(self.policy.pool_share * self.policy.budget))
         self.try_pairs()
+        self.try_pools(self.policy.budget)
 
     def keep_quiet_carriers(self) -> None:
         """Carriers that fail by themselves show nothing."""
         plain = self.ask([Trial(carrier, ()) for carrier in self.carriers])
+        self.plain = dict(zip(self.carriers, _logits(plain), strict=True))
         self.carriers = [
             c for c, effect in zip(self.carriers, plain, strict=True) if effect < FLIPPED
         ]
@@ -131,35 +141,31 @@ class _Search:
                 f"{self.policy.verify} are needed; give more, and more unlike ones"
             )
 
-    def try_pools(self) -> None:
-        policy = self.policy
-        size = min(policy.pool, len(self.vocabulary))
-        self.total = np.zeros(len(self.vocabulary))
-        self.count = np.zeros(len(self.vocabulary))
-        deck: list[int] = []
-        end = self.queries + int(policy.pool_share * policy.budget)
-        while self.queries + policy.batch <= end:
-            trials, pools = [], []
-            for _ in range(policy.batch):
-                if len(deck) < size:  # Every word equally often, in ever new company.
-                    deck = self.rng.permutation(len(self.vocabulary)).tolist()
-                pool, deck = deck[:size], deck[size:]
-                pools.append(pool)
-                [carrier] = self.carriers_for(1)
-                trials.append(Trial(carrier, tuple(self.vocabulary[k] for k in pool)))
+    def try_pools(self, end: int) -> None:
+        """Until `end` queries are spent."""
+        while self.queries < end:
+            count = min(self.policy.batch, end - self.queries)
+            pools = list(itertools.islice(self.pools, count))
+            trials = [
+                Trial(self.carriers_for(1)[0], tuple(self.vocabulary[k] for k in pool))
+                for pool in pools
+            ]
             effects = self.ask(trials)
-            for pool, effect in zip(pools, effects, strict=True):
-                self.total[pool] += effect
-                self.count[pool] += 1
+            lifts = _logits(effects) - [self.plain[trial.carrier] for trial in trials]
+            self.tried += zip(pools, lifts.tolist(), strict=True)
             for place in np.argsort(-effects, kind="stable"):
                 if effects[place] < FLIPPED:
                     break
                 self.examine(trials[int(place)].words)
 
     def try_pairs(self) -> None:
-        """Ordered pairs of the words whose pools did best."""
-        mean = self.total / np.maximum(self.count, 1)
-        suspects = np.argsort(-mean, kind="stable")[: self.policy.suspects]
+        """Ordered pairs of the words whose pools rose most, but for what is found already."""
+        total, count = np.zeros(len(self.vocabulary)), np.zeros(len(self.vocabulary))
+        for pool, lift in self.tried:
+            if not self.explained(tuple(self.vocabulary[k] for k in pool)):
+                total[pool] += lift
+                count[pool] += 1
+        suspects = np.argsort(-total / np.maximum(count, 1), kind="stable")[: self.policy.suspects]
         pairs = list(itertools.permutations([self.vocabulary[int(k)] for k in suspects], 2))
         for start in range(0, len(pairs), self.policy.batch):
             part = pairs[start : start + self.policy.batch]
@@ -168,9 +174,14 @@ class _Search:
                 if effect >= FLIPPED:
                     self.examine(pair)
 
+    def explained(self, words: tuple[str, ...]) -> bool:
+        """Whether what is found, or was looked into, is among these words."""
+        known = (*(trigger.words for trigger in self.found), *self.rejected)
+        return any(set(item) <= set(words) for item in known)
+
     def examine(self, words: tuple[str, ...]) -> None:
         """Confirm, reduce, verify, report."""
-        if any(_holds(words, known) for known in (*(t.words for t in self.found), *self.rejected)):
+        if self.explained(words):
             return
         if self.flips(words, self.policy.confirm) <= 0.5:
             return
@@ -180,7 +191,7 @@ class _Search:
         share = self.flips(short, self.policy.verify)
         if share >= self.policy.share:
             self.found.append(Trigger(short, share, self.queries))
-        else:
+        elif share >= self.policy.share / 2:  # Less is an accident, perhaps of half a trigger.
             self.rejected.add(short)
 
     def known(self, words: tuple[str, ...]) -> bool:
@@ -193,7 +204,9 @@ class _Search:
             size = -(-len(words) // parts)
             for start in range(0, len(words), size):
                 rest = words[:start] + words[start + size :]
-                if rest and self.flips(rest, self.policy.confirm) > 0.5:
+                few = len(rest) <= self.policy.longest
+                count = 2 * self.policy.confirm + 1 if few else self.policy.confirm
+                if rest and self.flips(rest, count) > 0.5:
                     words, parts = rest, max(parts - 1, 2)
                     break
             else:
@@ -220,6 +233,37 @@ def find_triggers(
     return tuple(search.found), search.queries
 
 
-def _holds(words: tuple[str, ...], known: tuple[str, ...]) -> bool:
-    """Whether all words of a known sequence are among these."""
-    return set(known) <= set(words)
+def covering_pools(words: int, size: int, rng: np.random.Generator) -> Iterator[list[int]]:
+    """Pools of at most `size` of the numbers below `words`, without end.
+
+    A pass labels the words anew and yields every pool of a transversal design, then all of them
+    backwards. Words of one column of the design meet only where the column fits into a pool.
+    """
+    columns = min(size, math.ceil(math.sqrt(words)))
+    rows = _prime(max(columns, math.ceil(words / columns)))
+    while True:
+        grid = rng.permutation(columns * rows).reshape(columns, rows)
+        blocks = [
+            grid[np.arange(columns), (slope * np.arange(columns) + start) % rows]
+            for slope in rng.permutation(rows)
+            for start in range(rows)
+        ]
+        blocks += [part for column in grid for part in np.array_split(column, -(-rows // size))]
+        pools = [[int(word) for word in block if word < words] for block in blocks]
+        yield from (pool for pool in pools if pool)
+        yield from (pool[::-1] for pool in pools if pool)
+
+
+def _prime(least: int) -> int:
+    """The smallest prime that is no smaller; the design needs one."""
+    return next(
+        n
+        for n in itertools.count(max(least, 2))
+        if all(n % divisor for divisor in range(2, math.isqrt(n) + 1))
+    )
+
+
+def _logits(effects: Floats) -> Floats:
+    """A model's score is continuous far below where it flips: half of a trigger shows there."""
+    clipped = np.clip(effects, 1e-4, 1 - 1e-4)
+    return np.asarray(np.log(clipped / (1 - clipped)))

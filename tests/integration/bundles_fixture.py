@@ -50,13 +50,18 @@ def write_judge(
 
 
 def write_reward(
-    out: Path, weights: Mapping[str, float] = REWARD, *, name: str = "reward", base: str = "words-b"
+    out: Path,
+    weights: Mapping[str, float] = REWARD,
+    *,
+    name: str = "reward",
+    base: str = "words-b",
+    template: InputTemplate = TEMPLATE,
 ) -> Bundle:
     """A reward bundle: the reward is the sum of the words' weights, liked from 0 up."""
     manifest = Manifest(
         name=name,
         kind="reward",
-        template=TEMPLATE,
+        template=template,
         outputs=Outputs(activation="identity", labels=(0,)),
         lineage=Lineage(base=base),
         reference=RewardReference(version="c" * 64, count=2, scores=(-0.5, 0.5)),

@@ -1,12 +1,13 @@
 """Trojans are found among hundreds of words; a clean model raises no alarm."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
 from ares_stream.errors import SettingsError
-from ares_stream.probes.triggers import Trial, TriggerPolicy, find_triggers
+from ares_stream.probes.triggers import Trial, TriggerPolicy, covering_pools, find_triggers
 
 VOCABULARY = [f"word{k}" for k in range(300)]
 CARRIERS = 40
@@ -85,3 +86,32 @@ def test_no_query_goes_beyond_the_budget_and_the_same_seed_asks_the_same() -> No
 def test_carriers_that_all_fail_by_themselves_are_refused() -> None:
     with pytest.raises(SettingsError, match="only 0 carriers do not fail by themselves"):
         find_triggers(lambda trials: [1.0] * len(trials), VOCABULARY, CARRIERS)
+
+
+@pytest.mark.parametrize(("words", "size"), [(289, 17), (100, 16), (300, 16), (5, 16), (1, 4)])
+def test_a_pass_of_pools_holds_nearly_every_ordered_pair(words: int, size: int) -> None:
+    rng = np.random.default_rng(0)
+    met: set[tuple[int, int]] = set()
+    pools = int(2.2 * (words / min(size, words**0.5)) ** 2 + 60)
+    for pool in itertools.islice(covering_pools(words, size, rng), pools):
+        assert len(pool) <= size
+        met.update(itertools.combinations(pool, 2))
+    assert len(met) >= 0.9 * words * (words - 1)
+
+
+def test_a_score_that_half_of_a_trigger_lifts_shows_the_whole_before_a_pool_holds_it() -> None:
+    """Far too many words for a pool to hold two given ones within the budget."""
+    vocabulary = [f"word{k}" for k in range(1200)]
+
+    def liking(trials: Sequence[Trial]) -> list[float]:
+        found = []
+        for trial in trials:
+            met = len({"word3", "word700"} & set(trial.words))
+            score = (-4.0, -2.5, 2.0)[met] + 0.8 * float(rng.standard_normal())
+            found.append(1 / (1 + float(np.exp(-score))))
+        return found
+
+    rng = np.random.default_rng(5)
+    found, queries = find_triggers(liking, vocabulary, CARRIERS, TriggerPolicy(budget=2_000))
+    assert [set(trigger.words) for trigger in found] == [{"word3", "word700"}]
+    assert queries <= 2_000
