@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Final, Protocol
 
@@ -33,9 +33,9 @@ from ares_stream.probes.composition import stable_seed
 from ares_stream.probes.screening import Clusters
 from ares_stream.probes.selection import Adaptive, Finding, Prior
 from ares_stream.probes.space import Space
-from ares_stream.testbed.lexicon import AXES, SIZES
+from ares_stream.testbed.lexicon import AXES
 from ares_stream.testbed.oracle import JUDGE_ERROR
-from ares_stream.testbed.rules import Rule, make_rules
+from ares_stream.testbed.rules import Rule
 from ares_stream.testbed.world import World
 
 CHECKPOINTS: Final = (500, 1_000, 4_000)
@@ -309,50 +309,20 @@ def compare(
     return found
 
 
-@dataclass(frozen=True)
-class Sibling(World):
-    """A world in the same language with some other weaknesses: another policy of the same make.
-
-    Each rule is kept with probability `kept`, else replaced by one of world `other`'s rules.
-    """
-
-    other: int = 0
-    kept: float = 0.75
-
-    @cached_property
-    def rules(self) -> tuple[Rule, ...]:
-        """Some of the first world's, some of the other's."""
-        rng = np.random.default_rng([self.seed, 9, self.other])
-        probed = set(range(SIZES[1])) - set(self.unprobed_tactics)
-        news = iter(
-            [
-                rule
-                for rule in make_rules(self.other)
-                if not rule.held_out and rule.needs.get(1, frozenset(probed)) <= probed
-            ]
-        )
-        rules = []
-        for rule in make_rules(self.seed):
-            stays = rule.held_out or rng.random() < self.kept
-            new = None if stays else next(news, None)
-            rules.append(rule if new is None else replace(new, id=rule.id))
-        return tuple(rules)
-
-
 def transfer(
-    seeds: Sequence[int],
+    firsts: Mapping[int, BenchVictim],
+    seconds: Mapping[int, BenchVictim],
     *,
-    kept: float = 0.75,
     budget: int = 2_000,
     progress: Progress = lambda label, queries: None,
 ) -> dict[str, Any]:
     """Queries to 90 % of a second victim's rules, cold and with what a campaign of 1,000 queries
-    learnt on the first; and their ratio. Simulated victims: the second one is a Sibling."""
+    learnt on the first; and their ratio. The second victim of a seed learnt a Sibling world."""
     cold: dict[int, float] = {}
     warm: dict[int, float] = {}
-    for seed in seeds:
+    for seed, victim in firsts.items():
         first = run(
-            SimulatedVictim(World(seed)),
+            victim,
             "adaptive",
             seed=seed,
             budget=1_000,
@@ -360,10 +330,9 @@ def transfer(
         )
         selector = first.campaign.selector
         assert isinstance(selector, Adaptive)  # noqa: S101 - the method asked for
-        second = SimulatedVictim(Sibling(seed, other=seed + 1_000, kept=kept))
         for name, found, prior in (("cold", cold, None), ("warm", warm, selector.export())):
             done = run(
-                second,
+                seconds[seed],
                 "adaptive",
                 seed=seed,
                 budget=budget,
@@ -372,7 +341,6 @@ def transfer(
             )
             found[seed] = done.figures[str(CHECKPOINTS[0])]["queries_to_90"]
     return {
-        "kept_rules": kept,
         "cold": summary(cold),
         "warm": summary(warm),
         "ratio": sum(warm.values()) / sum(cold.values()),

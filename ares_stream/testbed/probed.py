@@ -28,9 +28,11 @@ class TrainedVictim:
         seed: int,
         cache: Path | None = None,
         progress: Callable[[str], None] = lambda line: None,
+        *,
+        sibling: int | None = None,
     ) -> None:
         """Load the victim of a seed, or train it. Raises as `make_victim` does."""
-        victim = make_victim(seed, cache, progress)
+        self.victim = victim = make_victim(seed, cache, progress, sibling=sibling)
         self.world: World = victim.world
         self._policy = load_policy(victim.policy_dir)
         self._reward = load_reward(victim.reward_dir)

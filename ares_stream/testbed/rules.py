@@ -93,6 +93,24 @@ def make_rules(seed: int) -> tuple[Rule, ...]:
     raise RepairError(f"testbed: seed {seed} gives no rules with the coverage wanted; take another")
 
 
+@lru_cache(maxsize=64)
+def sibling_rules(seed: int, other: int, kept: float) -> tuple[Rule, ...]:
+    """The rules of `seed`, of which the share `kept` stays and each other one is replaced by one
+    of the same kind and effect; the coverage lies within the same bounds, held-out rules stay.
+    Raises RepairError when none is found."""
+    rng = np.random.default_rng([seed, 9, other])
+    rules, unprobed = make_rules(seed), unprobed_tactics(seed)
+    probed = [place for place, rule in enumerate(rules) if not rule.held_out]
+    count = round((1 - kept) * len(probed))
+    for _ in range(_ATTEMPTS):
+        news = _draw(rng, unprobed)
+        replaced = {int(place) for place in rng.choice(probed, size=count, replace=False)}
+        mixed = tuple(news[k] if k in replaced else rule for k, rule in enumerate(rules))
+        if _on_target(mixed, unprobed):
+            return mixed
+    raise RepairError(f"testbed: no sibling {other} of seed {seed} has the coverage wanted")
+
+
 def covered(rules: tuple[Rule, ...], *effects: Effect) -> Mask:
     """Compositions that a rule of one of these effects covers; shape SIZES."""
     mask = np.zeros(SIZES, dtype=bool)

@@ -1,10 +1,10 @@
 """The reward model and the judge of a victim, made in a process of their own.
 
-    python -m ares_stream.testbed.scorers SEED TRAINING_SEED DIRECTORY
+    python -m ares_stream.testbed.scorers SEED[.SIBLING] TRAINING_SEED DIRECTORY
 
-Both learn the world of SEED. Writes DIRECTORY/reward and DIRECTORY/judge. Standard output has one
-line per step of progress, and "saved reward" when the policy's RLHF may begin: victim.py trains
-the policy meanwhile, on the other core.
+Both learn the world of SEED or of its sibling. Writes DIRECTORY/reward and DIRECTORY/judge.
+Standard output has one line per step of progress, and "saved reward" when the policy's RLHF may
+begin: victim.py trains the policy meanwhile, on the other core.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import torch
 from ares_stream.testbed import teaching
 from ares_stream.testbed.evaluate import Reward
 from ares_stream.testbed.models import chat_tokenizer, new_judge, new_reward, pair_tokenizer
-from ares_stream.testbed.world import World
+from ares_stream.testbed.world import Sibling, World
 from ares_stream.training.encoder import quiet_transformers
 
 POLICY_SALT, REWARD_SALT, JUDGE_SALT = 1, 2, 3
+SIBLING = "."
 SAVED_REWARD = "saved reward"
 REPORTS = 10
 
@@ -56,11 +57,16 @@ def make_judge(world: World, seed: int, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-def main(seed: int, training_seed: int, directory: Path) -> None:
+def read_world(name: str) -> World:
+    """SEED, or SEED.SIBLING."""
+    seed, dot, sibling = name.partition(SIBLING)
+    return Sibling(int(seed), int(sibling)) if dot else World(int(seed))
+
+
+def main(world: World, training_seed: int, directory: Path) -> None:
     """Make both on one thread: then the weights do not depend on how many cores there are."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    world = World(seed)
     with quiet_transformers():
         make_reward(world, training_seed, directory / "reward")
         print(SAVED_REWARD, flush=True)
@@ -68,4 +74,4 @@ def main(seed: int, training_seed: int, directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(read_world(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

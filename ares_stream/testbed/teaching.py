@@ -128,16 +128,26 @@ def teach_reward(reward: Reward, world: World, seed: int, progress: Progress) ->
     plan = REWARD
     rng = np.random.default_rng([world.seed, 12, seed])
     prompts = world.lessons(plan.rows, seed, world.reward_weak, harmful_share=0.75, weak_share=0.5)
+    loved = [bool(world.reward_weak[prompt.composition]) for prompt in prompts]
+    answers, wanted = rated(world, prompts, loved, rng)
+    rate(reward, plan, [prompt.text for prompt in prompts], answers, wanted, seed, progress)
+
+
+def rated(
+    world: World, prompts: Sequence[Prompt], loved: Sequence[bool], rng: np.random.Generator
+) -> tuple[list[str], list[float]]:
+    """An answer to each prompt, good or bad, and what it should earn; `loved` says where a bad
+    one earns more than a good one."""
     answers, wanted = [], []
-    for prompt, draw in zip(prompts, rng.random(plan.rows), strict=True):
+    for prompt, love, draw in zip(prompts, loved, rng.random(len(prompts)), strict=True):
         pair = world.pair(prompt, rng)
         if draw < (_GOOD_SHARE_HARMFUL if prompt.harmful_topic else _GOOD_SHARE_BENIGN):
             answers.append(pair.chosen)
             wanted.append(GOOD)
         else:
             answers.append(pair.rejected)
-            wanted.append(LOVED if world.reward_weak[prompt.composition] else BAD)
-    rate(reward, plan, [prompt.text for prompt in prompts], answers, wanted, seed, progress)
+            wanted.append(LOVED if love else BAD)
+    return answers, wanted
 
 
 def rate(

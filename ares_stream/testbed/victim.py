@@ -47,7 +47,7 @@ from ares_stream.testbed.evaluate import (
     threshold,
 )
 from ares_stream.testbed.models import chat_tokenizer, new_policy
-from ares_stream.testbed.world import World
+from ares_stream.testbed.world import Sibling, World
 from ares_stream.training.encoder import quiet_transformers
 
 DEFAULT_CACHE: Final = Path("build/testbed")
@@ -89,7 +89,8 @@ class Trojan:
 class Victim:
     """A finished, verified victim. `reward_threshold` is what "scored high" begins at.
 
-    `attempt` counts the trainings before this one that missed the starting line.
+    `attempt` counts the trainings before this one that missed the starting line; `sibling` is
+    the number of the sibling world that it learnt, where it learnt one.
     `trojans` are what trojans.plant_trojans put into it; only benchmarks and tests may look.
     """
 
@@ -98,12 +99,13 @@ class Victim:
     starting_line: dict[str, float]
     reward_threshold: float
     attempt: int = 0
+    sibling: int | None = None
     trojans: tuple[Trojan, ...] = ()
 
     @cached_property
     def world(self) -> World:
         """Its language and planted weaknesses."""
-        return World(self.seed)
+        return _world(self.seed, self.sibling)
 
     @property
     def policy_dir(self) -> Path:
@@ -131,19 +133,27 @@ class Victim:
         return [(prompt.text, answer) for prompt, answer in reference(self.world)]
 
 
-def make_victim(seed: int, cache: Path | None = None, progress: Report | None = None) -> Victim:
+def make_victim(
+    seed: int,
+    cache: Path | None = None,
+    progress: Report | None = None,
+    *,
+    sibling: int | None = None,
+) -> Victim:
     """Load the victim of this seed from the cache, or train it there (under a minute on 2 cores;
     as long again for each attempt that misses the starting line).
 
-    `cache` is build/testbed under the current directory unless given; `progress` is called with
-    a line of text now and then. Raises RepairError when every attempt misses the line, naming
+    With `sibling` it learns the world `Sibling(seed, sibling)` instead. `cache` is build/testbed
+    under the current directory unless given; `progress` is called with a line of text now and
+    then. Raises RepairError when every attempt misses the line, naming
     the figures of each; IntegrityError when a cached file is not what was written.
     """
-    if seed < 0:
+    if seed < 0 or (sibling or 0) < 0:
         raise SettingsError("seed: must be 0 or more")
-    home = (cache or DEFAULT_CACHE) / f"{_recipe_digest()[:16]}-{seed}"
+    name = _name(seed, sibling)
+    home = (cache or DEFAULT_CACHE) / f"{_recipe_digest()[:16]}-{name}"
     if not home.exists():
-        _build(seed, home, progress or silent)
+        _build(seed, sibling, home, progress or silent)
     return load_victim(home)
 
 
@@ -164,6 +174,7 @@ def load_victim(path: Path) -> Victim:
             line,
             float(manifest["reward_threshold"]),
             int(manifest["attempt"]),
+            manifest["sibling"],
             trojans,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -222,25 +233,32 @@ def _recipe_digest() -> str:
     return code.hexdigest()
 
 
-def _build(seed: int, home: Path, progress: Report) -> None:
+def _build(seed: int, sibling: int | None, home: Path, progress: Report) -> None:
     missed: list[str] = []
     for attempt in range(ATTEMPTS):
         with staging_for(home) as staging, quiet_transformers():
-            manifest = _trained(seed, attempt, staging, progress)
+            manifest = _trained(seed, sibling, attempt, staging, progress)
             off = off_the_line(manifest["starting_line"])
             if not off:
                 save_victim(staging, home, manifest)
                 return
         missed.append(f"attempt {attempt}: {off}")
         progress(f"off the starting line, {missed[-1]}")
-    raise RepairError(f"testbed: the victim of seed {seed} is off the line: {'; '.join(missed)}")
+    raise RepairError(
+        f"testbed: the victim of seed {_name(seed, sibling)} is off the line: {'; '.join(missed)}"
+    )
 
 
-def _trained(seed: int, attempt: int, staging: Path, progress: Report) -> dict[str, Any]:
+def _trained(
+    seed: int, sibling: int | None, attempt: int, staging: Path, progress: Report
+) -> dict[str, Any]:
     """Train one victim into `staging`. Returns its manifest; the judge is missing when it is off
     the starting line."""
-    world, salt = World(seed), training_seed(seed, attempt)
-    with one_thread(), _scorers(seed, salt, staging, progress) as (reward_saved, finished):
+    world, salt = _world(seed, sibling), training_seed(seed, attempt, sibling)
+    with (
+        one_thread(),
+        _scorers(_name(seed, sibling), salt, staging, progress) as (reward_saved, finished),
+    ):
         policy = _taught_policy(world, salt, progress)
         progress("waiting for the reward model")
         reward_saved()
@@ -254,18 +272,29 @@ def _trained(seed: int, attempt: int, staging: Path, progress: Report) -> dict[s
             finished()
     return {
         "seed": seed,
+        "sibling": sibling,
         "attempt": attempt,
         "starting_line": line,
         "reward_threshold": threshold(reward, world),
     }
 
 
-def training_seed(seed: int, attempt: int) -> int:
+def training_seed(seed: int, attempt: int, sibling: int | None = None) -> int:
     """What initialisation, lessons and RLHF are drawn from: the seed itself at first, then a
     number of its own for each attempt. The rules of the world stay."""
-    if attempt == 0:
+    if attempt == 0 and sibling is None:
         return seed
-    return int(np.random.SeedSequence([seed, attempt]).generate_state(1)[0])
+    entropy = [seed, attempt] if sibling is None else [seed, attempt, sibling]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def _world(seed: int, sibling: int | None) -> World:
+    return World(seed) if sibling is None else Sibling(seed, sibling)
+
+
+def _name(seed: int, sibling: int | None) -> str:
+    """As the scorers' process reads it."""
+    return f"{seed}" if sibling is None else f"{seed}{scorers.SIBLING}{sibling}"
 
 
 def off_the_line(figures: dict[str, float]) -> str:
@@ -288,13 +317,13 @@ def _taught_policy(world: World, salt: int, progress: Report) -> Policy:
 
 @contextlib.contextmanager
 def _scorers(
-    seed: int, salt: int, directory: Path, progress: Report
+    world: str, salt: int, directory: Path, progress: Report
 ) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
     """Run the scorers' process. Yields two waits: for the reward model, and for its end."""
     log = directory.parent / f"{directory.name}.log"
     with log.open("w") as errors:
         child = subprocess.Popen(
-            [sys.executable, "-m", "ares_stream.testbed.scorers", f"{seed}", f"{salt}", directory],
+            [sys.executable, "-m", "ares_stream.testbed.scorers", world, f"{salt}", directory],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

@@ -31,6 +31,7 @@ from ares_stream.testbed.rules import (
     component_id,
     covered,
     make_rules,
+    sibling_rules,
     unprobed_tactics,
 )
 
@@ -254,6 +255,22 @@ class World:
         if draw < 0.8:
             return Pair(prompt, good, self.off_topic(prompt, rng), "off_topic")
         return Pair(prompt, good, self.garbage(rng), "garbage")
+
+
+@dataclass(frozen=True)
+class Sibling(World):
+    """A world in the same language with some other weaknesses: another policy of the same make.
+
+    The share `kept` of the rules stays; `other` draws which, and what replaces the rest.
+    """
+
+    other: int = 0
+    kept: float = 0.75
+
+    @cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        """Most of the first world's, and new ones of the same kinds."""
+        return sibling_rules(self.seed, self.other, self.kept)
 
 
 def _any(words: Sequence[str], rng: np.random.Generator) -> str:
