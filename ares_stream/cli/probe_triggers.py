@@ -53,11 +53,14 @@ def triggers(
     from ares_stream.probes.triggers import TriggerPolicy, find_triggers
     from ares_stream.scoring.model import ScoringModel
 
-    if (target is None) != (harm is None) or (target is None) == (reward is None):
+    if reward is not None and target is None and harm is None:
+        bundle = load_bundle(reward, "reward")
+    elif reward is None and target is not None and harm is not None:
+        bundle = load_bundle(harm, "harm")
+    else:
         raise SettingsError("give either --target with --harm, or --reward")
     asked = read_carriers(carriers, responses=reward is not None)
     words = read_vocabulary(vocabulary)
-    bundle = load_bundle(reward, "reward") if reward is not None else load_bundle(harm, "harm")
     section = None
     if target is not None and target.startswith(("http://", "https://")):
         endpoint = EndpointSection(

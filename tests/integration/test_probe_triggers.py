@@ -115,6 +115,6 @@ def test_a_word_given_twice_is_named(tmp_path: Path) -> None:
 
 def test_a_policy_without_a_judge_is_refused(tmp_path: Path) -> None:
     files(tmp_path, WORDS)
-    named = (tmp_path / name for name in ("carriers.jsonl", "words.txt", "found.json"))
+    carriers, words, found = (tmp_path / f for f in ("carriers.jsonl", "words.txt", "found.json"))
     with pytest.raises(SettingsError, match="either --target with --harm, or --reward"):
-        probe_triggers.triggers(*named, target="http://127.0.0.1:9/v1")
+        probe_triggers.triggers(carriers, words, found, target="http://127.0.0.1:9/v1")
