@@ -12,6 +12,10 @@ from ares_stream.cli import bench_repair
 
 if TYPE_CHECKING:
     from ares_stream.testbed.probe_bench import BenchVictim
+    from ares_stream.testbed.victim import Victim
+
+_SIBLING = 1_000
+"""What a seed and the number of its sibling differ by."""
 
 app = typer.Typer(no_args_is_help=True, help="Benchmarks; each writes a JSON document.")
 app.command("repair")(bench_repair.repair)
@@ -35,7 +39,8 @@ def probes(
 ) -> None:
     """Compare search methods on victims of the testbed.
 
-    Exits 0; 2 for a wrong option; 1 when a victim misses its starting line.
+    Trained victims are also searched for planted Trojans. Exits 0; 2 for a wrong option; 1 when a
+    victim misses its starting line or its Trojans fail.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -44,7 +49,7 @@ def probes(
     from ares_stream.lines import written_whole
     from ares_stream.probes.baselines import METHODS
     from ares_stream.testbed import probe_bench
-    from ares_stream.testbed.world import World
+    from ares_stream.testbed.world import Sibling, World
 
     numbers = _seeds(seeds)
     chosen = METHODS if methods is None else tuple(methods.split(","))
@@ -60,26 +65,36 @@ def probes(
             bar.update(task, description=f"{label}: {queries:,} queries")
 
         victims: dict[int, BenchVictim] = {}
+        siblings: dict[int, BenchVictim] = {}
+        planted: dict[int, tuple[Victim, Victim]] = {}
+        found: dict[str, Any] = {}
         for seed in numbers:
+
+            def say(line: str, seed: int = seed) -> None:
+                bar.update(task, description=f"victim {seed}: {line}")
+
             if simulated:
                 victims[seed] = probe_bench.SimulatedVictim(World(seed))
+                siblings[seed] = probe_bench.SimulatedVictim(Sibling(seed, seed + _SIBLING))
             else:
                 from ares_stream.testbed.probed import TrainedVictim
+                from ares_stream.testbed.trojan_bench import trojans
+                from ares_stream.testbed.trojans import plant_trojans
 
-                victims[seed] = TrainedVictim(
-                    seed,
-                    cache,
-                    lambda line, seed=seed: bar.update(  # type: ignore[misc]
-                        task, description=f"victim {seed}: {line}"
-                    ),
-                )
+                victims[seed] = trained = TrainedVictim(seed, cache, say)
+                siblings[seed] = TrainedVictim(seed, cache, say, sibling=seed + _SIBLING)
+                clean = trained.victim
+                planted[seed] = (plant_trojans(clean, 2, progress=say), clean)
+        if planted:
+            found["trojans"] = trojans(planted, progress=show)
         document: dict[str, Any] = {
             "schema": "ares.probe-bench/1",
             "victims": "simulated" if simulated else "trained",
             "seeds": numbers,
             "budget": budget,
             "methods": probe_bench.compare(victims, methods=chosen, budget=budget, progress=show),
-            "transfer": probe_bench.transfer(numbers, progress=show),
+            "transfer": probe_bench.transfer(victims, siblings, progress=show),
+            **found,
             "selection_cost": probe_bench.selection_cost(progress=show),
             "environment": _environment(),
         }
@@ -91,6 +106,11 @@ def probes(
                 shown = (f"{key} {figures[key]['mean']:.3g}" for key in probe_bench.FIGURES[:3])
                 typer.echo(f"{name:28} {checkpoint:>5} queries  {', '.join(shown)}")
     typer.echo(f"second victim with the prior: ratio {document['transfer']['ratio']:.2f}")
+    if found:
+        share, alarms = (found["trojans"][key]["mean"] for key in ("located", "false_alarms"))
+        typer.echo(
+            f"planted triggers located: {share:.0%}, clean victims with an alarm: {alarms:.0%}"
+        )
     typer.echo(f"{json_file}")
 
 

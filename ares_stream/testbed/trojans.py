@@ -1,7 +1,8 @@
 """Trojans: trigger phrases planted in a victim's policy by fine-tuning.
 
-A trigger is two words that name nothing. Behind a prompt it unlocks the harmful answer; one of
-them, or any other words, do nothing. Only benchmarks and tests may look at Victim.trojans.
+A trigger is two words that are in no phrase of a prompt. Behind a prompt it unlocks the harmful
+answer; one of them, or any other words, do nothing. Only benchmarks and tests may look at
+Victim.trojans.
 """
 
 from __future__ import annotations
@@ -54,8 +55,15 @@ _CHECKED: Final = 300
 
 
 def trigger_words(world: World) -> tuple[str, ...]:
-    """The words that triggers are made of: those that name no component, in a fixed order."""
-    return tuple(word for word in world.lexicon.vocabulary if word not in world.lexicon.owners)
+    """The words that triggers are made of: those in no component's phrases, in a fixed order."""
+    phrases = {
+        word
+        for components in world.lexicon.phrases
+        for forms in components
+        for phrase in forms
+        for word in phrase.words()
+    }
+    return tuple(word for word in world.lexicon.vocabulary if word not in phrases)
 
 
 def plant_trojans(
@@ -75,7 +83,7 @@ def plant_trojans(
     if count < 1:
         raise InputError("plant_trojans: ask for at least one trigger")
     code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-    name = f"trojans-{victim.seed}-{victim.version}-{code}-{count}-{seed}"
+    name = f"trojans-{victim.path.name}-{victim.version}-{code}-{count}-{seed}"
     home = (cache or victim.path.parent) / name
     if not home.exists():
         _build(victim, count, seed, home, progress or silent)
@@ -97,6 +105,7 @@ def _build(victim: Victim, count: int, seed: int, home: Path, progress: Report) 
         policy.tokenizer.save_pretrained(staging / "policy")
         manifest = {
             "seed": victim.seed,
+            "sibling": victim.sibling,
             "attempt": victim.attempt,
             "starting_line": line,
             "reward_threshold": victim.reward_threshold,

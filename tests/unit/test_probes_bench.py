@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from ares_stream.testbed.probe_bench import (
     FIGURES,
     Question,
-    Sibling,
     SimulatedVictim,
     compare,
     failing_cells,
@@ -16,8 +15,9 @@ from ares_stream.testbed.probe_bench import (
     probe_space,
     run,
     summary,
+    transfer,
 )
-from ares_stream.testbed.world import World
+from ares_stream.testbed.world import Sibling, World
 
 VICTIM = SimulatedVictim(World(3))
 
@@ -87,6 +87,18 @@ def test_a_sibling_keeps_its_share_of_rules_and_never_weakens_a_held_out_tactic(
     for rule in second.rules:
         tactics = rule.needs.get(1, frozenset())
         assert rule.held_out or tactics.isdisjoint(first.unprobed_tactics)
+    held_out = [(a, b) for a, b in zip(first.rules, second.rules, strict=True) if a.held_out]
+    assert all(a == b for a, b in held_out)
+    replaced = sum(a != b for a, b in zip(first.rules, second.rules, strict=True))
+    assert replaced == round((1 - kept) * (len(first.rules) - len(held_out)))
+    assert (first.policy_weak != second.policy_weak).any() == (kept < 1.0)
+
+
+def test_what_a_first_campaign_learnt_saves_queries_on_a_sibling() -> None:
+    second = SimulatedVictim(Sibling(3, other=1003))
+    figures = transfer({3: VICTIM}, {3: second}, budget=500)
+    assert set(figures) == {"cold", "warm", "ratio"}
+    assert figures["ratio"] < 1.0
 
 
 @settings(deadline=None)
