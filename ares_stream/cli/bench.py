@@ -20,6 +20,7 @@ _SIBLING = 1_000
 app = typer.Typer(no_args_is_help=True, help="Benchmarks; each writes a JSON document.")
 app.command("repair")(bench_repair.repair)
 app.command("repair-cost")(bench_repair.repair_cost)
+app.command("repair-poison")(bench_repair.repair_poison)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`ares bench repair` and `ares bench repair-cost`: repairs of deliberately weakened models."""
+"""`ares bench repair`, `repair-cost` and `repair-poison`: repairs of models weakened on purpose."""
 
 from __future__ import annotations
 
@@ -29,14 +29,17 @@ Cache = Annotated[
     Path | None, typer.Option(help="Where trained victims lie; build/testbed by default.")
 ]
 
+Seed = Annotated[int, typer.Option(min=0, help="The victim.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes side by side; one per core by default.")
+]
+
 
 def repair(
     seeds: Annotated[str, typer.Option(help="Victims, by seed, separated by commas.")] = "11,12,13",
     json_file: JsonOut = None,
     cache: Cache = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes side by side; one per core by default.")
-    ] = None,
+    workers: Workers = None,
     split: Annotated[
         str, typer.Option(help="Prompts that are measured: test, or dev for tuning.")
     ] = "test",
@@ -50,15 +53,7 @@ def repair(
     if split not in ("test", "dev"):
         raise SettingsError(f"--split {split}: is test or dev")
     chosen = parse_seeds(seeds)
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description:32}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
+    with _bars() as progress:
         found = run_bench(
             chosen,
             cache=cache,
@@ -67,12 +62,11 @@ def repair(
             progress=_Tasks(progress, jobs=len(chosen) * (1 + len(METHODS))),
         )
     _write(json_file, found)
-    # A pipe has no width of its own, and the tables need some.
-    print_repair(found, Console() if Console().is_terminal else Console(width=_PIPE_WIDTH))
+    print_repair(found, _wide())
 
 
 def repair_cost(
-    seed: Annotated[int, typer.Option(min=0, help="The victim.")] = 11,
+    seed: Seed = 11,
     json_file: JsonOut = None,
     cache: Cache = None,
 ) -> None:
@@ -83,8 +77,51 @@ def repair_cost(
     with console.status("training by both"):
         found = run_cost(seed, cache=cache)
     _write(json_file, found)
-    for name in ("joint_seconds", "trl_reward_seconds", "trl_dpo_seconds", "joint_over_trl"):
-        typer.echo(f"{name:20} {found[name]:.2f}")
+    for name, value in found.items():
+        if name.endswith("_seconds") or name.startswith("joint_over_trl"):
+            typer.echo(f"{name:30} {value:.2f}")
+    table = _table(f"what each leaves: %, drift in sd; seed {seed}", COLUMNS.values())
+    for side, figures in found["figures"].items():
+        table.add_row(side, *(_cell(name, figures[name]) for name in COLUMNS))
+    _wide().print(table)
+
+
+def repair_poison(
+    seed: Seed = 11, json_file: JsonOut = None, cache: Cache = None, workers: Workers = None
+) -> None:
+    """Repair a victim from clean batches and from batches that a few sources poisoned.
+
+    Exits 0 when every poisoned repair was rejected or kept every figure, 1 otherwise; 2 for a
+    wrong option.
+    """
+    from ares_stream.testbed.poison_bench import FIGURES, KINDS, SHARES, run_poison
+
+    with _bars() as progress:
+        found = run_poison(
+            seed,
+            cache=cache,
+            workers=workers,
+            progress=_Tasks(progress, jobs=2 + len(KINDS) * len(SHARES)),
+        )
+    _write(json_file, found)
+    headings = [COLUMNS[name] for name in FIGURES]
+    table = _table(
+        f"poisoned batches: %, drift in sd; seed {seed}", ("trained", *headings, "gate", "held")
+    )
+    rows = [("clean", found["clean"])]
+    for kind, by_share in found["poison"].items():
+        rows += [(f"{kind} {float(share):.0%}", row) for share, row in by_share.items()]
+    for label, row in rows:
+        table.add_row(
+            label,
+            str(row["poison_trained"]),
+            *(_cell(name, row["figures"][name]) for name in FIGURES),
+            "passed" if row["gate"]["passed"] else "rejected",
+            {True: "yes", False: "no"}.get(row.get("held"), ""),
+        )
+    _wide().print(table)
+    if not all(row.get("held", True) for _, row in rows):
+        raise typer.Exit(1)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -126,6 +163,23 @@ def print_repair(found: dict[str, Any], console: Console) -> None:
             f"{published['drift']:.2f} → {row['drift_on_policy']['mean']:.2f}",
         )
     console.print(table)
+
+
+def _wide() -> Console:
+    """A pipe has no width of its own, and the tables need some."""
+    return Console() if Console().is_terminal else Console(width=_PIPE_WIDTH)
+
+
+def _bars() -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description:32}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
 
 
 def _table(title: str, headings: Any) -> Table:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
@@ -41,9 +41,7 @@ from ares_stream.repair.plan import Plan, PlanPolicy, Replay, plan, read_plan, w
 from ares_stream.repair.recipe import Recipe
 from ares_stream.testbed.jobs import Report, Step, run_jobs, worker_pool
 from ares_stream.testbed.repair_bench import RECIPE, TEST_PROMPTS, gather
-
-if TYPE_CHECKING:
-    from ares_stream.testbed.victim import Victim
+from ares_stream.testbed.world import World
 
 Kind = Literal["flipped_reference", "false_failure"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -139,14 +137,15 @@ def _prepare(
     replay = Replay(benign=found.benign, over_refusal=found.over_refusal, validated=found.validated)
     for kind, share in cases:
         count = round(share / (1 - share) * len(honest))
-        batch = [*honest, *_poison(victim, kind, count)]
+        batch = [*honest, *poison(victim.world, kind, count)]
         made = plan(batch, {}, replay, PlanPolicy())
         write_plan(made, scratch / f"{kind}-{share}.json")
     report(seed, "victim", "done", 1, 1)
 
 
-def _poison(victim: Victim, kind: Kind, count: int) -> list[CoupledFailure]:
-    world, rng = victim.world, np.random.default_rng([victim.seed, 50])
+def poison(world: World, kind: Kind, count: int) -> list[CoupledFailure]:
+    """`count` made-up failures of one kind, by POISONERS sources in turn."""
+    rng = np.random.default_rng([world.seed, 50])
     prompts = world.prompts("train", count, 50, harmful=kind == "flipped_reference")
     return [
         _failure(
