@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ares_stream.errors import RepairError
 from ares_stream.events import Message
 from ares_stream.repair.recipe import Lora
+from ares_stream.training.architecture import Classifier
 from ares_stream.training.encoder import quiet_transformers
 
 _INFERENCE_ROWS = 256
@@ -192,7 +193,9 @@ class RewardModel(Adapted):
 
     def __init__(self, network: Any, tokenizer: Any, max_length: int) -> None:
         super().__init__(network, tokenizer, max_length)
-        self.runner = _Score(network)
+        base = network.get_base_model()
+        self.runner = Classifier(base)
+        self._segments = getattr(base.config, "type_vocab_size", 0) > 1
 
     def encode(self, messages: Sequence[Message], answer: str) -> Encoded:
         """The conversation with its answer, cut to `max_length`."""
@@ -213,8 +216,9 @@ class RewardModel(Adapted):
 
     def scores(self, batch: Batch) -> Tensor:
         """(rows,) in the model's own units, with gradient."""
-        found: Tensor = self.runner(batch.ids, batch.attention, batch.segments)
-        return found.float()
+        segments = batch.segments if self._segments else None
+        found: Tensor = self.runner(batch.ids, batch.attention, segments)
+        return found[:, 0].float()
 
     def score(self, rows: Sequence[Encoded]) -> Tensor:
         """(rows,) without gradient, in the order of the rows, on the CPU."""
@@ -227,32 +231,6 @@ class RewardModel(Adapted):
                 batch = self.collate([rows[place] for place in places])
                 found[places] = self.scores(batch).cpu()
         return found
-
-
-class _Score(nn.Module):
-    """One score per row: decoders are read at the last token of the mask, as the export does.
-
-    transformers looks for the pad token instead, which may be a token of the text.
-    """
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-        config = network.get_base_model().config
-        self._segments = getattr(config, "type_vocab_size", 0) > 1
-
-    def forward(self, ids: Tensor, attention: Tensor, segments: Tensor) -> Tensor:
-        base = self.network.get_base_model()
-        inputs = {"input_ids": ids, "attention_mask": attention}
-        if self._segments:
-            inputs["token_type_ids"] = segments
-        if not hasattr(base, "score"):
-            found: Tensor = self.network(**inputs).logits
-            return found[:, 0]
-        hidden = base.base_model(**inputs, use_cache=False).last_hidden_state
-        last = attention.sum(1) - 1
-        scored: Tensor = base.score(hidden[torch.arange(len(ids), device=ids.device), last])
-        return scored[:, 0]
 
 
 def load_policy(

@@ -1,5 +1,5 @@
 """What a Hugging Face sequence classifier computes, whatever its architecture: one definition
-for training and for export."""
+for training, for export and for repair."""
 
 from __future__ import annotations
 
@@ -28,8 +28,13 @@ class Classifier(torch.nn.Module):
     @property
     def head(self) -> torch.nn.Linear | None:
         """The linear layer on top, or None where the head is something else."""
-        head = self.model.score if self.decoder else getattr(self.model, "classifier", None)
+        head = self._top
         return head if isinstance(head, torch.nn.Linear) else None
+
+    @property
+    def _top(self) -> Any:
+        """What is on top, whatever it is: an adapter wraps the linear layer."""
+        return self.model.score if self.decoder else getattr(self.model, "classifier", None)
 
     def forward(
         self,
@@ -40,8 +45,7 @@ class Classifier(torch.nn.Module):
         """Logits."""
         extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         if self.decoder or self.mean:
-            assert self.head is not None  # noqa: S101 - use_mean() and decoders have one
-            logits: torch.Tensor = self.head(self.pooled(input_ids, attention_mask, **extra))
+            logits: torch.Tensor = self._top(self.pooled(input_ids, attention_mask, **extra))
         else:
             logits = self.model(input_ids=input_ids, attention_mask=attention_mask, **extra).logits
         return logits

@@ -39,6 +39,7 @@ from ares_stream.repair.plan import (  # noqa: E402
 )
 from ares_stream.repair.recipe import Lora, Method, Recipe, Reinforce  # noqa: E402
 from ares_stream.repair.training import Progress, Trainer, phases  # noqa: E402
+from ares_stream.scoring.offline import raw_scores  # noqa: E402
 from ares_stream.testbed.lexicon import HARMFUL_TOPICS  # noqa: E402
 from ares_stream.testbed.models import (  # noqa: E402
     chat_tokenizer,
@@ -47,6 +48,8 @@ from ares_stream.testbed.models import (  # noqa: E402
     pair_tokenizer,
 )
 from ares_stream.testbed.world import Prompt, World  # noqa: E402
+from ares_stream.training.examples import conversation  # noqa: E402
+from ares_stream.training.export import export_bundle  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -328,6 +331,58 @@ def test_other_architectures_without_chat_template_are_repaired_too(
     assert changed(before, weights(trainer)) == {"policy", "reward"}
     with pytest.raises(RepairError, match="a reward model has 1 output, this has 2"):
         load_reward(tmp_path / "judge", LORA, seed=0, max_length=48)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_a_mean_pooled_reward_model_scores_in_a_repair_as_its_bundle_does(
+    kind: str, models: Path, plan: Plan, tmp_path: Path
+) -> None:
+    if kind == "encoder":
+        words, template = pair_tokenizer(WORLD, 4), None
+        network: Any = BertForSequenceClassification(
+            BertConfig(
+                vocab_size=len(words),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=64,
+                initializer_range=0.5,
+                num_labels=1,
+                ares_pooling="mean",
+            )
+        )
+    else:
+        words = chat_tokenizer(WORLD, 4)
+        network = new_reward(words, 4)
+        network.config.ares_pooling = "mean"
+        torch.nn.init.normal_(network.score.weight)
+    network.save_pretrained(tmp_path / "reward")
+    words.save_pretrained(tmp_path / "reward")
+    asked = [(pair.messages, pair.chosen) for pair in plan.validated[:8]]
+    conversations = [conversation(turns[0].content, answer) for turns, answer in asked]
+    bundle = export_bundle(
+        "reward",
+        tmp_path / "reward",
+        tmp_path / "bundle",
+        name="reward",
+        max_length=48,
+        reference=conversations,
+    )
+    exported = torch.tensor(raw_scores(bundle, conversations)).float()
+    reward = load_reward(tmp_path / "reward", LORA, seed=0, max_length=48)
+    batch = reward.collate([reward.encode(*pair) for pair in asked])
+    torch.testing.assert_close(reward.scores(batch).detach(), exported, atol=1e-3, rtol=0)
+    reward.scores(batch).sum().backward()  # type: ignore[no-untyped-call]
+    moved = {name for name, p in reward.trainable().items() if p.grad is not None and p.grad.any()}
+    assert any("lora_B" in name for name in moved)
+    assert any("modules_to_save" in name for name in moved)
+    with torch.no_grad():
+        for parameter in reward.trainable().values():
+            parameter.add_(0.5)
+    assert not torch.allclose(reward.scores(batch), exported, atol=1e-2)
+    with reward.before_repair():
+        torch.testing.assert_close(reward.scores(batch), exported, atol=1e-3, rtol=0)
 
 
 def test_an_adapter_of_a_larger_model_and_a_missing_model_are_named(
