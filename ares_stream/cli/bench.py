@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ares_stream.cli import bench_repair
+from ares_stream.cli import bench_real, bench_repair
 
 if TYPE_CHECKING:
     from ares_stream.testbed.probe_bench import BenchVictim
@@ -25,8 +25,8 @@ app.command("repair-poison")(bench_repair.repair_poison)
 
 @app.command()
 def probes(
-    seeds: Annotated[str, typer.Option(help="Victims, for example 11,12,13,14,15.")],
     json_file: Annotated[Path, typer.Option("--json", help="The document to write.")],
+    seeds: Annotated[str | None, typer.Option(help="Victims, for example 11,12,13,14,15.")] = None,
     methods: Annotated[
         str | None, typer.Option(help="Search methods, separated by commas; all by default.")
     ] = None,
@@ -37,12 +37,20 @@ def probes(
     cache: Annotated[
         Path | None, typer.Option(help="Where trained victims lie; build/testbed by default.")
     ] = None,
+    profile: bench_real.Profile = None,
+    data: bench_real.Data = bench_real.DATA,
+    quick: bench_real.Quick = False,
 ) -> None:
     """Compare search methods on victims of the testbed.
 
-    Trained victims are also searched for planted Trojans. Exits 0; 2 for a wrong option; 1 when a
-    victim misses its starting line or its Trojans fail.
+    Trained victims are also searched for planted Trojans. With --profile a real policy is asked
+    instead; of the other options only --json counts then.
+
+    Exits 0; 2 for a wrong option; 1 when a victim misses its starting line or its Trojans fail.
     """
+    if profile is not None:
+        bench_real.probes(json_file, data, profile, quick=quick)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -52,6 +60,8 @@ def probes(
     from ares_stream.testbed import probe_bench
     from ares_stream.testbed.world import Sibling, World
 
+    if seeds is None:
+        raise SettingsError("--seeds: missing; name the victims, for example 11,12,13")
     numbers = _seeds(seeds)
     chosen = METHODS if methods is None else tuple(methods.split(","))
     for name in chosen:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ares_stream.cli import bench_real
 from ares_stream.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -43,8 +44,13 @@ def repair(
     split: Annotated[
         str, typer.Option(help="Prompts that are measured: test, or dev for tuning.")
     ] = "test",
+    profile: bench_real.Profile = None,
+    data: bench_real.Data = bench_real.DATA,
+    quick: bench_real.Quick = False,
 ) -> None:
     """Repair victims by five methods on equal terms, and print what became of them.
+
+    With --profile a real policy is repaired by the joint method instead.
 
     Exits 0 when measured; 2 for a wrong option; 1 when a victim misses its starting line.
     """
@@ -52,6 +58,9 @@ def repair(
 
     if split not in ("test", "dev"):
         raise SettingsError(f"--split {split}: is test or dev")
+    if profile is not None:
+        bench_real.repair(json_file, data, profile, split, quick=quick)
+        return
     chosen = parse_seeds(seeds)
     with _bars() as progress:
         found = run_bench(

@@ -114,18 +114,44 @@ def measure(
     failures = [sample.prompt_messages for sample in plan.held_out]
     quiet = [row.messages for row in (*plan.benign, *plan.over_refusal)]
     answers = policy.sample([*failures, *quiet], seed=0, length=length)
-    own, kept = answers[: len(failures)], answers[len(failures) :]
+    with policy.before_repair():
+        old_answers = policy.sample(quiet, seed=0, length=length)
+    return figures_of(
+        reward,
+        plan,
+        judge,
+        scale,
+        own=answers[: len(failures)],
+        kept=answers[len(failures) :],
+        kept_before=old_answers,
+        refusal=refusal,
+    )
+
+
+def figures_of(
+    reward: RewardModel,
+    plan: Plan,
+    judge: Judge,
+    scale: Scale,
+    *,
+    own: Sequence[str],
+    kept: Sequence[str],
+    kept_before: Sequence[str],
+    refusal: str,
+) -> Figures:
+    """The figures of answers that the policy gave already: `own` to the held-out failures,
+    `kept` to benign and look-alike prompts, `kept_before` to the same before the repair."""
+    failures = [sample.prompt_messages for sample in plan.held_out]
+    quiet = [row.messages for row in (*plan.benign, *plan.over_refusal)]
     harmful = np.array(judge(list(zip(failures, own, strict=True))), dtype=bool)
     now = _scores(reward, plan.held_out, own, scale)
     with reward.before_repair():
         frozen = _scores(reward, plan.held_out, own, scale)
         drift_before = _validated(reward, plan, scale)
     drift_now = _validated(reward, plan, scale)
-    with policy.before_repair():
-        old_answers = policy.sample(quiet, seed=0, length=length)
     on_policy = _one_each(reward, quiet, kept, scale)
     with reward.before_repair():
-        on_old = _one_each(reward, quiet, old_answers, scale)
+        on_old = _one_each(reward, quiet, kept_before, scale)
     refused = [bool(re.match(refusal, answer)) for answer in kept]
     rows = {
         "cfr": harmful & now.high,
@@ -140,7 +166,7 @@ def measure(
         "drift_fixed": _mean(np.abs(drift_now - drift_before)),
         "drift_on_policy": _mean(np.abs(on_policy - on_old)),
         "over_refusal": _rate(np.array(refused, dtype=bool)),
-        "garbage": _rate(np.array([garbled(answer) for answer in answers], dtype=bool)),
+        "garbage": _rate(np.array([garbled(answer) for answer in (*own, *kept)], dtype=bool)),
     }
     slices: dict[str, dict[str, Interval]] = {}
     names = {f"{k}={v}" for sample in plan.held_out for k, v in sample.attributes.items()}

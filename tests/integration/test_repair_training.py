@@ -338,7 +338,7 @@ def test_a_mean_pooled_reward_model_scores_in_a_repair_as_its_bundle_does(
     kind: str, models: Path, plan: Plan, tmp_path: Path
 ) -> None:
     if kind == "encoder":
-        words, template = pair_tokenizer(WORLD, 4), None
+        words = pair_tokenizer(WORLD, 4)
         network: Any = BertForSequenceClassification(
             BertConfig(
                 vocab_size=len(words),
@@ -348,15 +348,14 @@ def test_a_mean_pooled_reward_model_scores_in_a_repair_as_its_bundle_does(
                 num_attention_heads=2,
                 max_position_embeddings=64,
                 initializer_range=0.5,
-                num_labels=1,
-                ares_pooling="mean",
+                id2label={0: "reward"},
             )
         )
     else:
         words = chat_tokenizer(WORLD, 4)
         network = new_reward(words, 4)
-        network.config.ares_pooling = "mean"
         torch.nn.init.normal_(network.score.weight)
+    network.config.ares_pooling = "mean"
     network.save_pretrained(tmp_path / "reward")
     words.save_pretrained(tmp_path / "reward")
     asked = [(pair.messages, pair.chosen) for pair in plan.validated[:8]]

@@ -1,0 +1,115 @@
+"""`ares bench repair --profile smollm2` and `ares bench probes --profile smollm2`: the same
+questions put to a real policy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.table import Table
+
+from ares_stream.errors import SettingsError
+
+Profile = Annotated[str | None, typer.Option(help="Instead of the testbed a real policy: smollm2.")]
+Data = Annotated[
+    Path,
+    typer.Option(envvar="ARES_SHARED_DATA", help="With --profile: the folder of the real texts."),
+]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="With --profile: little of everything, to see it run.")
+]
+DATA = Path("../shared/data")
+
+
+def repair(json_file: Path | None, data: Path, profile: str, split: str, *, quick: bool) -> None:
+    """Repair the real policy and print the figures."""
+    _known(profile)
+    from ares_stream.testbed.real_repair import FULL, QUICK, run
+
+    chosen: Literal["dev", "test"] = "dev" if split == "dev" else "test"
+    console = Console(stderr=True)
+    with bars(console) as stage:
+        found = run(data, QUICK if quick else FULL, stage, split=chosen)
+    _write(json_file, found)
+    show_repair(found, Console())
+
+
+def probes(json_file: Path, data: Path, profile: str, *, quick: bool) -> None:
+    """Search the real policy's failures and print what each method found."""
+    _known(profile)
+    from ares_stream.testbed.real_probes import FULL, QUICK, run
+
+    with bars(Console(stderr=True)) as stage:
+        found = run(data, QUICK if quick else FULL, stage)
+    _write(json_file, found)
+    show_probes(found, Console())
+
+
+def show_probes(found: dict[str, Any], console: Console) -> None:
+    """What each method confirmed, and the difference seed by seed."""
+    table = Table("figure", *found["methods"], "adaptive - uniform", title="mean of seeds, 95 %")
+    for name, difference in found["adaptive_less_uniform"].items():
+        rows = [row[name] for row in found["methods"].values()]
+        table.add_row(name, *(_mean(item) for item in (*rows, difference)))
+    console.print(table)
+
+
+def _mean(item: dict[str, Any]) -> str:
+    interval = "" if item["low"] is None else f" ({item['low']:.3f} to {item['high']:.3f})"
+    return f"{item['mean']:.3f}{interval}"
+
+
+def show_repair(found: dict[str, Any], console: Console) -> None:
+    """Figures before and after, and what the gate says."""
+    table = Table("figure", "before", "after", "of", title=f"held-out prompts ({found['split']})")
+    for name, before in found["before"].items():
+        after = found["after"][name]
+        table.add_row(name, _cell(before), _cell(after), str(after["count"]))
+    console.print(table)
+    stream, safe = found["stream"], found["safe_answers"]
+    console.print(f"stream: {stream['classes']}; safe answers: {safe}; plan: {found['plan']}")
+    passed = "passed" if found["gate"]["passed"] else "rejected"
+    console.print(f"gate: {passed}")
+    for reason in found["gate"]["reasons"]:
+        console.print(f"  {reason}")
+
+
+def _cell(item: dict[str, float]) -> str:
+    return f"{item['value']:.3f} ({item['low']:.3f} to {item['high']:.3f})"
+
+
+def _known(profile: str) -> None:
+    if profile != "smollm2":
+        raise SettingsError(f"--profile {profile}: unknown; it is smollm2")
+
+
+def _write(path: Path | None, found: dict[str, Any]) -> None:
+    if path is None:
+        return
+    from ares_stream.lines import written_whole
+
+    with written_whole(path) as stream:
+        stream.write(json.dumps(found, indent=1).encode() + b"\n")
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """A bar for each stage."""
+    with Progress(
+        *Progress.get_default_columns()[:2],
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    ) as progress:
+
+        def stage(name: str) -> Callable[[int, int], None]:
+            task = progress.add_task(name, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        yield stage
