@@ -11,6 +11,7 @@ What takes minutes is kept under `cache`, by the digest of all that it depends o
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ares_stream.bundles import file_digest, load_bundle
+from ares_stream.detection import DetectionPolicy
 from ares_stream.errors import RepairError
 from ares_stream.events import FailureClass, Interaction, Policy
 from ares_stream.probes import local_target
@@ -98,7 +100,8 @@ def run(
     judge = bundle_judge(scorers.judge)
     made = make_plan(prompts["train"], first, found, scorers.known_pairs, judge)
     measured = plan_to_measure(held, before, scorers.new_pairs, made)
-    repaired = _repair(made, measured, held, before, scorers, judge, size, kept, stage, threads)
+    case = _Case(found, made, measured, held, before)
+    repaired = _repair(case, scorers, judge, recipe_of(scorers, size, threads), kept, stage)
     return {
         "schema": "ares.repair-real/1",
         "split": split,
@@ -202,6 +205,8 @@ def recipe_of(scorers: Scorers, size: Size, threads: int | None) -> Recipe:
     reference = load_bundle(scorers.reward, "reward").manifest.reference
     if reference is None:
         raise RepairError(f"{scorers.reward}: has no reference; export it again")
+    # The lowest score that the scorer's rule calls high.
+    place = math.ceil(DetectionPolicy().reward_quantile * len(reference.scores)) - 1
     return Recipe(
         policy=scorers.policy,
         reward=scorers.reward_checkpoint,
@@ -210,7 +215,7 @@ def recipe_of(scorers: Scorers, size: Size, threads: int | None) -> Recipe:
         batch=size.batch,
         replay=size.replay,
         max_length=2 * size.tokens + 48,
-        reward_threshold=reference.scores[len(reference.scores) // 2],
+        reward_threshold=reference.scores[place],
         policy_lora=Lora(rank=8, alpha=16, learning_rate=size.rate),
         reward_lora=Lora(rank=8, alpha=16, learning_rate=size.rate),
         policy_loss=PolicyLoss(kl=size.kl),
@@ -223,17 +228,25 @@ def recipe_of(scorers: Scorers, size: Size, threads: int | None) -> Recipe:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """What is repaired, and what it is measured with."""
+
+    found: Found
+    made: Plan
+    measured: Plan
+    held: Prompts
+    before: Answers
+
+
 def _repair(
-    made: Plan, measured: Plan, held: Prompts, before: Answers, scorers: Scorers, judge: Judge,
-    size: Size, kept: Kept, stage: Stage, threads: int | None,
-) -> dict[str, Any]:  # fmt: skip
+    case: _Case, scorers: Scorers, judge: Judge, recipe: Recipe, kept: Kept, stage: Stage
+) -> dict[str, Any]:
     """Train, or go on from the checkpoints; then answer and measure."""
-    recipe = recipe_of(scorers, size, threads)
-    # Paths say nothing of what a model is, and threads change no more than rounding.
-    content = recipe.model_dump(mode="json", exclude={"policy", "reward", "threads"})
+    held, measured = case.held, case.measured
     key = {
-        "plan": made.id,
-        "recipe": content,
+        "plan": case.made.id,
+        "recipe": recipe.digest,
         "reward": scorers.reward_checkpoint.parent.name,
         "code": code(models, training, losses, reinforce, figures),
     }
@@ -251,14 +264,15 @@ def _repair(
     trainer = Trainer(
         policy,
         reward,
-        made,
+        case.made,
         recipe,
         checkpoints=kept.place("repair", key) / "checkpoints",
         progress=progress,
     )
     groups = ("harmful", "benign", "look_alike")
-    was = [given[0] for kind in groups for given in before[kind]]
-    # Figures and their slices of "before": the adapters do nothing yet.
+    was = [given[0] for kind in groups for given in case.before[kind]]
+    gap = _gap(reward, case.found)
+    # The adapters do nothing yet.
     old = _figures(reward, measured, judge, trainer, was, was, recipe)
     started = time.monotonic()
     trainer.train()
@@ -267,12 +281,20 @@ def _repair(
     def make(out: Path) -> None:
         asked = [(text, 0) for text in held.texts]
         rows = answer_all(
-            policy.network, policy.tokenizer, asked, size.tokens, stage("answers after")
+            policy.network,
+            policy.tokenizer,
+            asked,
+            recipe.reinforce.length,
+            stage("answers after"),
         )
         (out / "answers.json").write_text(json.dumps(rows))
 
-    key = {"repair": key, "asked": held.texts, "stream": code(real_stream, local_target)}
-    now: list[str] = json.loads((kept.made("after", key, make) / "answers.json").read_text())
+    after: dict[str, Any] = {
+        "repair": key,
+        "asked": held.texts,
+        "stream": code(real_stream, local_target),
+    }
+    now: list[str] = json.loads((kept.made("after", after, make) / "answers.json").read_text())
     stage("figures")(0, 1)
     new = _figures(reward, measured, judge, trainer, now, was, recipe)
     verdict = decide(
@@ -281,7 +303,8 @@ def _repair(
         GatePolicy(),
     )
     return {
-        "recipe": content,
+        "recipe": recipe.model_dump(mode="json", exclude={"policy", "reward", "judge"}),
+        "reward_gap": gap,
         "before": plain(old.overall),
         "after": plain(new.overall),
         "slices": {
@@ -291,6 +314,16 @@ def _repair(
         "gate": {"passed": verdict.passed, "reasons": list(verdict.reasons)},
         "pairs": _pairs(held.harmful, was, now, reward, judge, trainer, recipe),
     }
+
+
+def _gap(reward: models.RewardModel, found: Found) -> dict[str, float]:
+    """How far the scores of the failures in the repair are from those in the stream."""
+    items = [(item.interaction, item.verdict.reward.score) for item in found.failures]
+    scores = reward.score([reward.encode(item.messages, item.response) for item, _ in items])
+    gaps = sorted(
+        abs(float(score) - streamed) for score, (_, streamed) in zip(scores, items, strict=True)
+    )
+    return {"median": gaps[len(gaps) // 2], "largest": gaps[-1], "count": len(gaps)}
 
 
 def _figures(
