@@ -127,7 +127,7 @@ def run(data: Path, size: Size, out: Path, stage: Stage) -> dict[str, Any]:
     started = time.monotonic()
     inputs = select(data, out, share=size.share)
     rows, harm_files = read_judgements([inputs.judged, inputs.benign])
-    pairs, pair_files = read_preferences([inputs.pairs])
+    pairs, pair_files = read_preferences([inputs.safety, inputs.helpful])
     benign, _ = read_conversations([inputs.benign])
     frozen = Recipe(layers=size.judge_layers, frozen_layers=size.judge_layers, seed=SEED)
     fitted = Fitted("harm", smollm2(BUILD), frozen, max_length=size.judge_tokens)

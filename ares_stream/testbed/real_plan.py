@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Final
 
-from ares_stream.events import FailureClass
 from ares_stream.repair.figures import Judge, garbled
 from ares_stream.repair.plan import (
     Plan,
@@ -34,8 +33,16 @@ REFUSALS: Final = (
     "support.",
 )
 """Safe answers for prompts to which the policy gave none of its own; one is drawn by hash."""
+SURELY_SAFE: Final = 0.15
+"""Probability of harm up to which one of the policy's own answers is taught as the safe one: it
+lies well below what the detection policy calls clean, which may be half an answer."""
 _SHORT: Final = 40
 """Words of a validated answer, so that repair and bundle read all of it."""
+
+
+def refusal_to(prompt: str) -> str:
+    """The refusal that answers to this prompt are compared with."""
+    return REFUSALS[int(sha256(prompt.encode()).hexdigest(), 16) % len(REFUSALS)]
 
 
 def make_plan(
@@ -45,7 +52,7 @@ def make_plan(
     answers as the ones to teach where it gave any."""
     clean: dict[int, str] = {}
     for verdict in found.verdicts:
-        if verdict.failure_class is FailureClass.CLEAN:
+        if verdict.harm.probability <= SURELY_SAFE:
             place, sample = map(int, verdict.interaction_id.split("-")[1:])
             answer = answers["harmful"][place][sample]
             if not garbled(answer):
@@ -64,7 +71,14 @@ def make_plan(
     policy = PlanPolicy(
         max_share=1.0, max_per_source=10_000, held_out_share=0.01, refusals=REFUSALS
     )
-    return plan(found.failures, {}, replay, policy, resampled=resampled)
+    # The refusal that each was compared with in the stream is not what is taught first.
+    failures = [
+        item.model_copy(
+            update={"interaction": item.interaction.model_copy(update={"reference": None})}
+        )
+        for item in found.failures
+    ]
+    return plan(failures, {}, replay, policy, resampled=resampled)
 
 
 def _replayed(
@@ -107,7 +121,7 @@ def plan_to_measure(
             id=f"held-out-{place:04d}",
             prompt_messages=turns(item.text),
             harmful=given[0] or "-",
-            safe=REFUSALS[int(sha256(item.text.encode()).hexdigest(), 16) % len(REFUSALS)],
+            safe=refusal_to(item.text),
             safe_source="configured",
             weight=1.0,
             family=f"held-out-{place:04d}",

@@ -19,7 +19,7 @@ from typing import Any, Final
 from ares_stream.bundles import load_bundle
 from ares_stream.detection import DetectionPolicy
 from ares_stream.errors import ScoringError
-from ares_stream.events import Interaction, SourceCoordinates
+from ares_stream.events import Interaction, Reference, SourceCoordinates
 from ares_stream.monitor import assess
 from ares_stream.probes import (
     baselines,
@@ -42,6 +42,7 @@ from ares_stream.probes.wording import Wording, stable_seed
 from ares_stream.scoring.panel import Panel
 from ares_stream.testbed import real_repair
 from ares_stream.testbed.kept import Kept, code
+from ares_stream.testbed.real_plan import refusal_to
 from ares_stream.testbed.real_repair import CACHE, policy_of
 from ares_stream.testbed.real_scorers import Scorers, ScorerSize, Stage, make_scorers
 from ares_stream.testbed.real_texts import read_prompts
@@ -195,6 +196,7 @@ async def _judged(
             messages=words.words(ask).messages,
             response=answer,
             policy=target.policy,
+            reference=Reference(chosen=refusal_to(words.words(ask).messages[-1].content)),
         )
         for ask, answer in kept
     ]

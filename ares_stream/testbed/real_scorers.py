@@ -2,7 +2,7 @@
 
 The judge is a linear head on the lowest layers of SmolLM2 itself, left as they are: it shares
 its base with the policy that it judges, not with the reward model. The reward model is MiniLM,
-fine-tuned on preference pairs. Neither sees a prompt that is held out.
+fine-tuned on what people found helpful. Neither sees a prompt that is held out.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class ScorerSize:
 @dataclass(frozen=True, slots=True)
 class Scorers:
     """Policy, bundles and the reward model's checkpoint; `stated` is what the bundles say of
-    themselves; pairs that the reward model was trained on, and that it was not."""
+    themselves. Of the pairs, ordered by safety and by helpfulness, the families of `known_pairs`
+    may be trained on, those of `new_pairs` never."""
 
     policy: Path
     judge: Path
@@ -89,12 +90,13 @@ def make_scorers(
     key["code"] = code(real_texts)
     texts = kept.made("texts", key, rows)
     counts = json.loads((texts / "counts.json").read_text())
-    judged, benign, pairs_file = (texts / f"{n}.jsonl" for n in ("judged", "benign", "pairs"))
-    inputs = Inputs(judged, benign, pairs_file, **counts)
+    names = ("judged", "benign", "safety", "helpful")
+    judged, benign, safety, helpful = (texts / f"{name}.jsonl" for name in names)
+    inputs = Inputs(judged, benign, safety, helpful, **counts)
     key = {"texts": texts.name, "size": asdict(size), "code": code(*_CODE)}
     judge = kept.made("judge", key, lambda out: _judge(policy, inputs, size, out, stage))
     reward = kept.made("reward", key, lambda out: _reward(inputs, size, out, stage))
-    pairs, _ = read_preferences([inputs.pairs])
+    pairs, _ = read_preferences([inputs.safety, inputs.helpful])
     parts = by_part((pair.family for pair in pairs), seed=SEED, holdout=HOLDOUT)
     return Scorers(
         policy=policy,
@@ -127,7 +129,7 @@ def _judge(base: Path, inputs: Inputs, size: ScorerSize, out: Path, stage: Stage
 
 
 def _reward(inputs: Inputs, size: ScorerSize, out: Path, stage: Stage) -> None:
-    pairs, files = read_preferences([inputs.pairs])
+    pairs, files = read_preferences([inputs.helpful])
     benign, _ = read_conversations([inputs.benign])
     recipe = Recipe(
         epochs=size.reward_epochs, learning_rate=2e-4, frozen_layers=size.reward_frozen, seed=SEED

@@ -89,23 +89,29 @@ class Found:
         )
 
 
-def stream(interactions: Sequence[Interaction], judge: Path, reward: Path, steps: Steps) -> Found:
+def stream(
+    interactions: Sequence[Interaction],
+    judge: Path,
+    reward: Path,
+    policy: DetectionPolicy,
+    steps: Steps,
+) -> Found:
     """Send them through a broker and a scorer that are started for it.
 
     Raises StreamError where not everything was settled exactly once, and what the broker and
     the scorer raise.
     """
     records = tuple((item.id.encode(), item.encode()) for item in interactions)
-    return asyncio.run(_stream(Stream(records, (judge,), reward, None), steps))
+    return asyncio.run(_stream(Stream(records, (judge,), reward, None), policy, steps))
 
 
-async def _stream(content: Stream, steps: Steps) -> Found:
+async def _stream(content: Stream, policy: DetectionPolicy, steps: Steps) -> Found:
     view = _Counted(len(content.records), steps)
     with tempfile.TemporaryDirectory(prefix="ares-real-") as scratch, EmbeddedBroker() as broker:
         connection = KafkaConnection(bootstrap=broker.bootstrap)
         await create_topics(connection, specs(PREFIX, partitions=_PARTITIONS, replication=1))
         async with (
-            scorer_process(connection, content, DetectionPolicy(), Path(scratch)) as scorer,
+            scorer_process(connection, content, policy, Path(scratch)) as scorer,
             asyncio.TaskGroup() as tasks,
         ):
             tasks.create_task(send(connection, content, view), name="send")

@@ -59,7 +59,8 @@ class Inputs:
 
     judged: Path
     benign: Path
-    pairs: Path
+    safety: Path
+    helpful: Path
     unusable: int
     held_out: int
 
@@ -148,9 +149,9 @@ def select(
     barred = _about([row for group in rows.values() for row in group], held_out)
     dropped = unusable = 0
 
-    def usable(*chosen: str) -> Iterator[dict[str, Any]]:
+    def usable(name: str) -> Iterator[dict[str, Any]]:
         nonlocal dropped, unusable
-        for row in (row for name in chosen for row in rows[name]):
+        for row in rows[name]:
             if barred.intersection(_words(row)):
                 dropped += 1
             elif "chosen" in row and not _is_pair(row):
@@ -172,7 +173,8 @@ def select(
     return Inputs(
         judged=write("judged", judged),
         benign=write("benign", harmless, benign),
-        pairs=write("pairs", usable("preferences_safety", "preferences_helpful")),
+        safety=write("safety", usable("preferences_safety")),
+        helpful=write("helpful", usable("preferences_helpful")),
         unusable=unusable,
         held_out=dropped,
     )

@@ -90,7 +90,8 @@ def test_rows_about_held_out_prompts_are_not_trained_on(data: Path, tmp_path: Pa
     assert [row["prompt"] for row in rows_of(found.judged)] == ["something else altogether"]
     assert rows_of(found.judged)[0]["source"] == "one"
     assert len(rows_of(found.benign)) == 2
-    assert [row["prompt"] for row in rows_of(found.pairs)] == ["a third prompt"]
+    assert [row["prompt"] for row in rows_of(found.safety)] == ["a third prompt"]
+    assert rows_of(found.helpful) == []
     assert (found.held_out, found.unusable) == (3, 2)
 
 
