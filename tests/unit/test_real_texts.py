@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from ares_stream.cli.main import app
 from ares_stream.errors import SettingsError
 from ares_stream.repair.similarity import near_copies
 from ares_stream.testbed.kept import Kept
@@ -117,3 +119,13 @@ def test_a_result_is_made_once_for_its_key_and_never_in_part(tmp_path: Path) -> 
     assert kept.made("stage", {"seed": 1}, make) == first
     assert kept.made("stage", {"seed": 2}, make) != first
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("command", ["repair", "probes"])
+def test_an_unknown_profile_is_refused_with_the_one_that_is_known(
+    command: str, tmp_path: Path
+) -> None:
+    options = ["--profile", "other", "--json", str(tmp_path / "figures.json")]
+    result = CliRunner().invoke(app, ["bench", command, *options])
+    assert result.exit_code == 2
+    assert "--profile other: unknown; it is smollm2" in result.stderr
