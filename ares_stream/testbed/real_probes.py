@@ -31,14 +31,14 @@ from ares_stream.probes import (
     wording,
 )
 from ares_stream.probes.campaign import Ask, Campaign, CampaignPolicy, Judged
-from ares_stream.probes.composition import TaxonomyComposer
+from ares_stream.probes.composition import TaxonomyComposer, stable_seed
 from ares_stream.probes.local_target import LocalTarget
+from ares_stream.probes.memory import judged
 from ares_stream.probes.plan import CampaignPlan
-from ares_stream.probes.prober import judged
 from ares_stream.probes.screening import Clusters
 from ares_stream.probes.targets import Answer, Query
 from ares_stream.probes.taxonomy import load_taxonomy
-from ares_stream.probes.wording import Wording, stable_seed
+from ares_stream.probes.wording import Wording
 from ares_stream.scoring.panel import Panel
 from ares_stream.testbed import real_repair
 from ares_stream.testbed.kept import Kept, code
