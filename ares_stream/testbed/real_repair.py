@@ -74,7 +74,7 @@ FULL: Final = Size(607, 400, ScorerSize(1.0, 1000, 8, 96, 96, 1.0, 3), 3, 48, 80
 QUICK: Final = Size(
     harmful=70,
     benign=30,
-    scorers=ScorerSize(0.1, 60, 3, 48, 48, 0.2, 5),
+    scorers=ScorerSize(0.2, 60, 3, 48, 48, 0.2, 5),
     samples=1,
     tokens=12,
     steps=4,
@@ -281,7 +281,9 @@ def _repair(
     bars: dict[str, Any] = {}
 
     def progress(phase: str, done: int, total: int) -> None:
-        bars.setdefault(phase, stage(f"repair: {phase}"))(done, total)
+        if phase not in bars:
+            bars[phase] = stage(f"repair: {phase}")
+        bars[phase](done, total)
 
     trainer = Trainer(
         policy,
