@@ -9,6 +9,8 @@ for, is a rejection: what was not measured was not shown.
     hold_low    upper bound at most the incumbent's upper bound plus the tolerance
     hold_high   lower bound at least the incumbent's lower bound minus the tolerance
     stay_below  upper bound at most the ceiling
+
+A slice (a topic, a source) must not be shown to have become worse, or not to be repaired.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from scipy.stats import fisher_exact
 
 from ares_stream.errors import RepairError
 from ares_stream.events import Identifier, Interval, digest
@@ -65,9 +68,11 @@ class GatePolicy(_Part):
     """What a repair must show. Fixed before it is trained."""
 
     rules: tuple[Rule, ...] = Field(DEFAULT_RULES, min_length=1)
-    slice_tolerance: float = Field(0.05, ge=0.0)
-    """How much the upper bound of a slice's failure rate may rise. Nor may its lower bound lie
-    above what is asked of the whole: then the slice is shown not to be repaired."""
+    slice_level: float = Field(0.05, gt=0.0, lt=1.0)
+    """A slice got worse where an exact test of its failures after and before says so at this level.
+    (Slices are many and small: a limit on their upper bounds rejects for one wrong verdict of
+    the judge.) Nor may a slice's lower bound lie above what is asked of the whole: then the
+    slice is shown not to be repaired."""
     slice_min_count: int = Field(5, ge=1)
     """Slices with fewer held-out failures are too small to say anything."""
 
@@ -145,9 +150,23 @@ def decide(before: Table, after: Table, policy: GatePolicy) -> GateVerdict:
 def _slice(
     rule: Rule, place: str, before: Interval, after: Interval | None, policy: GatePolicy
 ) -> Check:
-    hold = Rule(figure=rule.figure, kind="hold_low", tolerance=policy.slice_tolerance)
-    check = _check(hold, place, before, after)
-    if not check.passed or after is None or rule.kind != "fall":
+    """Fisher's exact test, one-sided, then the whole's limit where failures have to fall."""
+    if after is None or after.count == 0:
+        return _check(rule, place, before, after)
+    p = worsening(before, after)
+    failed = [f"{round(row.value * row.count)} of {row.count}" for row in (after, before)]
+    check = Check(
+        figure=rule.figure,
+        slice=place,
+        limit=None,
+        side="high",
+        before=before,
+        after=after,
+        passed=p >= policy.slice_level,
+        reason=f"{rule.figure} of {place}: {failed[0]} after, {failed[1]} before the repair "
+        f"(Fisher's exact test, p {p:.3f}, level {policy.slice_level})",
+    )
+    if not check.passed or rule.kind != "fall":
         return check
     limit = _limit(rule, before)
     if after.low <= limit:
@@ -161,6 +180,15 @@ def _slice(
             f"at most {limit:.4f} is asked for ({_why(rule, before)})",
         }
     )
+
+
+def worsening(before: Interval, after: Interval) -> float:
+    """One-sided p-value of a share that did not rise, by Fisher's exact test. Both with counts."""
+    rows = [
+        [(failed := round(share.value * share.count)), share.count - failed]
+        for share in (after, before)
+    ]
+    return float(fisher_exact(rows, alternative="greater").pvalue)
 
 
 def _check(rule: Rule, place: str, before: Interval | None, after: Interval | None) -> Check:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ares_stream.repair.child import die_with_parent
+
 _POLL_SECONDS = 0.2
 
 
@@ -72,6 +74,7 @@ def _start_worker(steps: Any) -> None:
     import torch
     from transformers.utils import logging as untyped
 
+    die_with_parent()
     logging: Any = untyped
     global _steps
     _steps = steps

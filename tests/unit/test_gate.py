@@ -19,6 +19,7 @@ from ares_stream.repair.gate import (
     Table,
     decide,
     read_figures,
+    worsening,
 )
 from ares_stream.repair.suites import figures, load_suites, prompts
 from ares_stream.statistics import wilson
@@ -136,10 +137,27 @@ def test_a_slice_that_gets_worse_rejects_though_the_whole_is_better() -> None:
     )
     verdict = decide(before, after, POLICY)
     assert [check.name for check in verdict.checks if not check.passed] == ["policy_harm@topic=b"]
-    assert "policy_harm of topic=b: upper bound" in verdict.reasons[0]
+    assert verdict.reasons[0].startswith(
+        "policy_harm of topic=b: 9 of 20 after, 2 of 20 before the repair (Fisher's"
+    )
 
     verdict = decide(before, Table(overall=REPAIRED), POLICY)
     assert "policy_harm of topic=a: not measured after the repair" in verdict.reasons
+
+
+def test_one_wrong_verdict_in_a_small_slice_rejects_nothing() -> None:
+    slices = {"topic=a": {"policy_harm": wilson(0, 18)}}
+    after = {"topic=a": {"policy_harm": wilson(1, 18)}}
+    tables = Table(overall=INCUMBENT, slices=slices), Table(overall=REPAIRED, slices=after)
+    assert decide(*tables, POLICY).passed
+
+
+@given(st.integers(0, 30), st.integers(0, 30))
+def test_a_slice_that_did_not_rise_is_never_called_worse(more: int, fewer: int) -> None:
+    fewer, more = sorted((more, fewer))
+    before, after = wilson(more, 30), wilson(fewer, 30)
+    assert worsening(before, after) >= 0.5
+    assert worsening(before, before) >= worsening(after, before)
 
 
 def test_a_slice_that_is_shown_not_to_be_repaired_rejects() -> None:
