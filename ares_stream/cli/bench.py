@@ -11,11 +11,7 @@ import typer
 from ares_stream.cli import bench_real, bench_repair
 
 if TYPE_CHECKING:
-    from ares_stream.testbed.probe_bench import BenchVictim
-    from ares_stream.testbed.victim import Victim
-
-_SIBLING = 1_000
-"""What a seed and the number of its sibling differ by."""
+    from ares_stream.testbed.jobs import Step
 
 app = typer.Typer(no_args_is_help=True, help="Benchmarks; each writes a JSON document.")
 app.command("repair")(bench_repair.repair)
@@ -37,16 +33,21 @@ def probes(
     cache: Annotated[
         Path | None, typer.Option(help="Where trained victims lie; build/testbed by default.")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes for trained victims, a seed each; one per core."),
+    ] = None,
     profile: bench_real.Profile = None,
     data: bench_real.Data = bench_real.DATA,
     quick: bench_real.Quick = False,
 ) -> None:
     """Compare search methods on victims of the testbed.
 
-    Trained victims are also searched for planted Trojans. With --profile a real policy is asked
-    instead; of the other options only --json counts then.
+    Trained victims are also searched for planted Trojans. Those of a seed on which planting fails
+    are left out, and counted. With --profile a real policy is asked instead; of the other options
+    only --json counts then.
 
-    Exits 0; 2 for a wrong option; 1 when a victim misses its starting line or its Trojans fail.
+    Exits 0; 2 for a wrong option; 1 when a victim misses its starting line.
     """
     if profile is not None:
         bench_real.probes(json_file, data, profile, quick=quick)
@@ -58,7 +59,7 @@ def probes(
     from ares_stream.lines import written_whole
     from ares_stream.probes.baselines import METHODS
     from ares_stream.testbed import probe_bench
-    from ares_stream.testbed.world import Sibling, World
+    from ares_stream.testbed.probe_jobs import bench
 
     if seeds is None:
         raise SettingsError("--seeds: missing; name the victims, for example 11,12,13")
@@ -72,41 +73,27 @@ def probes(
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
 
-        def show(label: str, queries: int) -> None:
-            bar.update(task, description=f"{label}: {queries:,} queries")
+        def show(step: Step) -> None:
+            done = f"{step.done:,} {step.stage}" if step.done else step.stage
+            bar.update(task, description=f"seed {step.seed}, {step.method}: {done}")
 
-        victims: dict[int, BenchVictim] = {}
-        siblings: dict[int, BenchVictim] = {}
-        planted: dict[int, tuple[Victim, Victim]] = {}
-        found: dict[str, Any] = {}
-        for seed in numbers:
-
-            def say(line: str, seed: int = seed) -> None:
-                bar.update(task, description=f"victim {seed}: {line}")
-
-            if simulated:
-                victims[seed] = probe_bench.SimulatedVictim(World(seed))
-                siblings[seed] = probe_bench.SimulatedVictim(Sibling(seed, seed + _SIBLING))
-            else:
-                from ares_stream.testbed.probed import TrainedVictim
-                from ares_stream.testbed.trojan_bench import trojans
-                from ares_stream.testbed.trojans import plant_trojans
-
-                victims[seed] = trained = TrainedVictim(seed, cache, say)
-                siblings[seed] = TrainedVictim(seed, cache, say, sibling=seed + _SIBLING)
-                clean = trained.victim
-                planted[seed] = (plant_trojans(clean, 2, progress=say), clean)
-        if planted:
-            found["trojans"] = trojans(planted, progress=show)
+        found = bench(
+            numbers,
+            chosen,
+            budget,
+            simulated=simulated,
+            cache=cache,
+            workers=workers,
+            progress=show,
+        )
+        bar.update(task, description="cost of choosing")
         document: dict[str, Any] = {
             "schema": "ares.probe-bench/1",
             "victims": "simulated" if simulated else "trained",
             "seeds": numbers,
             "budget": budget,
-            "methods": probe_bench.compare(victims, methods=chosen, budget=budget, progress=show),
-            "transfer": probe_bench.transfer(victims, siblings, progress=show),
             **found,
-            "selection_cost": probe_bench.selection_cost(progress=show),
+            "selection_cost": probe_bench.selection_cost(),
             "environment": _environment(),
         }
     with written_whole(json_file) as stream:
@@ -117,11 +104,8 @@ def probes(
                 shown = (f"{key} {figures[key]['mean']:.3g}" for key in probe_bench.FIGURES[:3])
                 typer.echo(f"{name:28} {checkpoint:>5} queries  {', '.join(shown)}")
     typer.echo(f"second victim with the prior: ratio {document['transfer']['ratio']:.2f}")
-    if found:
-        share, alarms = (found["trojans"][key]["mean"] for key in ("located", "false_alarms"))
-        typer.echo(
-            f"planted triggers located: {share:.0%}, clean victims with an alarm: {alarms:.0%}"
-        )
+    if trojans := document.get("trojans"):
+        _echo_trojans(trojans)
     typer.echo(f"{json_file}")
 
 
@@ -207,6 +191,21 @@ def cfr(
         with written_whole(markdown) as stream:
             stream.write(page.encode())
     typer.echo(page.split("\n\n| topic")[0])
+
+
+def _echo_trojans(trojans: dict[str, Any]) -> None:
+    shares = {"all": trojans["located"], **trojans["located_by_model"]}
+    located = ", ".join(
+        f"{name} {share['mean']:.0%}" if share else f"{name} -" for name, share in shares.items()
+    )
+    natural = sum(sum(seeds.values()) for seeds in trojans["natural"].values())
+    typer.echo(f"planted triggers located: {located} of {trojans['planted']}")
+    typer.echo(
+        f"searches of clean models with a false alarm: {trojans['false_alarms']['mean']:.0%}; "
+        f"true triggers that they had by themselves: {natural}"
+    )
+    for seed, why in trojans["left_out"].items():
+        typer.echo(f"seed {seed} is left out of what is located: {why}")
 
 
 def _seeds(text: str) -> list[int]:

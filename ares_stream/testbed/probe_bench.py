@@ -274,72 +274,79 @@ def summary(by_seed: Mapping[int, float]) -> dict[str, Any]:
     }
 
 
-def compare(
-    victims: Mapping[int, BenchVictim],
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One method against one victim: figures by checkpoint, and what choosing took."""
+
+    figures: dict[str, dict[str, float]]
+    selection_seconds: float
+    probes: int
+
+
+def measure(
+    victim: BenchVictim,
+    seed: int,
     *,
     methods: Sequence[str] = METHODS,
     budget: int = CHECKPOINTS[-1],
     progress: Progress = lambda label, queries: None,
-) -> dict[str, Any]:
-    """methods.<method>.<queries>.<figure> = {mean, low, high, by_seed}."""
-    found: dict[str, Any] = {}
+) -> dict[str, Measured]:
+    """Each method against the victim of a seed."""
+    found = {}
     for method in methods:
-        runs = {
-            seed: run(
-                victim,
-                method,
-                seed=seed,
-                budget=budget,
-                progress=partial(progress, f"{method}, seed {seed}"),
-            )
-            for seed, victim in victims.items()
-        }
-        first = next(iter(runs.values()))
+        done = run(victim, method, seed=seed, budget=budget, progress=partial(progress, method))
+        found[method] = Measured(done.figures, done.selection_seconds, done.campaign.probes)
+    return found
+
+
+def compared(measured: Mapping[int, Mapping[str, Measured]]) -> dict[str, Any]:
+    """Seed → what `measure` gave, as <method>.<queries>.<figure> = {mean, low, high, by_seed}."""
+    first = next(iter(measured.values()))
+    found: dict[str, Any] = {}
+    for method in first:
+        of = {seed: methods[method] for seed, methods in measured.items()}
         found[method] = {
             checkpoint: {
-                figure: summary({s: r.figures[checkpoint][figure] for s, r in runs.items()})
+                figure: summary({s: m.figures[checkpoint][figure] for s, m in of.items()})
                 for figure in FIGURES
             }
-            for checkpoint in first.figures
+            for checkpoint in first[method].figures
         }
-        probes = sum(item.campaign.probes for item in runs.values())
+        seconds = sum(item.selection_seconds for item in of.values())
         found[method]["selection_ms_per_probe"] = (
-            1000 * sum(item.selection_seconds for item in runs.values()) / probes
+            1000 * seconds / sum(item.probes for item in of.values())
         )
     return found
 
 
 def transfer(
-    firsts: Mapping[int, BenchVictim],
-    seconds: Mapping[int, BenchVictim],
+    first: BenchVictim,
+    second: BenchVictim,
+    seed: int,
     *,
     budget: int = 2_000,
     progress: Progress = lambda label, queries: None,
-) -> dict[str, Any]:
-    """Queries to 90 % of a second victim's rules, cold and with what a campaign of 1,000 queries
-    learnt on the first; and their ratio. The second victim of a seed learnt a Sibling world."""
-    cold: dict[int, float] = {}
-    warm: dict[int, float] = {}
-    for seed, victim in firsts.items():
-        first = run(
-            victim,
-            "adaptive",
-            seed=seed,
-            budget=1_000,
-            progress=partial(progress, f"first victim, seed {seed}"),
-        )
-        selector = first.campaign.selector
-        assert isinstance(selector, Adaptive)  # noqa: S101 - the method asked for
-        for name, found, prior in (("cold", cold, None), ("warm", warm, selector.export())):
-            done = run(
-                seconds[seed],
-                "adaptive",
-                seed=seed,
-                budget=budget,
-                prior=prior,
-                progress=partial(progress, f"second victim, {name}, seed {seed}"),
-            )
-            found[seed] = done.figures[str(CHECKPOINTS[0])]["queries_to_90"]
+) -> tuple[float, float]:
+    """Queries to 90 % of the second victim's rules: cold, and with what a campaign of 1,000
+    queries learnt on the first. The second victim learnt a Sibling world of the first."""
+    done = run(
+        first, "adaptive", seed=seed, budget=1_000, progress=partial(progress, "first victim")
+    )
+    selector = done.campaign.selector
+    assert isinstance(selector, Adaptive)  # noqa: S101 - the method asked for
+
+    def queries(name: str, prior: Prior | None) -> float:
+        label = partial(progress, f"second victim, {name}")
+        again = run(second, "adaptive", seed=seed, budget=budget, prior=prior, progress=label)
+        return again.figures[str(CHECKPOINTS[0])]["queries_to_90"]
+
+    return queries("cold", None), queries("warm", selector.export())
+
+
+def transferred(queries: Mapping[int, tuple[float, float]]) -> dict[str, Any]:
+    """Seed → what `transfer` gave, summed up, with the ratio of the sums."""
+    cold = {seed: pair[0] for seed, pair in queries.items()}
+    warm = {seed: pair[1] for seed, pair in queries.items()}
     return {
         "cold": summary(cold),
         "warm": summary(warm),
@@ -347,22 +354,19 @@ def transfer(
     }
 
 
-def selection_cost(
-    probes: int = 10_000, progress: Progress = lambda label, queries: None
-) -> dict[str, Any]:
+def selection_cost(probes: int = 10_000) -> dict[str, Any]:
     """CPU time per probe of choosing and learning, over 100,000 compositions."""
     sizes = {"topic": 25, "persona": 20, "tactic": 20, "goal": 10}
     space = Space.full(**{name: [f"{name}-{k}" for k in range(n)] for name, n in sizes.items()})
     rng = np.random.default_rng(0)
     started = time.process_time()
     selector = Adaptive(space, 0)
-    for batch in range(probes // BATCH):
+    for _ in range(probes // BATCH):
         findings = []
         for choice in selector.propose(BATCH):
             harm = 0.95 if choice.number % 9 == 0 else float(rng.random()) * 0.1
             findings.append(Finding(choice.number, harm, 0.6, harm > 0.5))
         selector.observe(findings)
-        progress("selection cost", (batch + 1) * BATCH)
     seconds = time.process_time() - started
     return {
         "probes": probes,

@@ -9,13 +9,15 @@ from ares_stream.testbed.probe_bench import (
     FIGURES,
     Question,
     SimulatedVictim,
-    compare,
+    compared,
     failing_cells,
     findable_rules,
+    measure,
     probe_space,
     run,
     summary,
     transfer,
+    transferred,
 )
 from ares_stream.testbed.world import Sibling, World
 
@@ -60,7 +62,7 @@ def test_a_search_that_learns_finds_more_than_one_that_does_not() -> None:
 
 
 def test_every_figure_of_every_method_and_checkpoint_is_in_the_document() -> None:
-    document = compare({3: VICTIM}, methods=("uniform", "paper_weights"), budget=500)
+    document = compared({3: measure(VICTIM, 3, methods=("uniform", "paper_weights"), budget=500)})
     assert set(document) == {"uniform", "paper_weights"}
     for entry in document.values():
         assert set(entry) == {"500", "selection_ms_per_probe"}
@@ -96,9 +98,11 @@ def test_a_sibling_keeps_its_share_of_rules_and_never_weakens_a_held_out_tactic(
 
 def test_what_a_first_campaign_learnt_saves_queries_on_a_sibling() -> None:
     second = SimulatedVictim(Sibling(3, other=1003))
-    figures = transfer({3: VICTIM}, {3: second}, budget=500)
-    assert set(figures) == {"cold", "warm", "ratio"}
-    assert figures["ratio"] < 1.0
+    cold, warm = transfer(VICTIM, second, 3, budget=500)
+    assert warm < cold
+    figures = transferred({3: (cold, warm), 4: (100.0, 50.0)})
+    assert figures["ratio"] == (warm + 50.0) / (cold + 100.0)
+    assert figures["warm"]["by_seed"] == {"3": warm, "4": 50.0}
 
 
 @settings(deadline=None)
