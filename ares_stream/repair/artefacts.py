@@ -20,11 +20,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from ares_stream.errors import AresError, RepairError
 from ares_stream.events import Identifier, Interaction, OffsetRange
-from ares_stream.repair.plan import write_whole
+from ares_stream.repair.files import read_whole, write_whole
 from ares_stream.repair.recipe import Recipe, read_recipe
 from ares_stream.repair.suites import Suite, prompts
 
@@ -61,14 +61,7 @@ class Job(BaseModel):
 
 def read_job(path: Path) -> Job:
     """Raises RepairError that names the file and the field."""
-    try:
-        return Job.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise RepairError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise RepairError(f"{path}: {field}: {first['msg']}") from None
+    return read_whole(path, Job)
 
 
 def main(arguments: list[str]) -> int:

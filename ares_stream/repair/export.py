@@ -19,7 +19,8 @@ import yaml
 
 from ares_stream.errors import RepairError
 from ares_stream.events import Message
-from ares_stream.repair.plan import Plan, ReplaySample, Sample, ValidatedPair, write_whole
+from ares_stream.repair.files import write_whole
+from ares_stream.repair.plan import Plan, ReplaySample, Sample, ValidatedPair
 
 Format = Literal["trl-preference", "trl-unpaired", "alignment-handbook"]
 FORMATS: Final[tuple[Format, ...]] = ("trl-preference", "trl-unpaired", "alignment-handbook")

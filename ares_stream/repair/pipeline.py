@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from ares_stream.bundles import load_bundle
 from ares_stream.errors import AresError, RegistryError, RepairError
@@ -27,6 +27,7 @@ from ares_stream.events import CoupledFailure, OffsetRange, ReleaseState, Repair
 from ares_stream.registry import Artefact, Author, Log, Registry
 from ares_stream.repair.artefacts import Job, read_job
 from ares_stream.repair.child import Limits, Progress, run_child
+from ares_stream.repair.files import read_whole, write_whole
 from ares_stream.repair.gate import (
     CANARIES,
     GatePolicy,
@@ -36,7 +37,7 @@ from ares_stream.repair.gate import (
     decide,
     read_figures,
 )
-from ares_stream.repair.plan import Plan, read_plan, write_plan, write_whole
+from ares_stream.repair.plan import Plan, read_plan, write_plan
 from ares_stream.repair.recipe import Recipe
 from ares_stream.repair.resampling import ANSWERS, ASKED, Asked, prompt_digest
 from ares_stream.repair.scorecard import as_markdown, score_card
@@ -157,8 +158,8 @@ class Pipeline:
             return {}
         folder = self._configuration.work / ".resampled" / context[:32]
         kept = folder / "kept.json"
-        form = TypeAdapter(dict[str, str | None])
-        known: dict[str, str | None] = _read(kept, form) if kept.exists() else {}
+        form = dict[str, str | None]
+        known: dict[str, str | None] = read_whole(kept, form) if kept.exists() else {}
         missing = {name: prompts[name] for name in prompts if name not in known}
         if missing:
             policy = self._policy(self._registry.log())
@@ -171,9 +172,9 @@ class Pipeline:
             write_whole(folder / ASKED, asked.model_dump_json().encode())
             command, limits = self._configuration.commands.resample, self._configuration.limits
             await run_child(command, folder, limits, folder / "resample.log", progress)
-            found = _read(folder / ANSWERS, form)
+            found = read_whole(folder / ANSWERS, form)
             known |= {name: found.get(name) for name in missing}
-            write_whole(kept, form.dump_json(known))
+            write_whole(kept, json.dumps(known).encode())
         answers = {
             failure.interaction.id: known[prompt_digest(failure.interaction.messages)]
             for failure in failures
@@ -286,14 +287,14 @@ class Pipeline:
         if not (folder / "figures.json").exists():
             await run_child(commands.train, folder, limits, folder / "train.log", progress)
         before, after = read_figures(folder / "figures.json")
-        suites = _read(folder / "suites.json", TypeAdapter(tuple[Suite, ...]))
+        suites = read_whole(folder / "suites.json", tuple[Suite, ...])
         if suites:
             if not (folder / "answers.json").exists():
                 await run_child(commands.answer, folder, limits, folder / "answer.log", progress)
-            answers = _read(folder / "answers.json", TypeAdapter(dict[str, list[str]]))
+            answers = read_whole(folder / "answers.json", dict[str, list[str]])
             before = _with(before, figures(suites, answers["before"]))
             after = _with(after, figures(suites, answers["after"]))
-        policy = _read(folder / "gate.json", TypeAdapter(GatePolicy))
+        policy = read_whole(folder / "gate.json", GatePolicy)
         verdict = decide(before, after, policy)
         write_whole(folder / "verdict.json", verdict.model_dump_json(indent=1).encode())
         return before, after, verdict
@@ -357,14 +358,3 @@ def _make(folder: Path) -> None:
 
 def _with(table: Table, more: dict[str, Any]) -> Table:
     return table.model_copy(update={"overall": table.overall | more})
-
-
-def _read(path: Path, form: TypeAdapter[Any]) -> Any:
-    try:
-        return form.validate_json(path.read_bytes())
-    except OSError as error:
-        raise RepairError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise RepairError(f"{path}: {field}: {first['msg']}") from None

@@ -17,15 +17,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ares_stream.errors import IntegrityError, RepairError
 from ares_stream.events import (
@@ -39,6 +37,7 @@ from ares_stream.events import (
     Slice,
     digest,
 )
+from ares_stream.repair.files import read_whole, write_whole
 from ares_stream.repair.similarity import near_copies, normalised
 
 SafeSource = Literal["reference", "resampled", "configured", "response"]
@@ -554,29 +553,4 @@ def write_plan(plan: Plan, path: Path) -> None:
 def read_plan(path: Path) -> Plan:
     """Read a plan. Raises RepairError naming the file and field, IntegrityError when it was
     changed since it was made."""
-    try:
-        return Plan.model_validate_json(path.read_bytes()).checked()
-    except OSError as error:
-        raise RepairError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise RepairError(f"{path}: {field}: {first['msg']}") from None
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file of a run directory so that a kill leaves the old one or the new one."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        raise RepairError(f"{path}: cannot be written: {error.strerror}") from error
+    return read_whole(path, Plan).checked()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from ares_stream.errors import RepairError
 from ares_stream.events import digest
+from ares_stream.repair.files import read_whole
 
 Method = Literal["none", "baseline_rlhf", "policy_only", "two_stage", "joint"]
 Count = Annotated[int, Field(ge=1)]
@@ -105,11 +105,4 @@ class Recipe(Part):
 
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe. Raises RepairError that names the file and the field."""
-    try:
-        return Recipe.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise RepairError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise RepairError(f"{path}: {field}: {first['msg']}") from None
+    return read_whole(path, Recipe)

@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ares_stream.errors import AresError, RepairError
 from ares_stream.events import Message, digest
 from ares_stream.repair.child import Progress
-from ares_stream.repair.plan import write_whole
+from ares_stream.repair.files import read_whole, write_whole
 from ares_stream.repair.recipe import read_recipe
 
 ASKED: Final = "asked.json"
@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> int:
 def _ask(folder: Path) -> None:
     if (folder / ANSWERS).exists():
         return
-    asked, recipe = _read_asked(folder / ASKED), read_recipe(folder / "recipe.json")
+    asked, recipe = read_whole(folder / ASKED, Asked), read_recipe(folder / "recipe.json")
     if recipe.judge is None:
         raise RepairError("recipe.judge: missing; it says which answers are safe")
     import torch
@@ -119,17 +119,6 @@ def _ask(folder: Path) -> None:
 
     found = safe_answers(asked.prompts, asked.samples, sample, usable, report)
     write_whole(folder / ANSWERS, json.dumps(found).encode())
-
-
-def _read_asked(path: Path) -> Asked:
-    try:
-        return Asked.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise RepairError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise RepairError(f"{path}: {field}: {first['msg']}") from None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import numpy as np
 from pydantic import BaseModel
 
 from ares_stream.events import Message
-from ares_stream.repair.plan import ReplaySample, ValidatedPair, write_whole
+from ares_stream.repair.files import write_whole
+from ares_stream.repair.plan import ReplaySample, ValidatedPair
 from ares_stream.repair.recipe import Lora, Recipe, Reinforce
 from ares_stream.testbed.traffic import reference_interactions
 from ares_stream.testbed.victim import Victim
