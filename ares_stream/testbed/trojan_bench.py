@@ -48,6 +48,9 @@ MODELS: Final[tuple[Effect, ...]] = ("policy", "reward")
 BUDGET: Final = 2_000
 """Queries per model."""
 CARRIERS: Final = 60
+VERIFIED_ON: Final = 24
+"""Carriers that a trigger is verified on. On twelve, words that flip 45 % of all pass in one of 28
+tries, and a search makes many."""
 TRUTH_CARRIERS: Final = 150
 MIN_TRUTH_CARRIERS: Final = 100
 """At least so many must not fail by themselves."""
@@ -136,7 +139,7 @@ def search(
         progress(asked)
         return effects(trials)
 
-    how = TriggerPolicy(budget=budget, pool=LONGEST_TAIL)
+    how = TriggerPolicy(budget=budget, pool=LONGEST_TAIL, verify=VERIFIED_ON)
     reported, queries = find_triggers(watched, trigger_words(world), CARRIERS, how, victim.seed)
     true = tuple(
         true_share(world, model, trigger.words, flipped) >= TRUE_SHARE for trigger in reported
