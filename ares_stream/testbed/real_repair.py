@@ -245,7 +245,7 @@ def recipe_of(scorers: Scorers, size: Size, threads: int | None) -> Recipe:
         reinforce=Reinforce(
             steps=size.reinforce, prompts=2 * size.batch, group=4, length=size.tokens
         ),
-        checkpoint_every=5,
+        checkpoint_every=20,
         threads=threads,
     )
 
