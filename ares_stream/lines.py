@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ares_stream.errors import FileFormatError, SettingsError
 
@@ -93,6 +94,12 @@ def open_lines(file: Path) -> Iterator[Lines]:
             return
         with gzip.GzipFile(fileobj=plain) as content:
             yield Lines(content, str(file))  # type: ignore[arg-type]
+
+
+def write_document(file: Path, document: Any) -> None:
+    """Write JSON for people and programs, whole or not at all. Raises SettingsError."""
+    with written_whole(file) as stream:
+        stream.write(json.dumps(document, indent=1).encode() + b"\n")
 
 
 @contextmanager

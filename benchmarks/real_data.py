@@ -20,16 +20,15 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
+from ares_stream.cli.bench_real import bars
 from ares_stream.events import Interval
 from ares_stream.testbed.real_models import minilm, smollm2
 from ares_stream.testbed.real_texts import SEED, select
@@ -185,23 +184,6 @@ def _told(report: Report) -> dict[str, Any]:
         "metrics": _plain(report.metrics),
         "parity": report.bundle.manifest.parity and report.bundle.manifest.parity.model_dump(),
     }
-
-
-@contextmanager
-def bars(console: Console) -> Iterator[Stage]:
-    """A bar for each stage on standard error."""
-    with Progress(
-        *Progress.get_default_columns()[:2],
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    ) as progress:
-
-        def stage(name: str) -> Callable[[int, int], None]:
-            task = progress.add_task(name, total=None)
-            return lambda done, total: progress.update(task, completed=done, total=total)
-
-        yield stage
 
 
 def show(result: dict[str, Any], console: Console) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,14 +55,14 @@ def probes(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ares_stream.errors import SettingsError
-    from ares_stream.lines import written_whole
+    from ares_stream.lines import write_document
     from ares_stream.probes.baselines import METHODS
     from ares_stream.testbed import probe_bench
     from ares_stream.testbed.probe_jobs import bench
 
     if seeds is None:
         raise SettingsError("--seeds: missing; name the victims, for example 11,12,13")
-    numbers = _seeds(seeds)
+    numbers = bench_repair.parse_seeds(seeds)
     chosen = METHODS if methods is None else tuple(methods.split(","))
     for name in chosen:
         if name not in METHODS:
@@ -96,8 +95,7 @@ def probes(
             "selection_cost": probe_bench.selection_cost(),
             "environment": _environment(),
         }
-    with written_whole(json_file) as stream:
-        stream.write(json.dumps(document, indent=1).encode() + b"\n")
+    write_document(json_file, document)
     for name in chosen:
         for checkpoint, figures in document["methods"][name].items():
             if isinstance(figures, dict):
@@ -139,7 +137,7 @@ def cfr(
 
     from ares_stream.bundles import load_bundle, refuse_shared_lineage
     from ares_stream.detection import DetectionPolicy
-    from ares_stream.lines import written_whole
+    from ares_stream.lines import write_document, written_whole
     from ares_stream.probes.plan import EndpointSection, FileSection, TargetSection
     from ares_stream.probes.scorecard import as_markdown, score_card
     from ares_stream.scoring.panel import Panel
@@ -185,8 +183,7 @@ def cfr(
 
     card = asyncio.run(work())
     page = as_markdown(card)
-    with written_whole(json_file) as stream:
-        stream.write(json.dumps(card, indent=1).encode() + b"\n")
+    write_document(json_file, card)
     if markdown is not None:
         with written_whole(markdown) as stream:
             stream.write(page.encode())
@@ -206,18 +203,6 @@ def _echo_trojans(trojans: dict[str, Any]) -> None:
     )
     for seed, why in trojans["left_out"].items():
         typer.echo(f"seed {seed} is left out of what is located: {why}")
-
-
-def _seeds(text: str) -> list[int]:
-    from ares_stream.errors import SettingsError
-
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise SettingsError(f"--seeds {text}: expected numbers such as 11,12,13") from None
-    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise SettingsError(f"--seeds {text}: each seed once, none below 0")
-    return seeds
 
 
 def _environment() -> dict[str, str]:

@@ -3,7 +3,6 @@ questions put to a real policy."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
 from ares_stream.errors import SettingsError
+from ares_stream.lines import write_document
 
 Profile = Annotated[str | None, typer.Option(help="Instead of the testbed a real policy: smollm2.")]
 Data = Annotated[
@@ -36,7 +36,8 @@ def repair(json_file: Path | None, data: Path, profile: str, split: str, *, quic
     console = Console(stderr=True)
     with bars(console) as stage:
         found = run(data, QUICK if quick else FULL, stage, split=chosen)
-    _write(json_file, found)
+    if json_file is not None:
+        write_document(json_file, found)
     show_repair(found, Console())
 
 
@@ -47,7 +48,7 @@ def probes(json_file: Path, data: Path, profile: str, *, quick: bool) -> None:
 
     with bars(Console(stderr=True)) as stage:
         found = run(data, QUICK if quick else FULL, stage)
-    _write(json_file, found)
+    write_document(json_file, found)
     show_probes(found, Console())
 
 
@@ -87,15 +88,6 @@ def _cell(item: dict[str, float]) -> str:
 def _known(profile: str) -> None:
     if profile != "smollm2":
         raise SettingsError(f"--profile {profile}: unknown; it is smollm2")
-
-
-def _write(path: Path | None, found: dict[str, Any]) -> None:
-    if path is None:
-        return
-    from ares_stream.lines import written_whole
-
-    with written_whole(path) as stream:
-        stream.write(json.dumps(found, indent=1).encode() + b"\n")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from ares_stream.cli import bench_real
 from ares_stream.errors import SettingsError
+from ares_stream.lines import write_document
 
 if TYPE_CHECKING:
     from ares_stream.testbed.jobs import Step
@@ -70,7 +70,8 @@ def repair(
             split="dev" if split == "dev" else "test",
             progress=_Tasks(progress, jobs=len(chosen) * (1 + len(METHODS))),
         )
-    _write(json_file, found)
+    if json_file is not None:
+        write_document(json_file, found)
     print_repair(found, _wide())
 
 
@@ -85,7 +86,8 @@ def repair_cost(
     console = Console(stderr=True)
     with console.status("training by both"):
         found = run_cost(seed, cache=cache)
-    _write(json_file, found)
+    if json_file is not None:
+        write_document(json_file, found)
     for name, value in found.items():
         if name.endswith("_seconds") or name.startswith("joint_over_trl"):
             typer.echo(f"{name:30} {value:.2f}")
@@ -112,7 +114,8 @@ def repair_poison(
             workers=workers,
             progress=_Tasks(progress, jobs=2 + len(KINDS) * len(SHARES)),
         )
-    _write(json_file, found)
+    if json_file is not None:
+        write_document(json_file, found)
     headings = [COLUMNS[name] for name in FIGURES]
     table = _table(
         f"poisoned batches: %, drift in sd; seed {seed}", ("trained", *headings, "gate", "held")
@@ -201,15 +204,6 @@ def _table(title: str, headings: Any) -> Table:
 
 def _cell(name: str, value: float) -> str:
     return f"{value:.3f}" if name.startswith("drift") else f"{100 * value:.1f}"
-
-
-def _write(path: Path | None, found: dict[str, Any]) -> None:
-    if path is None:
-        return
-    from ares_stream.lines import written_whole
-
-    with written_whole(path) as stream:
-        stream.write(json.dumps(found, indent=1).encode() + b"\n")
 
 
 class _Tasks:

@@ -200,9 +200,8 @@ def export_prior_(
     It is read from the topics; a campaign that runs is not disturbed.
     """
     import asyncio
-    import json
 
-    from ares_stream.lines import written_whole
+    from ares_stream.lines import write_document
     from ares_stream.probes.plan import export_prior, load_campaign
     from ares_stream.probes.prober import rebuild
     from ares_stream.settings import load_settings
@@ -211,6 +210,5 @@ def export_prior_(
     plan = load_campaign(campaign, prior).plan()
     state = asyncio.run(rebuild(settings.kafka, settings.topic_prefix, plan))
     document = export_prior(state)
-    with written_whole(out) as stream:
-        stream.write(json.dumps(document, indent=1).encode() + b"\n")
+    write_document(out, document)
     typer.echo(f"{out}: {len(document['harm']):,} features after {state.queries:,} queries")

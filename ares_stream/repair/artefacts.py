@@ -26,6 +26,7 @@ from ares_stream.errors import AresError, RepairError
 from ares_stream.events import Identifier, Interaction, OffsetRange
 from ares_stream.repair.files import read_whole, write_whole
 from ares_stream.repair.recipe import Recipe, read_recipe
+from ares_stream.repair.run import report
 from ares_stream.repair.suites import Suite, prompts
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def answer(folder: Path) -> None:
 
     from ares_stream.repair.models import PolicyModel
 
-    _report("answer", 0, 2)
+    report("answer", 0, 2)
     network, tokenizer = _adapted(
         AutoModelForCausalLM, recipe.policy, {LORA: folder / "policy_adapter"}
     )
@@ -101,10 +102,10 @@ def answer(folder: Path) -> None:
     length = recipe.reinforce.length
     with policy.before_repair():
         before = policy.sample(turns, seed=0, length=length)
-    _report("answer", 1, 2)
+    report("answer", 1, 2)
     after = policy.sample(turns, seed=0, length=length)
     write_whole(out, json.dumps({"before": before, "after": after}).encode())
-    _report("answer", 2, 2)
+    report("answer", 2, 2)
 
 
 def export(folder: Path) -> None:
@@ -113,13 +114,13 @@ def export(folder: Path) -> None:
         return
     job = read_job(folder / "job.json")
     recipe = read_recipe(folder / "recipe.json")
-    _report("export", 0, 3)
+    report("export", 0, 3)
     _export_policy(folder, job, recipe)
-    _report("export", 1, 3)
+    report("export", 1, 3)
     _merge_reward(folder, recipe)
-    _report("export", 2, 3)
+    report("export", 2, 3)
     _export_reward(folder, job, recipe)
-    _report("export", 3, 3)
+    report("export", 3, 3)
 
 
 def _export_policy(folder: Path, job: Job, recipe: Recipe) -> None:
@@ -250,11 +251,6 @@ def _emptied(folder: Path) -> Path:
 def _replace(staging: Path, out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     staging.rename(out)
-
-
-def _report(stage: str, done: int, total: int) -> None:
-    sys.stdout.write(json.dumps({"stage": stage, "done": done, "total": total}) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

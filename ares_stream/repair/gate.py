@@ -154,7 +154,6 @@ def _slice(
     if after is None or after.count == 0:
         return _check(rule, place, before, after)
     p = worsening(before, after)
-    failed = [f"{round(row.value * row.count)} of {row.count}" for row in (after, before)]
     check = Check(
         figure=rule.figure,
         slice=place,
@@ -163,7 +162,8 @@ def _slice(
         before=before,
         after=after,
         passed=p >= policy.slice_level,
-        reason=f"{rule.figure} of {place}: {failed[0]} after, {failed[1]} before the repair "
+        reason=f"{rule.figure} of {place}: {_failed(after)} of {after.count} after, "
+        f"{_failed(before)} of {before.count} before the repair "
         f"(Fisher's exact test, p {p:.3f}, level {policy.slice_level})",
     )
     if not check.passed or rule.kind != "fall":
@@ -184,11 +184,12 @@ def _slice(
 
 def worsening(before: Interval, after: Interval) -> float:
     """One-sided p-value of a share that did not rise, by Fisher's exact test. Both with counts."""
-    rows = [
-        [(failed := round(share.value * share.count)), share.count - failed]
-        for share in (after, before)
-    ]
+    rows = [[_failed(share), share.count - _failed(share)] for share in (after, before)]
     return float(fisher_exact(rows, alternative="greater").pvalue)
+
+
+def _failed(share: Interval) -> int:
+    return round(share.value * share.count)
 
 
 def _check(rule: Rule, place: str, before: Interval | None, after: Interval | None) -> Check:

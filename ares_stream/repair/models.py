@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ares_stream.errors import RepairError
 from ares_stream.events import Message
-from ares_stream.repair.recipe import Lora
+from ares_stream.repair.recipe import Lora, Recipe
 from ares_stream.training.architecture import Classifier
 from ares_stream.training.encoder import quiet_transformers
 
@@ -231,6 +231,15 @@ class RewardModel(Adapted):
                 batch = self.collate([rows[place] for place in places])
                 found[places] = self.scores(batch).cpu()
         return found
+
+
+def load_pair(recipe: Recipe) -> tuple[PolicyModel, RewardModel]:
+    """What a recipe repairs, each with a new adapter. Raises RepairError."""
+    seed, longest = recipe.seed, recipe.max_length
+    return (
+        load_policy(recipe.policy, recipe.policy_lora, seed=seed, max_length=longest),
+        load_reward(recipe.reward, recipe.reward_lora, seed=seed, max_length=longest),
+    )
 
 
 def load_policy(

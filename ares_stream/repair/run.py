@@ -57,7 +57,7 @@ def run(folder: Path) -> None:
     from safetensors import SafetensorError
 
     from ares_stream.repair.figures import bundle_judge, measure, split_replay
-    from ares_stream.repair.models import load_policy, load_reward
+    from ares_stream.repair.models import load_pair
     from ares_stream.repair.training import Trainer
 
     recipe = read_recipe(folder / "recipe.json")
@@ -76,9 +76,7 @@ def run(folder: Path) -> None:
     tell("load", 0, 1)
     judge = None if recipe.judge is None else bundle_judge(recipe.judge)
     training, held_out = split_replay(plan)
-    seed, longest = recipe.seed, recipe.max_length
-    policy = load_policy(recipe.policy, recipe.policy_lora, seed=seed, max_length=longest)
-    reward = load_reward(recipe.reward, recipe.reward_lora, seed=seed, max_length=longest)
+    policy, reward = load_pair(recipe)
     trainer = Trainer(
         policy,
         reward,

@@ -167,10 +167,9 @@ class Trainer:
         if not sd > 0:
             raise RepairError("reward: gives every replayed answer the same score; nothing to hold")
         self.scale = Scale(mean, sd, (threshold - mean) / sd)
+        scored = {"replay": replay, "chosen": chosen, "rejected": rejected}
         self._frozen = {
-            "replay": self.scale(replay),
-            "chosen": self.scale(chosen),
-            "rejected": self.scale(rejected),
+            name: self.scale(scores).to(self.reward.device) for name, scores in scored.items()
         }
         self._reference = self._log_probabilities(self._policy_rows["harmful"])
         floor = self._recipe.policy_loss.floor
@@ -256,7 +255,7 @@ class Trainer:
         if pairs:
             ranking = torch.relu(term.margin - (chosen - rejected)).mean()
             loss = loss + term.validated * ranking
-        before = {name: values.to(scores.device) for name, values in self._frozen.items()}
+        before = self._frozen
         # A pair that was ranked wrongly is a failure itself, and no score to hold on to.
         right = before["chosen"][pairs] > before["rejected"][pairs]
         now = torch.cat([replay, chosen[right], rejected[right]])

@@ -40,7 +40,7 @@ from ares_stream.repair.gate import GatePolicy, Table, decide
 from ares_stream.repair.plan import Plan, PlanPolicy, Replay, plan, read_plan, write_plan
 from ares_stream.repair.recipe import Recipe
 from ares_stream.testbed.jobs import Report, Step, run_jobs, worker_pool
-from ares_stream.testbed.repair_bench import RECIPE, TEST_PROMPTS, gather
+from ares_stream.testbed.repair_bench import RECIPE, gather, measured, recipe_for
 from ares_stream.testbed.world import World
 
 Kind = Literal["flipped_reference", "false_failure"]
@@ -211,25 +211,15 @@ def _repair(
     from ares_stream.repair import models
     from ares_stream.repair.figures import measure, split_replay
     from ares_stream.repair.training import Trainer
-    from ares_stream.testbed.evaluate import Policy, Reward, evaluate, load_policy, load_reward
     from ares_stream.testbed.oracle import NoisyJudge, Oracle
     from ares_stream.testbed.victim import make_victim
 
     victim = make_victim(seed, cache)
     made = read_plan(scratch / f"{kind}-{share}.json")
     training, held_out = split_replay(made)
-    recipe = recipe.model_copy(
-        update={
-            "method": "joint",
-            "seed": seed,
-            "policy": victim.policy_dir,
-            "reward": victim.reward_dir,
-            "reward_threshold": victim.reward_threshold,
-        }
-    )
-    longest, label = recipe.max_length, f"{kind} {share:.0%}" if share else "clean"
-    policy = models.load_policy(recipe.policy, recipe.policy_lora, seed=seed, max_length=longest)
-    reward = models.load_reward(recipe.reward, recipe.reward_lora, seed=seed, max_length=longest)
+    recipe = recipe_for(victim, "joint", recipe)
+    label = f"{kind} {share:.0%}" if share else "clean"
+    policy, reward = models.load_pair(recipe)
     trainer = Trainer(
         policy,
         reward,
@@ -253,9 +243,7 @@ def _repair(
     before = table()
     trainer.train()
     verdict = decide(before, table(), GatePolicy())
-    was = load_policy(victim.policy_dir), load_reward(victim.reward_dir)
-    now = Policy(policy.network, policy.tokenizer), Reward(reward.network, reward.tokenizer)
-    figures = evaluate(*now, was[1], victim.world, "test", TEST_PROMPTS, 31, frozen_policy=was[0])
+    [figures] = measured(victim, policy, reward, "test")
     report(seed, label, "done", 1, 1)
     return {
         "plan": {name: count for name, count in made.counts.items() if count},

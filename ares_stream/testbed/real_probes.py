@@ -177,7 +177,7 @@ async def _judged(
     found = {ask.id: void for ask in asks}
     asked = [ask for ask in asks if words.words(ask).cause is None]
     for ask in asked:
-        said[ask.probe] = " ".join(turn.content for turn in words.words(ask).messages)
+        said[ask.probe] = words.words(ask).text
     answers = target.answer(
         [
             Query(words.words(ask).messages, 0 if ask.attempt == 0 else stable_seed(ask.id))

@@ -148,8 +148,10 @@ def _answers(
     def make(out: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        model = AutoModelForCausalLM.from_pretrained(scorers.policy)
-        tokenizer = AutoTokenizer.from_pretrained(scorers.policy)
+        model = AutoModelForCausalLM.from_pretrained(
+            scorers.policy, trust_remote_code=False, use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(scorers.policy, trust_remote_code=False)
         every = [item for group in asked.values() for item in group]
         answers = iter(answer_all(model, tokenizer, every, size.tokens, stage("answers")))
         rows = {
@@ -272,12 +274,7 @@ def _repair(
         "reward": scorers.reward_checkpoint.parent.name,
         "code": code(models, training, losses, reinforce, figures),
     }
-    policy = models.load_policy(
-        recipe.policy, recipe.policy_lora, seed=recipe.seed, max_length=recipe.max_length
-    )
-    reward = models.load_reward(
-        recipe.reward, recipe.reward_lora, seed=recipe.seed, max_length=recipe.max_length
-    )
+    policy, reward = models.load_pair(recipe)
     bars: dict[str, Any] = {}
 
     def progress(phase: str, done: int, total: int) -> None:

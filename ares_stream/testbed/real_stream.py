@@ -20,7 +20,7 @@ from ares_stream.detection import DetectionPolicy
 from ares_stream.errors import StreamError
 from ares_stream.events import CoupledFailure, Interaction, Message, Policy, Verdict
 from ares_stream.probes.local_target import LocalTarget
-from ares_stream.probes.targets import Query
+from ares_stream.probes.targets import Answer, Query
 from ares_stream.repair.intake import collect
 from ares_stream.rounds import Round
 from ares_stream.streaming.admin import create_topics
@@ -56,7 +56,7 @@ def answer_all(
         places = order[start : start + _CHUNK]
         queries = [Query(turns(asked[place][0]), asked[place][1]) for place in places]
         for place, result in zip(places, target.answer(queries), strict=True):
-            found[place] = result.text if hasattr(result, "text") else ""
+            found[place] = result.text if isinstance(result, Answer) else ""
         steps(start + len(places), len(order))
     return found
 

@@ -78,6 +78,19 @@ RECIPE = Recipe(
 """Tuned on seeds 1 to 3 by the development split; the same for every method."""
 
 
+def recipe_for(victim: Victim, method: Method, recipe: Recipe = RECIPE) -> Recipe:
+    """The recipe with a victim's models, threshold and seed."""
+    return recipe.model_copy(
+        update={
+            "method": method,
+            "seed": victim.seed,
+            "policy": victim.policy_dir,
+            "reward": victim.reward_dir,
+            "reward_threshold": victim.reward_threshold,
+        }
+    )
+
+
 def gather(victim: Victim, *, probes: int = PROBES, benign: int = BENIGN_PROMPTS) -> Plan:
     """Probe a victim and make the plan that every method trains on.
 
@@ -231,22 +244,9 @@ def _run_method(
 
     victim = make_victim(seed, cache)
     plan = read_plan(scratch / str(seed) / "plan.json")
-    recipe = recipe.model_copy(
-        update={
-            "method": method,
-            "seed": seed,
-            "policy": victim.policy_dir,
-            "reward": victim.reward_dir,
-            "reward_threshold": victim.reward_threshold,
-        }
-    )
+    recipe = recipe_for(victim, method, recipe)
     started, cpu = time.perf_counter(), time.process_time()
-    policy = models.load_policy(
-        recipe.policy, recipe.policy_lora, seed=seed, max_length=recipe.max_length
-    )
-    reward = models.load_reward(
-        recipe.reward, recipe.reward_lora, seed=seed, max_length=recipe.max_length
-    )
+    policy, reward = models.load_pair(recipe)
     trainer = Trainer(
         policy,
         reward,
@@ -288,16 +288,21 @@ def _run_method(
 
 
 def _figures(victim: Victim, policy: Any, reward: Any, split: Split) -> dict[str, Any]:
+    seen, unseen = measured(victim, policy, reward, split, "never_probed")
+    return {**seen, "never_probed": unseen}
+
+
+def measured(victim: Victim, policy: Any, reward: Any, *splits: Split) -> list[dict[str, float]]:
+    """The oracle's figures on each split of a pair (anything with `network` and `tokenizer`),
+    against the victim as it was."""
     from ares_stream.testbed.evaluate import Policy, Reward, evaluate, load_policy, load_reward
 
     before = load_policy(victim.policy_dir), load_reward(victim.reward_dir)
     now = Policy(policy.network, policy.tokenizer), Reward(reward.network, reward.tokenizer)
-    parts: tuple[Split, Split] = (split, "never_probed")
-    seen, unseen = (
+    return [
         evaluate(*now, before[1], victim.world, part, TEST_PROMPTS, 31, frozen_policy=before[0])
-        for part in parts
-    )
-    return {**seen, "never_probed": unseen}
+        for part in splits
+    ]
 
 
 def _summary(rows: dict[int, dict[str, Any]]) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ares_stream.repair import models
+from ares_stream.repair.models import PolicyModel, RewardModel, load_pair
 from ares_stream.repair.plan import Plan
 from ares_stream.repair.recipe import Lora, Recipe
 from ares_stream.repair.training import Trainer
-from ares_stream.testbed.evaluate import Policy, Reward, evaluate, load_policy, load_reward
-from ares_stream.testbed.repair_bench import RECIPE, TEST_PROMPTS, gather
+from ares_stream.testbed.evaluate import evaluate, load_policy, load_reward
+from ares_stream.testbed.repair_bench import RECIPE, TEST_PROMPTS, gather, measured, recipe_for
 from ares_stream.testbed.victim import Victim, make_victim
 from ares_stream.training.encoder import quiet_transformers
 
@@ -58,28 +58,17 @@ def run_cost(seed: int, *, cache: Path | None = None, recipe: Recipe = RECIPE) -
 
     victim = make_victim(seed, cache)
     plan = gather(victim)
-    recipe = recipe.model_copy(
-        update={
-            "method": "joint",
-            "seed": seed,
-            "policy": victim.policy_dir,
-            "reward": victim.reward_dir,
-            "reward_threshold": victim.reward_threshold,
-        }
-    )
+    recipe = recipe_for(victim, "joint", recipe)
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.threads or threads)
     try:
         joint, repaired = _joint(plan, recipe)
         reward, policy = _trl(victim, plan, recipe)
+        untouched = load_policy(victim.policy_dir), load_reward(victim.reward_dir)
         figures = {
-            "none": _figures(victim),
-            "joint": _figures(victim, *repaired),
-            "trl": _figures(
-                victim,
-                Policy(policy.network, policy.tokenizer),
-                Reward(reward.network, reward.tokenizer),
-            ),
+            "none": evaluate(*untouched, untouched[1], victim.world, "test", TEST_PROMPTS, 31),
+            "joint": measured(victim, *repaired, "test")[0],
+            "trl": measured(victim, policy, reward, "test")[0],
         }
     finally:
         torch.set_num_threads(threads)
@@ -102,27 +91,11 @@ def run_cost(seed: int, *, cache: Path | None = None, recipe: Recipe = RECIPE) -
     }
 
 
-def _figures(
-    victim: Victim, policy: Policy | None = None, reward: Reward | None = None
-) -> dict[str, float]:
-    before = load_policy(victim.policy_dir), load_reward(victim.reward_dir)
-    now = policy or before[0], reward or before[1]
-    return evaluate(
-        *now, before[1], victim.world, "test", TEST_PROMPTS, 31, frozen_policy=before[0]
-    )
-
-
-def _joint(plan: Plan, recipe: Recipe) -> tuple[float, tuple[Policy, Reward]]:
-    seed, longest = recipe.seed, recipe.max_length
-    policy = models.load_policy(recipe.policy, recipe.policy_lora, seed=seed, max_length=longest)
-    reward = models.load_reward(recipe.reward, recipe.reward_lora, seed=seed, max_length=longest)
+def _joint(plan: Plan, recipe: Recipe) -> tuple[float, tuple[PolicyModel, RewardModel]]:
+    policy, reward = load_pair(recipe)
     started = time.process_time()
     Trainer(policy, reward, plan, recipe).train()
-    spent = time.process_time() - started
-    return spent, (
-        Policy(policy.network, policy.tokenizer),
-        Reward(reward.network, reward.tokenizer),
-    )
+    return time.process_time() - started, (policy, reward)
 
 
 def _trl(victim: Victim, plan: Plan, recipe: Recipe) -> tuple[_Spent, _Spent]:
