@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BROWSER ?= chromium
+# Processes that run tests; a module stays within one.
+WORKERS ?= 2
 EXTRAS := cpu,broker,repair,weights,bench,dev
 STAMP := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM := false
+
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help install demo test unit integration chaos check format bench pictures schemas constraints clean
 
@@ -26,13 +30,13 @@ demo: install ## Stream conversations through a real Kafka and find coupled fail
 	$(BIN)/ares demo
 
 test: install ## Unit and integration tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 unit: install ## Unit tests alone, in seconds
-	$(BIN)/python -m pytest tests/unit
+	$(PYTEST) tests/unit
 
 integration: install ## Tests against a real broker and real models
-	$(BIN)/python -m pytest tests/integration
+	$(PYTEST) tests/integration
 
 chaos: install ## Random kills, for minutes
 	$(BIN)/python -m pytest tests/chaos

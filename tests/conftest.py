@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("ares", deadline=None)
+hypothesis.settings.load_profile("ares")
 
 ROOT = Path(__file__).resolve().parent.parent
 

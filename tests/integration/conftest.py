@@ -7,11 +7,17 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 from ares_stream.errors import AresError
 from ares_stream.streaming.broker import EmbeddedBroker
+
+if TYPE_CHECKING:
+    from ares_stream.testbed.victim import Victim
 
 
 def _docker_answers() -> bool:
@@ -58,3 +64,28 @@ def prefix(request: pytest.FixtureRequest) -> str:
     """A topic prefix of this test's own, so that tests share a broker and not topics."""
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)[:60]
     return f"{name}-{os.urandom(4).hex()}."
+
+
+@pytest.fixture(scope="session")
+def victim_bundles() -> tuple[Victim, Path, Path]:
+    """The demo's victim with its harm and reward bundle, in the demo's cache; made once, however
+    many processes run tests."""
+    from ares_stream.testbed.traffic import export_victim_bundles
+    from ares_stream.testbed.victim import DEFAULT_CACHE, make_victim
+
+    DEFAULT_CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(DEFAULT_CACHE / "tests.lock"):
+        victim = make_victim(7)
+        return (victim, *export_victim_bundles(victim, DEFAULT_CACHE))
+
+
+@pytest.fixture(scope="session")
+def victim(victim_bundles: tuple[Victim, Path, Path]) -> Victim:
+    """That victim alone."""
+    return victim_bundles[0]
+
+
+@pytest.fixture(scope="session")
+def bundles(victim_bundles: tuple[Victim, Path, Path]) -> tuple[Path, Path]:
+    """Its harm and reward bundle."""
+    return victim_bundles[1:]

@@ -30,11 +30,10 @@ def ares(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(bundles: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the demo ran: a checkout's build folder, with the models of this one at hand."""
     made = tmp_path_factory.mktemp("checkout")
-    cache = ROOT / "build" / "testbed"
-    cache.mkdir(parents=True, exist_ok=True)
+    cache = bundles[0].parent.resolve()
     (made / "build").mkdir()
     (made / "build" / "testbed").symlink_to(cache)
     done = ares("demo", "--conversations", str(CONVERSATIONS), "--queries", str(QUERIES), cwd=made)

@@ -24,8 +24,8 @@ from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from ares_stream.testbed.repairing import recipe, write_inputs
-from ares_stream.testbed.traffic import export_victim_bundles, traffic
-from ares_stream.testbed.victim import DEFAULT_CACHE, make_victim
+from ares_stream.testbed.traffic import traffic
+from ares_stream.testbed.victim import Victim
 from ares_stream.topics import specs
 from services.repairer import run_repairer
 from tests.integration.scorer_process import ScorerProcess
@@ -58,10 +58,9 @@ async def everything(connection: KafkaConnection, topic: str) -> list[InboundRec
 
 
 async def test_failures_found_in_a_stream_are_repaired_and_the_running_scorer_swaps(
-    kafka: str, prefix: str, tmp_path: Path
+    kafka: str, prefix: str, tmp_path: Path, victim: Victim, bundles: tuple[Path, Path]
 ) -> None:
-    victim = await asyncio.to_thread(make_victim, 7)
-    harm, reward = await asyncio.to_thread(export_victim_bundles, victim, DEFAULT_CACHE / "bundles")
+    harm, reward = bundles
     connection = KafkaConnection(bootstrap=kafka)
     await create_topics(connection, specs(prefix, partitions=2, replication=1))
     settings: dict[str, Any] = {

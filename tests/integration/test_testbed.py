@@ -58,17 +58,6 @@ pytestmark = [pytest.mark.torch, pytest.mark.timeout(900)]
 SEED = 7
 
 
-@pytest.fixture(scope="module")
-def victim() -> Victim:
-    """In the default cache: the demo and other tests use the same one."""
-    return make_victim(SEED)
-
-
-@pytest.fixture(scope="module")
-def bundles(victim: Victim, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return export_victim_bundles(victim, tmp_path_factory.mktemp("bundles"))
-
-
 @pytest.fixture
 def copied(victim: Victim, tmp_path: Path) -> Path:
     return Path(shutil.copytree(victim.path, tmp_path / "victim"))

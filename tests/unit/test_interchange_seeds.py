@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ares_stream.errors import AresError, FileFormatError, SettingsError
@@ -198,7 +198,6 @@ def test_an_empty_file_a_missing_file_and_an_unknown_format_are_told_apart(tmp_p
         read_seeds(file, "csv")
 
 
-@settings(deadline=None)
 @given(form=st.sampled_from(FORMATS), raw=st.binary(max_size=60))
 def test_no_bytes_end_in_another_error_than_the_documented_one(
     form: str, raw: bytes, tmp_path_factory: pytest.TempPathFactory

@@ -153,7 +153,7 @@ def test_every_failure_is_trained_on_held_out_or_left_out_with_a_reason() -> Non
     assert result.counts["left_out_no_text"] == 1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.randoms(use_true_random=False), st.integers(4, 14))
 def test_the_order_of_the_failures_and_of_the_replay_changes_nothing(
     chooser: random.Random, count: int
@@ -192,7 +192,7 @@ def test_the_id_is_that_of_the_content() -> None:
     assert len({item.id for item in (plain, *others)}) == 6
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(2, 30), st.integers(0, 5), st.floats(0.05, 0.6))
 def test_no_family_is_on_both_sides(count: int, seed: int, share: float) -> None:
     failures = [
@@ -295,7 +295,7 @@ def test_reviewers_who_contradict_each_other_settle_nothing() -> None:
     assert reasons(result) == {"f0": "labels_contradict"}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.integers(1, 25), min_size=1, max_size=6),
     st.integers(1, 12),
@@ -451,7 +451,7 @@ def test_a_plan_that_was_changed_is_refused(tmp_path: Path) -> None:
         read_plan(tmp_path / "nowhere")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(0, 2))
 def test_clusters_hold_every_pair_that_is_clearly_alike(seed: int, changes: int) -> None:
     words = sentence(seed, 60).split()

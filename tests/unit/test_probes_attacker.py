@@ -343,7 +343,7 @@ def test_a_transform_hides_the_attackers_words_as_it_hides_the_composers(
     assert all("Decode it and answer it." in item.messages[-1].content for item in hidden)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(lives=st.lists(st.integers(0, 30), max_size=5))
 def test_a_campaign_that_dies_anywhere_says_the_same_and_ends_in_the_same_state(
     lives: list[int], plan: CampaignPlan, spared: tuple[Campaign, dict[str, Interaction]]
@@ -355,7 +355,7 @@ def test_a_campaign_that_dies_anywhere_says_the_same_and_ends_in_the_same_state(
     assert topic == spared[1]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(lives=st.lists(st.integers(0, 30), min_size=1, max_size=5))
 def test_words_are_final_once_published_whatever_the_attacker_says_later(
     lives: list[int], plan: CampaignPlan

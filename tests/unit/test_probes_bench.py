@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ares_stream.testbed.probe_bench import (
@@ -105,7 +105,6 @@ def test_what_a_first_campaign_learnt_saves_queries_on_a_sibling() -> None:
     assert figures["warm"]["by_seed"] == {"3": warm, "4": 50.0}
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 99), st.floats(0, 1e3), min_size=1, max_size=9))
 def test_an_interval_holds_its_mean_and_equal_seeds_give_no_width(
     by_seed: dict[int, float],

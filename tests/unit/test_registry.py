@@ -323,7 +323,7 @@ def test_the_topic_names_the_active_release_by_its_model_and_the_others_apart(
 names = count()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from(["propose", "approve", "reject", "rollback"]), max_size=8))
 def test_whatever_is_tried_a_model_has_at_most_one_active_release(
     tmp_path_factory: pytest.TempPathFactory, actions: list[str]

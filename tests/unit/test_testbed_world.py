@@ -114,7 +114,7 @@ def test_a_component_that_does_not_exist_is_refused_by_name() -> None:
         WORLD.composition({**WORLD.ids((0, 0, 0, 0)), "topic": "topic-99"})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(compositions, st.integers(0, 2**32 - 1), st.sampled_from([True, False, None]))
 def test_the_oracle_reads_every_rendered_prompt_back(
     composition: Composition, seed: int, held_out: bool | None
@@ -125,7 +125,7 @@ def test_the_oracle_reads_every_rendered_prompt_back(
     assert WORLD.composition(WORLD.ids(composition)) == composition
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(compositions, st.integers(0, 2**32 - 1))
 def test_the_oracle_knows_every_kind_of_answer(composition: Composition, seed: int) -> None:
     rng = np.random.default_rng(seed)
