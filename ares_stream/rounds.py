@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -69,24 +70,27 @@ async def run_rounds(
     prefix: str,
     count: int,
     *,
-    open_round: Callable[[int], Awaitable[tuple[CampaignPlan, Target]]],
+    open_round: Callable[[int], Awaitable[tuple[CampaignPlan, Target, Target | None]]],
     repair: Callable[[int], Awaitable[RepairReport]],
     policy: ProberPolicy,
     on_round: Callable[[Round], None] = lambda found: None,
 ) -> list[Round]:
     """Run `count` campaigns, and `repair` between each two. A scorer must be running.
 
-    `open_round` gives the campaign of a round and the policy as it is then. Raises what the
-    prober and `repair` raise.
+    `open_round` gives the campaign of a round, the policy as it is then, and the attacker of a
+    campaign that has one. Raises what the prober and `repair` raise.
     """
     rounds: list[Round] = []
     for number in range(1, count + 1):
-        plan, target = await open_round(number)
-        try:
-            prober = Prober(connection, plan, target, prefix=prefix, policy=policy)
+        plan, target, attacker = await open_round(number)
+        async with AsyncExitStack() as opened:
+            opened.push_async_callback(target.aclose)
+            if attacker is not None:
+                opened.push_async_callback(attacker.aclose)
+            prober = Prober(
+                connection, plan, target, attacker=attacker, prefix=prefix, policy=policy
+            )
             await prober.run()
-        finally:
-            await target.aclose()
         seen = prober.progress
         found = Round(
             number=number,

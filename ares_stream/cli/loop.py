@@ -50,10 +50,10 @@ def command(
         topic = topic_name(settings.topic_prefix, topics.REPAIRS)
         known = set(await read_reports(settings.kafka, topic))
 
-        async def open_round(number: int) -> tuple[CampaignPlan, Target]:
-            return file.model_copy(update={"name": f"{file.name}-{number}"}).plan(), (
-                file.target.open()
-            )
+        async def open_round(number: int) -> tuple[CampaignPlan, Target, Target | None]:
+            plan = file.model_copy(update={"name": f"{file.name}-{number}"}).plan()
+            attacker = file.attacker.open() if file.attacker else None
+            return plan, file.target.open(), attacker
 
         async def repair(number: int) -> RepairReport:
             typer.echo(f"round {number}: waiting for the repair", err=True)

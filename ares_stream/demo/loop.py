@@ -66,7 +66,7 @@ async def probe_and_repair(
     }
     reports: set[str] = set()
 
-    async def open_round(number: int) -> tuple[CampaignPlan, Target]:
+    async def open_round(number: int) -> tuple[CampaignPlan, Target, None]:
         view.step(
             f"round {number}: {options.queries} queries to the policy, where it may fail most"
         )
@@ -83,7 +83,7 @@ async def probe_and_repair(
         )
         policy = Policy(name=f"testbed-policy-{victim.seed}", version=version)
         target = LocalTarget(loaded.model, loaded.tokenizer, policy, max_new_tokens=14, batch=32)
-        return plan, target
+        return plan, target, None
 
     async def repair(number: int) -> RepairReport:
         view.step(f"repair {number}: fine-tune policy and reward model together, then the gate")

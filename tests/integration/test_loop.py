@@ -12,9 +12,17 @@ import yaml
 
 from ares_stream.events import Interval, RepairReport
 from ares_stream.probes.server import create_app, serving
+from ares_stream.probes.wording import COMPOSER, MADE_BY
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.records import OutboundRecord
-from tests.integration.probing import TinyPolicy, campaign_file, published, scoring
+from tests.integration.probing import (
+    TinyAttacker,
+    TinyPolicy,
+    attacker_section,
+    campaign_file,
+    published,
+    scoring,
+)
 
 pytestmark = pytest.mark.kafka
 
@@ -100,3 +108,24 @@ async def test_without_a_repair_in_time_it_ends_with_1_and_says_what_to_look_at(
             _, error = await process.communicate()
     assert process.returncode == 1
     assert b"is a repairer running" in error
+
+
+async def test_an_attacker_of_the_campaign_words_probes_of_every_round(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(yaml.safe_dump({"topic_prefix": prefix}))
+    async with (
+        scoring(kafka, prefix, tmp_path) as connection,
+        serving(create_app(TinyPolicy())) as url,
+        serving(create_app(TinyAttacker())) as other,
+    ):
+        section = attacker_section(other)
+        campaign = campaign_file(tmp_path, url, budget=BUDGET, batch=20, attacker=section)
+        process = await start(kafka, str(campaign), "--settings", str(settings), "--rounds", "1")
+        async with asyncio.timeout(120):
+            _, error = await process.communicate()
+        assert process.returncode == 0, error.decode()
+        makers = {item.attributes[MADE_BY] for item in await published(connection, prefix)}
+    assert COMPOSER in makers
+    assert any(maker.startswith("attacker-") for maker in makers)
