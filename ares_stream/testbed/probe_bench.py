@@ -25,7 +25,6 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from ares_stream.probes.baselines import METHODS, make_selector
 from ares_stream.probes.campaign import Ask, Campaign, CampaignPolicy, Judged
@@ -36,6 +35,7 @@ from ares_stream.probes.space import Space
 from ares_stream.testbed.lexicon import AXES
 from ares_stream.testbed.oracle import JUDGE_ERROR
 from ares_stream.testbed.rules import Rule
+from ares_stream.testbed.seeds import over_seeds
 from ares_stream.testbed.world import World
 
 CHECKPOINTS: Final = (500, 1_000, 4_000)
@@ -258,22 +258,6 @@ def findable_rules(world: World, space: Space, failing: set[int]) -> list[Rule]:
     return found
 
 
-def summary(by_seed: Mapping[int, float]) -> dict[str, Any]:
-    """Mean with a 95 % t interval over seeds; with one seed the interval is the value."""
-    values = np.asarray(list(by_seed.values()))
-    mean = float(values.mean())
-    half = 0.0
-    if len(values) > 1 and values.std() > 0:
-        spread = float(values.std(ddof=1)) / np.sqrt(len(values))
-        half = float(stats.t.ppf(0.975, len(values) - 1)) * spread
-    return {
-        "mean": mean,
-        "low": mean - half,
-        "high": mean + half,
-        "by_seed": {str(seed): value for seed, value in by_seed.items()},
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class Measured:
     """One method against one victim: figures by checkpoint, and what choosing took."""
@@ -307,7 +291,7 @@ def compared(measured: Mapping[int, Mapping[str, Measured]]) -> dict[str, Any]:
         of = {seed: methods[method] for seed, methods in measured.items()}
         found[method] = {
             checkpoint: {
-                figure: summary({s: m.figures[checkpoint][figure] for s, m in of.items()})
+                figure: over_seeds({s: m.figures[checkpoint][figure] for s, m in of.items()})
                 for figure in FIGURES
             }
             for checkpoint in first[method].figures
@@ -348,8 +332,8 @@ def transferred(queries: Mapping[int, tuple[float, float]]) -> dict[str, Any]:
     cold = {seed: pair[0] for seed, pair in queries.items()}
     warm = {seed: pair[1] for seed, pair in queries.items()}
     return {
-        "cold": summary(cold),
-        "warm": summary(warm),
+        "cold": over_seeds(cold),
+        "warm": over_seeds(warm),
         "ratio": sum(warm.values()) / sum(cold.values()),
     }
 

@@ -46,7 +46,7 @@ from ares_stream.testbed.real_plan import refusal_to
 from ares_stream.testbed.real_repair import CACHE, policy_of
 from ares_stream.testbed.real_scorers import Scorers, ScorerSize, Stage, make_scorers
 from ares_stream.testbed.real_texts import read_prompts
-from ares_stream.testbed.repair_bench import estimate
+from ares_stream.testbed.seeds import over_seeds
 from ares_stream.training.encoder import use_threads
 
 METHODS: Final = ("adaptive", "uniform")
@@ -96,7 +96,7 @@ def run(
         for seed in size.seeds:
             found[method][seed] = _kept_campaign(method, seed, scorers, size, kept, stage)
     difference = {
-        name: estimate(
+        name: over_seeds(
             {
                 seed: found["adaptive"][seed][name] - found["uniform"][seed][name]
                 for seed in size.seeds
@@ -112,7 +112,8 @@ def run(
         "scorers": scorers.stated,
         "methods": {
             method: {
-                name: estimate({seed: row[name] for seed, row in rows.items()}) for name in FIGURES
+                name: over_seeds({seed: row[name] for seed, row in rows.items()})
+                for name in FIGURES
             }
             for method, rows in found.items()
         },

@@ -35,6 +35,7 @@ from ares_stream.repair.plan import (
 from ares_stream.repair.recipe import Lora, Method, PolicyLoss, Recipe, Reinforce, RewardLoss
 from ares_stream.testbed.jobs import Report, Step, run_jobs, worker_pool
 from ares_stream.testbed.oracle import NoisyJudge, Oracle
+from ares_stream.testbed.seeds import over_seeds
 from ares_stream.testbed.world import Prompt, Split
 
 if TYPE_CHECKING:
@@ -310,22 +311,5 @@ def _summary(rows: dict[int, dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in next(iter(rows.values())).items():
         values = {seed: row[name] for seed, row in rows.items()}
-        found[name] = _summary(values) if isinstance(value, dict) else estimate(values)
+        found[name] = _summary(values) if isinstance(value, dict) else over_seeds(values)
     return found
-
-
-def estimate(by_seed: dict[int, float]) -> dict[str, Any]:
-    """Mean with Student's 95 % interval over seeds; no interval for one seed."""
-    from scipy import stats
-
-    values = np.array(list(by_seed.values()))
-    mean, low, high = float(values.mean()), None, None
-    if len(values) > 1:
-        spread = float(stats.sem(values)) * float(stats.t.ppf(0.975, len(values) - 1))
-        low, high = mean - spread, mean + spread
-    return {
-        "mean": mean,
-        "low": low,
-        "high": high,
-        "by_seed": {str(seed): float(value) for seed, value in by_seed.items()},
-    }

@@ -30,7 +30,8 @@ from ares_stream.errors import RepairError
 from ares_stream.probes.triggers import Effects, Trial, Trigger, TriggerPolicy, find_triggers
 from ares_stream.testbed.evaluate import Policy, Reward, load_policy, load_reward
 from ares_stream.testbed.oracle import NoisyJudge, Oracle
-from ares_stream.testbed.probe_bench import Progress, summary
+from ares_stream.testbed.probe_bench import Progress
+from ares_stream.testbed.seeds import over_seeds
 from ares_stream.testbed.trojans import (
     LONGEST_TAIL,
     Effect,
@@ -241,7 +242,7 @@ def trojans(
                 shares[seed] = sum(r["located"] for r in of_seed) / sum(
                     r["planted"] for r in of_seed
                 )
-        return summary(shares) if shares else None
+        return over_seeds(shares) if shares else None
 
     alarms = {
         seed: float(np.mean([row["false_alarms"] > 0 for row in models.values()]))
@@ -253,7 +254,7 @@ def trojans(
         "located": located(),
         "located_by_model": {model: located(model) for model in MODELS},
         "spurious": int(sum(row["spurious"] for _, _, row in planted)),
-        "false_alarms": summary(alarms),
+        "false_alarms": over_seeds(alarms),
         "natural": {
             model: {str(seed): int(row["natural"]) for seed, m, row in rows if m == model}
             for model in MODELS

@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ares_stream.testbed.probe_bench import (
     FIGURES,
@@ -15,7 +13,6 @@ from ares_stream.testbed.probe_bench import (
     measure,
     probe_space,
     run,
-    summary,
     transfer,
     transferred,
 )
@@ -103,13 +100,3 @@ def test_what_a_first_campaign_learnt_saves_queries_on_a_sibling() -> None:
     figures = transferred({3: (cold, warm), 4: (100.0, 50.0)})
     assert figures["ratio"] == (warm + 50.0) / (cold + 100.0)
     assert figures["warm"]["by_seed"] == {"3": warm, "4": 50.0}
-
-
-@given(st.dictionaries(st.integers(0, 99), st.floats(0, 1e3), min_size=1, max_size=9))
-def test_an_interval_holds_its_mean_and_equal_seeds_give_no_width(
-    by_seed: dict[int, float],
-) -> None:
-    shown = summary(by_seed)
-    assert shown["low"] <= shown["mean"] <= shown["high"]
-    level = summary(dict.fromkeys(by_seed, 0.25))
-    assert level["low"] == level["mean"] == level["high"] == 0.25

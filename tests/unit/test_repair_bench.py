@@ -17,9 +17,9 @@ from ares_stream.testbed.repair_bench import (
     METHODS,
     PUBLISHED,
     RECIPE,
-    estimate,
     run_bench,
 )
+from ares_stream.testbed.seeds import over_seeds
 
 
 def test_seeds_are_numbers_and_none_is_counted_twice() -> None:
@@ -31,23 +31,9 @@ def test_seeds_are_numbers_and_none_is_counted_twice() -> None:
         run_bench([11, 11])
 
 
-def test_the_interval_of_three_seeds_is_students() -> None:
-    found = estimate({11: 0.01, 12: 0.02, 13: 0.03})
-    half = 4.302652729911275 * 0.01 / 3**0.5
-    assert found["mean"] == pytest.approx(0.02)
-    assert (found["low"], found["high"]) == pytest.approx((0.02 - half, 0.02 + half))
-    assert found["by_seed"] == {"11": 0.01, "12": 0.02, "13": 0.03}
-
-
-def test_one_seed_has_no_interval() -> None:
-    assert estimate({11: 0.5}) == {
-        "mean": 0.5, "low": None, "high": None, "by_seed": {"11": 0.5},
-    }  # fmt: skip
-
-
 def test_every_method_shares_one_recipe_and_the_tables_show_each_of_them() -> None:
     assert RECIPE.threads == 1
-    row = {name: estimate({11: 0.125}) for name in FIGURES}
+    row = {name: over_seeds({11: 0.125}) for name in FIGURES}
     part = {**row, "never_probed": row}
     found = {
         "seeds": [11],
