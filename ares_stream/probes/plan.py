@@ -252,7 +252,13 @@ def load_prior(file: Path) -> Prior:
             ):
                 raise SettingsError(f"{file}: {name}.{feature}: expected [mean, precision]")
         parts[name] = FeaturePrior({key: (float(m), float(p)) for key, (m, p) in features.items()})
-    return Prior(**parts)
+    failures = document.get("failures", [])
+    if not isinstance(failures, list):
+        raise SettingsError(f"{file}: failures: expected a list")
+    for place, ids in enumerate(failures):
+        if not isinstance(ids, dict) or not all(isinstance(item, str) for item in ids.values()):
+            raise SettingsError(f"{file}: failures.{place}: expected a component for each axis")
+    return Prior(**parts, failures=tuple(failures))
 
 
 def _prior_document(prior: Prior, campaign: str) -> dict[str, Any]:
@@ -261,6 +267,7 @@ def _prior_document(prior: Prior, campaign: str) -> dict[str, Any]:
         "campaign": campaign,
         "harm": {name: list(value) for name, value in prior.harm.features.items()},
         "reward": {name: list(value) for name, value in prior.reward.features.items()},
+        "failures": [dict(ids) for ids in prior.failures],
     }
 
 

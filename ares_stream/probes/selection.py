@@ -2,7 +2,9 @@
 
 1. A covering design: every topic with every tactic once, personas rotated, in random order.
    Blocks of weaknesses are wide, so a few hundred probes touch nearly all of them once. It
-   takes the larger part of each batch while it lasts.
+   takes the larger part of each batch while it lasts. With a prior, the failures that another
+   campaign confirmed are tried first, then the half of the design that the prior expects most
+   of, twice, and last the other half.
 2. Each other slot of a batch draws from a mixture: with probability `floor` uniformly
    from everything allowed; else from a softmax of one posterior sample of the surrogate
    (Thompson sampling), where solved cells are left out and cells that answered cleanly count
@@ -11,7 +13,8 @@
 Each choice carries the exact probability of its draw given everything before it (the posterior
 sample included), at least floor / compositions after the covering design. Weighting by its
 inverse gives unbiased rates over the whole space (Horvitz-Thompson; the covering design is a
-stratified sample whose marginal is exact too).
+stratified sample whose marginal is exact too). A failure that is tried again is no draw: it has
+probability 1, and so next to no weight.
 
 State is a function of (seed, observations in order): batch k draws from a generator seeded by
 (seed, k), so a campaign that is replayed from its record continues with the same choices.
@@ -20,12 +23,13 @@ State is a function of (seed, observations in order): batch k draws from a gener
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
 
+from ares_stream.errors import SettingsError
 from ares_stream.probes.space import Floats, Indices, Space
 from ares_stream.probes.surrogate import FeaturePrior, PairSurrogate, SurrogatePolicy
 
@@ -68,10 +72,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """What one campaign learnt, for another: the meta-learning."""
+    """What one campaign learnt, for another: the meta-learning.
+
+    `failures`: confirmed ones as axis → component id, each as unlike those before it as can be.
+    What another taxonomy lacks is ignored.
+    """
 
     harm: FeaturePrior
     reward: FeaturePrior
+    failures: tuple[Mapping[str, str], ...] = ()
 
 
 class Selector(Protocol):
@@ -119,6 +128,11 @@ class AdaptivePolicy:
     prior_weight: float = 0.03
     """Trust in what another campaign learnt, as a factor on the precision of its data. Small,
     since another policy has weaknesses of its own, which a firm belief would never look for."""
+    carried: int = 40
+    """Failures that go into a prior: as many as find each weakness again, and no more, since each
+    costs two queries that find nothing new."""
+    promising: float = 0.5
+    """Share of the covering design that is covered twice where a prior says which."""
     surrogate: SurrogatePolicy = field(default_factory=SurrogatePolicy)
 
 
@@ -142,7 +156,9 @@ class Adaptive:
         surrogate = self.policy.surrogate
         if prior is not None:
             weight = self.policy.prior_weight
-            prior = Prior(prior.harm.discounted(weight), prior.reward.discounted(weight))
+            prior = replace(
+                prior, harm=prior.harm.discounted(weight), reward=prior.reward.discounted(weight)
+            )
         self.harm = PairSurrogate(
             space, surrogate, self.policy.harm_level, prior.harm if prior else None
         )
@@ -156,7 +172,8 @@ class Adaptive:
         self._cell_starts = np.searchsorted(of_allowed[self._by_cell], np.arange(cells + 1))
         self._solved = np.zeros(cells, dtype=bool)
         self._clean = np.zeros(cells, dtype=np.int64)
-        self._cover = self._covering_design()
+        self._confirmed: list[int] = []
+        self._cover = self._covering_design(0) if prior is None else self._informed_cover(prior)
 
     def propose(self, count: int) -> tuple[Choice, ...]:
         """The rest of the covering design first, then mixture draws."""
@@ -179,6 +196,7 @@ class Adaptive:
             cell = self._cell[finding.number]
             if finding.confirmed:
                 self._solved[cell] = True
+                self._confirmed.append(finding.number)
             else:
                 self._clean[cell] += 1
 
@@ -198,12 +216,56 @@ class Adaptive:
 
     def export(self) -> Prior:
         """The posterior over components, to warm up another campaign."""
-        return Prior(self.harm.export(), self.reward.export())
+        failures = tuple(self.space.ids(number) for number in self._unlike_failures())
+        return Prior(self.harm.export(), self.reward.export(), failures)
 
-    def _covering_design(self) -> list[Choice]:
+    def _unlike_failures(self) -> list[int]:
+        """Confirmed failures, each next the one with the most pairs of components that no earlier
+        one has; at most `carried`, and none without a new pair."""
+        pairs = self.space.pairs()
+        left = {
+            number: {(pair, places[pair[0]], places[pair[1]]) for pair in pairs}
+            for number, places in zip(
+                self._confirmed,
+                self.space.unravel(np.asarray(self._confirmed, dtype=np.int64)).tolist(),
+                strict=True,
+            )
+        }
+        chosen: list[int] = []
+        while left and len(chosen) < self.policy.carried:
+            best = max(left, key=lambda number: len(left[number]))
+            seen = left.pop(best)
+            if not seen:
+                break
+            chosen.append(best)
+            for features in left.values():
+                features -= seen
+        return chosen
+
+    def _informed_cover(self, prior: Prior) -> list[Choice]:
+        """Known failures, then twice what the prior expects most of, then the rest."""
+        again: list[Choice] = []
+        for ids in prior.failures:
+            try:
+                number = self.space.number(dict(ids))
+            except SettingsError:
+                continue
+            if self.space.allowed[number]:
+                again.append(Choice(number, 1.0, "elites"))
+        cell = self.space.project(self.policy.cover_axes)
+        of_allowed = cell[self.space.numbers]
+        sums = np.bincount(of_allowed, self.predict(self.space.numbers))
+        expected = sums / np.maximum(np.bincount(of_allowed), 1)
+        first, second = self._covering_design(0), self._covering_design(1)
+        ranked = sorted((int(cell[choice.number]) for choice in first), key=lambda c: -expected[c])
+        promising = set(ranked[: int(len(ranked) * self.policy.promising)])
+        twice = [c for c in (*first, *second) if int(cell[c.number]) in promising]
+        return [*again, *twice, *(c for c in first if int(cell[c.number]) not in promising)]
+
+    def _covering_design(self, turn: int) -> list[Choice]:
         """One composition per cell of the two covering axes, as evenly as can be over the
-        rotated axis, everything else uniform among what is allowed."""
-        rng = np.random.default_rng([self._seed, 0])
+        rotated axis, everything else uniform among what is allowed. Each `turn` is another."""
+        rng = np.random.default_rng([self._seed, 0, turn] if turn else [self._seed, 0])
         space, policy = self.space, self.policy
         pair = space.project(policy.cover_axes)[space.numbers]
         turn_of = space.project((policy.rotate_axis,))

@@ -80,6 +80,7 @@ def test_a_prior_that_is_exported_loads_equal_and_makes_another_campaign(tmp_pat
     assert load_prior(file).harm.features == {
         name: tuple(value) for name, value in document["harm"].items()
     }
+    assert load_prior(file).failures == tuple(document["failures"]) != ()
     warmed = load_campaign(write(tmp_path, budget=40, batch=20), prior=file).plan()
     assert warmed.id != plan.id
     assert warmed.start().pending() != plan.start().pending()
@@ -100,6 +101,16 @@ def test_only_a_method_that_learns_features_has_a_prior(tmp_path: Path) -> None:
         (
             json.dumps({"schema": PRIOR_SCHEMA, "harm": {"a": [0, -1]}, "reward": {}}),
             r"harm.a: expected \[mean, precision\]",
+        ),
+        (
+            json.dumps({"schema": PRIOR_SCHEMA, "harm": {}, "reward": {}, "failures": {}}),
+            "failures: expected a list",
+        ),
+        (
+            json.dumps(
+                {"schema": PRIOR_SCHEMA, "harm": {}, "reward": {}, "failures": [{}, {"topic": 3}]}
+            ),
+            r"failures.1: expected a component for each axis",
         ),
     ],
 )

@@ -1,6 +1,9 @@
 """Search methods: seeded, honest about probabilities, and better than chance on planted blocks."""
 
+import itertools
 from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 from ares_stream.errors import SettingsError
 from ares_stream.probes.archive import Archive
 from ares_stream.probes.baselines import METHODS, make_selector
-from ares_stream.probes.selection import Adaptive, AdaptivePolicy, Finding, Selector
+from ares_stream.probes.selection import Adaptive, AdaptivePolicy, Choice, Finding, Selector
 from ares_stream.probes.space import Space
 
 SMALL = Space.full(
@@ -40,6 +43,10 @@ def block(space: Space, tactic: str, topics: set[str]) -> set[int]:
         for number in space.numbers
         if (ids := space.ids(int(number)))["tactic"] == tactic and ids["topic"] in topics
     }
+
+
+def numbers(choices: Iterable[Choice]) -> list[int]:
+    return [choice.number for choice in choices]
 
 
 def search(selector: Selector, weak: set[int], batches: int, size: int = 20) -> list[int]:
@@ -143,6 +150,54 @@ def test_a_prior_finds_the_same_weakness_sooner() -> None:
     warm = search(Adaptive(MEDIUM, 2, prior=teacher.export()), weak, 1, 50)
     cold = search(Adaptive(MEDIUM, 2), weak, 1, 50)
     assert sum(n in weak for n in warm) > 4 * sum(n in weak for n in cold)
+
+
+def test_failures_of_another_campaign_are_tried_first_and_strangers_among_them_ignored() -> None:
+    weak = block(MEDIUM, "k3", {"t1", "t5"})
+    teacher = Adaptive(MEDIUM, 1)
+    search(teacher, weak, 8, 50)
+    prior = teacher.export()
+    known = [MEDIUM.number(dict(ids)) for ids in prior.failures]
+    assert set(known) <= weak
+    assert known
+    strangers = ({"topic": "t1", "persona": "p1", "tactic": "unknown", "goal": "g1"}, {"topic": ""})
+    prior = replace(prior, failures=(*strangers, *prior.failures))
+    first = Adaptive(MEDIUM, 2, prior=prior).propose(len(known) * 2)
+    again = [choice for choice in first if choice.source == "elites"]
+    assert [choice.number for choice in again] == known
+    assert all(choice.probability == 1.0 for choice in again)
+
+
+def test_a_prior_covers_twice_what_it_expects_most_of_and_the_rest_later() -> None:
+    weak = block(SMALL, "k1", {"t0", "t1"})
+    teacher = Adaptive(SMALL, 1)
+    search(teacher, weak, 8)
+    policy = AdaptivePolicy(cover_share=1.0, promising=0.4)
+    pupil = Adaptive(SMALL, 2, policy, replace(teacher.export(), failures=()))
+    cells = [(ids["topic"], ids["tactic"]) for ids in map(SMALL.ids, numbers(pupil.propose(42)))]
+    assert len(set(cells[:24])) == 12
+    assert {("t0", "k1"), ("t1", "k1")} <= set(cells[:24])
+    assert len(set(cells[24:])) == 18
+    assert len(set(cells)) == 30
+
+
+@given(st.lists(st.integers(0, len(SMALL) - 1), max_size=40))
+def test_failures_carried_over_are_few_unlike_and_bring_every_pair(confirmed: list[int]) -> None:
+    teacher = Adaptive(SMALL, 1, AdaptivePolicy(carried=len(SMALL)))
+    teacher.observe([Finding(number, 1.0, 1.0, True) for number in confirmed])
+
+    def pairs(ids: Mapping[str, str]) -> set[tuple[tuple[str, str], ...]]:
+        return set(itertools.combinations(sorted(ids.items()), 2))
+
+    carried = teacher.export().failures
+    seen: set[tuple[tuple[str, str], ...]] = set()
+    for ids in carried:
+        assert not pairs(ids) <= seen
+        seen |= pairs(ids)
+    assert seen == {pair for number in confirmed for pair in pairs(SMALL.ids(number))}
+    few = Adaptive(SMALL, 1, AdaptivePolicy(carried=2))
+    few.observe([Finding(number, 1.0, 1.0, True) for number in confirmed])
+    assert few.export().failures == carried[:2]
 
 
 def test_a_batch_among_100_000_compositions_after_10_000_probes_is_whole_and_new() -> None:
