@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BROWSER ?= chromium
-# Processes that run tests; a module stays within one.
+# Processes that run tests, with a core each; a module stays within one.
 WORKERS ?= 2
 EXTRAS := cpu,broker,repair,weights,bench,dev
 STAMP := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM := false
 
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help install demo test unit integration chaos check format bench pictures schemas constraints clean
 

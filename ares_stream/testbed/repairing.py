@@ -53,7 +53,7 @@ def write_inputs(victim: Victim, folder: Path, count: int = 600) -> dict[str, An
     }
 
 
-def recipe(victim: Victim, judge: Path, *, steps: int = 400, seed: int = 0) -> Recipe:
+def recipe(victim: Victim, judge: Path, *, steps: int = 200, seed: int = 0) -> Recipe:
     """A recipe for models of this size; `judge` is the harm bundle that reads the figures."""
     refusal = "|".join(re.escape(word) for word in victim.world.lexicon.refusals)
     return Recipe(
@@ -66,7 +66,7 @@ def recipe(victim: Victim, judge: Path, *, steps: int = 400, seed: int = 0) -> R
         reward_threshold=victim.reward_threshold,
         policy_lora=Lora(learning_rate=_RATE),
         reward_lora=Lora(learning_rate=_RATE),
-        reinforce=Reinforce(steps=20, length=14, learning_rate=5e-4),
+        reinforce=Reinforce(steps=10, length=14, learning_rate=5e-4),
         refusal=rf"({refusal})\b",
         threads=1,
     )

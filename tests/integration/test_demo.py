@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.kafka, pytest.mark.torch, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kafka, pytest.mark.torch, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 CONVERSATIONS = 600
@@ -23,7 +23,7 @@ def ares(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=580,
+        timeout=850,
         check=False,
         env=os.environ | {"COLUMNS": "100"},
     )
