@@ -222,15 +222,10 @@ class Adaptive:
     def _unlike_failures(self) -> list[int]:
         """Confirmed failures, each next the one with the most pairs of components that no earlier
         one has; at most `carried`, and none without a new pair."""
-        pairs = self.space.pairs()
-        left = {
-            number: {(pair, places[pair[0]], places[pair[1]]) for pair in pairs}
-            for number, places in zip(
-                self._confirmed,
-                self.space.unravel(np.asarray(self._confirmed, dtype=np.int64)).tolist(),
-                strict=True,
-            )
-        }
+        numbers = np.asarray(self._confirmed, dtype=np.int64)
+        # Behind the constant and the components.
+        pairs = self.harm.columns(numbers)[:, 1 + len(self.space.axes) :]
+        left = dict(zip(self._confirmed, map(set, pairs.tolist()), strict=True))
         chosen: list[int] = []
         while left and len(chosen) < self.policy.carried:
             best = max(left, key=lambda number: len(left[number]))
@@ -238,8 +233,8 @@ class Adaptive:
             if not seen:
                 break
             chosen.append(best)
-            for features in left.values():
-                features -= seen
+            for others in left.values():
+                others -= seen
         return chosen
 
     def _informed_cover(self, prior: Prior) -> list[Choice]:
@@ -247,7 +242,7 @@ class Adaptive:
         again: list[Choice] = []
         for ids in prior.failures:
             try:
-                number = self.space.number(dict(ids))
+                number = self.space.number(ids)
             except SettingsError:
                 continue
             if self.space.allowed[number]:

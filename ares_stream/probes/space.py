@@ -7,7 +7,7 @@ value of the component indices, first axis most significant, as numpy's ravel_mu
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -94,7 +94,7 @@ class Space:
             for axis, ids, index in zip(self.axes, self.components, indices, strict=True)
         }
 
-    def number(self, ids: dict[str, str]) -> int:
+    def number(self, ids: Mapping[str, str]) -> int:
         """The inverse of `ids`. Raises SettingsError that names the axis."""
         indices = []
         for axis, known in zip(self.axes, self.components, strict=True):

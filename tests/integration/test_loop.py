@@ -46,9 +46,12 @@ def report(plan: str) -> OutboundRecord:
     return OutboundRecord("", plan.encode(), made.encode())
 
 
-async def start(kafka: str, *words: str) -> asyncio.subprocess.Process:
+async def start(kafka: str, prefix: str, campaign: Path, *words: str) -> asyncio.subprocess.Process:
+    settings = campaign.with_name("settings.yaml")
+    settings.write_text(yaml.safe_dump({"topic_prefix": prefix}))
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "ares_stream", "loop", *words),
+        *(sys.executable, "-m", "ares_stream", "loop", str(campaign)),
+        *("--settings", str(settings), *words),
         env={**os.environ, "ARES_KAFKA__BOOTSTRAP": kafka},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -58,8 +61,6 @@ async def start(kafka: str, *words: str) -> asyncio.subprocess.Process:
 async def test_the_second_round_begins_when_a_new_repair_is_decided(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:
-    settings = tmp_path / "settings.yaml"
-    settings.write_text(yaml.safe_dump({"topic_prefix": prefix}))
     async with (
         scoring(kafka, prefix, tmp_path) as connection,
         serving(create_app(TinyPolicy())) as url,
@@ -73,9 +74,7 @@ async def test_the_second_round_begins_when_a_new_repair_is_decided(
         await tell("an-older-plan")
         campaign = campaign_file(tmp_path, url, budget=BUDGET, batch=20)
         figures = tmp_path / "loop.json"
-        process = await start(
-            kafka, str(campaign), "--settings", str(settings), "--json", str(figures)
-        )
+        process = await start(kafka, prefix, campaign, "--json", str(figures))
         assert process.stderr is not None
         async with asyncio.timeout(120):
             while b"waiting for the repair" not in (line := await process.stderr.readline()):
@@ -97,13 +96,9 @@ async def test_the_second_round_begins_when_a_new_repair_is_decided(
 async def test_without_a_repair_in_time_it_ends_with_1_and_says_what_to_look_at(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:
-    settings = tmp_path / "settings.yaml"
-    settings.write_text(yaml.safe_dump({"topic_prefix": prefix}))
     async with scoring(kafka, prefix, tmp_path), serving(create_app(TinyPolicy())) as url:
         campaign = campaign_file(tmp_path, url, budget=BUDGET, batch=20)
-        process = await start(
-            kafka, str(campaign), "--settings", str(settings), "--repair-hours", "0.001"
-        )
+        process = await start(kafka, prefix, campaign, "--repair-hours", "0.001")
         async with asyncio.timeout(150):
             _, error = await process.communicate()
     assert process.returncode == 1
@@ -113,8 +108,6 @@ async def test_without_a_repair_in_time_it_ends_with_1_and_says_what_to_look_at(
 async def test_an_attacker_of_the_campaign_words_probes_of_every_round(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:
-    settings = tmp_path / "settings.yaml"
-    settings.write_text(yaml.safe_dump({"topic_prefix": prefix}))
     async with (
         scoring(kafka, prefix, tmp_path) as connection,
         serving(create_app(TinyPolicy())) as url,
@@ -122,7 +115,7 @@ async def test_an_attacker_of_the_campaign_words_probes_of_every_round(
     ):
         section = attacker_section(other)
         campaign = campaign_file(tmp_path, url, budget=BUDGET, batch=20, attacker=section)
-        process = await start(kafka, str(campaign), "--settings", str(settings), "--rounds", "1")
+        process = await start(kafka, prefix, campaign, "--rounds", "1")
         async with asyncio.timeout(120):
             _, error = await process.communicate()
         assert process.returncode == 0, error.decode()

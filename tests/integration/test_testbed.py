@@ -58,6 +58,12 @@ pytestmark = [pytest.mark.torch, pytest.mark.timeout(900)]
 SEED = 7
 
 
+@pytest.fixture(scope="module")
+def bundles(victim: Victim, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Exported anew: those in the cache may be of older code."""
+    return export_victim_bundles(victim, tmp_path_factory.mktemp("bundles"))
+
+
 @pytest.fixture
 def copied(victim: Victim, tmp_path: Path) -> Path:
     return Path(shutil.copytree(victim.path, tmp_path / "victim"))

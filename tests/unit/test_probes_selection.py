@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ares_stream.errors import SettingsError
 from ares_stream.probes.archive import Archive
 from ares_stream.probes.baselines import METHODS, make_selector
-from ares_stream.probes.selection import Adaptive, AdaptivePolicy, Choice, Finding, Selector
+from ares_stream.probes.selection import Adaptive, AdaptivePolicy, Finding, Selector
 from ares_stream.probes.space import Space
 
 SMALL = Space.full(
@@ -43,10 +43,6 @@ def block(space: Space, tactic: str, topics: set[str]) -> set[int]:
         for number in space.numbers
         if (ids := space.ids(int(number)))["tactic"] == tactic and ids["topic"] in topics
     }
-
-
-def numbers(choices: Iterable[Choice]) -> list[int]:
-    return [choice.number for choice in choices]
 
 
 def search(selector: Selector, weak: set[int], batches: int, size: int = 20) -> list[int]:
@@ -157,7 +153,7 @@ def test_failures_of_another_campaign_are_tried_first_and_strangers_among_them_i
     teacher = Adaptive(MEDIUM, 1)
     search(teacher, weak, 8, 50)
     prior = teacher.export()
-    known = [MEDIUM.number(dict(ids)) for ids in prior.failures]
+    known = [MEDIUM.number(ids) for ids in prior.failures]
     assert set(known) <= weak
     assert known
     strangers = ({"topic": "t1", "persona": "p1", "tactic": "unknown", "goal": "g1"}, {"topic": ""})
@@ -174,7 +170,8 @@ def test_a_prior_covers_twice_what_it_expects_most_of_and_the_rest_later() -> No
     search(teacher, weak, 8)
     policy = AdaptivePolicy(cover_share=1.0, promising=0.4)
     pupil = Adaptive(SMALL, 2, policy, replace(teacher.export(), failures=()))
-    cells = [(ids["topic"], ids["tactic"]) for ids in map(SMALL.ids, numbers(pupil.propose(42)))]
+    tried = [SMALL.ids(choice.number) for choice in pupil.propose(42)]
+    cells = [(ids["topic"], ids["tactic"]) for ids in tried]
     assert len(set(cells[:24])) == 12
     assert {("t0", "k1"), ("t1", "k1")} <= set(cells[:24])
     assert len(set(cells[24:])) == 18
