@@ -21,6 +21,7 @@ MAX_COMPOSITIONS = 2_000_000
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 

@@ -12,15 +12,19 @@ conjugate gradients on the sparse design, one costs about as much as reading the
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from ares_stream.errors import SettingsError
 from ares_stream.probes.space import Floats, Indices, Space
 
+_Real = TypeVar("_Real", np.float32, np.float64)
 CG_STEPS = 40
 CG_TOLERANCE = 1e-2
 """Relative residual. Far below the posterior's own spread; tighter costs time and changes
@@ -81,10 +85,11 @@ class PairSurrogate:
         self._precision = precision
         if prior is not None:
             self._take(prior)
-        self._numbers: list[int] = []
-        self._values: list[float] = []
-        self._weights: list[float] = []
-        self._built: tuple[csr_matrix, Floats] | None = None
+        self._numbers = array("q")
+        self._values = array("d")
+        self._weights = array("d")
+        self._columns = np.zeros((0, 1 + len(sizes) + len(self._pairs)), dtype=np.int32)
+        self._built: csr_matrix | None = None
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -109,7 +114,7 @@ class PairSurrogate:
 
     def discount(self, factor: float) -> None:
         """Trust everything seen so far less: a new release may answer otherwise."""
-        self._weights = [weight * factor for weight in self._weights]
+        self._weights = array("d", (weight * factor for weight in self._weights))
         self._built = None
 
     def mean(self) -> Floats:
@@ -121,13 +126,13 @@ class PairSurrogate:
         target = np.repeat(self._right_hand_side()[:, None], count, axis=1)
         target += np.sqrt(self._precision)[:, None] * rng.standard_normal((self.size, count))
         if self._numbers:
-            design, weights = self._design()
-            noise = rng.standard_normal((len(weights), count)) * np.sqrt(weights)[:, None]
-            target += design.T @ noise
+            design = self._design()
+            target += design.T @ rng.standard_normal((design.shape[0], count))
         return self._solve(target)
 
-    def scores(self, features: Floats) -> Floats:
-        """What each composition of the whole space earns under one feature vector."""
+    def scores(self, features: NDArray[_Real]) -> NDArray[_Real]:
+        """What each composition of the whole space earns under one feature vector, in its
+        precision."""
         sizes = self.space.sizes
         pair_at = dict(zip(self._pairs, self._pair_at, strict=True))
         grid = np.asarray(features[0])
@@ -143,7 +148,7 @@ class PairSurrogate:
                 shape = list(column)
                 shape[other - axis] = sizes[other]
                 grid += features[start : start + sizes[axis] * sizes[other]].reshape(shape)
-        return grid.ravel()
+        return np.asarray(grid.ravel())
 
     def names(self) -> list[str]:
         """Every feature's name, as a FeaturePrior holds it."""
@@ -160,8 +165,7 @@ class PairSurrogate:
         """Means and data precisions of the features that were seen at least once."""
         if not self._numbers:
             return FeaturePrior({})
-        design, weights = self._design()
-        seen = np.asarray(design.multiply(design).T @ weights)
+        seen = self._data_precision()
         mean = self.mean()
         names = self.names()
         return FeaturePrior(
@@ -182,52 +186,63 @@ class PairSurrogate:
             self._center[column] = mean
             self._precision[column] += precision
 
-    def _design(self) -> tuple[csr_matrix, Floats]:
+    def _design(self) -> csr_matrix:
+        """(observations, features): rows scaled by the square root of their precision."""
         if self._built is None:
-            self._built = self._build()
+            new = self.columns(np.array(self._numbers[len(self._columns) :], dtype=np.int64))
+            self._columns = np.concatenate([self._columns, new.astype(np.int32)])
+            rows, width = self._columns.shape
+            data = np.repeat(self._scale(), width)
+            starts = np.arange(0, rows * width + 1, width, dtype=np.int32)
+            self._built = csr_matrix((data, self._columns.ravel(), starts), (rows, self.size))
         return self._built
 
-    def _build(self) -> tuple[csr_matrix, Floats]:
-        columns = self.columns(np.asarray(self._numbers, dtype=np.int64))
-        rows, width = columns.shape
-        design = csr_matrix(
-            (np.ones(rows * width), columns.ravel(), np.arange(0, rows * width + 1, width)),
-            shape=(rows, self.size),
-        )
-        return design, np.asarray(self._weights) / self.policy.noise**2
+    def _scale(self) -> Floats:
+        """Square root of each observation's precision."""
+        return np.asarray(np.sqrt(np.array(self._weights)) / self.policy.noise)
+
+    def _data_precision(self) -> Floats:
+        """What the observations of each feature add to its prior precision."""
+        design = self._design()
+        return np.bincount(design.indices, design.data**2, self.size).astype(np.float64)
 
     def _right_hand_side(self) -> Floats:
         target = self._precision * self._center
         if self._numbers:
-            design, weights = self._design()
-            target = target + design.T @ (weights * np.asarray(self._values))
+            target = target + self._design().T @ (self._scale() * np.array(self._values))
         return np.asarray(target)
 
     def _solve(self, target: Floats) -> Floats:
         """Jacobi-preconditioned conjugate gradients, all columns at once."""
         if not self._numbers:
             return np.asarray(target / self._precision[:, None])
-        design, weights = self._design()
+        design = self._design()
         transposed = design.T
-        diagonal = (self._precision + transposed @ weights)[:, None]
+        diagonal = (self._precision + self._data_precision())[:, None]
 
         def apply(vector: Floats) -> Floats:
-            product = transposed @ (weights[:, None] * (design @ vector))
-            return np.asarray(self._precision[:, None] * vector + product)
+            product = transposed @ (design @ vector)
+            product += self._precision[:, None] * vector
+            return np.asarray(product)
 
         solution = target / diagonal
         residual = target - apply(solution)
         direction = residual / diagonal
-        energy = np.sum(residual * direction, axis=0)
-        enough = CG_TOLERANCE**2 * np.sum(target * target / diagonal, axis=0)
+        energy = _dots(residual, direction)
+        enough = CG_TOLERANCE**2 * _dots(target, target / diagonal)
         for _ in range(CG_STEPS):
             if np.all(energy <= enough):
                 break
             image = apply(direction)
-            step = energy / np.maximum(np.sum(direction * image, axis=0), 1e-300)
+            step = energy / np.maximum(_dots(direction, image), 1e-300)
             solution += step * direction
             residual -= step * image
             scaled = residual / diagonal
-            previous, energy = energy, np.sum(residual * scaled, axis=0)
+            previous, energy = energy, _dots(residual, scaled)
             direction = scaled + energy / np.maximum(previous, 1e-300) * direction
         return np.asarray(solution)
+
+
+def _dots(left: Floats, right: Floats) -> Floats:
+    """Inner products, column by column."""
+    return np.asarray(np.einsum("ij,ij->j", left, right))
