@@ -44,10 +44,6 @@ class Batch:
     segments: Tensor
     answer: Tensor
 
-    def __getitem__(self, rows: slice) -> Batch:
-        """Some rows, of the same width."""
-        return Batch(self.ids[rows], self.attention[rows], self.segments[rows], self.answer[rows])
-
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -130,10 +126,13 @@ class PolicyModel(Adapted):
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids or [int(self.tokenizer.pad_token_id)]
 
-    def encode(self, messages: Sequence[Message], answer: str) -> Encoded:
-        """Prompt, answer and end token, cut to `max_length`."""
+    def encode(
+        self, messages: Sequence[Message], answer: str, *, tokens: int | None = None
+    ) -> Encoded:
+        """Prompt, answer and end token, cut to `max_length`, the answer to `tokens` first."""
         ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        return self._fit(self.prompt_ids(messages), [*ids, int(self.tokenizer.eos_token_id)])
+        whole = [*ids, int(self.tokenizer.eos_token_id)]
+        return self._fit(self.prompt_ids(messages), whole[:tokens])
 
     def logits(self, batch: Batch) -> Tensor:
         """(answer tokens, vocabulary): what is foretold of each, row after row.

@@ -36,12 +36,18 @@ class Lora(Part):
 
 
 class PolicyLoss(Part):
-    """Weights of the policy's terms; `floor` in nats per token, None: that of guessing."""
+    """Weights of the policy's terms; `floor` in nats per token, None: that of guessing.
+
+    `kl_tokens` is how many tokens of a replayed answer the KL term reads, from its first; None:
+    all. Whether an answer refuses is decided in the first few (Qi et al. 2024, arXiv
+    2406.05946), and short rows leave time for more prompts.
+    """
 
     nll: Weight = 1.0
     npo: Weight = 0.1
     npo_beta: Rate = 0.1
     kl: Weight = 12.0
+    kl_tokens: Count | None = None
     coupling: Weight = 0.5
     floor: FiniteFloat | None = None
 

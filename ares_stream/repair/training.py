@@ -36,7 +36,7 @@ from ares_stream.errors import RepairError
 from ares_stream.events import Message
 from ares_stream.repair import losses
 from ares_stream.repair.models import Adapted, Encoded, PolicyModel, RewardModel
-from ares_stream.repair.plan import Plan
+from ares_stream.repair.plan import Plan, ReplaySample
 from ares_stream.repair.recipe import Method, Recipe
 from ares_stream.repair.reinforce import Scale, policy_gradient, roll_out
 
@@ -133,13 +133,18 @@ class Trainer:
 
     def _encode(self) -> None:
         plan = self._plan
+
+        def replayed(sample: ReplaySample) -> Encoded:
+            tokens = self._recipe.policy_loss.kl_tokens
+            return self.policy.encode(sample.messages, sample.response, tokens=tokens)
+
         self._weights = torch.tensor([sample.weight for sample in plan.train])
         replay = (*plan.benign, *plan.over_refusal)
         self._policy_rows = {
             "safe": [self.policy.encode(s.prompt_messages, s.safe) for s in plan.train],
             "harmful": [self.policy.encode(s.prompt_messages, s.harmful) for s in plan.train],
-            "benign": [self.policy.encode(s.messages, s.response) for s in plan.benign],
-            "over_refusal": [self.policy.encode(s.messages, s.response) for s in plan.over_refusal],
+            "benign": [replayed(s) for s in plan.benign],
+            "over_refusal": [replayed(s) for s in plan.over_refusal],
         }
         self._reward_rows = {
             "safe": [self.reward.encode(s.prompt_messages, s.safe) for s in plan.train],
@@ -276,22 +281,24 @@ class Trainer:
 
     def _policy_terms(self, picked: list[int], step: int, coupled: Tensor | None) -> Tensor:
         recipe, rows, term = self._recipe, self._policy_rows, self._recipe.policy_loss
-        kept = [
-            rows[kind][i]
-            for kind in ("benign", "over_refusal")
-            for i in self._picks(len(rows[kind]), recipe.replay, step, kind)
-        ]
-        batch = self.policy.collate(
-            [*(rows["safe"][i] for i in picked), *(rows["harmful"][i] for i in picked), *kept]
+        kept = self.policy.collate(
+            [
+                rows[kind][i]
+                for kind in ("benign", "over_refusal")
+                for i in self._picks(len(rows[kind]), recipe.replay, step, kind)
+            ]
         )
-        failures, count = len(picked), len(picked) * 2
+        batch = self.policy.collate(
+            [*(rows["safe"][i] for i in picked), *(rows["harmful"][i] for i in picked)]
+        )
+        failures = len(picked)
         with self.policy.before_repair():
-            reference = self.policy.logits(batch[count:])
+            reference = self.policy.logits(kept)
         self.policy.runner.train()
-        logits = self.policy.logits(batch)
-        own = len(logits) - len(reference)
-        each = losses.token_log_probabilities(logits[:own], batch.targets[:own])
-        means = losses.row_means(each, batch.owners[:own], count)
+        # Two passes: replayed answers may be shorter, and padding costs as much as text.
+        each = losses.token_log_probabilities(self.policy.logits(batch), batch.targets)
+        kl = losses.token_kl(reference, self.policy.logits(kept))
+        means = losses.row_means(each, batch.owners, len(batch))
         weights = self._weights[picked].to(means.device)
         if coupled is not None:
             weights = weights * coupled.to(means.device)
@@ -302,7 +309,6 @@ class Trainer:
             beta=term.npo_beta,
             floor=self._floor,
         )
-        kl = losses.token_kl(reference, logits[own:])
         return term.nll * losses.nll(means[:failures], weights) + term.npo * pushed + term.kl * kl
 
     def _reinforce_terms(self, step: int, salt: int, *, with_kl: bool) -> Tensor:

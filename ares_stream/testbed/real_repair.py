@@ -33,7 +33,7 @@ from ares_stream.repair import figures, losses, models, reinforce, training
 from ares_stream.repair.figures import Figures, Judge, bundle_judge, figures_of
 from ares_stream.repair.gate import GatePolicy, Table, decide
 from ares_stream.repair.plan import Plan
-from ares_stream.repair.recipe import Lora, PolicyLoss, Recipe, Reinforce
+from ares_stream.repair.recipe import Lora, PolicyLoss, Recipe, Reinforce, RewardLoss
 from ares_stream.repair.training import Trainer
 from ares_stream.statistics import wilson
 from ares_stream.testbed import real_stream
@@ -69,12 +69,15 @@ class Size:
     """Learning rate of the policy's adapters."""
     reward_rate: float = 1e-3
     """Of the reward model's, which is a sixth of the policy and learns at every second step."""
-    kl: float = 48.0
-    """Weight of staying as it was on benign prompts: at 12 the policy refused 6 of 35 of them."""
+    kl: float = 24.0
+    """Weight of staying as it was on benign prompts."""
+    kl_tokens: int = 8
+    anchor: float = 20.0
+    """Weight of the reward model's anchor."""
     detection: DetectionPolicy = field(default_factory=DetectionPolicy)
 
 
-FULL: Final = Size(607, 400, ScorerSize(1.0, 1000, 8, 96, 96, 1.0, 3), 1, 48, 40, 4, 6, 4)
+FULL: Final = Size(607, 400, ScorerSize(1.0, 1000, 8, 96, 96, 1.0, 3), 1, 48, 40, 4, 12, 4)
 QUICK: Final = Size(
     harmful=70,
     benign=30,
@@ -246,7 +249,8 @@ def recipe_of(scorers: Scorers, size: Size, threads: int | None) -> Recipe:
         reward_threshold=reference.scores[place],
         policy_lora=Lora(rank=8, alpha=16, learning_rate=size.rate),
         reward_lora=Lora(rank=8, alpha=16, learning_rate=size.reward_rate),
-        policy_loss=PolicyLoss(kl=size.kl),
+        policy_loss=PolicyLoss(kl=size.kl, kl_tokens=size.kl_tokens),
+        reward_loss=RewardLoss(anchor=size.anchor),
         reinforce=Reinforce(
             steps=size.reinforce, prompts=2 * size.batch, group=4, length=size.tokens
         ),

@@ -37,7 +37,7 @@ from ares_stream.repair.plan import (  # noqa: E402
     ValidatedPair,
     write_plan,
 )
-from ares_stream.repair.recipe import Lora, Method, Recipe, Reinforce  # noqa: E402
+from ares_stream.repair.recipe import Lora, Method, PolicyLoss, Recipe, Reinforce  # noqa: E402
 from ares_stream.repair.training import Progress, Trainer, phases  # noqa: E402
 from ares_stream.scoring.offline import raw_scores  # noqa: E402
 from ares_stream.testbed.lexicon import HARMFUL_TOPICS  # noqa: E402
@@ -219,6 +219,26 @@ def test_what_is_foretold_of_an_answer_is_what_the_whole_model_says(
     assert torch.allclose(found, wanted, atol=1e-5)
     assert batch.targets.tolist() == [rows[row].ids[t + 1] for row, t in places]
     assert batch.owners.tolist() == [row for row, _ in places]
+
+
+def test_the_kl_term_reads_the_first_tokens_of_a_replayed_answer_and_no_more(
+    models: Path, plan: Plan
+) -> None:
+    def trained(replay: Plan, tokens: int | None) -> dict[str, bytes]:
+        loss = PolicyLoss(kl_tokens=tokens)
+        # The reward model reads whole answers, so the policy alone is trained.
+        trainer = trainer_of(recipe_of(models, "policy_only", steps=2, policy_loss=loss), replay)
+        trainer.train()
+        return weights(trainer)
+
+    def cut(sample: ReplaySample) -> ReplaySample:
+        return sample.model_copy(update={"response": " ".join(sample.response.split()[:3])})
+
+    short = plan.model_copy(
+        update={name: tuple(map(cut, getattr(plan, name))) for name in ("benign", "over_refusal")}
+    )
+    assert trained(plan, 3) == trained(short, 3)
+    assert trained(plan, None) != trained(short, None)
 
 
 @pytest.mark.parametrize(
