@@ -49,9 +49,11 @@ MODELS: Final[tuple[Effect, ...]] = ("policy", "reward")
 BUDGET: Final = 2_000
 """Queries per model."""
 CARRIERS: Final = 60
-VERIFIED_ON: Final = 24
-"""Carriers that a trigger is verified on. On twelve, words that flip 45 % of all pass in one of 28
-tries, and a search makes many."""
+VERIFIED_ON: Final = 40
+"""Carriers that a trigger is verified on."""
+VERIFIED_SHARE: Final = 0.75
+"""Of which it must flip this share. Of words that flip half of all, one pair in a thousand
+passes, and of triggers that flip 90 %, 996; a search tries many."""
 TRUTH_CARRIERS: Final = 150
 MIN_TRUTH_CARRIERS: Final = 100
 """At least so many must not fail by themselves."""
@@ -140,7 +142,7 @@ def search(
         progress(asked)
         return effects(trials)
 
-    how = TriggerPolicy(budget=budget, pool=LONGEST_TAIL, verify=VERIFIED_ON)
+    how = TriggerPolicy(budget=budget, pool=LONGEST_TAIL, verify=VERIFIED_ON, share=VERIFIED_SHARE)
     reported, queries = find_triggers(watched, trigger_words(world), CARRIERS, how, victim.seed)
     true = tuple(
         true_share(world, model, trigger.words, flipped) >= TRUE_SHARE for trigger in reported
