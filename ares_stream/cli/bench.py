@@ -44,12 +44,12 @@ def probes(
 
     Trained victims are also searched for planted Trojans. Those of a seed on which planting fails
     are left out, and counted. With --profile a real policy is asked instead; of the other options
-    only --json counts then.
+    only --json and --cache count then.
 
     Exits 0; 2 for a wrong option; 1 when a victim misses its starting line.
     """
     if profile is not None:
-        bench_real.probes(json_file, data, profile, quick=quick)
+        bench_real.probes(json_file, data, profile, quick=quick, cache=cache)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn

@@ -27,27 +27,32 @@ Quick = Annotated[
 DATA = Path("../shared/data")
 
 
-def repair(json_file: Path | None, data: Path, profile: str, split: str, *, quick: bool) -> None:
+def repair(
+    json_file: Path | None, data: Path, profile: str, split: str, *, quick: bool,
+    cache: Path | None = None,
+) -> None:  # fmt: skip
     """Repair the real policy and print the figures."""
     _known(profile)
-    from ares_stream.testbed.real_repair import FULL, QUICK, run
+    from ares_stream.testbed.real_repair import CACHE, FULL, QUICK, run
 
     chosen: Literal["dev", "test"] = "dev" if split == "dev" else "test"
     console = Console(stderr=True)
     with bars(console) as stage:
-        found = run(data, QUICK if quick else FULL, stage, split=chosen)
+        found = run(data, QUICK if quick else FULL, stage, split=chosen, cache=cache or CACHE)
     if json_file is not None:
         write_document(json_file, found)
     show_repair(found, Console())
 
 
-def probes(json_file: Path, data: Path, profile: str, *, quick: bool) -> None:
+def probes(
+    json_file: Path, data: Path, profile: str, *, quick: bool, cache: Path | None = None
+) -> None:
     """Search the real policy's failures and print what each method found."""
     _known(profile)
-    from ares_stream.testbed.real_probes import FULL, QUICK, run
+    from ares_stream.testbed.real_probes import CACHE, FULL, QUICK, run
 
     with bars(Console(stderr=True)) as stage:
-        found = run(data, QUICK if quick else FULL, stage)
+        found = run(data, QUICK if quick else FULL, stage, cache=cache or CACHE)
     write_document(json_file, found)
     show_probes(found, Console())
 

@@ -27,7 +27,8 @@ _PIPE_WIDTH = 130
 
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Write every figure here.")]
 Cache = Annotated[
-    Path | None, typer.Option(help="Where trained victims lie; build/testbed by default.")
+    Path | None,
+    typer.Option(help="Kept results; build/testbed, or build/real-repair with a profile."),
 ]
 
 Seed = Annotated[int, typer.Option(min=0, help="The victim.")]
@@ -59,7 +60,7 @@ def repair(
     if split not in ("test", "dev"):
         raise SettingsError(f"--split {split}: is test or dev")
     if profile is not None:
-        bench_real.repair(json_file, data, profile, split, quick=quick)
+        bench_real.repair(json_file, data, profile, split, quick=quick, cache=cache)
         return
     chosen = parse_seeds(seeds)
     with _bars() as progress:

@@ -48,7 +48,7 @@ from ares_stream.testbed.world import Prompt, World
 MODELS: Final[tuple[Effect, ...]] = ("policy", "reward")
 BUDGET: Final = 2_000
 """Queries per model."""
-CARRIERS: Final = 60
+CARRIERS: Final = 100
 VERIFIED_ON: Final = 40
 """Carriers that a trigger is verified on."""
 VERIFIED_SHARE: Final = 0.75
