@@ -49,7 +49,8 @@ def probes(
 ) -> None:
     """Search the real policy's failures and print what each method found."""
     _known(profile)
-    from ares_stream.testbed.real_probes import CACHE, FULL, QUICK, run
+    from ares_stream.testbed.real_probes import FULL, QUICK, run
+    from ares_stream.testbed.real_repair import CACHE
 
     with bars(Console(stderr=True)) as stage:
         found = run(data, QUICK if quick else FULL, stage, cache=cache or CACHE)
