@@ -28,9 +28,14 @@ DATA = Path("../shared/data")
 
 
 def repair(
-    json_file: Path | None, data: Path, profile: str, split: str, *, quick: bool,
-    cache: Path | None = None,
-) -> None:  # fmt: skip
+    json_file: Path | None,
+    data: Path,
+    profile: str,
+    split: str,
+    *,
+    quick: bool,
+    cache: Path | None,
+) -> None:
     """Repair the real policy and print the figures."""
     _known(profile)
     from ares_stream.testbed.real_repair import CACHE, FULL, QUICK, run
@@ -44,9 +49,7 @@ def repair(
     show_repair(found, Console())
 
 
-def probes(
-    json_file: Path, data: Path, profile: str, *, quick: bool, cache: Path | None = None
-) -> None:
+def probes(json_file: Path, data: Path, profile: str, *, quick: bool, cache: Path | None) -> None:
     """Search the real policy's failures and print what each method found."""
     _known(profile)
     from ares_stream.testbed.real_probes import FULL, QUICK, run
