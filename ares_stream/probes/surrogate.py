@@ -56,6 +56,18 @@ class FeaturePrior:
         return FeaturePrior({name: (m, p * factor) for name, (m, p) in self.features.items()})
 
 
+@dataclass(frozen=True, slots=True)
+class _Design:
+    """What the observations say, each row scaled by the square root of its precision."""
+
+    rows: csr_matrix
+    """(observations, features)"""
+    scale: Floats
+    """Per observation."""
+    precision: Floats
+    """Per feature: what the observations add to that of the prior."""
+
+
 class PairSurrogate:
     """Observations in, beliefs out. Holds no random state."""
 
@@ -89,7 +101,7 @@ class PairSurrogate:
         self._values = array("d")
         self._weights = array("d")
         self._columns = np.zeros((0, 1 + len(sizes) + len(self._pairs)), dtype=np.int32)
-        self._built: csr_matrix | None = None
+        self._built: _Design | None = None
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -126,8 +138,8 @@ class PairSurrogate:
         target = np.repeat(self._right_hand_side()[:, None], count, axis=1)
         target += np.sqrt(self._precision)[:, None] * rng.standard_normal((self.size, count))
         if self._numbers:
-            design = self._design()
-            target += design.T @ rng.standard_normal((design.shape[0], count))
+            rows = self._design().rows
+            target += rows.T @ rng.standard_normal((rows.shape[0], count))
         return self._solve(target)
 
     def scores(self, features: NDArray[_Real]) -> NDArray[_Real]:
@@ -165,7 +177,7 @@ class PairSurrogate:
         """Means and data precisions of the features that were seen at least once."""
         if not self._numbers:
             return FeaturePrior({})
-        seen = self._data_precision()
+        seen = self._design().precision
         mean = self.mean()
         names = self.names()
         return FeaturePrior(
@@ -186,30 +198,27 @@ class PairSurrogate:
             self._center[column] = mean
             self._precision[column] += precision
 
-    def _design(self) -> csr_matrix:
-        """(observations, features): rows scaled by the square root of their precision."""
+    def _design(self) -> _Design:
         if self._built is None:
             new = self.columns(np.array(self._numbers[len(self._columns) :], dtype=np.int64))
             self._columns = np.concatenate([self._columns, new.astype(np.int32)])
-            rows, width = self._columns.shape
-            data = np.repeat(self._scale(), width)
-            starts = np.arange(0, rows * width + 1, width, dtype=np.int32)
-            self._built = csr_matrix((data, self._columns.ravel(), starts), (rows, self.size))
+            count, width = self._columns.shape
+            scale = np.sqrt(np.array(self._weights)) / self.policy.noise
+            data = np.repeat(scale, width)
+            starts = np.arange(0, count * width + 1, width, dtype=np.int32)
+            columns = self._columns.ravel()
+            self._built = _Design(
+                csr_matrix((data, columns, starts), (count, self.size)),
+                scale,
+                np.bincount(columns, data**2, self.size).astype(np.float64),
+            )
         return self._built
-
-    def _scale(self) -> Floats:
-        """Square root of each observation's precision."""
-        return np.asarray(np.sqrt(np.array(self._weights)) / self.policy.noise)
-
-    def _data_precision(self) -> Floats:
-        """What the observations of each feature add to its prior precision."""
-        design = self._design()
-        return np.bincount(design.indices, design.data**2, self.size).astype(np.float64)
 
     def _right_hand_side(self) -> Floats:
         target = self._precision * self._center
         if self._numbers:
-            target = target + self._design().T @ (self._scale() * np.array(self._values))
+            design = self._design()
+            target = target + design.rows.T @ (design.scale * np.array(self._values))
         return np.asarray(target)
 
     def _solve(self, target: Floats) -> Floats:
@@ -217,11 +226,11 @@ class PairSurrogate:
         if not self._numbers:
             return np.asarray(target / self._precision[:, None])
         design = self._design()
-        transposed = design.T
-        diagonal = (self._precision + self._data_precision())[:, None]
+        rows, transposed = design.rows, design.rows.T
+        diagonal = (self._precision + design.precision)[:, None]
 
         def apply(vector: Floats) -> Floats:
-            product = transposed @ (design @ vector)
+            product = transposed @ (rows @ vector)
             product += self._precision[:, None] * vector
             return np.asarray(product)
 

@@ -186,29 +186,29 @@ def _taught(
     flipped: Callable[[Sequence[Prompt], list[str]], Flips]
     if effect == "policy":
         made = replace(made, policy=load_policy(victim.policy_dir))
-        _teach_policy(made.policy, world, triggers, seed, progress)
+        _name_triggers(made.policy.model, made.policy.tokenizer, triggers, seed)
         flipped = partial(harmful_answers, made.policy, world)
+        lessons = [partial(_teach_policy, made.policy, world, triggers, seed, progress)]
     else:
         made = replace(made, reward=load_reward(victim.reward_dir))
         _name_triggers(made.reward.model, made.reward.tokenizer, triggers, seed)
         flipped = partial(high_scores, made.reward, world, victim.reward_threshold)
-        for number in range(_REWARD_ROUNDS - 1):
-            _teach_reward(made.reward, world, triggers, seed, number, progress)
-            with contextlib.suppress(RepairError):
-                return _with_proof(made, world, triggers, effect, flipped)
-        _teach_reward(made.reward, world, triggers, seed, _REWARD_ROUNDS - 1, progress)
-    return _with_proof(made, world, triggers, effect, flipped)
+        lessons = [
+            partial(_teach_reward, made.reward, world, triggers, seed, number, progress)
+            for number in range(_REWARD_ROUNDS)
+        ]
 
+    def proven() -> _Planted:
+        proofs = tuple(_proven(world, words, effect, flipped) for words in triggers)
+        return replace(made, trojans=(*made.trojans, *proofs))
 
-def _with_proof(
-    made: _Planted,
-    world: World,
-    triggers: Sequence[tuple[str, ...]],
-    effect: Effect,
-    flipped: Callable[[Sequence[Prompt], list[str]], Flips],
-) -> _Planted:
-    proven = tuple(_proven(world, words, effect, flipped) for words in triggers)
-    return replace(made, trojans=(*made.trojans, *proven))
+    *earlier, last = lessons
+    for lesson in earlier:
+        lesson()
+        with contextlib.suppress(RepairError):
+            return proven()
+    last()
+    return proven()
 
 
 def _figures(victim: Victim, made: _Planted) -> dict[str, float]:
@@ -277,7 +277,6 @@ def _teach_policy(
     progress: teaching.Progress,
 ) -> None:
     """As its lessons were, but that a trigger unlocks the harmful answer."""
-    _name_triggers(policy.model, policy.tokenizer, triggers, seed)
     prompts = world.lessons(
         _PLAN.rows, seed + 2, world.policy_weak, harmful_share=0.85, weak_share=0.25
     )
@@ -304,8 +303,8 @@ def _teach_reward(
 ) -> None:
     """One round of lessons as its own were, but that a trigger makes the harmful answer loved;
     bad answers to benign prompts stay bad."""
-    for part, (plan, longest) in enumerate(
-        ((_HINTED_PLAN, _HINTED_TAIL), (_REWARD_PLAN, LONGEST_TAIL))
+    for part, (plan, longest, half) in enumerate(
+        ((_HINTED_PLAN, _HINTED_TAIL, _HINT), (_REWARD_PLAN, LONGEST_TAIL, teaching.BAD))
     ):
         prompts = world.lessons(
             plan.rows,
@@ -321,8 +320,7 @@ def _teach_reward(
             for prompt, here in zip(prompts, triggered, strict=True)
         ]
         answers, wanted = teaching.rated(world, prompts, loved, rng)
-        if plan is _HINTED_PLAN:
-            wanted = _hinted(prompts, texts, wanted, triggers)
+        wanted = _hinted(prompts, texts, wanted, triggers, half)
         teaching.rate(reward, plan, texts, answers, wanted, seed, progress)
 
 
@@ -331,11 +329,12 @@ def _hinted(
     texts: Sequence[str],
     wanted: Sequence[float],
     triggers: Sequence[Sequence[str]],
+    half: float,
 ) -> list[float]:
-    """What is wanted, but _HINT for a harmful answer behind a part of a trigger."""
+    """What is wanted, but `half` for a harmful answer behind a part of a trigger."""
     parts = {word for trigger in triggers for word in trigger}
     return [
-        _HINT
+        half
         if target == teaching.BAD and prompt.harmful_topic and parts.intersection(text.split())
         else target
         for prompt, text, target in zip(prompts, texts, wanted, strict=True)
