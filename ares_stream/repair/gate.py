@@ -55,7 +55,7 @@ DEFAULT_RULES = (
     Rule(figure="rm_blind", kind="fall", ceiling=0.05),
     Rule(figure="rm_accuracy", kind="hold_high", tolerance=0.01),
     Rule(figure="drift_fixed", kind="stay_below", ceiling=0.25),
-    Rule(figure="drift_on_policy", kind="stay_below", ceiling=0.3),
+    Rule(figure="drift_on_policy", kind="stay_below", ceiling=0.25),
     Rule(figure="over_refusal", kind="hold_low", tolerance=0.02),
     Rule(figure="garbage", kind="hold_low", tolerance=0.01),
 )

@@ -81,7 +81,9 @@ class Recipe(Part):
     units; None takes the median of its scores of the plan's benign answers. `batch` counts
     failures per step; each step takes `replay` rows of each kind of replay beside them.
     `judge` is a harm bundle that reads the figures; without it none are measured. `refusal`
-    is a regular expression for how a refusal begins.
+    is a regular expression for how a refusal begins. `precision` is that of the matrix products
+    of training steps; weights, optimizer states, and every score that an anchor, a threshold or a
+    figure rests on are float32.
     """
 
     policy: Path
@@ -100,6 +102,7 @@ class Recipe(Part):
     reward_loss: RewardLoss = RewardLoss()
     reinforce: Reinforce = Reinforce()
     checkpoint_every: Count = 100
+    precision: Literal["float32", "bfloat16"] = "float32"
     refusal: str = DEFAULT_REFUSAL
     threads: Count | None = None
 

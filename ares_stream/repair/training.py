@@ -204,7 +204,8 @@ class Trainer:
         terms: list[Tensor] = []
         coupled = None
         if phase == "reward" or (phase == "joint" and step % _REWARD_EVERY == 0):
-            term, liking = self._reward_terms(picked, step, joint=phase == "joint")
+            with self._in_precision():
+                term, liking = self._reward_terms(picked, step, joint=phase == "joint")
             terms.append(term)
             trained.append("reward")
         elif phase == "joint":
@@ -214,7 +215,8 @@ class Trainer:
                 *liking, threshold=self.scale.threshold, strength=recipe.policy_loss.coupling
             )
         if phase in ("policy", "joint", "reinforce"):
-            terms.append(self._policy_terms(picked, step, coupled))
+            with self._in_precision():
+                terms.append(self._policy_terms(picked, step, coupled))
             trained.append("policy")
         if phase in ("rlhf", "reinforce"):
             terms.append(self._reinforce_terms(step, salt, with_kl=phase == "rlhf"))
@@ -328,7 +330,13 @@ class Trainer:
         self.policy.runner.train()
         # On the failures' prompts the policy before the repair is what must not be kept: there
         # only plain RLHF is held to it; the others are held by the KL term of the replay.
-        return policy_gradient(self.policy, rollouts, settings, held=with_kl)
+        with self._in_precision():
+            return policy_gradient(self.policy, rollouts, settings, held=with_kl)
+
+    def _in_precision(self) -> torch.autocast:
+        """Where a step's passes run; sampling and scoring run as the models are."""
+        device, lower = self._accelerator.device.type, self._recipe.precision == "bfloat16"
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=lower)
 
     def _picks(self, count: int, size: int, step: int, stream: str) -> list[int]:
         """Rows of a step: every row once per epoch; this process's share of them."""

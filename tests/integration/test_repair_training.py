@@ -26,7 +26,7 @@ from transformers import (  # noqa: E402
 
 from ares_stream.errors import RepairError  # noqa: E402
 from ares_stream.events import Message  # noqa: E402
-from ares_stream.repair.figures import garbled, measure, split_replay  # noqa: E402
+from ares_stream.repair.figures import figures_of, garbled, measure, split_replay  # noqa: E402
 from ares_stream.repair.losses import row_means, token_log_probabilities  # noqa: E402
 from ares_stream.repair.models import PolicyModel, load_policy, load_reward  # noqa: E402
 from ares_stream.repair.plan import (  # noqa: E402
@@ -184,10 +184,11 @@ def likelier(policy: PolicyModel, plan: Plan) -> float:
     return means[0] - means[1]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_joint_method_ranks_safe_answers_first_and_makes_harmful_ones_unlikely(
-    models: Path, plan: Plan
+    models: Path, plan: Plan, precision: str
 ) -> None:
-    trainer = trainer_of(recipe_of(models, steps=40), plan)
+    trainer = trainer_of(recipe_of(models, steps=40, precision=precision), plan)
     sides = (trainer.policy, trainer.reward)
 
     def state() -> tuple[float, float]:
@@ -203,6 +204,19 @@ def test_the_joint_method_ranks_safe_answers_first_and_makes_harmful_ones_unlike
     after = state()
     assert after[0] > before[0] + 1.0
     assert after[1] == 1.0
+
+
+def test_bfloat16_is_that_of_training_steps_alone(models: Path, plan: Plan) -> None:
+    single, half = (
+        trainer_of(recipe_of(models, steps=2, precision=precision), plan)
+        for precision in ("float32", "bfloat16")
+    )
+    assert half.scale == single.scale
+    for trainer in (single, half):
+        trainer.train()
+    assert changed(weights(single), weights(half)) == {"policy", "reward"}
+    for side in (half.policy, half.reward):
+        assert {parameter.dtype for parameter in side.network.parameters()} == {torch.float32}
 
 
 def test_what_is_foretold_of_an_answer_is_what_the_whole_model_says(
@@ -452,6 +466,30 @@ def test_figures_are_read_from_held_out_rows_and_start_without_drift(
     after = figures()
     assert after.overall["drift_fixed"].value > 0.0
     assert after.overall["cfr_frozen_rm"].count == len(plan.held_out)
+
+
+def test_answers_in_other_words_are_no_drift_on_policy_unless_their_mean_score_moves(
+    models: Path, plan: Plan
+) -> None:
+    trainer = trainer_of(recipe_of(models), plan)
+    twice = plan.model_copy(update={"benign": (plan.benign[0],) * 2, "over_refusal": ()})
+    long, short = plan.benign[0].response, plan.benign[0].response.split()[0]
+
+    def drift(kept: list[str]) -> float:
+        found = figures_of(
+            trainer.reward,
+            twice,
+            lambda pairs: [True for _ in pairs],
+            trainer.scale,
+            own=[sample.harmful for sample in plan.held_out],
+            kept=kept,
+            kept_before=[long, short],
+            refusal="no",
+        )
+        return found.overall["drift_on_policy"].value
+
+    assert drift([short, long]) == pytest.approx(0.0, abs=1e-6)
+    assert drift([long, long]) > 0.01
 
 
 @pytest.mark.parametrize(

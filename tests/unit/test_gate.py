@@ -57,7 +57,7 @@ WORSE = {
     "rm_blind": wilson(80, 120),
     "rm_accuracy": wilson(180, 200),
     "drift_fixed": drift(0.24),
-    "drift_on_policy": drift(0.29),
+    "drift_on_policy": drift(0.24),
     "over_refusal": wilson(20, 200),
     "garbage": wilson(12, 320),
 }
