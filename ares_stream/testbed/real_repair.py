@@ -79,7 +79,7 @@ class Size:
     detection: DetectionPolicy = field(default_factory=DetectionPolicy)
 
 
-FULL: Final = Size(607, 400, ScorerSize(1.0, 1000, 8, 96, 96, 1.0, 3), 1, 48, 40, 4, 12, 4)
+FULL: Final = Size(607, 400, ScorerSize(1.0, 1000, 8, 96, 96, 1.0, 3), 1, 48, 80, 4, 12, 4)
 QUICK: Final = Size(
     harmful=70,
     benign=30,
