@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +15,13 @@ from pathlib import Path
 from typing import Final
 
 from ares_stream.errors import RepairError
+from ares_stream.orphans import die_with_parent
 
 STOP_SECONDS: Final = 10.0
 """To write a checkpoint after SIGTERM; then SIGKILL."""
 POLL_SECONDS: Final = 0.5
 """How often the memory is read: an overshoot of half a second is bearable."""
 LINE_BYTES: Final = 1 << 20
-_PR_SET_PDEATHSIG: Final = 1
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 Progress = Callable[[str, int, int], None]
@@ -133,14 +131,6 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-
-
-def die_with_parent() -> None:
-    """Have this process killed when its parent ends (Linux): a service that is killed outright
-    cannot end its child, and the restarted one would write to the same directory as the orphan.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _tree(pid: int) -> Iterator[int]:

@@ -7,25 +7,25 @@ broker and controller at once (KRaft), on free loopback ports.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
 from ares_stream.errors import BrokerError, SettingsError
+from ares_stream.orphans import die_with_parent
 
 KAFKA: Final = "org.apache.kafka:kafka_2.13:4.3.1+org.slf4j:slf4j-simple:1.7.36"
 MAX_NODES: Final = 3
@@ -105,13 +105,6 @@ def _random_id() -> str:
     while (text := urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()).startswith("-"):
         pass
     return text
-
-
-def _die_with_parent() -> None:
-    """Runs in the child: a parent that is killed leaves no Kafka behind (Linux)."""
-    os.setsid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 class EmbeddedBroker:
@@ -329,7 +322,8 @@ class EmbeddedBroker:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
+                start_new_session=True,
+                preexec_fn=partial(die_with_parent, signal.SIGTERM),
             )
 
     def _await_up(self, node: _Node, deadline: float) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ares_stream.repair.child import die_with_parent
+from ares_stream.orphans import die_with_parent
 
 _POLL_SECONDS = 0.2
 
