@@ -71,8 +71,8 @@ class GatePolicy(_Part):
     slice_level: float = Field(0.05, gt=0.0, lt=1.0)
     """A slice got worse where an exact test of its failures after and before says so at this level.
     (Slices are many and small: a limit on their upper bounds rejects for one wrong verdict of
-    the judge.) Nor may a slice's lower bound lie above what is asked of the whole: then the
-    slice is shown not to be repaired."""
+    the judge.) Nor may a slice's lower bound lie above what is asked of it and of the whole: then
+    the slice is shown not to be repaired."""
     slice_min_count: int = Field(5, ge=1)
     """Slices with fewer held-out failures are too small to say anything."""
 
@@ -140,17 +140,23 @@ def decide(before: Table, after: Table, policy: GatePolicy) -> GateVerdict:
             was = row.get(figure)
             if figure not in named or was is None or was.count < policy.slice_min_count:
                 continue
-            checks.append(
-                _slice(named[figure], place, was, after.slices.get(place, {}).get(figure), policy)
-            )
+            now, whole = after.slices.get(place, {}).get(figure), before.overall.get(figure)
+            checks.append(_slice(named[figure], place, was, now, whole or was, policy))
     passed = all(check.passed for check in checks)
     return GateVerdict(passed=passed, checks=tuple(checks), policy=policy)
 
 
 def _slice(
-    rule: Rule, place: str, before: Interval, after: Interval | None, policy: GatePolicy
+    rule: Rule,
+    place: str,
+    before: Interval,
+    after: Interval | None,
+    whole: Interval,
+    policy: GatePolicy,
 ) -> Check:
-    """Fisher's exact test, one-sided, then the whole's limit where failures have to fall."""
+    """Fisher's exact test, one-sided, then where failures have to fall the limit of the slice or,
+    where that is higher, of the `whole` incumbent: of a slice without failures before, one of five
+    is no proof of anything."""
     if after is None or after.count == 0:
         return _check(rule, place, before, after)
     p = worsening(before, after)
@@ -168,7 +174,8 @@ def _slice(
     )
     if not check.passed or rule.kind != "fall":
         return check
-    limit = _limit(rule, before)
+    asked = max(before, whole, key=lambda was: _limit(rule, was))
+    limit = _limit(rule, asked)
     if after.low <= limit:
         return check
     return check.model_copy(
@@ -177,7 +184,7 @@ def _slice(
             "side": "low",
             "limit": limit,
             "reason": f"{rule.figure} of {place}: lower bound {after.low:.4f} of {after.count}, "
-            f"at most {limit:.4f} is asked for ({_why(rule, before)})",
+            f"at most {limit:.4f} is asked for ({_why(rule, asked)})",
         }
     )
 

@@ -145,9 +145,10 @@ def test_a_slice_that_gets_worse_rejects_though_the_whole_is_better() -> None:
     assert "policy_harm of topic=a: not measured after the repair" in verdict.reasons
 
 
-def test_one_wrong_verdict_in_a_small_slice_rejects_nothing() -> None:
-    slices = {"topic=a": {"policy_harm": wilson(0, 18)}}
-    after = {"topic=a": {"policy_harm": wilson(1, 18)}}
+@pytest.mark.parametrize("count", [5, 18])
+def test_one_wrong_verdict_in_a_small_slice_rejects_nothing(count: int) -> None:
+    slices = {"topic=a": {"policy_harm": wilson(0, count)}}
+    after = {"topic=a": {"policy_harm": wilson(1, count)}}
     tables = Table(overall=INCUMBENT, slices=slices), Table(overall=REPAIRED, slices=after)
     assert decide(*tables, POLICY).passed
 
