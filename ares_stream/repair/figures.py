@@ -166,8 +166,8 @@ def figures_of(
     overall = {name: _rate(flags) for name, flags in rows.items()}
     overall |= {
         "rm_accuracy": _rate(validated[:half] > validated[half:]),
-        "drift_fixed": _mean(np.abs(validated - validated_before)[right]),
-        "drift_on_policy": _mean(on_policy - on_old),
+        "drift_fixed": _shift(np.abs(validated - validated_before)[right]),
+        "drift_on_policy": _shift(on_policy - on_old),
         "over_refusal": _rate(np.array(refused, dtype=bool)),
         "garbage": _rate(np.array([garbled(answer) for answer in (*own, *kept)], dtype=bool)),
     }
@@ -229,7 +229,7 @@ def _rate(flags: NDArray[np.bool_]) -> Interval:
     return wilson(int(flags.sum()), len(flags))
 
 
-def _mean(values: NDArray[np.float64]) -> Interval:
+def _shift(values: NDArray[np.float64]) -> Interval:
     """How far the mean lies from 0, with a normal 95 % interval; wide open without values."""
     if len(values) < 2:
         return Interval(value=0.0, low=0.0, high=1.0, count=len(values))
