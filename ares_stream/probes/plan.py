@@ -12,8 +12,8 @@
       share: 0.3
       languages: [German, Swahili]
 
-The campaign's id is its name and a digest of everything that its choices depend on: a changed
-file is another campaign.
+The campaign's id is its name and a digest of everything that its choices depend on, the version of
+the search among it: a changed file is another campaign.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ares_stream.probes.attacker import AttackPlan
 from ares_stream.probes.baselines import make_selector
 from ares_stream.probes.campaign import Campaign, CampaignPolicy
 from ares_stream.probes.composition import Composer, TaxonomyComposer
-from ares_stream.probes.selection import Adaptive, Prior
+from ares_stream.probes.selection import SELECTION, Adaptive, Prior
 from ares_stream.probes.space import Space
 from ares_stream.probes.surrogate import FeaturePrior
 from ares_stream.probes.targets import EndpointPolicy, OpenAITarget, RecordedTarget, Target
@@ -166,6 +166,7 @@ class CampaignFile(_Section):
         prior = None if self.prior is None else load_prior(self.prior)
         choices = self.model_dump(mode="json", include={"method", "budget", "batch", "seed"})
         choices["taxonomy"] = taxonomy.digest
+        choices["selection"] = SELECTION
         if prior is not None:
             choices["prior"] = digest(_prior_document(prior, ""))
         attacker = self.attacker

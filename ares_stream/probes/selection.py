@@ -2,19 +2,23 @@
 
 1. A covering design: every topic with every tactic once, personas rotated, in random order.
    Blocks of weaknesses are wide, so a few hundred probes touch nearly all of them once. It
-   takes the larger part of each batch while it lasts. With a prior, the failures that another
-   campaign confirmed are tried first, then the half of the design that the prior expects most
-   of, twice, and last the other half.
+   takes the larger part of each batch while it lasts.
 2. Each other slot of a batch draws from a mixture: with probability `floor` uniformly
    from everything allowed; else from a softmax of one posterior sample of the surrogate
    (Thompson sampling), where solved cells are left out and cells that answered cleanly count
    less.
 
+A prior tells where failures are, so the larger part of each batch looks for what it does not tell.
+The failures that the other campaign confirmed are tried first, then once each cell of the half of
+topics × tactics that the prior expects most of, then cells anywhere: each time the composition that
+promises most, where pairs of components that were little tried are a promise too. What is known to
+fail by now is left to the draws.
+
 Each choice carries the exact probability of its draw given everything before it (the posterior
 sample included), at least floor / compositions after the covering design. Weighting by its
 inverse gives unbiased rates over the whole space (Horvitz-Thompson; the covering design is a
-stratified sample whose marginal is exact too). A failure that is tried again is no draw: it has
-probability 1, and so next to no weight.
+stratified sample whose marginal is exact too). What a prior makes a campaign look for is no
+sample of the space: it has probability 1, and so next to no weight.
 
 State is a function of (seed, observations in order): batch k draws from a generator seeded by
 (seed, k), so a campaign that is replayed from its record continues with the same choices.
@@ -33,6 +37,9 @@ from ares_stream.errors import SettingsError
 from ares_stream.probes.space import Floats, Indices, Singles, Space
 from ares_stream.probes.surrogate import FeaturePrior, PairSurrogate, SurrogatePolicy
 
+SELECTION = 2
+"""Raised when the same findings lead to other choices. A campaign's id depends on it, so that what
+an earlier version began is another campaign, and is not continued with other choices."""
 CUT_OFF = 25.0
 """Softmax weights below e^-25 of the peak are never drawn; leaving them out keeps a batch's
 cost far below the size of the space."""
@@ -113,7 +120,8 @@ class AdaptivePolicy:
     cell_axes: tuple[str, ...] = ("topic", "persona", "tactic")
     """A confirmed failure solves its cell: the same weakness in other words is not news."""
     cover_share: float = 0.7
-    """Share of a batch that the covering design takes while it lasts."""
+    """Share of a batch that the covering design takes while it lasts; with a prior, that looks
+    for what the prior does not tell."""
     floor: float = 0.05
     temperature: float = 0.01
     thompson_samples: int = 4
@@ -132,7 +140,11 @@ class AdaptivePolicy:
     """Failures that go into a prior: as many as find each weakness again, and no more, since each
     costs two queries that find nothing new."""
     promising: float = 0.5
-    """Share of the covering design that is covered twice where a prior says which."""
+    """Share of the covering design that is tried first where a prior says which."""
+    known: float = 0.5
+    """Expected fitness from which a campaign with a prior takes a composition to be known."""
+    novelty: float = 0.1
+    """Worth, in expected fitness, of a pair of components that was never tried."""
     surrogate: SurrogatePolicy = field(default_factory=SurrogatePolicy)
 
 
@@ -173,16 +185,18 @@ class Adaptive:
         self._solved = np.zeros(cells, dtype=bool)
         self._clean = np.zeros(cells, dtype=np.int64)
         self._confirmed: list[int] = []
-        self._cover = self._covering_design(0) if prior is None else self._informed_cover(prior)
+        self._cover_cell = space.project(self.policy.cover_axes)[space.numbers]
+        self._cover = self._covering_design()
+        self._again: list[Choice] = []
+        self._promising: list[int] = []
+        if prior is not None:
+            self._plan(prior)
 
     def propose(self, count: int) -> tuple[Choice, ...]:
         """The rest of the covering design first, then mixture draws."""
         rng = np.random.default_rng([self._seed, 1, self._batch])
         self._batch += 1
-        blind = not self._informed and self._batch == 1
-        take = count if blind else math.ceil(count * self.policy.cover_share)
-        chosen = self._cover[:take]
-        self._cover = self._cover[take:]
+        chosen = self._sought(count, rng) if self._informed else self._covered(count)
         missing = count - len(chosen)
         return tuple(chosen) + (self._draw(missing, rng) if missing else ())
 
@@ -237,32 +251,76 @@ class Adaptive:
                 others -= seen
         return chosen
 
-    def _informed_cover(self, prior: Prior) -> list[Choice]:
-        """Known failures, then twice what the prior expects most of, then the rest."""
-        again: list[Choice] = []
+    def _plan(self, prior: Prior) -> None:
+        """What to try first with a prior: known failures, and the cells of the covering design
+        that it expects most of."""
         for ids in prior.failures:
             try:
                 number = self.space.number(ids)
             except SettingsError:
                 continue
             if self.space.allowed[number]:
-                again.append(Choice(number, 1.0, "elites"))
-        cell = self.space.project(self.policy.cover_axes)
-        of_allowed = cell[self.space.numbers]
-        sums = np.bincount(of_allowed, self.predict(self.space.numbers))
-        expected = sums / np.maximum(np.bincount(of_allowed), 1)
-        first, second = self._covering_design(0), self._covering_design(1)
-        ranked = sorted((int(cell[choice.number]) for choice in first), key=lambda c: -expected[c])
+                self._again.append(Choice(number, 1.0, "elites"))
+        sums = np.bincount(self._cover_cell, self.predict(self.space.numbers))
+        expected = sums / np.maximum(np.bincount(self._cover_cell), 1)
+        place = np.searchsorted(self.space.numbers, [choice.number for choice in self._cover])
+        order = self._cover_cell[place].tolist()
+        ranked = sorted(order, key=lambda cell: -expected[cell])
         promising = set(ranked[: int(len(ranked) * self.policy.promising)])
-        twice = [c for c in (*first, *second) if int(cell[c.number]) in promising]
-        return [*again, *twice, *(c for c in first if int(cell[c.number]) not in promising)]
+        self._promising = [cell for cell in order if cell in promising]
 
-    def _covering_design(self, turn: int) -> list[Choice]:
+    def _covered(self, count: int) -> list[Choice]:
+        """A batch's part of the covering design: all of the first one, as nothing is known."""
+        take = count if self._batch == 1 else math.ceil(count * self.policy.cover_share)
+        chosen, self._cover = self._cover[:take], self._cover[take:]
+        return chosen
+
+    def _sought(self, count: int, rng: np.random.Generator) -> list[Choice]:
+        """A batch's part that looks for what a prior does not tell: by expected fitness and by
+        how little the pairs of components were tried. Each cell at most once."""
+        take = math.ceil(count * self.policy.cover_share)
+        chosen, self._again = self._again[:take], self._again[take:]
+        expected = self.predict(np.arange(len(self.space)))
+        tried = self.harm.seen()
+        novelty = self.policy.novelty / (1.0 + tried)
+        novelty[: 1 + sum(self.space.sizes)] = 0.0  # Pairs alone.
+        # Of equals one at random, by less than any difference that counts.
+        worth = expected + self.harm.scores(novelty) + 1e-9 * rng.random(len(expected))
+        closed = ~self.space.allowed | self._solved[self._cell] | (expected >= self.policy.known)
+        worth[closed] = -np.inf
+        while len(chosen) < take:
+            narrowed = bool(self._promising)
+            if narrowed:
+                among = self.space.numbers[self._cover_cell == self._promising.pop(0)]
+                number = int(among[np.argmax(worth[among])])
+            else:
+                number = int(np.argmax(worth))
+            if worth[number] > -np.inf:
+                chosen.append(Choice(number, 1.0, "cover"))
+                self._tire(worth, tried, number)
+            elif not narrowed:
+                break
+        return chosen
+
+    def _tire(self, worth: Floats, tried: Floats, number: int) -> None:
+        """Close a composition's cell, and lower what its pairs of components are worth."""
+        worth[self.space.numbers[self._members(int(self._cell[number]))]] = -np.inf
+        grid = worth.reshape(self.space.sizes)
+        at = self.space.unravel(np.array([number]))[0]
+        columns = self.harm.columns(np.array([number]))[0, 1 + len(at) :]
+        for (first, second), column in zip(self.space.pairs(), columns, strict=True):
+            same: list[int | slice] = [slice(None)] * len(at)
+            same[first], same[second] = int(at[first]), int(at[second])
+            before = 1.0 / (1.0 + tried[column])
+            tried[column] += 1.0
+            grid[tuple(same)] -= self.policy.novelty * (before - 1.0 / (1.0 + tried[column]))
+
+    def _covering_design(self) -> list[Choice]:
         """One composition per cell of the two covering axes, as evenly as can be over the
-        rotated axis, everything else uniform among what is allowed. Each `turn` is another."""
-        rng = np.random.default_rng([self._seed, 0, turn] if turn else [self._seed, 0])
+        rotated axis, everything else uniform among what is allowed."""
+        rng = np.random.default_rng([self._seed, 0])
         space, policy = self.space, self.policy
-        pair = space.project(policy.cover_axes)[space.numbers]
+        pair = self._cover_cell
         turn_of = space.project((policy.rotate_axis,))
         rotated = turn_of[space.numbers]
         order = np.lexsort((rotated, pair))

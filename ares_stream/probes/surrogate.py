@@ -129,6 +129,12 @@ class PairSurrogate:
         self._weights = array("d", (weight * factor for weight in self._weights))
         self._built = None
 
+    def seen(self) -> Floats:
+        """How often each feature was observed; what was discounted counts in part."""
+        if not self._numbers:
+            return np.zeros(self.size)
+        return self._design().precision * self.policy.noise**2
+
     def mean(self) -> Floats:
         """Posterior mean of every feature."""
         return self._solve(self._right_hand_side()[:, None])[:, 0]

@@ -86,6 +86,16 @@ def test_a_prior_that_is_exported_loads_equal_and_makes_another_campaign(tmp_pat
     assert warmed.start().pending() != plan.start().pending()
 
 
+def test_a_campaign_of_another_version_of_the_search_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = load_campaign(write(tmp_path))
+    now = campaign.plan().id
+    assert campaign.plan().id == now
+    monkeypatch.setattr("ares_stream.probes.plan.SELECTION", 1_000)
+    assert campaign.plan().id != now
+
+
 def test_only_a_method_that_learns_features_has_a_prior(tmp_path: Path) -> None:
     plan = load_campaign(write(tmp_path, method="uniform")).plan()
     with pytest.raises(SettingsError, match="method uniform has no prior"):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ares_stream.errors import SettingsError
 from ares_stream.probes.archive import Archive
 from ares_stream.probes.baselines import METHODS, make_selector
-from ares_stream.probes.selection import Adaptive, AdaptivePolicy, Finding, Selector
+from ares_stream.probes.selection import Adaptive, AdaptivePolicy, Finding, Prior, Selector
 from ares_stream.probes.space import Space
 
 SMALL = Space.full(
@@ -85,17 +85,28 @@ def test_every_choice_says_how_likely_it_was(method: str) -> None:
         selector.observe([Finding(c.number, float(c.number in weak), 1.0, False) for c in choices])
 
 
-def test_weighting_by_the_probability_gives_the_rate_over_the_whole_space() -> None:
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_weighting_by_the_probability_gives_the_rate_over_the_whole_space(with_prior: bool) -> None:
     # Horvitz-Thompson: the mean of hit / (N p) is the true share, although the search draws
     # several times as many failures.
     weak = block(SMALL, "k1", {"t0", "t1"})
+    policy = AdaptivePolicy(floor=0.3, clean_factor=1.0)
+    prior = None
+    if with_prior:
+        # Half of the weakness is known, and the covering design is over soon.
+        policy = replace(policy, promising=0.1)
+        teacher = Adaptive(SMALL, 1)
+        search(teacher, block(SMALL, "k1", {"t0"}), 6)
+        prior = replace(teacher.export(), failures=())
     estimates, naive = [], []
     for seed in range(60):
-        selector = Adaptive(SMALL, seed, AdaptivePolicy(floor=0.3, clean_factor=1.0))
+        selector = Adaptive(SMALL, seed, policy, prior)
         for _ in range(3):
             tried = [choice.number for choice in selector.propose(20)]
             selector.observe([Finding(n, float(n in weak), 1.0, False) for n in tried])
         for choice in selector.propose(20):
+            if choice.source == "cover":
+                continue
             hit = choice.number in weak
             naive.append(hit)
             estimates.append(hit / (len(SMALL) * choice.probability))
@@ -164,18 +175,54 @@ def test_failures_of_another_campaign_are_tried_first_and_strangers_among_them_i
     assert all(choice.probability == 1.0 for choice in again)
 
 
-def test_a_prior_covers_twice_what_it_expects_most_of_and_the_rest_later() -> None:
-    weak = block(SMALL, "k1", {"t0", "t1"})
+def taught(weak: set[int]) -> Prior:
+    """What a search of SMALL learnt, without the failures that it confirmed."""
     teacher = Adaptive(SMALL, 1)
     search(teacher, weak, 8)
-    policy = AdaptivePolicy(cover_share=1.0, promising=0.4)
-    pupil = Adaptive(SMALL, 2, policy, replace(teacher.export(), failures=()))
-    tried = [SMALL.ids(choice.number) for choice in pupil.propose(42)]
-    cells = [(ids["topic"], ids["tactic"]) for ids in tried]
-    assert len(set(cells[:24])) == 12
-    assert {("t0", "k1"), ("t1", "k1")} <= set(cells[:24])
-    assert len(set(cells[24:])) == 18
-    assert len(set(cells)) == 30
+    return replace(teacher.export(), failures=())
+
+
+def test_with_a_prior_what_it_expects_most_of_is_tried_first_and_the_rest_later() -> None:
+    prior = taught(block(SMALL, "k1", {"t0", "t1"}))
+    pupil = Adaptive(SMALL, 2, AdaptivePolicy(cover_share=0.6, promising=0.4, known=2.0), prior)
+
+    def covered() -> list[tuple[str, str]]:
+        chosen = [choice for choice in pupil.propose(20) if choice.source == "cover"]
+        assert all(choice.probability == 1.0 for choice in chosen)
+        pupil.observe([Finding(choice.number, 0.0, 0.0, False) for choice in chosen])
+        return [(ids["topic"], ids["tactic"]) for ids in (SMALL.ids(c.number) for c in chosen)]
+
+    promising = covered()
+    assert len(set(promising)) == len(promising) == 12
+    assert {("t0", "k1"), ("t1", "k1")} <= set(promising)
+    rest = {cell for _ in range(3) for cell in covered()}
+    assert rest | set(promising) == set(itertools.product(SMALL.components[0], SMALL.components[2]))
+
+
+def test_what_is_tried_promises_most_or_was_tried_least() -> None:
+    prior = taught(
+        {n for n in range(len(SMALL)) if SMALL.ids(n)["persona"] == "p1"}
+        & block(SMALL, "k1", {"t0", "t1", "t2"})
+    )
+
+    def covered(novelty: float) -> list[dict[str, str]]:
+        policy = AdaptivePolicy(cover_share=1.0, promising=1.0, known=2.0, novelty=novelty)
+        return [SMALL.ids(c.number) for c in Adaptive(SMALL, 2, policy, prior).propose(30)]
+
+    promising = {("t0", "k1"), ("t1", "k1"), ("t2", "k1")}
+    by_worth = [i for i in covered(0.0) if (i["topic"], i["tactic"]) in promising]
+    assert [ids["persona"] for ids in by_worth] == ["p1"] * 3
+    by_novelty = covered(1e6)
+    for axes in itertools.combinations(("persona", "tactic", "goal"), 2):
+        times = Counter(tuple(ids[axis] for axis in axes) for ids in by_novelty)
+        assert max(times.values()) - min(times.values()) <= 2, axes
+
+
+def test_a_cell_that_is_known_to_fail_is_left_to_the_draws() -> None:
+    weak = block(SMALL, "k1", {"t0", "t1"})
+    chosen = Adaptive(SMALL, 2, AdaptivePolicy(cover_share=0.5), taught(weak)).propose(30)
+    assert not any(choice.number in weak for choice in chosen if choice.source == "cover")
+    assert any(choice.number in weak for choice in chosen if choice.source == "learnt")
 
 
 @given(st.lists(st.integers(0, len(SMALL) - 1), max_size=40))
