@@ -65,7 +65,10 @@ async def test_a_campaign_is_run_recorded_and_warms_up_the_next(
         document = json.loads(prior.read_text())
         assert document["schema"] == PRIOR_SCHEMA
         assert document["campaign"] == exchanges[0].probe.campaign
-        topics = {item.probe.components["topic"] for item in exchanges}
+        # What the last batch left unconfirmed when the budget was spent is not learnt from.
+        settled = [item.probe for item in exchanges if item.probe.generation == 0]
+        topics = {probe.components["topic"] for probe in settled}
+        assert topics
         assert {f"topic={name}" for name in topics} <= set(document["harm"])
 
         section = attacker_section(rival)
