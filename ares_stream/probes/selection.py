@@ -193,7 +193,7 @@ class Adaptive:
             self._plan(prior)
 
     def propose(self, count: int) -> tuple[Choice, ...]:
-        """The rest of the covering design first, then mixture draws."""
+        """The part of the covering design, or what a prior makes one look for; then draws."""
         rng = np.random.default_rng([self._seed, 1, self._batch])
         self._batch += 1
         chosen = self._sought(count, rng) if self._informed else self._covered(count)
@@ -237,8 +237,7 @@ class Adaptive:
         """Confirmed failures, each next the one with the most pairs of components that no earlier
         one has; at most `carried`, and none without a new pair."""
         numbers = np.asarray(self._confirmed, dtype=np.int64)
-        # Behind the constant and the components.
-        pairs = self.harm.columns(numbers)[:, 1 + len(self.space.axes) :]
+        pairs = self.harm.pair_columns(numbers)
         left = dict(zip(self._confirmed, map(set, pairs.tolist()), strict=True))
         chosen: list[int] = []
         while left and len(chosen) < self.policy.carried:
@@ -283,7 +282,7 @@ class Adaptive:
         expected = self.predict(np.arange(len(self.space)))
         tried = self.harm.seen()
         novelty = self.policy.novelty / (1.0 + tried)
-        novelty[: 1 + sum(self.space.sizes)] = 0.0  # Pairs alone.
+        novelty[: self.harm.first_pair] = 0.0
         # Of equals one at random, by less than any difference that counts.
         worth = expected + self.harm.scores(novelty) + 1e-9 * rng.random(len(expected))
         closed = ~self.space.allowed | self._solved[self._cell] | (expected >= self.policy.known)
@@ -307,7 +306,7 @@ class Adaptive:
         worth[self.space.numbers[self._members(int(self._cell[number]))]] = -np.inf
         grid = worth.reshape(self.space.sizes)
         at = self.space.unravel(np.array([number]))[0]
-        columns = self.harm.columns(np.array([number]))[0, 1 + len(at) :]
+        columns = self.harm.pair_columns(np.array([number]))[0]
         for (first, second), column in zip(self.space.pairs(), columns, strict=True):
             same: list[int | slice] = [slice(None)] * len(at)
             same[first], same[second] = int(at[first]), int(at[second])

@@ -84,7 +84,8 @@ class PairSurrogate:
         self._pairs = space.pairs()
         sizes = space.sizes
         self._single_at = np.cumsum([1, *sizes])[:-1]
-        starts = [1 + sum(sizes)]
+        self.first_pair = 1 + sum(sizes)
+        starts = [self.first_pair]
         for first, second in self._pairs:
             starts.append(starts[-1] + sizes[first] * sizes[second])
         self._pair_at = starts[:-1]
@@ -92,7 +93,7 @@ class PairSurrogate:
         self._center = np.zeros(self.size)
         self._center[0] = level
         precision = np.full(self.size, self.policy.pair_sd**-2)
-        precision[: 1 + sum(sizes)] = self.policy.component_sd**-2
+        precision[: self.first_pair] = self.policy.component_sd**-2
         precision[0] = self.policy.constant_sd**-2
         self._precision = precision
         if prior is not None:
@@ -116,6 +117,10 @@ class PairSurrogate:
                 start + indices[:, first] * self.space.sizes[second] + indices[:, second]
             )
         return np.stack(columns, axis=1)
+
+    def pair_columns(self, numbers: Indices) -> Indices:
+        """Those of pairs alone, shape (n, pairs), in the order of the space's pairs."""
+        return self.columns(numbers)[:, 1 + len(self.space.axes) :]
 
     def observe(self, number: int, value: float, weight: float = 1.0) -> None:
         """Add what one composition earned, in [0, 1]."""

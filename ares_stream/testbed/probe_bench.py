@@ -313,21 +313,20 @@ def transfer(
     seed: int,
     *,
     budget: int = 2_000,
-    campaigns: int = TRANSFERS,
     progress: Progress = lambda label, queries: None,
 ) -> tuple[float, float]:
     """Queries to 90 % of the second victim's rules: cold, and with what a campaign of 1,000
     queries learnt on the first. The second victim learnt a Sibling world of the first.
 
-    Means over `campaigns` that differ by their seed alone: the last rule is met by luck as much
-    as by method, and one campaign says little.
+    Means over TRANSFERS campaigns that differ by their seed alone: the last rule is met by luck as
+    much as by method, and one campaign says little.
     """
     pairs = [
         _transfer(first, second, seed + _CAMPAIGN * turn, budget, progress)
-        for turn in range(campaigns)
+        for turn in range(TRANSFERS)
     ]
     cold, warm = zip(*pairs, strict=True)
-    return sum(cold) / campaigns, sum(warm) / campaigns
+    return sum(cold) / TRANSFERS, sum(warm) / TRANSFERS
 
 
 def _transfer(

@@ -57,6 +57,13 @@ def search(selector: Selector, weak: set[int], batches: int, size: int = 20) -> 
     return tried
 
 
+def taught(weak: set[int]) -> Prior:
+    """What a search of SMALL learnt, without the failures that it confirmed."""
+    teacher = Adaptive(SMALL, 1)
+    search(teacher, weak, 8)
+    return replace(teacher.export(), failures=())
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_and_findings_give_the_same_choices(method: str) -> None:
     weak = block(SMALL, "k1", {"t0", "t1"})
@@ -95,9 +102,7 @@ def test_weighting_by_the_probability_gives_the_rate_over_the_whole_space(with_p
     if with_prior:
         # Half of the weakness is known, and the covering design is over soon.
         policy = replace(policy, promising=0.1)
-        teacher = Adaptive(SMALL, 1)
-        search(teacher, block(SMALL, "k1", {"t0"}), 6)
-        prior = replace(teacher.export(), failures=())
+        prior = taught(block(SMALL, "k1", {"t0"}))
     estimates, naive = [], []
     for seed in range(60):
         selector = Adaptive(SMALL, seed, policy, prior)
@@ -173,13 +178,6 @@ def test_failures_of_another_campaign_are_tried_first_and_strangers_among_them_i
     again = [choice for choice in first if choice.source == "elites"]
     assert [choice.number for choice in again] == known
     assert all(choice.probability == 1.0 for choice in again)
-
-
-def taught(weak: set[int]) -> Prior:
-    """What a search of SMALL learnt, without the failures that it confirmed."""
-    teacher = Adaptive(SMALL, 1)
-    search(teacher, weak, 8)
-    return replace(teacher.export(), failures=())
 
 
 def test_with_a_prior_what_it_expects_most_of_is_tried_first_and_the_rest_later() -> None:
