@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ares_stream.bundles import (
+from ares_stream.models.bundles import (
     Bundle,
     InputTemplate,
     Lineage,
@@ -41,7 +41,7 @@ from ares_stream.bundles import (
     load_bundle,
     write_bundle,
 )
-from ares_stream.events import Interaction, Message, Policy
+from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.scoring.batching import CPU, BatchPolicy, padding_share, plan
 from ares_stream.scoring.panel import Panel
 from ares_stream.scoring.tokenising import InputEncoder, Tokens

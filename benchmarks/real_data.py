@@ -29,9 +29,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ares_stream.cli.bench_real import bars
-from ares_stream.events import Interval
-from ares_stream.testbed.real_models import minilm, smollm2
-from ares_stream.testbed.real_texts import SEED, select
+from ares_stream.lab.experiments.smollm2.models import minilm, smollm2
+from ares_stream.lab.experiments.smollm2.texts import SEED, select
+from ares_stream.records.base import Interval
 from ares_stream.training.classifier import (
     Fitted,
     Report,

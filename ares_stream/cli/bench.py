@@ -10,7 +10,7 @@ import typer
 from ares_stream.cli import bench_real, bench_repair
 
 if TYPE_CHECKING:
-    from ares_stream.testbed.jobs import Step
+    from ares_stream.lab.jobs import Step
 
 app = typer.Typer(no_args_is_help=True, help="Benchmarks; each writes a JSON document.")
 app.command("repair")(bench_repair.repair)
@@ -55,10 +55,10 @@ def probes(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ares_stream.errors import SettingsError
-    from ares_stream.lines import write_document
+    from ares_stream.files import write_document
+    from ares_stream.lab.experiments.probes import search as probe_bench
+    from ares_stream.lab.experiments.probes.jobs import bench
     from ares_stream.probes.baselines import METHODS
-    from ares_stream.testbed import probe_bench
-    from ares_stream.testbed.probe_jobs import bench
 
     if seeds is None:
         raise SettingsError("--seeds: missing; name the victims, for example 11,12,13")
@@ -135,9 +135,9 @@ def cfr(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from ares_stream.bundles import load_bundle, refuse_shared_lineage
-    from ares_stream.detection import DetectionPolicy
-    from ares_stream.lines import write_document, written_whole
+    from ares_stream.detection.decide import DetectionPolicy
+    from ares_stream.files import write_document, written_whole
+    from ares_stream.models.bundles import load_bundle, refuse_shared_lineage
     from ares_stream.probes.plan import EndpointSection, FileSection, TargetSection
     from ares_stream.probes.scorecard import as_markdown, score_card
     from ares_stream.scoring.panel import Panel

@@ -14,7 +14,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
 from ares_stream.errors import SettingsError
-from ares_stream.lines import write_document
+from ares_stream.files import write_document
 
 Profile = Annotated[str | None, typer.Option(help="Instead of the testbed a real policy: smollm2.")]
 Data = Annotated[
@@ -38,7 +38,7 @@ def repair(
 ) -> None:
     """Repair the real policy and print the figures."""
     _known(profile)
-    from ares_stream.testbed.real_repair import CACHE, FULL, QUICK, run
+    from ares_stream.lab.experiments.smollm2.repair import CACHE, FULL, QUICK, run
 
     chosen: Literal["dev", "test"] = "dev" if split == "dev" else "test"
     console = Console(stderr=True)
@@ -52,8 +52,8 @@ def repair(
 def probes(json_file: Path, data: Path, profile: str, *, quick: bool, cache: Path | None) -> None:
     """Search the real policy's failures and print what each method found."""
     _known(profile)
-    from ares_stream.testbed.real_probes import FULL, QUICK, run
-    from ares_stream.testbed.real_repair import CACHE
+    from ares_stream.lab.experiments.smollm2.probes import FULL, QUICK, run
+    from ares_stream.lab.experiments.smollm2.repair import CACHE
 
     with bars(Console(stderr=True)) as stage:
         found = run(data, QUICK if quick else FULL, stage, cache=cache or CACHE)

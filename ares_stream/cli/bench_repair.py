@@ -12,10 +12,10 @@ from rich.table import Table
 
 from ares_stream.cli import bench_real
 from ares_stream.errors import SettingsError
-from ares_stream.lines import write_document
+from ares_stream.files import write_document
 
 if TYPE_CHECKING:
-    from ares_stream.testbed.jobs import Step
+    from ares_stream.lab.jobs import Step
 
 COLUMNS = {
     "cfr": "CFR", "cfr_frozen_rm": "CFR frozen", "policy_harm": "harm", "rm_blind": "RM blind",
@@ -55,7 +55,7 @@ def repair(
 
     Exits 0 when measured; 2 for a wrong option; 1 when a victim misses its starting line.
     """
-    from ares_stream.testbed.repair_bench import METHODS, run_bench
+    from ares_stream.lab.experiments.repair.methods import METHODS, run_bench
 
     if split not in ("test", "dev"):
         raise SettingsError(f"--split {split}: is test or dev")
@@ -82,7 +82,7 @@ def repair_cost(
     cache: Cache = None,
 ) -> None:
     """Time the joint repair against TRL's RewardTrainer followed by its DPOTrainer."""
-    from ares_stream.testbed.repair_cost import run_cost
+    from ares_stream.lab.experiments.repair.cost import run_cost
 
     console = Console(stderr=True)
     with console.status("training by both"):
@@ -106,7 +106,7 @@ def repair_poison(
     Exits 0 when every poisoned repair was rejected or kept every figure, 1 otherwise; 2 for a
     wrong option.
     """
-    from ares_stream.testbed.poison_bench import FIGURES, KINDS, SHARES, run_poison
+    from ares_stream.lab.experiments.repair.poison import FIGURES, KINDS, SHARES, run_poison
 
     with _bars() as progress:
         found = run_poison(

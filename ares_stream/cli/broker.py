@@ -26,7 +26,7 @@ def command(
 
     Exits 0 when stopped, 2 for wrong options, 3 when Kafka dies or cannot be fetched.
     """
-    from ares_stream.streaming.broker import EmbeddedBroker
+    from ares_stream.processes.broker import EmbeddedBroker
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

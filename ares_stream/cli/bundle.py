@@ -13,7 +13,7 @@ import typer
 from ares_stream.cli import bundle_train
 
 if TYPE_CHECKING:
-    from ares_stream.bundles import Bundle, Kind
+    from ares_stream.models.bundles import Bundle, Kind
     from ares_stream.scoring.offline import Progress
 
 app = typer.Typer(no_args_is_help=True, help="Models as verified directories.")
@@ -96,7 +96,7 @@ def set_reference(
     out: Out,
 ) -> None:
     """Write a copy of a reward model whose reference scores come from your conversations."""
-    from ares_stream.bundles import load_bundle
+    from ares_stream.models.bundles import load_bundle
     from ares_stream.scoring.offline import reward_reference
     from ares_stream.training.examples import read_conversations
 
@@ -122,7 +122,7 @@ def calibrate(
     """Write a copy of a judge whose probabilities are fitted to your labels."""
     import numpy as np
 
-    from ares_stream.bundles import Calibration, load_bundle
+    from ares_stream.models.bundles import Calibration, load_bundle
     from ares_stream.scoring.model import logit
     from ares_stream.scoring.offline import raw_scores
     from ares_stream.training.calibration import auroc, fit_platt
@@ -155,7 +155,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
 ) -> None:
     """Say what a bundle is. Every digest is checked first."""
-    from ares_stream.bundles import SIGNATURE, load_bundle
+    from ares_stream.models.bundles import SIGNATURE, load_bundle
 
     found = load_bundle(bundle)
     signed = (bundle / SIGNATURE).is_file()
@@ -192,7 +192,7 @@ def verify(
 
     Exit code 0: whole (and signed by the key's owner); 2: not, with the reason.
     """
-    from ares_stream.bundles import load_bundle
+    from ares_stream.models.bundles import load_bundle
 
     found = load_bundle(bundle, public_key=public_key)
     what = "whole and signed" if public_key else "whole"
@@ -207,7 +207,7 @@ def sign(
     ],
 ) -> None:
     """Sign a bundle with your key (OpenSSF model signing)."""
-    from ares_stream.signing import sign_bundle
+    from ares_stream.models.signing import sign_bundle
 
     typer.echo(f"{sign_bundle(bundle, private_key)}: written")
 
@@ -252,8 +252,8 @@ def _export(
     data: list[Path] | None,
     **options: Any,
 ) -> None:
-    from ares_stream.bundles import Lineage, file_digest
     from ares_stream.errors import SettingsError
+    from ares_stream.models.bundles import Lineage, file_digest
 
     digests: list[str] = []
     for file in data or ():
@@ -276,7 +276,7 @@ def _export(
 
 
 def _copy(bundle: Bundle, out: Path, **changes: Any) -> Bundle:
-    from ares_stream.bundles import write_bundle
+    from ares_stream.models.bundles import write_bundle
 
     files = {name: bundle.path / name for name in bundle.manifest.files}
     return write_bundle(out, bundle.manifest.model_copy(update=changes), files)

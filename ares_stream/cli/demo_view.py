@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ares_stream.demo.contract import DemoSummary
-from ares_stream.events import CoupledFailure, FailureClass, Verdict
-from ares_stream.rounds import Round
+from ares_stream.probes.rounds import Round
+from ares_stream.records.repair import CoupledFailure
+from ares_stream.records.verdict import FailureClass, Verdict
 
 ROWS = 8
 """Failures shown at a time."""

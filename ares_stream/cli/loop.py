@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ares_stream.rounds import Round
+    from ares_stream.probes.rounds import Round
 
 
 def command(
@@ -32,16 +32,16 @@ def command(
     every round ended, 1 when no repair was decided in time, 2 for a wrong campaign, settings
     or topics, 3 when Kafka or the policy stays unreachable.
     """
-    from ares_stream import topics
-    from ares_stream.events import RepairReport
-    from ares_stream.lines import written_whole
+    from ares_stream.files import written_whole
     from ares_stream.probes.plan import CampaignPlan, load_campaign
     from ares_stream.probes.prober import ProberPolicy
+    from ares_stream.probes.rounds import next_report, run_rounds
     from ares_stream.probes.targets import Target
+    from ares_stream.records import topics
+    from ares_stream.records.repair import RepairReport
+    from ares_stream.records.topics import topic_name
     from ares_stream.repair.intake import read_reports
-    from ares_stream.rounds import next_report, run_rounds
-    from ares_stream.settings import load_settings
-    from ares_stream.topics import topic_name
+    from ares_stream.services.settings import load_settings
 
     settings = load_settings(settings_file)
     file = load_campaign(campaign)

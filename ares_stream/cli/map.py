@@ -26,10 +26,10 @@ def try_(
     from rich.console import Console
     from rich.table import Table
 
-    from ares_stream.decoding import DecodingLimits, decode_interaction
     from ares_stream.errors import InputError
-    from ares_stream.lines import open_lines
-    from ares_stream.mapping import load_mapping
+    from ares_stream.files import open_lines
+    from ares_stream.records.decoding import DecodingLimits, decode_interaction
+    from ares_stream.records.mapping import load_mapping
 
     rules = load_mapping(mapping)
     console = Console()

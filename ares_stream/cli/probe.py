@@ -36,8 +36,8 @@ def import_(
     import yaml
 
     from ares_stream.errors import SettingsError
+    from ares_stream.files import written_whole
     from ares_stream.interchange.seeds import as_interactions, as_taxonomy, read_seeds
-    from ares_stream.lines import written_whole
 
     if taxonomy is None and conversations is None:
         raise SettingsError("nothing to write; give --taxonomy, --conversations or both")
@@ -117,7 +117,7 @@ def run(
     from ares_stream.interchange.record import write_record
     from ares_stream.probes.plan import load_campaign
     from ares_stream.probes.prober import Prober, ProberObserver, ProberPolicy, campaign_record
-    from ares_stream.settings import load_settings
+    from ares_stream.services.settings import load_settings
 
     settings = load_settings(settings_file)
     file = load_campaign(campaign, prior)
@@ -201,10 +201,10 @@ def export_prior_(
     """
     import asyncio
 
-    from ares_stream.lines import write_document
+    from ares_stream.files import write_document
     from ares_stream.probes.plan import export_prior, load_campaign
     from ares_stream.probes.prober import rebuild
-    from ares_stream.settings import load_settings
+    from ares_stream.services.settings import load_settings
 
     settings = load_settings(settings_file)
     plan = load_campaign(campaign, prior).plan()

@@ -45,9 +45,9 @@ def triggers(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from ares_stream.bundles import load_bundle
     from ares_stream.errors import SettingsError
-    from ares_stream.lines import written_whole
+    from ares_stream.files import written_whole
+    from ares_stream.models.bundles import load_bundle
     from ares_stream.probes.plan import EndpointSection, FileSection, TargetSection
     from ares_stream.probes.trigger_targets import Asked, read_carriers, read_vocabulary
     from ares_stream.probes.triggers import TriggerPolicy, find_triggers

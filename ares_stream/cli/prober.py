@@ -25,10 +25,10 @@ def command(
     Exits 0 when stopped, 2 for a wrong campaign, settings or topics, 3 when Kafka stays
     unreachable or another process has taken the campaign over.
     """
-    from ares_stream import logs
     from ares_stream.probes.plan import load_campaign
-    from ares_stream.settings import load_settings
-    from services.prober import run_prober
+    from ares_stream.services import logs
+    from ares_stream.services.prober import run_prober
+    from ares_stream.services.settings import load_settings
 
     settings = load_settings(settings_file)
     logs.configure(level=settings.log_level)

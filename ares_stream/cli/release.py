@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ares_stream.events import Release
-    from ares_stream.registry import Author, Log, Registry
-    from ares_stream.settings import Settings
+    from ares_stream.models.registry import Author, Log, Registry
+    from ares_stream.records.release import Release
+    from ares_stream.services.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="See, approve, reject and take back releases.")
 
@@ -34,15 +34,15 @@ Offline = Annotated[
 
 
 def _registry(file: Path | None) -> tuple[Settings, Registry]:
-    from ares_stream.registry import Registry
-    from ares_stream.settings import load_settings
+    from ares_stream.models.registry import Registry
+    from ares_stream.services.settings import load_settings
 
     settings = load_settings(file)
     return settings, Registry(settings.registry.root)
 
 
 def _author(by: str | None, reason: str) -> Author:
-    from ares_stream.registry import Author
+    from ares_stream.models.registry import Author
 
     return Author(by or getpass.getuser(), datetime.now(UTC), reason)
 
@@ -110,9 +110,9 @@ def add(
     offline: Offline = False,
 ) -> None:
     """Propose a model that no repair made: it becomes a candidate. Exits 0 or 2."""
-    from ares_stream.bundles import load_bundle
     from ares_stream.errors import SettingsError
-    from ares_stream.registry import Artefact
+    from ares_stream.models.bundles import load_bundle
+    from ares_stream.models.registry import Artefact
 
     if kind not in ("harm", "reward", "policy"):
         raise SettingsError(f"--kind {kind}: expected harm, reward or policy")
@@ -189,9 +189,9 @@ def _step(
 
 
 def _announce(settings: Settings, log: Log) -> None:
-    from ares_stream import topics
-    from ares_stream.announcing import announce_policies, announce_topic
-    from ares_stream.topics import topic_name
+    from ares_stream.models.announcing import announce_policies, announce_topic
+    from ares_stream.records import topics
+    from ares_stream.records.topics import topic_name
 
     topic = topic_name(settings.topic_prefix, topics.RELEASES)
 

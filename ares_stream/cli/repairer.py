@@ -18,9 +18,9 @@ def command(
 
     Exits 0 when stopped, 2 for wrong settings, bundles or topics, 3 when Kafka stays unreachable.
     """
-    from ares_stream import logs
-    from ares_stream.settings import load_settings
-    from services.repairer import run_repairer
+    from ares_stream.services import logs
+    from ares_stream.services.repairer import run_repairer
+    from ares_stream.services.settings import load_settings
 
     settings = load_settings(settings_file)
     logs.configure(level=settings.log_level)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from ares_stream.bundles import Bundle
-    from ares_stream.detection import DetectionPolicy
-    from ares_stream.lines import Lines
-    from ares_stream.mapping import Mapping
-    from ares_stream.scan import ScanResult
+    from ares_stream.detection.decide import DetectionPolicy
+    from ares_stream.files import Lines
+    from ares_stream.models.bundles import Bundle
+    from ares_stream.records.mapping import Mapping
+    from ares_stream.reporting.scan import ScanResult
 
 Provider = Literal["cpu", "cuda"]
 
@@ -45,9 +45,9 @@ def command(
     Exit code 0: every line has a verdict; 1: some lines were refused, the others' verdicts
     are written; 2: the input, a bundle or an option is wrong, nothing is written.
     """
-    from ares_stream.bundles import load_bundle, refuse_shared_lineage
-    from ares_stream.lines import open_lines
-    from ares_stream.mapping import load_mapping
+    from ares_stream.files import open_lines
+    from ares_stream.models.bundles import load_bundle, refuse_shared_lineage
+    from ares_stream.records.mapping import load_mapping
 
     policy = _policy(policy_file)
     mapping = load_mapping(map_file) if map_file else None
@@ -67,7 +67,7 @@ def _policy(file: Path | None) -> DetectionPolicy:
     import yaml
     from pydantic import ValidationError
 
-    from ares_stream.detection import DetectionPolicy
+    from ares_stream.detection.decide import DetectionPolicy
     from ares_stream.errors import SettingsError
 
     if file is None:
@@ -110,11 +110,11 @@ def _run(
         TimeRemainingColumn,
     )
 
-    from ares_stream.decoding import DecodingLimits
     from ares_stream.errors import SettingsError
-    from ares_stream.events import Verdict
-    from ares_stream.lines import written_whole
-    from ares_stream.scan import BadLine, Source, scan
+    from ares_stream.files import written_whole
+    from ares_stream.records.decoding import DecodingLimits
+    from ares_stream.records.verdict import Verdict
+    from ares_stream.reporting.scan import BadLine, Source, scan
     from ares_stream.scoring.panel import Panel, ScoringConfig
 
     survey = lines.survey()
@@ -172,8 +172,8 @@ def _write_outputs(result: ScanResult, report: Path | None, json_file: Path | No
     import json
     from datetime import UTC, datetime
 
-    from ares_stream.lines import written_whole
-    from ares_stream.report import render
+    from ares_stream.files import written_whole
+    from ares_stream.reporting.page import render
 
     if report is not None:
         page = render(result.report(), datetime.now(UTC))
@@ -189,8 +189,8 @@ def _write_outputs(result: ScanResult, report: Path | None, json_file: Path | No
 
 
 def _say(result: ScanResult) -> None:
-    from ares_stream.charts import percent
-    from ares_stream.statistics import wilson
+    from ares_stream.detection.intervals import wilson
+    from ares_stream.reporting.charts import percent
 
     whole = result.main.total(wilson)
     line = f"{result.scored:,} scored, {result.bad_count:,} refused"

@@ -20,7 +20,7 @@ def write(
     ] = False,
 ) -> None:
     """Write them; a change that breaks today's programs is refused with exit code 1."""
-    from ares_stream.schemas import check_directory, write_directory
+    from ares_stream.records.schemas import check_directory, write_directory
 
     if directory.is_dir():
         breaking = check_directory(directory).breaking
@@ -35,7 +35,7 @@ def write(
 @app.command()
 def check(directory: Directory) -> None:
     """Exit 1 unless the files are what the code says; breaking changes are named."""
-    from ares_stream.schemas import check_directory
+    from ares_stream.records.schemas import check_directory
 
     result = check_directory(directory)
     if result.same:

@@ -19,9 +19,9 @@ def command(
     Exits 0 when stopped, 2 for wrong settings, bundles or topics, 3 when Kafka stays
     unreachable or the dead-letter breaker opens.
     """
-    from ares_stream import logs
-    from ares_stream.settings import load_settings
-    from services.scorer import run_scorer
+    from ares_stream.services import logs
+    from ares_stream.services.scorer import run_scorer
+    from ares_stream.services.settings import load_settings
 
     settings = load_settings(settings_file)
     logs.configure(level=settings.log_level)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from ares_stream.records.topics import TopicSpec
     from ares_stream.streaming.connection import KafkaConnection
-    from ares_stream.topics import TopicSpec
 
 app = typer.Typer(no_args_is_help=True, help="Create and check the topics.")
 
@@ -39,9 +39,9 @@ def _target(
     from pydantic import ValidationError
 
     from ares_stream.errors import SettingsError
-    from ares_stream.settings import load_settings
+    from ares_stream.records.topics import specs
+    from ares_stream.services.settings import load_settings
     from ares_stream.streaming.connection import KafkaConnection
-    from ares_stream.topics import specs
 
     settings = load_settings(file)
     kafka = settings.kafka.model_dump()
@@ -92,8 +92,8 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Compare what exists. Exits 0 when all is as it should be, 1 with every difference."""
+    from ares_stream.records.topics import compare
     from ares_stream.streaming.admin import describe_topics
-    from ares_stream.topics import compare
 
     connection, wanted = _target(settings, bootstrap, prefix, partitions, replication, audit_days)
     actual = asyncio.run(describe_topics(connection, [spec.name for spec in wanted]))

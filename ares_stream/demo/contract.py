@@ -6,14 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from ares_stream.accounting import Account
-from ares_stream.events import (
-    CoupledFailure,
-    Interval,
-    Verdict,
-)
-from ares_stream.mapping import Mapping
-from ares_stream.rounds import Round
+from ares_stream.audit.accounting import Account
+from ares_stream.probes.rounds import Round
+from ares_stream.records.base import Interval
+from ares_stream.records.mapping import Mapping
+from ares_stream.records.repair import CoupledFailure
+from ares_stream.records.verdict import Verdict
 
 PREFIX: Final = "demo."
 """Of every topic of the demo's broker."""

@@ -10,15 +10,12 @@ from typing import Any, Final
 
 from ares_stream.demo.contract import PREFIX, DemoOptions, Stream, View
 from ares_stream.errors import SettingsError
-from ares_stream.lines import open_lines
-from ares_stream.mapping import load_mapping
+from ares_stream.files import open_lines
+from ares_stream.records.mapping import load_mapping
+from ares_stream.records.topics import PRODUCTION, topic_name
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.records import OutboundRecord
-from ares_stream.topics import (
-    PRODUCTION,
-    topic_name,
-)
 
 CHUNK: Final = 50
 """Records sent together."""
@@ -53,8 +50,8 @@ def read_stream(options: DemoOptions) -> Stream:
 
 
 def _synthetic(options: DemoOptions) -> Stream:
-    from ares_stream.testbed.traffic import export_victim_bundles, traffic
-    from ares_stream.testbed.victim import make_victim
+    from ares_stream.lab.victims.traffic import export_victim_bundles, traffic
+    from ares_stream.lab.victims.victim import make_victim
 
     victim = make_victim(options.seed, cache=options.cache)
     harm, reward = export_victim_bundles(victim, options.cache)

@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Final
 
 from ares_stream.demo.contract import PREFIX, DemoOptions, Stream, View
-from ares_stream.demo.processes import LOOK_SECONDS, READY_SECONDS, Service, service_process
-from ares_stream.events import (
-    Policy,
-    RepairReport,
-)
+from ares_stream.models.registry import Registry
 from ares_stream.probes.campaign import CampaignPolicy
 from ares_stream.probes.plan import CampaignPlan
 from ares_stream.probes.prober import ProberPolicy
+from ares_stream.probes.rounds import Round, next_report, run_rounds
 from ares_stream.probes.targets import Target
-from ares_stream.registry import Registry
-from ares_stream.rounds import Round, next_report, run_rounds
+from ares_stream.processes.service import LOOK_SECONDS, READY_SECONDS, Service, service_process
+from ares_stream.records.interaction import Policy
+from ares_stream.records.repair import RepairReport
 from ares_stream.streaming.connection import KafkaConnection
 
 POLICY_MODEL: Final = "demo-policy"
@@ -38,10 +36,10 @@ async def probe_and_repair(
     """Probe the made policy, repair it and its reward model, probe again."""
     if stream.victim is None or options.rounds == 0:
         return []
+    from ares_stream.lab.experiments.probes.search import probe_space
+    from ares_stream.lab.victims.evaluate import load_policy
+    from ares_stream.lab.victims.repairing import recipe, write_inputs
     from ares_stream.probes.local_target import LocalTarget
-    from ares_stream.testbed.evaluate import load_policy
-    from ares_stream.testbed.probe_bench import probe_space
-    from ares_stream.testbed.repairing import recipe, write_inputs
 
     victim = stream.victim
     registry = Registry(str(scratch / "registry"))

@@ -9,24 +9,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from ares_stream.demo.contract import PREFIX, View
-from ares_stream.demo.processes import LOOK_SECONDS, Service
 from ares_stream.errors import ScoringError
-from ares_stream.events import (
-    CoupledFailure,
-    OffsetRange,
-    Verdict,
-)
+from ares_stream.processes.service import LOOK_SECONDS, Service
+from ares_stream.records.base import OffsetRange
+from ares_stream.records.repair import CoupledFailure
+from ares_stream.records.topics import DEADLETTERS, PROBE, PRODUCTION, REPAIR, VERDICTS, topic_name
+from ares_stream.records.verdict import Verdict
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord
-from ares_stream.topics import (
-    DEADLETTERS,
-    PROBE,
-    PRODUCTION,
-    REPAIR,
-    VERDICTS,
-    topic_name,
-)
 
 STALL_SECONDS: Final = 60.0
 """Without a new verdict for this long, the stream hangs."""

@@ -6,22 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Final
 
-from ares_stream.charts import Series
 from ares_stream.demo.contract import DemoSummary
 from ares_stream.demo.outputs import Held
-from ares_stream.detection import DetectionPolicy
-from ares_stream.events import (
-    Interval,
-)
-from ares_stream.report import (
-    Findings,
-    Report,
-    Section,
-    Tile,
-    curve_section,
-    table_section,
-)
-from ares_stream.rounds import Round
+from ares_stream.detection.decide import DetectionPolicy
+from ares_stream.probes.rounds import Round
+from ares_stream.records.base import Interval
+from ares_stream.reporting.charts import Series
+from ares_stream.reporting.page import Findings, Report, Section, Tile, curve_section, table_section
 from ares_stream.streaming.deadletters import reason_of
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from ares_stream import __version__
+from ares_stream.detection.intervals import wilson
 from ares_stream.errors import SettingsError
+from ares_stream.files import written_whole
 from ares_stream.interchange.record import Exchange
-from ares_stream.lines import written_whole
-from ares_stream.statistics import wilson
 
 TARGET: Final = "An answer that is not harmful, or that the reward model dislikes."
 _INSPECT_ROLES: Final = {"developer": "system"}

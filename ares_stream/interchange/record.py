@@ -12,8 +12,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ares_stream.errors import FileFormatError
-from ares_stream.events import FailureClass, Interaction, Probe, Verdict, decode_error
-from ares_stream.lines import open_lines, written_whole
+from ares_stream.files import open_lines, written_whole
+from ares_stream.records.base import decode_error
+from ares_stream.records.interaction import Interaction, Probe
+from ares_stream.records.verdict import FailureClass, Verdict
 
 
 @dataclass(frozen=True, slots=True)

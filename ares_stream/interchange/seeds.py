@@ -28,8 +28,9 @@ from typing import Any, Final
 import yaml
 
 from ares_stream.errors import FileFormatError, SettingsError
-from ares_stream.events import Interaction, Message, Policy, digest
 from ares_stream.probes.taxonomy import load_taxonomy
+from ares_stream.records.base import digest
+from ares_stream.records.interaction import Interaction, Message, Policy
 
 MAX_FILE_BYTES: Final = 512 << 20
 """Seed files are small; a file of another kind, given by mistake, must not fill the memory."""

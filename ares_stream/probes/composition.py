@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 
 from ares_stream.errors import SettingsError
-from ares_stream.events import Message
 from ares_stream.probes.taxonomy import Taxonomy
 from ares_stream.probes.transforms import transform
+from ares_stream.records.interaction import Message
 
 Ids = dict[str, str]
 

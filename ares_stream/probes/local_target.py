@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ares_stream.errors import SettingsError
-from ares_stream.events import Policy
 from ares_stream.probes.targets import Answer, Query, Result
+from ares_stream.records.interaction import Policy
 
 
 class LocalTarget:

@@ -11,13 +11,15 @@ from typing import Final
 
 import numpy as np
 
-from ares_stream import topics
-from ares_stream.events import FailureClass, Interaction, Verdict, digest
 from ares_stream.probes.campaign import Ask, Judged
 from ares_stream.probes.plan import CampaignPlan
 from ares_stream.probes.screening import Clusters
 from ares_stream.probes.selection import Adaptive
 from ares_stream.probes.wording import COMPOSER, MADE_BY, Wording
+from ares_stream.records import topics
+from ares_stream.records.base import digest
+from ares_stream.records.interaction import Interaction
+from ares_stream.records.verdict import FailureClass, Verdict
 from ares_stream.streaming.records import InboundRecord
 
 UNANSWERED: Final = "unanswered"

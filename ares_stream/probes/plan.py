@@ -27,7 +27,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ares_stream.errors import SettingsError
-from ares_stream.events import Policy, digest
 from ares_stream.probes.attacker import AttackPlan
 from ares_stream.probes.baselines import make_selector
 from ares_stream.probes.campaign import Campaign, CampaignPolicy
@@ -37,6 +36,8 @@ from ares_stream.probes.space import Space
 from ares_stream.probes.surrogate import FeaturePrior
 from ares_stream.probes.targets import EndpointPolicy, OpenAITarget, RecordedTarget, Target
 from ares_stream.probes.taxonomy import load_taxonomy
+from ares_stream.records.base import digest
+from ares_stream.records.interaction import Policy
 
 PRIOR_SCHEMA = "ares.probe-prior/1"
 

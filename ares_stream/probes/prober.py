@@ -26,10 +26,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from ares_stream import topics
-from ares_stream.cloudevents import cloudevent_headers
 from ares_stream.errors import BrokerError, DecodeError, ReadError, SettingsError, TargetError
-from ares_stream.events import Interaction, OffsetRange, Probe, Verdict
 from ares_stream.interchange.record import Exchange
 from ares_stream.probes.attacker import Fault, Kind
 from ares_stream.probes.campaign import Ask, Campaign
@@ -38,11 +35,16 @@ from ares_stream.probes.memory import UNANSWERED, Calibration, CampaignMemory, P
 from ares_stream.probes.plan import CampaignPlan
 from ares_stream.probes.targets import Answer, Query, Target, Unanswerable
 from ares_stream.probes.wording import MADE_BY
+from ares_stream.records import topics
+from ares_stream.records.base import OffsetRange
+from ares_stream.records.cloudevents import cloudevent_headers
+from ares_stream.records.interaction import Interaction, Probe
+from ares_stream.records.topics import topic_name
+from ares_stream.records.verdict import Verdict
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.journal import Journal, follow, group_lag
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import OutboundRecord
-from ares_stream.topics import topic_name
 
 GIVE_UP: Final = 5
 """Failures of one query, while the target answers others, after which it counts as refused."""

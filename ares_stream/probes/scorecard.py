@@ -14,19 +14,15 @@ from datetime import UTC, datetime
 from importlib import resources
 from typing import Any, Final, Protocol
 
-from ares_stream.detection import DetectionPolicy
+from ares_stream.detection.assess import Scored, assess
+from ares_stream.detection.decide import DetectionPolicy
+from ares_stream.detection.intervals import wilson
+from ares_stream.detection.rates import Tally
 from ares_stream.errors import IntegrityError, ScoringError, SettingsError, TargetError
-from ares_stream.events import (
-    FailureClass,
-    Interaction,
-    Message,
-    SourceCoordinates,
-    Verdict,
-    digest,
-)
-from ares_stream.monitor import Scored, assess
 from ares_stream.probes.targets import Answer, Query, Target
-from ares_stream.statistics import Tally, wilson
+from ares_stream.records.base import digest
+from ares_stream.records.interaction import Interaction, Message
+from ares_stream.records.verdict import FailureClass, SourceCoordinates, Verdict
 
 SETS: Final = {"1": "35ad26492471fa876cb9ed636e2456379dbecbd2848ba62b5bc06b4a6b2ddaf6"}
 """Version → SHA-256 of the set's canonical JSON."""

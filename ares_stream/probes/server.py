@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ares_stream.errors import BrokerError, TargetError
-from ares_stream.events import Message
 from ares_stream.probes.targets import Query, Target
+from ares_stream.records.interaction import Message
 
 MAX_BODY_BYTES = 1024 * 1024
 START_SECONDS = 10.0

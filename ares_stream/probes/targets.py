@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import httpx
 
 from ares_stream.errors import FileFormatError, SettingsError, TargetError
-from ares_stream.events import Message, Policy, digest
+from ares_stream.records.base import digest
+from ares_stream.records.interaction import Message, Policy
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 """A server that streams without end must not fill the memory."""

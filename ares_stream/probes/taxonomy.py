@@ -25,9 +25,10 @@ from pydantic import (
 )
 
 from ares_stream.errors import SettingsError
-from ares_stream.events import Message, digest
 from ares_stream.probes.space import Space
 from ares_stream.probes.transforms import TRANSFORMS
+from ares_stream.records.base import digest
+from ares_stream.records.interaction import Message
 
 Axis = Literal["topic", "persona", "tactic", "goal", "transform"]
 AXES: tuple[Axis, ...] = ("topic", "persona", "tactic", "goal", "transform")

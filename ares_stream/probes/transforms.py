@@ -12,7 +12,7 @@ import codecs
 from collections.abc import Callable, Sequence
 
 from ares_stream.errors import SettingsError
-from ares_stream.events import Message
+from ares_stream.records.interaction import Message
 
 _LEET = str.maketrans("aeiostAEIOST", "431057431057")
 

@@ -12,10 +12,10 @@ from typing import Annotated, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ares_stream.errors import FileFormatError, ScoringError, SettingsError, TargetError
-from ares_stream.events import Interaction, Message, Policy
-from ares_stream.lines import open_lines
+from ares_stream.files import open_lines
 from ares_stream.probes.targets import Query, Result, Target
 from ares_stream.probes.triggers import Trial
+from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.scoring.model import ScoringObserver
 
 MIN_WORDS = 4

@@ -14,7 +14,6 @@ from typing import Final
 
 import numpy as np
 
-from ares_stream.events import Interaction, Message
 from ares_stream.probes.archive import Archive
 from ares_stream.probes.attacker import AttackPlan, Errand, Fault, Parent, errand, fault, parse
 from ares_stream.probes.campaign import Ask
@@ -30,6 +29,7 @@ from ares_stream.probes.selection import Finding
 from ares_stream.probes.space import Space
 from ares_stream.probes.targets import Answer
 from ares_stream.probes.transforms import transform
+from ares_stream.records.interaction import Interaction, Message
 
 REWORDINGS: Final = 8
 """Other ways to say a composition that are tried before it counts as said already."""

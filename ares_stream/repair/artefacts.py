@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from ares_stream.errors import AresError, RepairError
-from ares_stream.events import Identifier, Interaction, OffsetRange
+from ares_stream.records.base import Identifier, OffsetRange
+from ares_stream.records.interaction import Interaction
 from ares_stream.repair.files import read_whole, write_whole
 from ares_stream.repair.recipe import Recipe, read_recipe
 from ares_stream.repair.run import report
 from ares_stream.repair.suites import Suite, prompts
 
 if TYPE_CHECKING:
-    from ares_stream.bundles import Bundle
+    from ares_stream.models.bundles import Bundle
 
 LORA: Final = "repaired"
 
@@ -160,8 +161,8 @@ def _merge_reward(folder: Path, recipe: Recipe) -> None:
 
 
 def _export_reward(folder: Path, job: Job, recipe: Recipe) -> None:
-    from ares_stream.bundles import load_bundle
-    from ares_stream.signing import sign_bundle
+    from ares_stream.models.bundles import load_bundle
+    from ares_stream.models.signing import sign_bundle
     from ares_stream.training.export import export_bundle
 
     incumbent = load_bundle(job.incumbent, "reward")
@@ -195,7 +196,7 @@ def _export_reward(folder: Path, job: Job, recipe: Recipe) -> None:
 
 def _reference(path: Path) -> list[Interaction]:
     from ares_stream.errors import DecodeError, FileFormatError
-    from ares_stream.lines import open_lines
+    from ares_stream.files import open_lines
 
     found: list[Interaction] = []
     with open_lines(path) as lines:

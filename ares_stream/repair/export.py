@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 import yaml
 
 from ares_stream.errors import RepairError
-from ares_stream.events import Message
+from ares_stream.records.interaction import Message
 from ares_stream.repair.files import write_whole
 from ares_stream.repair.plan import Plan, ReplaySample, Sample, ValidatedPair
 

@@ -32,11 +32,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ares_stream.events import Interaction, Interval, Message, Policy
+from ares_stream.detection.intervals import wilson
+from ares_stream.records.base import Interval
+from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.repair.models import PolicyModel, RewardModel
 from ares_stream.repair.plan import Plan, Sample
 from ares_stream.repair.reinforce import Scale
-from ares_stream.statistics import wilson
 
 Judge = Callable[[Sequence[tuple[Sequence[Message], str]]], list[bool]]
 """Says of each (conversation, answer) whether it is harmful."""
@@ -64,7 +65,7 @@ def _held_out(messages: Sequence[Message]) -> bool:
 
 def bundle_judge(path: Path) -> Judge:
     """A harm bundle as a judge, at probability 0.5. Raises BundleError."""
-    from ares_stream.bundles import load_bundle
+    from ares_stream.models.bundles import load_bundle
     from ares_stream.scoring.model import ScoringModel, ScoringObserver
 
     model = ScoringModel(load_bundle(path, kind="harm"), "cpu")

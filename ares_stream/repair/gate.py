@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from scipy.stats import fisher_exact
 
 from ares_stream.errors import RepairError
-from ares_stream.events import Identifier, Interval, digest
+from ares_stream.records.base import Identifier, Interval, digest
 
 Kind = Literal["fall", "hold_low", "hold_high", "stay_below"]
 

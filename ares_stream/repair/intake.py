@@ -14,8 +14,10 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ares_stream.errors import DecodeError, FileFormatError, RepairError, SettingsError
-from ares_stream.events import CoupledFailure, Label, OffsetRange, RepairReport
-from ares_stream.lines import open_lines
+from ares_stream.files import open_lines
+from ares_stream.records.base import OffsetRange
+from ares_stream.records.label import Label
+from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.repair.plan import Replay, ReplaySample, ValidatedPair
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.reader import read, read_latest, snapshot

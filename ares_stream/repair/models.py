@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ares_stream.errors import RepairError
-from ares_stream.events import Message
+from ares_stream.records.interaction import Message
 from ares_stream.repair.recipe import Lora, Recipe
 from ares_stream.training.architecture import Classifier
 from ares_stream.training.encoder import quiet_transformers

@@ -21,12 +21,14 @@ from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter
 
-from ares_stream.bundles import load_bundle
 from ares_stream.errors import AresError, RegistryError, RepairError
-from ares_stream.events import CoupledFailure, OffsetRange, ReleaseState, RepairReport, digest
-from ares_stream.registry import Artefact, Author, Log, Registry
+from ares_stream.models.bundles import load_bundle
+from ares_stream.models.registry import Artefact, Author, Log, Registry
+from ares_stream.processes.child import Limits, Progress, run_child
+from ares_stream.records.base import OffsetRange, digest
+from ares_stream.records.release import ReleaseState
+from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.repair.artefacts import Job, read_job
-from ares_stream.repair.child import Limits, Progress, run_child
 from ares_stream.repair.files import read_whole, write_whole
 from ares_stream.repair.gate import (
     CANARIES,

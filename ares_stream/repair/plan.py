@@ -26,17 +26,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ares_stream.errors import IntegrityError, RepairError
-from ares_stream.events import (
-    CoupledFailure,
-    FailureClass,
-    Identifier,
-    Interaction,
-    Label,
-    Message,
-    Probability,
-    Slice,
-    digest,
-)
+from ares_stream.records.base import Identifier, Probability, Slice, digest
+from ares_stream.records.interaction import Interaction, Message
+from ares_stream.records.label import Label
+from ares_stream.records.repair import CoupledFailure
+from ares_stream.records.verdict import FailureClass
 from ares_stream.repair.files import read_whole, write_whole
 from ares_stream.repair.similarity import near_copies, normalised
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from ares_stream.events import digest
+from ares_stream.records.base import digest
 from ares_stream.repair.files import read_whole
 
 Method = Literal["none", "baseline_rlhf", "policy_only", "two_stage", "joint"]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ares_stream.events import Message
+from ares_stream.records.interaction import Message
 from ares_stream.repair import losses
 from ares_stream.repair.models import Encoded, PolicyModel, RewardModel
 from ares_stream.repair.recipe import Reinforce

@@ -19,8 +19,9 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from ares_stream.errors import AresError, RepairError
-from ares_stream.events import Message, digest
-from ares_stream.repair.child import Progress
+from ares_stream.processes.child import Progress
+from ares_stream.records.base import digest
+from ares_stream.records.interaction import Message
 from ares_stream.repair.files import read_whole, write_whole
 from ares_stream.repair.recipe import read_recipe
 

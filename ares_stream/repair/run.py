@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ares_stream.errors import AresError, RepairError
-from ares_stream.orphans import die_with_parent
+from ares_stream.processes.parent import die_with_parent
 from ares_stream.repair.files import write_whole
 from ares_stream.repair.plan import read_plan
 from ares_stream.repair.recipe import read_recipe

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ares_stream.events import Interval, RepairReport
+from ares_stream.records.base import Interval
+from ares_stream.records.repair import RepairReport
 from ares_stream.repair.gate import GateVerdict, Table
 from ares_stream.repair.plan import Plan
 

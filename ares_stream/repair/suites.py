@@ -21,9 +21,10 @@ from typing import Any, Final, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ares_stream.detection.intervals import wilson
 from ares_stream.errors import FileFormatError, RepairError
-from ares_stream.events import Identifier, Interval, Message
-from ares_stream.statistics import wilson
+from ares_stream.records.base import Identifier, Interval
+from ares_stream.records.interaction import Message
 
 REFUSAL: Final = (
     r"(?i)\b(i (can('|no)?t|cannot|won't|will not|am (not able|unable)|'m (not able|unable|sorry))"

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ares_stream.errors import RepairError
-from ares_stream.events import Message
+from ares_stream.records.interaction import Message
 from ares_stream.repair import losses
 from ares_stream.repair.models import Adapted, Encoded, PolicyModel, RewardModel
 from ares_stream.repair.plan import Plan, ReplaySample

@@ -11,22 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ares_stream.cloudevents import cloudevent_headers
-from ares_stream.decoding import DecodingLimits, decode_interaction
-from ares_stream.detection import DetectionPolicy
+from ares_stream.detection.assess import assess
+from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.errors import AresError, ScoringError
-from ares_stream.events import (
-    CoupledFailure,
-    FailureClass,
-    Interaction,
-    Lane,
-    Record,
-    ReviewItem,
-    SourceCoordinates,
-    Verdict,
-)
-from ares_stream.mapping import Mapping as FieldMapping
-from ares_stream.monitor import assess
+from ares_stream.records.base import Record
+from ares_stream.records.cloudevents import cloudevent_headers
+from ares_stream.records.decoding import DecodingLimits, decode_interaction
+from ares_stream.records.interaction import Interaction, Lane
+from ares_stream.records.label import ReviewItem
+from ares_stream.records.mapping import Mapping as FieldMapping
+from ares_stream.records.repair import CoupledFailure
+from ares_stream.records.verdict import FailureClass, SourceCoordinates, Verdict
 from ares_stream.scoring.panel import Scores
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 

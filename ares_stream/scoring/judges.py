@@ -25,7 +25,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ares_stream.errors import SettingsError
-from ares_stream.events import Interaction, digest
+from ares_stream.records.base import digest
+from ares_stream.records.interaction import Interaction
 
 MAX_REPLY_BYTES: Final = 1 << 20
 """An endpoint that answers without end must not fill the memory."""

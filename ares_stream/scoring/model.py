@@ -10,9 +10,9 @@ from concurrent.futures import Executor
 import numpy as np
 import numpy.typing as npt
 
-from ares_stream.bundles import Bundle, Calibration, Outputs, RewardReference
 from ares_stream.errors import BundleError, ScoringError
-from ares_stream.events import Interaction
+from ares_stream.models.bundles import Bundle, Calibration, Outputs, RewardReference
+from ares_stream.records.interaction import Interaction
 from ares_stream.scoring.batching import padding_share, plan
 from ares_stream.scoring.runtime import OnnxModel, Provider
 from ares_stream.scoring.tokenising import InputEncoder, Tokens

@@ -9,9 +9,10 @@ from typing import Final
 
 import numpy as np
 
-from ares_stream.bundles import REFERENCE_POINTS, Bundle, RewardReference
 from ares_stream.errors import InputError, ScoringError
-from ares_stream.events import Interaction, digest
+from ares_stream.models.bundles import REFERENCE_POINTS, Bundle, RewardReference
+from ares_stream.records.base import digest
+from ares_stream.records.interaction import Interaction
 from ares_stream.scoring.batching import plan
 from ares_stream.scoring.model import read_outputs
 from ares_stream.scoring.runtime import OnnxModel

@@ -12,9 +12,10 @@ from typing import Final
 
 import numpy as np
 
-from ares_stream.bundles import Bundle
 from ares_stream.errors import BundleError, ScoringError
-from ares_stream.events import Harm, Interaction, Message, Policy, Reward
+from ares_stream.models.bundles import Bundle
+from ares_stream.records.interaction import Interaction, Message, Policy
+from ares_stream.records.verdict import Harm, Reward
 from ares_stream.scoring.judges import Judge
 from ares_stream.scoring.model import ScoringModel, ScoringObserver, logit
 from ares_stream.scoring.runtime import Provider

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from ares_stream.bundles import Bundle
 from ares_stream.errors import BundleError, ProviderError, ScoringError
+from ares_stream.models.bundles import Bundle
 from ares_stream.scoring.batching import CPU, GPU, BatchPolicy
 from ares_stream.scoring.tokenising import Tokens
 

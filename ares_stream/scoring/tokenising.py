@@ -22,9 +22,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tokenizers import Encoding, Tokenizer
 
-from ares_stream.bundles import Bundle
 from ares_stream.errors import BundleError, ScoringError
-from ares_stream.events import Interaction, Message
+from ares_stream.models.bundles import Bundle
+from ares_stream.records.interaction import Interaction, Message
 
 CHARACTERS_PER_TOKEN: Final = 24
 """No tokenizer makes so few tokens of natural text: longer text cannot fit and is cut before it

@@ -12,8 +12,8 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from ares_stream.errors import BrokerError, TopicError
+from ares_stream.records.topics import ActualTopic, TopicSpec
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.topics import ActualTopic, TopicSpec
 
 ADMIN_SECONDS: Final = 30.0
 """Bounds a whole command: aiokafka waits for ever for a controller that never answers."""

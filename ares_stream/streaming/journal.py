@@ -17,7 +17,7 @@ from aiokafka.errors import (
 )
 
 from ares_stream.errors import BrokerError, InputError, StreamError
-from ares_stream.events import OffsetRange
+from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import MAX_REQUEST_BYTES, end_producer, retrieve

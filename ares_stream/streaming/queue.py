@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from ares_stream.errors import BrokerError
-from ares_stream.events import OffsetRange
+from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.connection import KafkaConnection
 
 SESSION_TIMEOUT_MS: Final = 30_000

@@ -1,1 +1,1 @@
-"""Making models: export, training and calibration. Torch lives here, in repair/ and in testbed/."""
+"""Making models: export, training and calibration. Torch lives here, in repair/ and in lab/."""

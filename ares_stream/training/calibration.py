@@ -17,7 +17,7 @@ from scipy.special import expit
 from scipy.stats import rankdata
 
 from ares_stream.errors import InputError
-from ares_stream.events import Interval
+from ares_stream.records.base import Interval
 
 Floats = NDArray[np.float64]
 

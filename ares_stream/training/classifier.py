@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ares_stream.bundles import (
+from ares_stream.errors import InputError, ScoringError
+from ares_stream.models.bundles import (
     Bundle,
     Calibration,
     InputTemplate,
@@ -26,8 +27,8 @@ from ares_stream.bundles import (
     Manifest,
     Outputs,
 )
-from ares_stream.errors import InputError, ScoringError
-from ares_stream.events import Interaction, Interval
+from ares_stream.records.base import Interval
+from ares_stream.records.interaction import Interaction
 from ares_stream.scoring.tokenising import InputEncoder
 from ares_stream.training.calibration import (
     Platt,

@@ -29,8 +29,9 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ares_stream.errors import DecodeError, FileFormatError, InputError
-from ares_stream.events import Interaction, Message, Policy, decode_error
-from ares_stream.lines import open_lines
+from ares_stream.files import open_lines
+from ares_stream.records.base import decode_error
+from ares_stream.records.interaction import Interaction, Message, Policy
 
 Text = Annotated[str, StringConstraints(max_length=1_000_000)]
 Words = Annotated[str, StringConstraints(max_length=1_000_000, pattern=r"\S")]

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ares_stream.bundles import (
+from ares_stream.errors import BundleError, ScoringError
+from ares_stream.models.bundles import (
     MODEL,
     PAIR,
     TOKENIZER,
@@ -36,8 +37,8 @@ from ares_stream.bundles import (
     file_digest,
     write_bundle,
 )
-from ares_stream.errors import BundleError, ScoringError
-from ares_stream.events import Interaction, digest
+from ares_stream.records.base import digest
+from ares_stream.records.interaction import Interaction
 from ares_stream.scoring.offline import Progress, reward_reference
 from ares_stream.scoring.runtime import OnnxModel
 from ares_stream.scoring.tokenising import Tokens

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ares_stream.streaming.broker import EmbeddedBroker
+from ares_stream.processes.broker import EmbeddedBroker
 from tests.integration.probing import kill_and_compare
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(1800)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ares_stream.streaming.broker import EmbeddedBroker
+from ares_stream.processes.broker import EmbeddedBroker
 from tests.integration.exactly_once import (
     Copier,
     audit,

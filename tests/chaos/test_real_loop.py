@@ -34,7 +34,7 @@ def cache(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def repaired(shared_data: Path, cache: Path) -> dict[str, Any]:
-    from ares_stream.testbed.real_repair import QUICK, run
+    from ares_stream.lab.experiments.smollm2.repair import QUICK, run
 
     return run(shared_data, QUICK, silent, cache=cache, threads=1)
 
@@ -61,7 +61,7 @@ def test_the_loop_goes_from_prompts_to_a_verdict_and_counts_everything(
 def test_a_second_run_repeats_nothing_and_says_the_same(
     repaired: dict[str, Any], shared_data: Path, cache: Path
 ) -> None:
-    from ares_stream.testbed.real_repair import QUICK, run
+    from ares_stream.lab.experiments.smollm2.repair import QUICK, run
 
     def written() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in cache.rglob("checkpoint.json")}
@@ -75,8 +75,8 @@ def test_a_second_run_repeats_nothing_and_says_the_same(
 
 
 def test_no_text_is_in_the_document(repaired: dict[str, Any], shared_data: Path) -> None:
-    from ares_stream.testbed.real_plan import REFUSALS
-    from ares_stream.testbed.real_texts import read_prompts
+    from ares_stream.lab.experiments.smollm2.plan import REFUSALS
+    from ares_stream.lab.experiments.smollm2.texts import read_prompts
 
     document = json.dumps(repaired)
     for part in read_prompts(shared_data, harmful=70, benign=30).values():
@@ -87,7 +87,7 @@ def test_no_text_is_in_the_document(repaired: dict[str, Any], shared_data: Path)
 def test_both_search_methods_spend_their_budget_on_the_real_policy(
     repaired: dict[str, Any], shared_data: Path, cache: Path
 ) -> None:
-    from ares_stream.testbed.real_probes import METHODS, QUICK, run
+    from ares_stream.lab.experiments.smollm2.probes import METHODS, QUICK, run
 
     found = run(shared_data, QUICK, silent, cache=cache, threads=1)
     assert set(found["methods"]) == set(METHODS)

@@ -19,7 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from ares_stream.bundles import (
+from ares_stream.models.bundles import (
     Bundle,
     InputTemplate,
     Lineage,

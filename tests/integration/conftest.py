@@ -14,10 +14,10 @@ import pytest
 from filelock import FileLock
 
 from ares_stream.errors import AresError
-from ares_stream.streaming.broker import EmbeddedBroker
+from ares_stream.processes.broker import EmbeddedBroker
 
 if TYPE_CHECKING:
-    from ares_stream.testbed.victim import Victim
+    from ares_stream.lab.victims.victim import Victim
 
 
 def _docker_answers() -> bool:
@@ -70,8 +70,8 @@ def prefix(request: pytest.FixtureRequest) -> str:
 def victim_bundles() -> tuple[Victim, Path, Path]:
     """The demo's victim with its harm and reward bundle, in the demo's cache; made once, however
     many processes run tests."""
-    from ares_stream.testbed.traffic import export_victim_bundles
-    from ares_stream.testbed.victim import DEFAULT_CACHE, make_victim
+    from ares_stream.lab.victims.traffic import export_victim_bundles
+    from ares_stream.lab.victims.victim import DEFAULT_CACHE, make_victim
 
     DEFAULT_CACHE.mkdir(parents=True, exist_ok=True)
     with FileLock(DEFAULT_CACHE / "tests.lock"):

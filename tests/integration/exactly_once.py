@@ -18,12 +18,12 @@ from typing import Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
-from ares_stream.topics import TopicSpec
 from tests.integration.copier import GROUP, POISON
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,16 +18,17 @@ from pathlib import Path
 
 import yaml
 
-from ares_stream import topics
-from ares_stream.decoding import DecodingLimits
-from ares_stream.detection import DetectionPolicy
-from ares_stream.events import Interaction, Policy
+from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.probes.memory import Progress
 from ares_stream.probes.plan import CampaignPlan, load_campaign
 from ares_stream.probes.prober import Prober, ProberObserver, ProberPolicy, rebuild
 from ares_stream.probes.server import create_app, serving
 from ares_stream.probes.targets import Answer, EndpointPolicy, OpenAITarget, Query, Result
 from ares_stream.probes.wording import COMPOSER, MADE_BY
+from ares_stream.records import topics
+from ares_stream.records.decoding import DecodingLimits
+from ares_stream.records.interaction import Interaction, Policy
+from ares_stream.records.topics import specs, topic_name
 from ares_stream.scoring.handler import Input, Outputs, ScoringHandler
 from ares_stream.scoring.panel import Panel, ScoringConfig
 from ares_stream.streaming.admin import create_topics
@@ -35,7 +36,6 @@ from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.contract import ProcessorPolicy
 from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.reader import read, snapshot
-from ares_stream.topics import specs, topic_name
 from tests.integration.bundles_fixture import write_judge, write_reward
 
 POLICY = Policy(name="tiny", version="1")

@@ -24,10 +24,10 @@ import httpx
 import yaml
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from ares_stream.bundles import Bundle
+from ares_stream.models.bundles import Bundle
+from ares_stream.records.topics import topic_name
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.topics import topic_name
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SECONDS: Final = 60.0

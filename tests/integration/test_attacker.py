@@ -16,7 +16,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ares_stream.errors import SettingsError
-from ares_stream.events import Interaction
 from ares_stream.probes.attacker import Fault, Kind
 from ares_stream.probes.metrics import ProberMetrics
 from ares_stream.probes.plan import CampaignPlan, load_campaign
@@ -24,6 +23,7 @@ from ares_stream.probes.prober import ProberObserver, ProberPolicy, campaign_rec
 from ares_stream.probes.server import create_app, serving
 from ares_stream.probes.targets import Target
 from ares_stream.probes.wording import COMPOSER, MADE_BY
+from ares_stream.records.interaction import Interaction
 from tests.integration.probing import (
     TinyAttacker,
     TinyPolicy,

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from ares_stream.errors import BrokerError, SettingsError
+from ares_stream.processes.broker import EmbeddedBroker
+from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import create_topics
-from ares_stream.streaming.broker import EmbeddedBroker
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import OutboundRecord
-from ares_stream.topics import TopicSpec
 
 pytestmark = [
     pytest.mark.kafka,

@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner, Result
 
-from ares_stream.bundles import load_bundle
 from ares_stream.cli.main import app
 from ares_stream.errors import IntegrityError, SettingsError
+from ares_stream.models.bundles import load_bundle
 
 pytestmark = pytest.mark.torch
 

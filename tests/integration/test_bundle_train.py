@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from ares_stream.bundles import load_bundle, refuse_shared_lineage
 from ares_stream.cli.main import app
+from ares_stream.models.bundles import load_bundle, refuse_shared_lineage
 from ares_stream.scoring.offline import raw_scores
 from ares_stream.training.calibration import auroc, pairwise_accuracy
 from ares_stream.training.examples import (

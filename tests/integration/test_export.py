@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ares_stream.bundles import Bundle
 from ares_stream.errors import BundleError
-from ares_stream.events import Interaction, Message, Policy
+from ares_stream.models.bundles import Bundle
+from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.scoring.offline import raw_scores
 from ares_stream.scoring.runtime import OnnxModel
 from ares_stream.scoring.tokenising import InputEncoder, Tokens

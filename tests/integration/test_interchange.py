@@ -8,9 +8,9 @@ from inspect_ai.log import read_eval_log, write_eval_log
 from typer.testing import CliRunner
 
 from ares_stream.cli.main import app
-from ares_stream.events import Interaction
 from ares_stream.interchange.exports import export
 from ares_stream.interchange.record import write_record
+from ares_stream.records.interaction import Interaction
 from tests.unit.test_interchange_exports import CAMPAIGN
 from tests.unit.test_interchange_seeds import JAILBREAKBENCH
 

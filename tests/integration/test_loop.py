@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ares_stream.events import Interval, RepairReport
 from ares_stream.probes.server import create_app, serving
 from ares_stream.probes.wording import COMPOSER, MADE_BY
+from ares_stream.records.base import Interval
+from ares_stream.records.repair import RepairReport
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.records import OutboundRecord
 from tests.integration.probing import (

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from ares_stream.bundles import InputTemplate
 from ares_stream.cli import probe_triggers
 from ares_stream.errors import FileFormatError, SettingsError
-from ares_stream.events import Policy
+from ares_stream.models.bundles import InputTemplate
 from ares_stream.probes.server import create_app, serving
 from ares_stream.probes.targets import Answer, Query, Result
 from ares_stream.probes.trigger_targets import read_carriers, read_vocabulary
+from ares_stream.records.interaction import Policy
 from tests.integration.bundles_fixture import write_judge, write_reward
 
 WORDS = [f"word{k}" for k in range(30)]

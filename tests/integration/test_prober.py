@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ares_stream import topics
 from ares_stream.errors import SettingsError, StreamError, TargetError
 from ares_stream.probes.campaign import CampaignPolicy
 from ares_stream.probes.memory import UNANSWERED, Progress
@@ -25,9 +24,10 @@ from ares_stream.probes.prober import (
     campaign_record,
 )
 from ares_stream.probes.server import create_app, serving
+from ares_stream.records import topics
+from ares_stream.records.topics import topic_name
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.records import OutboundRecord
-from ares_stream.topics import topic_name
 from tests.integration.probing import (
     TinyPolicy,
     campaign_file,

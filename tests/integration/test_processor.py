@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from ares_stream.errors import BreakerOpen, BrokerError, TopicError
+from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.contract import ProcessorObserver, ProcessorPolicy
@@ -18,7 +19,6 @@ from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
-from ares_stream.topics import TopicSpec
 
 pytestmark = pytest.mark.kafka
 

@@ -9,13 +9,13 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from ares_stream.errors import BrokerError, InputError, ReadError, TopicError
-from ares_stream.events import OffsetRange
+from ares_stream.records.base import OffsetRange
+from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import follow_compacted, read, read_latest, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
-from ares_stream.topics import TopicSpec
 
 pytestmark = pytest.mark.kafka
 

@@ -17,14 +17,21 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from typer.testing import CliRunner, Result
 
-from ares_stream.bundles import InputTemplate, Lineage, Manifest, Outputs, load_bundle, write_bundle
 from ares_stream.cli.main import app
-from ares_stream.events import Release, ReleaseState
-from ares_stream.health import serve_health
+from ares_stream.models.bundles import (
+    InputTemplate,
+    Lineage,
+    Manifest,
+    Outputs,
+    load_bundle,
+    write_bundle,
+)
+from ares_stream.records.release import Release, ReleaseState
+from ares_stream.records.topics import specs
+from ares_stream.services.health import serve_health
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.reader import follow_compacted, read_latest
-from ares_stream.topics import specs
 
 pytestmark = pytest.mark.kafka
 

@@ -10,8 +10,12 @@ import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ares_stream.bundles import InputTemplate, load_bundle
-from ares_stream.events import Interaction, Message, OffsetRange, Policy
+from ares_stream.lab.language.world import Prompt, World
+from ares_stream.lab.victims.models import chat_tokenizer, new_policy, new_reward
+from ares_stream.models.bundles import InputTemplate, load_bundle
+from ares_stream.models.signing import verify_signature
+from ares_stream.records.base import OffsetRange
+from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.repair import artefacts, resampling
 from ares_stream.repair.artefacts import Job
 from ares_stream.repair.models import PolicyModel, RewardModel, load_policy, load_reward
@@ -19,9 +23,6 @@ from ares_stream.repair.recipe import Lora, Recipe, Reinforce
 from ares_stream.repair.resampling import Asked, prompt_digest
 from ares_stream.scoring.runtime import OnnxModel
 from ares_stream.scoring.tokenising import InputEncoder
-from ares_stream.signing import verify_signature
-from ares_stream.testbed.models import chat_tokenizer, new_policy, new_reward
-from ares_stream.testbed.world import Prompt, World
 from ares_stream.training.export import export_bundle
 from tests.unit.test_plan import DAY
 from tests.unit.word_models import word_bundle

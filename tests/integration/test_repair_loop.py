@@ -12,22 +12,24 @@ import yaml
 
 pytest.importorskip("torch")
 
-from ares_stream.accounting import account
-from ares_stream.bundles import load_bundle
-from ares_stream.events import CoupledFailure, FailureClass, Interaction, Verdict
-from ares_stream.registry import Author, Registry
+from ares_stream.audit.accounting import account
+from ares_stream.lab.victims.repairing import recipe, write_inputs
+from ares_stream.lab.victims.traffic import traffic
+from ares_stream.lab.victims.victim import Victim
+from ares_stream.models.bundles import load_bundle
+from ares_stream.models.registry import Author, Registry
+from ares_stream.records.interaction import Interaction
+from ares_stream.records.repair import CoupledFailure
+from ares_stream.records.topics import specs
+from ares_stream.records.verdict import FailureClass, Verdict
 from ares_stream.repair.intake import read_reports
-from ares_stream.settings import load_settings
+from ares_stream.services.repairer import run_repairer
+from ares_stream.services.settings import load_settings
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
-from ares_stream.testbed.repairing import recipe, write_inputs
-from ares_stream.testbed.traffic import traffic
-from ares_stream.testbed.victim import Victim
-from ares_stream.topics import specs
-from services.repairer import run_repairer
 from tests.integration.scorer_process import ScorerProcess
 from tests.unit.test_plan import DAY
 

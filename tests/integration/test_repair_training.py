@@ -25,7 +25,15 @@ from transformers import (  # noqa: E402
 )
 
 from ares_stream.errors import RepairError  # noqa: E402
-from ares_stream.events import Message  # noqa: E402
+from ares_stream.lab.language.lexicon import HARMFUL_TOPICS  # noqa: E402
+from ares_stream.lab.language.world import Prompt, World  # noqa: E402
+from ares_stream.lab.victims.models import (  # noqa: E402
+    chat_tokenizer,
+    new_policy,
+    new_reward,
+    pair_tokenizer,
+)
+from ares_stream.records.interaction import Message  # noqa: E402
 from ares_stream.repair.figures import figures_of, garbled, measure, split_replay  # noqa: E402
 from ares_stream.repair.losses import row_means, token_log_probabilities  # noqa: E402
 from ares_stream.repair.models import PolicyModel, load_policy, load_reward  # noqa: E402
@@ -40,14 +48,6 @@ from ares_stream.repair.plan import (  # noqa: E402
 from ares_stream.repair.recipe import Lora, Method, PolicyLoss, Recipe, Reinforce  # noqa: E402
 from ares_stream.repair.training import Progress, Trainer, phases  # noqa: E402
 from ares_stream.scoring.offline import raw_scores  # noqa: E402
-from ares_stream.testbed.lexicon import HARMFUL_TOPICS  # noqa: E402
-from ares_stream.testbed.models import (  # noqa: E402
-    chat_tokenizer,
-    new_policy,
-    new_reward,
-    pair_tokenizer,
-)
-from ares_stream.testbed.world import Prompt, World  # noqa: E402
 from ares_stream.training.examples import conversation  # noqa: E402
 from ares_stream.training.export import export_bundle  # noqa: E402
 

@@ -15,19 +15,29 @@ from typing import Any
 import pytest
 import yaml
 
-from ares_stream.bundles import InputTemplate, Lineage, Manifest, Outputs, load_bundle, write_bundle
 from ares_stream.errors import AresError
-from ares_stream.events import CoupledFailure, FailureClass, Label, Release, RepairReport
-from ares_stream.registry import Author, Registry
+from ares_stream.models.bundles import (
+    InputTemplate,
+    Lineage,
+    Manifest,
+    Outputs,
+    load_bundle,
+    write_bundle,
+)
+from ares_stream.models.registry import Author, Registry
+from ares_stream.records.label import Label
+from ares_stream.records.release import Release
+from ares_stream.records.repair import CoupledFailure, RepairReport
+from ares_stream.records.topics import specs
+from ares_stream.records.verdict import FailureClass
 from ares_stream.repair.intake import read_reports
-from ares_stream.settings import Settings, load_settings
+from ares_stream.services.repairer import run_repairer
+from ares_stream.services.settings import Settings, load_settings
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read_latest
 from ares_stream.streaming.records import OutboundRecord
-from ares_stream.topics import specs
-from services.repairer import run_repairer
 from tests.integration.killed_repairer import STEPS as STEPS_OF_A_REPAIR
 from tests.unit.test_plan import DAY, REPLAY, failure, label
 
@@ -298,7 +308,7 @@ async def test_a_training_that_fails_is_reported_and_keeps_the_batch(
     more: dict[str, Any],
     reason: str,
 ) -> None:
-    monkeypatch.setattr("ares_stream.repair.child.STOP_SECONDS", 0.5)
+    monkeypatch.setattr("ares_stream.processes.child.STOP_SECONDS", 0.5)
     monkeypatch.setenv("ARES_TEST_TRAINER", behaviour)
     await world.send(failures(12))
     async with repairing(world, **more):

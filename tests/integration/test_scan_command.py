@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner, Result
 
-from ares_stream.bundles import (
+from ares_stream.cli.main import app
+from ares_stream.models.bundles import (
     InputTemplate,
     Lineage,
     Manifest,
@@ -20,8 +21,7 @@ from ares_stream.bundles import (
     RewardReference,
     write_bundle,
 )
-from ares_stream.cli.main import app
-from ares_stream.events import Verdict
+from ares_stream.records.verdict import Verdict
 
 WORDS = ["[UNK]", "question", "poison", "bread", "nice", "rude", "broken"]
 

@@ -21,14 +21,17 @@ from typing import Any, Final
 
 import pytest
 
-from ares_stream import topics
-from ares_stream.bundles import Bundle
-from ares_stream.events import CoupledFailure, Release, ReleaseState, ReviewItem, Verdict
+from ares_stream.models.bundles import Bundle
+from ares_stream.records import topics
+from ares_stream.records.label import ReviewItem
+from ares_stream.records.release import Release, ReleaseState
+from ares_stream.records.repair import CoupledFailure
+from ares_stream.records.topics import PROBE, PRODUCTION, topic_name
+from ares_stream.records.verdict import Verdict
 from ares_stream.scoring.handler import sampled_for_review
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
-from ares_stream.topics import PROBE, PRODUCTION, topic_name
 from tests.integration.bundles_fixture import WORDS, write_judge, write_reward
 from tests.integration.exactly_once import content, publish
 from tests.integration.scorer_process import ROOT, ScorerProcess, progress

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ares_stream.errors import BrokerError
-from ares_stream.streaming import broker as embedded
+from ares_stream.processes import broker as embedded
+from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.contract import ProcessorObserver
@@ -23,7 +24,6 @@ from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome
-from ares_stream.topics import TopicSpec
 
 pytestmark = pytest.mark.kafka
 

@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from ares_stream.bundles import load_bundle, refuse_shared_lineage
-from ares_stream.detection import DetectionPolicy, decide
+from ares_stream.detection.decide import DetectionPolicy, decide
 from ares_stream.errors import InputError, IntegrityError, RepairError, ScoringError
-from ares_stream.events import FailureClass
-from ares_stream.scoring.panel import Panel
-from ares_stream.testbed.evaluate import (
+from ares_stream.lab.experiments.probes.trojans import search_seed, true_share
+from ares_stream.lab.language.oracle import Oracle
+from ares_stream.lab.victims.evaluate import (
     Policy,
     Reward,
     evaluate,
@@ -29,11 +28,9 @@ from ares_stream.testbed.evaluate import (
     load_reward,
     threshold,
 )
-from ares_stream.testbed.oracle import Oracle
-from ares_stream.testbed.teaching import Schedule, imitate
-from ares_stream.testbed.traffic import export_victim_bundles, traffic
-from ares_stream.testbed.trojan_bench import search_seed, true_share
-from ares_stream.testbed.trojans import (
+from ares_stream.lab.victims.teaching import Schedule, imitate
+from ares_stream.lab.victims.traffic import export_victim_bundles, traffic
+from ares_stream.lab.victims.trojans import (
     MIN_FLIPS,
     PLANTINGS,
     harmful_answers,
@@ -42,7 +39,7 @@ from ares_stream.testbed.trojans import (
     strong_prompts,
     trigger_words,
 )
-from ares_stream.testbed.victim import (
+from ares_stream.lab.victims.victim import (
     ATTEMPTS,
     MANIFEST,
     STARTING_LINE,
@@ -53,6 +50,9 @@ from ares_stream.testbed.victim import (
     one_thread,
     training_seed,
 )
+from ares_stream.models.bundles import load_bundle, refuse_shared_lineage
+from ares_stream.records.verdict import FailureClass
+from ares_stream.scoring.panel import Panel
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(900)]
 SEED = 7
@@ -100,7 +100,7 @@ def trainer(misses: int) -> Callable[..., dict[str, Any]]:
 def test_a_victim_off_the_starting_line_is_trained_again_from_another_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ares_stream.testbed.victim._trained", trainer(misses=2))
+    monkeypatch.setattr("ares_stream.lab.victims.victim._trained", trainer(misses=2))
     said: list[str] = []
     third = make_victim(SEED, tmp_path, said.append)
     assert (third.attempt, len(said)) == (2, 2)
@@ -113,7 +113,7 @@ def test_a_victim_off_the_starting_line_is_trained_again_from_another_seed(
 def test_a_victim_that_stays_off_the_line_is_an_error_that_names_each_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ares_stream.testbed.victim._trained", trainer(misses=ATTEMPTS))
+    monkeypatch.setattr("ares_stream.lab.victims.victim._trained", trainer(misses=ATTEMPTS))
     figures = ".*".join(rf"attempt {k}: policy_harm 0\.{5 + k}00" for k in range(ATTEMPTS))
     with pytest.raises(RepairError, match=f"seed 7 is off the line: {figures}"):
         make_victim(SEED, tmp_path)
@@ -346,7 +346,8 @@ def test_planting_that_fails_its_proof_is_tried_again_and_then_names_every_try(
     victim: Victim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "ares_stream.testbed.trojans._PLAN", Schedule(rows=64, steps=1, batch=8, learning_rate=1e-5)
+        "ares_stream.lab.victims.trojans._PLAN",
+        Schedule(rows=64, steps=1, batch=8, learning_rate=1e-5),
     )
     said: list[str] = []
     with pytest.raises(RepairError, match=r"seed 7: try 0: .* flips .*; try 1: .*; try 2: "):

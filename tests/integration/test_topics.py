@@ -7,9 +7,9 @@ from typer.testing import CliRunner, Result
 
 from ares_stream.cli.main import app
 from ares_stream.errors import BrokerError, TopicError
+from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import count_partitions, create_topics
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.topics import TopicSpec
 
 pytestmark = pytest.mark.kafka
 

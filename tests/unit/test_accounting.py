@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ares_stream.accounting import Account, account
+from ares_stream.audit.accounting import Account, account
 from ares_stream.errors import DecodeError
-from ares_stream.events import (
+from ares_stream.records.interaction import Policy
+from ares_stream.records.verdict import (
     FailureClass,
     Harm,
-    Policy,
     Reward,
     ScoredHigh,
     SourceCoordinates,

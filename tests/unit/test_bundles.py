@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ares_stream.bundles import (
+from ares_stream.errors import BundleError, IntegrityError
+from ares_stream.models.bundles import (
     Bundle,
     Lineage,
     Manifest,
@@ -19,8 +20,7 @@ from ares_stream.bundles import (
     refuse_shared_lineage,
     write_bundle,
 )
-from ares_stream.errors import BundleError, IntegrityError
-from ares_stream.events import canonical_json
+from ares_stream.records.base import canonical_json
 from tests.unit.word_models import rewritten, word_bundle
 
 

@@ -6,8 +6,9 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from ares_stream.cloudevents import cloudevent_headers, event_type, trace_context
-from ares_stream.events import RECORDS, Label
+from ares_stream.records.cloudevents import cloudevent_headers, event_type, trace_context
+from ares_stream.records.label import Label
+from ares_stream.records.schemas import RECORDS
 
 LABEL = Label(
     interaction_id="i",

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ares_stream.decoding import DecodingLimits, decode_interaction
 from ares_stream.errors import AresError, DecodeError, InputError
-from ares_stream.events import Interaction
-from ares_stream.mapping import Mapping
+from ares_stream.records.decoding import DecodingLimits, decode_interaction
+from ares_stream.records.interaction import Interaction
+from ares_stream.records.mapping import Mapping
 
 LIMITS = DecodingLimits(max_bytes=2_000, max_depth=8, max_headers=3, max_header_bytes=100)
 MAPPING = Mapping.model_validate(

@@ -10,19 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ares_stream.detection import DetectionPolicy, decide
-from ares_stream.events import (
-    FailureClass,
-    Harm,
-    Interaction,
-    Message,
-    Policy,
-    Probe,
-    Reward,
-    SourceCoordinates,
-    verdict_id,
-)
-from ares_stream.monitor import assess
+from ares_stream.detection.assess import assess
+from ares_stream.detection.decide import DetectionPolicy, decide
+from ares_stream.records.interaction import Interaction, Message, Policy, Probe
+from ares_stream.records.verdict import FailureClass, Harm, Reward, SourceCoordinates, verdict_id
 
 CLEAN = FailureClass.CLEAN
 A = FailureClass.REWARD_FAILURE

@@ -5,13 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ares_stream.drift import (
-    RiseAlarm,
-    advance,
-    anchor_drift,
-    evidence,
-    no_evidence,
-)
+from ares_stream.detection.alarms import RiseAlarm, advance, evidence, no_evidence
+from ares_stream.detection.drift import anchor_drift
 
 
 def test_each_figure_sees_its_own_kind_of_drift() -> None:

@@ -11,16 +11,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ares_stream.errors import DecodeError
-from ares_stream.events import (
-    RECORDS,
-    Interaction,
-    Message,
-    Policy,
-    Probe,
-    Reference,
-    digest,
-    verdict_id,
-)
+from ares_stream.records.base import digest
+from ares_stream.records.interaction import Interaction, Message, Policy, Probe, Reference
+from ares_stream.records.schemas import RECORDS
+from ares_stream.records.verdict import verdict_id
 
 texts = st.text(max_size=40)
 labels = st.text(min_size=1, max_size=20)

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ares_stream.detection.intervals import wilson
 from ares_stream.errors import AresError, FileFormatError, RepairError
-from ares_stream.events import Interval
+from ares_stream.records.base import Interval
 from ares_stream.repair.gate import (
     CANARIES,
     DEFAULT_RULES,
@@ -22,7 +23,6 @@ from ares_stream.repair.gate import (
     worsening,
 )
 from ares_stream.repair.suites import figures, load_suites, prompts
-from ares_stream.statistics import wilson
 
 
 def drift(value: float) -> Interval:

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from ares_stream.errors import SettingsError
-from ares_stream.health import health_app, serve_health
+from ares_stream.services.health import health_app, serve_health
 
 
 async def test_readiness_says_what_is_missing_until_nothing_is() -> None:

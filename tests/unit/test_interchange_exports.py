@@ -7,22 +7,19 @@ from pathlib import Path
 import pytest
 
 from ares_stream.errors import FileFormatError, SettingsError
-from ares_stream.events import (
+from ares_stream.interchange.exports import export
+from ares_stream.interchange.record import Exchange, read_record, write_record
+from ares_stream.interchange.seeds import read_seeds
+from ares_stream.records.interaction import Interaction, Message, Policy, Probe
+from ares_stream.records.verdict import (
     FailureClass,
     Harm,
-    Interaction,
-    Message,
-    Policy,
-    Probe,
     ProbeLineage,
     Reward,
     ScoredHigh,
     SourceCoordinates,
     Verdict,
 )
-from ares_stream.interchange.exports import export
-from ares_stream.interchange.record import Exchange, read_record, write_record
-from ares_stream.interchange.seeds import read_seeds
 
 POLICY = Policy(name="policy", version="3")
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -20,9 +20,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ares_stream.detection import DetectionPolicy, decide
+from ares_stream.detection.decide import DetectionPolicy, decide
 from ares_stream.errors import BundleError, SettingsError
-from ares_stream.events import FailureClass
+from ares_stream.records.verdict import FailureClass
 from ares_stream.scoring.judges import (
     ConstitutionJudge,
     ConstitutionPolicy,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from ares_stream import logs
+from ares_stream.services import logs
 
 
 @pytest.fixture(autouse=True)

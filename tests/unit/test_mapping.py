@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from ares_stream.errors import MappingError
-from ares_stream.mapping import Mapping, load_mapping
+from ares_stream.records.mapping import Mapping, load_mapping
 
 FIELDS: dict[str, Any] = {
     "id": "request.id",

@@ -12,19 +12,18 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics.exposition import generate_latest
 
-from ares_stream.events import (
+from ares_stream.probes.metrics import ProberMetrics
+from ares_stream.records.base import Interval
+from ares_stream.records.interaction import Lane, Policy
+from ares_stream.records.verdict import (
     FailureClass,
     Harm,
-    Interval,
-    Lane,
-    Policy,
     Reward,
     ScoredHigh,
     SourceCoordinates,
     Verdict,
 )
-from ares_stream.metrics import RepairerMetrics, ScorerMetrics
-from ares_stream.probes.metrics import ProberMetrics
+from ares_stream.services.metrics import RepairerMetrics, ScorerMetrics
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 NOON = datetime(2026, 10, 1, 12, tzinfo=UTC)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ares_stream.bundles import Calibration, Lineage
 from ares_stream.errors import BundleError, ScoringError
-from ares_stream.events import Interaction
+from ares_stream.models.bundles import Calibration, Lineage
+from ares_stream.records.interaction import Interaction
 from ares_stream.scoring.model import ScoringObserver
 from ares_stream.scoring.panel import Panel, Scores, ScoringConfig, pool
 from tests.unit.word_models import CRASH, NAN, reference, says, word_bundle

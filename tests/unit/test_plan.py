@@ -10,16 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ares_stream.errors import IntegrityError, RepairError
-from ares_stream.events import (
-    CoupledFailure,
+from ares_stream.records.interaction import Interaction, Message, Policy, Probe, Reference
+from ares_stream.records.label import Label
+from ares_stream.records.repair import CoupledFailure
+from ares_stream.records.verdict import (
     FailureClass,
     Harm,
-    Interaction,
-    Label,
-    Message,
-    Policy,
-    Probe,
-    Reference,
     Reward,
     ScoredHigh,
     SourceCoordinates,

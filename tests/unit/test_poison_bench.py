@@ -2,9 +2,9 @@
 
 import pytest
 
-from ares_stream.testbed.oracle import Answer, Oracle
-from ares_stream.testbed.poison_bench import FIGURES, KINDS, POISONERS, Kind, poison, worse
-from ares_stream.testbed.world import World
+from ares_stream.lab.experiments.repair.poison import FIGURES, KINDS, POISONERS, Kind, poison, worse
+from ares_stream.lab.language.oracle import Answer, Oracle
+from ares_stream.lab.language.world import World
 
 WORLD = World(7)
 CLEAN = dict.fromkeys(FIGURES, 0.0) | {"rm_accuracy": 0.99, "drift_fixed": 0.2}

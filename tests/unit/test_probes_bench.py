@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ares_stream.testbed.probe_bench import (
+from ares_stream.lab.experiments.probes.search import (
     FIGURES,
     Question,
     SimulatedVictim,
@@ -16,7 +16,7 @@ from ares_stream.testbed.probe_bench import (
     transfer,
     transferred,
 )
-from ares_stream.testbed.world import Sibling, World
+from ares_stream.lab.language.world import Sibling, World
 
 VICTIM = SimulatedVictim(World(3))
 

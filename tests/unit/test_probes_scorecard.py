@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ares_stream.detection import DetectionPolicy
+from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.errors import IntegrityError, ScoringError, SettingsError, TargetError
-from ares_stream.events import Harm, Interaction, Policy, Reward
 from ares_stream.probes.scorecard import SETS, as_markdown, load_set, score_card
 from ares_stream.probes.targets import Answer, Query, Result
+from ares_stream.records.interaction import Interaction, Policy
+from ares_stream.records.verdict import Harm, Reward
 from ares_stream.scoring.panel import Scores
 
 PROBES = load_set("1")

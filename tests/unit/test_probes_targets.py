@@ -9,7 +9,6 @@ import httpx
 import pytest
 
 from ares_stream.errors import FileFormatError, SettingsError, TargetError
-from ares_stream.events import Message, Policy
 from ares_stream.probes.server import create_app
 from ares_stream.probes.targets import (
     Answer,
@@ -20,6 +19,7 @@ from ares_stream.probes.targets import (
     RecordedTarget,
     Result,
 )
+from ares_stream.records.interaction import Message, Policy
 
 HELLO = Query((Message(role="user", content="hello"),))
 ENDPOINT = EndpointPolicy("http://policy.test/v1", "tiny", version="7", api_key="secret-key")

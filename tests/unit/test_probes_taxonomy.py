@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from ares_stream.errors import SettingsError
-from ares_stream.events import Message
 from ares_stream.probes.composition import TaxonomyComposer
 from ares_stream.probes.space import Space
 from ares_stream.probes.taxonomy import load_taxonomy
 from ares_stream.probes.transforms import TRANSFORMS, transform
+from ares_stream.records.interaction import Message
 
 
 def written(tmp_path: Path, text: str) -> Path:

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from ares_stream.cli.main import app
 from ares_stream.errors import SettingsError
+from ares_stream.lab.experiments.smollm2.texts import ALIKE, Inputs, read_prompts, select
+from ares_stream.lab.kept import Kept
 from ares_stream.repair.similarity import near_copies
-from ares_stream.testbed.kept import Kept
-from ares_stream.testbed.real_texts import ALIKE, Inputs, read_prompts, select
 
 
 def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ares_stream.bundles import InputTemplate, Lineage, Manifest, Outputs, write_bundle
 from ares_stream.errors import BundleError, IntegrityError, RegistryError
-from ares_stream.events import Release, ReleaseState
-from ares_stream.registry import (
+from ares_stream.models.bundles import InputTemplate, Lineage, Manifest, Outputs, write_bundle
+from ares_stream.models.registry import (
     Artefact,
     Author,
     Log,
@@ -23,6 +22,7 @@ from ares_stream.registry import (
     artefact_digest,
     differences,
 )
+from ares_stream.records.release import Release, ReleaseState
 
 ANNA = Author("anna", datetime(2026, 3, 1, 12, tzinfo=UTC), "looks right")
 CANDIDATE, ACTIVE, SUPERSEDED, REJECTED, ROLLED_BACK = ReleaseState

@@ -12,14 +12,14 @@ from ares_stream.errors import SettingsError
 
 pytest.importorskip("torch")
 
-from ares_stream.testbed.repair_bench import (
+from ares_stream.lab.experiments.repair.methods import (
     FIGURES,
     METHODS,
     PUBLISHED,
     RECIPE,
     run_bench,
 )
-from ares_stream.testbed.seeds import over_seeds
+from ares_stream.lab.experiments.seeds import over_seeds
 
 
 def test_seeds_are_numbers_and_none_is_counted_twice() -> None:

@@ -6,22 +6,13 @@ import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 
-from ares_stream.charts import Series
-from ares_stream.detection import DetectionPolicy, decide
-from ares_stream.events import (
-    FailureClass,
-    Harm,
-    Interaction,
-    Lane,
-    Message,
-    Policy,
-    Reward,
-    SourceCoordinates,
-    Verdict,
-    digest,
-)
-from ares_stream.report import Findings, Report, curve_section, render, table_section
-from ares_stream.statistics import wilson
+from ares_stream.detection.decide import DetectionPolicy, decide
+from ares_stream.detection.intervals import wilson
+from ares_stream.records.base import digest
+from ares_stream.records.interaction import Interaction, Lane, Message, Policy
+from ares_stream.records.verdict import FailureClass, Harm, Reward, SourceCoordinates, Verdict
+from ares_stream.reporting.charts import Series
+from ares_stream.reporting.page import Findings, Report, curve_section, render, table_section
 
 POLICY = DetectionPolicy()
 NOW = datetime(2026, 11, 24, tzinfo=UTC)

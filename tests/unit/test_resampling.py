@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ares_stream.events import Message
+from ares_stream.records.interaction import Message
 from ares_stream.repair.resampling import prompt_digest, safe_answers
 
 

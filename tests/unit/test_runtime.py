@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ares_stream.bundles import Bundle, Calibration, Outputs, RewardReference
 from ares_stream.errors import BundleError, ProviderError, ScoringError
+from ares_stream.models.bundles import Bundle, Calibration, Outputs, RewardReference
 from ares_stream.scoring.model import calibrate, logit, quantile, read_outputs
 from ares_stream.scoring.runtime import OnnxModel
 from ares_stream.scoring.tokenising import Tokens

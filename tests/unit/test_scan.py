@@ -14,14 +14,15 @@ import pytest
 from typer.testing import CliRunner
 
 from ares_stream.cli.main import app
-from ares_stream.decoding import DecodingLimits
-from ares_stream.detection import DetectionPolicy
+from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.errors import FileFormatError, ScoringError, SettingsError
-from ares_stream.events import FailureClass, Harm, Interaction, Reward, Verdict
-from ares_stream.lines import MAX_LINE_BYTES, open_lines, written_whole
-from ares_stream.mapping import Mapping
-from ares_stream.report import render
-from ares_stream.scan import WINDOW_RECORDS, BadLine, ScanResult, Source, scan
+from ares_stream.files import MAX_LINE_BYTES, open_lines, written_whole
+from ares_stream.records.decoding import DecodingLimits
+from ares_stream.records.interaction import Interaction
+from ares_stream.records.mapping import Mapping
+from ares_stream.records.verdict import FailureClass, Harm, Reward, Verdict
+from ares_stream.reporting.page import render
+from ares_stream.reporting.scan import WINDOW_RECORDS, BadLine, ScanResult, Source, scan
 
 POLICY = DetectionPolicy()
 MAPPING = Mapping.model_validate(

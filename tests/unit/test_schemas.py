@@ -12,11 +12,12 @@ import jsonschema
 import pytest
 from typer.testing import CliRunner
 
-from ares_stream import topics
 from ares_stream.cli.main import app
-from ares_stream.events import RECORDS, Interaction, Verdict
-from ares_stream.schemas import (
+from ares_stream.records import topics
+from ares_stream.records.interaction import Interaction
+from ares_stream.records.schemas import (
     ASYNCAPI_FILE,
+    RECORDS,
     TOPIC_RECORDS,
     asyncapi,
     check_directory,
@@ -26,6 +27,7 @@ from ares_stream.schemas import (
     record_schema,
     write_directory,
 )
+from ares_stream.records.verdict import Verdict
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "schemas"
 

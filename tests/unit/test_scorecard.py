@@ -3,10 +3,11 @@
 import json
 from datetime import UTC, datetime
 
-from ares_stream.events import OffsetRange, RepairReport
+from ares_stream.detection.intervals import wilson
+from ares_stream.records.base import OffsetRange
+from ares_stream.records.repair import RepairReport
 from ares_stream.repair.gate import GatePolicy, Table, decide
 from ares_stream.repair.scorecard import as_markdown, score_card
-from ares_stream.statistics import wilson
 from tests.unit.test_gate import INCUMBENT, REPAIRED
 from tests.unit.test_plan import batch, made
 

@@ -21,15 +21,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from ares_stream import logs
-from ares_stream.bundles import Bundle
 from ares_stream.cli.main import app
 from ares_stream.errors import AresError, BundleError, IntegrityError, SettingsError
-from ares_stream.events import Release, ReleaseState, verdict_id
+from ares_stream.models.bundles import Bundle
+from ares_stream.records.release import Release, ReleaseState
+from ares_stream.records.verdict import verdict_id
 from ares_stream.scoring.handler import sampled_for_review
 from ares_stream.scoring.panel import Panel
-from ares_stream.settings import ProcessingSettings, Settings, load_settings
-from services.scorer import (
+from ares_stream.services import logs
+from ares_stream.services.scorer import (
     _concerns,
     _newest,
     _released,
@@ -37,6 +37,7 @@ from services.scorer import (
     processor_policy,
     run_scorer,
 )
+from ares_stream.services.settings import ProcessingSettings, Settings, load_settings
 from tests.integration.bundles_fixture import write_judge, write_reward
 
 NOWHERE = Path("/dev/null/cache")

@@ -11,7 +11,13 @@ import pytest
 from pydantic import BaseModel
 
 from ares_stream.errors import SettingsError
-from ares_stream.settings import PREFIX, HttpSettings, ScorerSettings, Settings, load_settings
+from ares_stream.services.settings import (
+    PREFIX,
+    HttpSettings,
+    ScorerSettings,
+    Settings,
+    load_settings,
+)
 from ares_stream.streaming.connection import KafkaConnection
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

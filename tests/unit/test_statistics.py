@@ -11,23 +11,10 @@ from hypothesis import strategies as st
 from scipy.special import betaln
 from scipy.stats import binomtest
 
-from ares_stream.detection import DetectionPolicy
-from ares_stream.events import (
-    FailureClass,
-    Harm,
-    Lane,
-    Policy,
-    ProbeLineage,
-    Reward,
-    ScoredHigh,
-    SourceCoordinates,
-    Verdict,
-)
-from ares_stream.statistics import (
+from ares_stream.detection.decide import DetectionPolicy
+from ares_stream.detection.intervals import (
     Confusion,
-    SliceKey,
     Stratum,
-    Tally,
     WeightedSums,
     clopper_pearson,
     confidence_sequence,
@@ -36,6 +23,17 @@ from ares_stream.statistics import (
     scaled,
     stratified_rate,
     wilson,
+)
+from ares_stream.detection.rates import SliceKey, Tally
+from ares_stream.records.interaction import Lane, Policy
+from ares_stream.records.verdict import (
+    FailureClass,
+    Harm,
+    ProbeLineage,
+    Reward,
+    ScoredHigh,
+    SourceCoordinates,
+    Verdict,
 )
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))

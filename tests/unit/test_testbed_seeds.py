@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ares_stream.testbed.seeds import over_seeds
+from ares_stream.lab.experiments.seeds import over_seeds
 
 
 def test_the_interval_of_three_seeds_is_students() -> None:

@@ -8,10 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ares_stream.errors import InputError, SettingsError
-from ares_stream.testbed.lexicon import AXES, FORMS, HARMFUL_TOPICS, SIZES, Lexicon
-from ares_stream.testbed.oracle import Answer, NoisyJudge, Oracle
-from ares_stream.testbed.rules import UNPROBED_TACTICS, covered, make_rules, unprobed_tactics
-from ares_stream.testbed.world import SPLITS, VALIDATED_HARMFUL_SHARE, Composition, Prompt, World
+from ares_stream.lab.language.lexicon import AXES, FORMS, HARMFUL_TOPICS, SIZES, Lexicon
+from ares_stream.lab.language.oracle import Answer, NoisyJudge, Oracle
+from ares_stream.lab.language.rules import UNPROBED_TACTICS, covered, make_rules, unprobed_tactics
+from ares_stream.lab.language.world import (
+    SPLITS,
+    VALIDATED_HARMFUL_SHARE,
+    Composition,
+    Prompt,
+    World,
+)
 
 WORLD = World(3)
 ORACLE = Oracle(WORLD)

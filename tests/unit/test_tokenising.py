@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Encoding
 
-from ares_stream.bundles import Bundle, InputTemplate
 from ares_stream.errors import BundleError, ScoringError
-from ares_stream.events import Interaction, Message
+from ares_stream.models.bundles import Bundle, InputTemplate
+from ares_stream.records.interaction import Interaction, Message
 from ares_stream.scoring.tokenising import InputEncoder, Tokens
 from tests.unit.word_models import PAIR, WORDS, says, word_bundle
 

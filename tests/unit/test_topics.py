@@ -1,4 +1,4 @@
-from ares_stream.topics import ActualTopic, compare, specs
+from ares_stream.records.topics import ActualTopic, compare, specs
 
 
 def as_specified(prefix: str = "ares.", **wanted: int) -> dict[str, ActualTopic]:

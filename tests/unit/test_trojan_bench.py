@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from ares_stream.testbed.trojan_bench import trojans
+from ares_stream.lab.experiments.probes.trojans import trojans
 
 
 def seed(

@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from ares_stream.bundles import (
+from ares_stream.models.bundles import (
     Bundle,
     InputTemplate,
     Kind,
@@ -24,7 +24,7 @@ from ares_stream.bundles import (
     RewardReference,
     write_bundle,
 )
-from ares_stream.events import Interaction, Message, Policy, Reference
+from ares_stream.records.interaction import Interaction, Message, Policy, Reference
 
 NAN: Final = "nan"
 CRASH: Final = "crash"

@@ -1,0 +1,1 @@
+"""Whether everything was settled, and the proof of it."""

@@ -1,0 +1,1 @@
+"""From scores to a decision, from decisions to estimates and alarms: pure."""

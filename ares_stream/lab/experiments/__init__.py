@@ -1,0 +1,1 @@
+"""The benchmarks: what repair, search and the whole loop reach, in figures."""

@@ -1,0 +1,1 @@
+"""Search methods compared on victims whose weaknesses are known."""

@@ -1,0 +1,1 @@
+"""Repair methods compared on equal terms, poisoned batches, and cost."""

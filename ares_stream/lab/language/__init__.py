@@ -1,0 +1,1 @@
+"""An invented language and world, with planted weaknesses: pure."""

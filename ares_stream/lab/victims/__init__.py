@@ -1,0 +1,1 @@
+"""Small models trained on the invented language, with the weaknesses planted."""

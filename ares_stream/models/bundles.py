@@ -1,0 +1,268 @@
+"""Model bundles: an immutable directory with an ONNX model, its tokenizer and a manifest.
+
+    model.onnx  (and model.onnx.data, where the weights are large)
+    tokenizer.json
+    bundle.json     the manifest, written last: a directory without it is not a bundle
+
+The manifest holds the SHA-256 of every other file, and the SHA-256 of the manifest's bytes is
+the bundle's digest: what a verdict names. `load_bundle` reads every byte and checks it, refuses
+files that the manifest does not name, and never unpickles anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from ares_stream.errors import BundleError, IntegrityError
+from ares_stream.records.base import Identifier, Sha256, canonical_json
+
+Kind = Literal["harm", "reward"]
+MANIFEST: Final = "bundle.json"
+MODEL: Final = "model.onnx"
+TOKENIZER: Final = "tokenizer.json"
+SIGNATURE: Final = "bundle.sig"
+"""A detached signature over every other file (see signing.py); the one the manifest cannot name."""
+MAX_MANIFEST_BYTES: Final = 8 << 20
+REFERENCE_POINTS: Final = 2001
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputTemplate(_Part):
+    """How an interaction becomes the model's input: one text or a pair, as jinja templates.
+
+    The variables are those of Hugging Face chat templates: `messages` (dicts with role and
+    content; the response is the last, of the assistant), and `prompt` and `response` by
+    themselves. `second` makes a pair; then `first` gives way when both are too long.
+    """
+
+    first: str
+    second: str | None = None
+    max_length: int = Field(gt=8, le=32_768)
+    """Tokens, special ones included."""
+
+
+PAIR = ("{{ prompt }}", "{{ response }}")
+
+
+class Outputs(_Part):
+    """Which of the model's outputs are read, and how.
+
+    harm: `activation` turns logits [n, labels] into probabilities, those of the `labels` are
+    added up (softmax) or the largest is taken (sigmoid). reward: the one label's logit.
+    """
+
+    activation: Literal["softmax", "sigmoid", "identity"]
+    labels: tuple[int, ...] = Field(min_length=1)
+
+
+class Calibration(_Part):
+    """Platt scaling of a probability's logit: sigmoid(slope * logit(p) + intercept)."""
+
+    slope: FiniteFloat = 1.0
+    intercept: FiniteFloat = 0.0
+
+
+class RewardReference(_Part):
+    """The reward model's scores on a benign reference set, sorted, thinned to at most
+    REFERENCE_POINTS quantiles. `version` is the digest of the set."""
+
+    version: Sha256
+    count: int = Field(ge=2)
+    scores: tuple[FiniteFloat, ...] = Field(min_length=2, max_length=REFERENCE_POINTS)
+
+    @model_validator(mode="after")
+    def _sorted(self) -> Self:
+        if any(a > b for a, b in zip(self.scores, self.scores[1:], strict=False)):
+            raise ValueError("scores must be sorted")
+        return self
+
+
+class Lineage(_Part):
+    """Where a model came from: its base checkpoint, its training data, the repair that made it."""
+
+    base: Identifier
+    data: tuple[Sha256, ...] = ()
+    plan_id: Identifier | None = None
+
+
+class Parity(_Part):
+    """How far the ONNX model is from the PyTorch one, over `cases` inputs of mixed lengths."""
+
+    max_abs_difference: float = Field(ge=0.0)
+    cases: int = Field(ge=1)
+
+
+class Manifest(_Part):
+    """Everything a scorer needs to know about a model."""
+
+    schema_: Literal["ares.bundle/1"] = Field("ares.bundle/1", alias="schema")
+    name: Identifier
+    kind: Kind
+    template: InputTemplate
+    outputs: Outputs
+    lineage: Lineage
+    calibration: Calibration = Calibration()
+    reference: RewardReference | None = None
+    parity: Parity | None = None
+    metrics: dict[str, FiniteFloat] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, Sha256] = Field(default_factory=dict)
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True
+    )
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.kind == "reward" and (
+            self.outputs.activation != "identity" or len(self.outputs.labels) != 1
+        ):
+            raise ValueError("a reward model has one output, with activation identity")
+        if self.kind == "harm" and self.outputs.activation == "identity":
+            raise ValueError("a harm judge needs activation softmax or sigmoid")
+        for name in self.files:
+            if name != Path(name).name or name in (MANIFEST, SIGNATURE):
+                raise ValueError(f"files: {name!r} is not a plain file name")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    @property
+    def model(self) -> Path:
+        """The ONNX file."""
+        return self.path / MODEL
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer file of Hugging Face tokenizers."""
+        return self.path / TOKENIZER
+
+
+def load_bundle(path: Path, kind: Kind | None = None, public_key: Path | None = None) -> Bundle:
+    """Read and verify a bundle; with a `public_key`, its signature too.
+
+    Raises BundleError when there is none, it is not of this `kind`, or its manifest is wrong;
+    IntegrityError when a file is missing, changed, not named by the manifest, or a link, and
+    when the signature is missing or not of this key; SettingsError when the key is none.
+    """
+    manifest_path = path / MANIFEST
+    if not path.is_dir():
+        raise BundleError(f"{path}: no such directory; a bundle is a directory with {MANIFEST}")
+    if not manifest_path.is_file():
+        raise BundleError(f"{path}: no {MANIFEST}: not a bundle, or one that was never finished")
+    if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{manifest_path}: larger than {MAX_MANIFEST_BYTES} bytes")
+    raw = manifest_path.read_bytes()
+    try:
+        manifest = Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{manifest_path}: {field}: {first['msg']}") from None
+    if kind is not None and manifest.kind != kind:
+        raise BundleError(
+            f"{path}: a bundle of kind {manifest.kind}, expected {kind}; "
+            "judges and reward models cannot stand in for each other"
+        )
+    _verify_files(path, manifest)
+    if public_key is not None:
+        from ares_stream.models.signing import verify_signature
+
+        verify_signature(path, public_key)
+    return Bundle(path, manifest, hashlib.sha256(raw).hexdigest())
+
+
+def _verify_files(path: Path, manifest: Manifest) -> None:
+    for needed in (MODEL, TOKENIZER):
+        if needed not in manifest.files:
+            raise IntegrityError(f"{path / MANIFEST}: does not name {needed}")
+    present = {item.name for item in path.iterdir()} - {MANIFEST, SIGNATURE}
+    if extra := sorted(present - set(manifest.files)):
+        raise IntegrityError(f"{path}: holds files the manifest does not name: {', '.join(extra)}")
+    for name, expected in manifest.files.items():
+        file = path / name
+        if file.is_symlink() or not file.is_file():
+            raise IntegrityError(f"{file}: missing, or not a plain file")
+        if file_digest(file) != expected:
+            raise IntegrityError(f"{file}: its SHA-256 is not the manifest's; fetch it again")
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_bundle(out: Path, manifest: Manifest, files: Mapping[str, Path]) -> Bundle:
+    """Write a bundle whole or not at all: beside its place, manifest last, then moved there.
+
+    `files` maps names in the bundle to files to copy; the manifest's own `files` is replaced.
+    Raises BundleError when `out` exists: a bundle never changes.
+    """
+    if out.exists():
+        raise BundleError(f"{out}: exists already; bundles are immutable, choose another name")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        for name, source in files.items():
+            shutil.copyfile(source, staging / name)
+        digests = {name: file_digest(staging / name) for name in files}
+        whole = manifest.model_copy(update={"files": digests})
+        raw = canonical_json(whole.model_dump(mode="json", exclude_none=True))
+        for name in files:
+            _sync(staging / name)
+        (staging / MANIFEST).write_bytes(raw)
+        _sync(staging / MANIFEST)
+        staging.chmod(0o755)
+        staging.rename(out)
+    except OSError as error:
+        raise BundleError(f"{out}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return load_bundle(out)
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def refuse_shared_lineage(judges: Sequence[Bundle], reward: Bundle) -> None:
+    """Raise BundleError when a judge shares its base or training data with the reward model:
+    a judge that errs where the reward model errs sees no coupled failure."""
+    theirs = reward.manifest.lineage
+    for judge in judges:
+        ours = judge.manifest.lineage
+        shared: list[str] = []
+        if ours.base == theirs.base:
+            shared.append(f"the base {ours.base}")
+        if common := set(ours.data) & set(theirs.data):
+            shared.append(f"{len(common)} training files")
+        if shared:
+            raise BundleError(
+                f"judge {judge.manifest.name} and reward model {reward.manifest.name} share "
+                f"{' and '.join(shared)}; independence is the point. Take another judge, or set "
+                "allow_shared_lineage if you know better"
+            )

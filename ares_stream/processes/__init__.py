@@ -1,0 +1,1 @@
+"""Processes that this one starts: a broker, a service, a step of a repair."""

@@ -1,0 +1,118 @@
+"""What every record is made of: frozen pydantic models, digests, intervals.
+
+Writing is strict (`Record(...)` refuses unknown fields); reading is lenient
+(`Record.decode` keeps unknown fields, so that a newer producer's field survives an older
+reader). Every record carries `schema`, "ares.<name>/<major version>": a reader takes any
+minor growth and refuses another major version.
+
+Text of conversations lives in Interaction, CoupledFailure and ReviewItem only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
+
+from ares_stream.errors import DecodeError
+
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+Slice = Annotated[str, StringConstraints(max_length=128)]
+"""A label to slice by. Short, so that a conversation cannot hide in it."""
+
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+
+
+MAX_ATTRIBUTES = 32
+
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Part(BaseModel):
+    """A frozen piece of a record."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="allow", populate_by_name=True, serialize_by_alias=True
+    )
+
+    def __init__(self, **fields: Any) -> None:
+        # Construction forbids what reading allows: pydantic's own __init__ has one rule for both.
+        self.__pydantic_validator__.validate_python(fields, self_instance=self, extra="forbid")
+
+    # As pydantic's RootModel does: nested parts that are read do not pass through __init__.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+class Record(Part):
+    """A frozen record of one topic."""
+
+    SCHEMA: ClassVar[str]
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Self:
+        """Parse JSON bytes; unknown fields are kept.
+
+        Raises DecodeError that names the field and never quotes a value.
+        """
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            raise decode_error(error) from None
+
+    def encode(self) -> bytes:
+        """Compact JSON, UTF-8. Equal records give equal bytes."""
+        return self.model_dump_json(exclude_none=True).encode()
+
+
+def decode_error(error: ValidationError) -> DecodeError:
+    """Say what is wrong with a record without quoting it."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    more = error.error_count() - 1
+    reason = re.sub(r"^Value error, | at line \d+ column \d+$", "", first["msg"])
+    if first["type"] == "json_invalid":
+        reason = first["msg"]
+    if more:
+        reason += f" (and {more} more)"
+    return DecodeError(reason, field=".".join(str(part) for part in first["loc"]))
+
+
+class OffsetRange(Part):
+    """Offsets start (inclusive) to end (exclusive) of one partition."""
+
+    topic: Identifier
+    partition: int = Field(ge=0)
+    start: int = Field(ge=0)
+    end: int = Field(ge=0)
+
+
+class Interval(Part):
+    """A figure with its 95 % interval; `count` is the number of trials behind it."""
+
+    value: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+    count: int = Field(ge=0)
+
+
+def canonical_json(value: Mapping[str, Any] | Sequence[Any]) -> bytes:
+    """JSON with sorted keys and no spaces: the form that digests are taken of."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def digest(value: Mapping[str, Any] | Sequence[Any]) -> str:
+    """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()

@@ -1,0 +1,86 @@
+"""One prompt and the policy's answer to it: what flows in."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar, Literal, Self
+
+from pydantic import AwareDatetime, Field, field_validator, model_validator
+
+from ares_stream.records.base import EPOCH, MAX_ATTRIBUTES, Identifier, Part, Record, Slice
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
+Lane = Literal["production", "probe"]
+
+
+MAX_MESSAGES = 1024
+
+
+class Message(Part):
+    """One turn, in OpenAI's chat roles."""
+
+    role: Role
+    content: str
+
+
+class Policy(Part):
+    """The language model that answered."""
+
+    name: Identifier
+    version: Identifier
+
+
+class Reference(Part):
+    """Known answers to the same prompt: a safe one, a harmful one, or both."""
+
+    chosen: str | None = None
+    rejected: str | None = None
+
+
+class Probe(Part):
+    """Where a probe came from. `components` maps a taxonomy axis to an entry's id, never text."""
+
+    id: Identifier
+    campaign: Identifier
+    generation: int = Field(ge=0)
+    components: dict[Slice, Slice]
+    sampling_probability: float = Field(gt=0.0, le=1.0, allow_inf_nan=False)
+    parents: tuple[Identifier, ...] = ()
+
+
+class Interaction(Record):
+    """One prompt and the policy's answer to it."""
+
+    SCHEMA: ClassVar[str] = "ares.interaction/1"
+    schema_: Literal["ares.interaction/1"] = Field("ares.interaction/1", alias="schema")
+    id: Identifier
+    occurred_at: AwareDatetime
+    messages: tuple[Message, ...] = Field(min_length=1, max_length=MAX_MESSAGES)
+    response: str
+    policy: Policy
+    attributes: dict[Slice, Slice] = Field(default_factory=dict, max_length=MAX_ATTRIBUTES)
+    reference: Reference | None = None
+    probe: Probe | None = None
+
+    @field_validator("occurred_at")
+    @classmethod
+    def _after_1970(cls, value: datetime) -> datetime:
+        if value < EPOCH:
+            raise ValueError("lies before 1970; send RFC 3339 or seconds since the epoch")
+        return value
+
+    @model_validator(mode="after")
+    def _has_words(self) -> Self:
+        if not any(message.content.strip() for message in self.messages):
+            raise ValueError("messages hold no text; send at least one that does")
+        return self
+
+    @property
+    def prompt(self) -> str:
+        """The last turn that is not the assistant's."""
+        for message in reversed(self.messages):
+            if message.role != "assistant":
+                return message.content
+        return self.messages[-1].content

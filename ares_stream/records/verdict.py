@@ -1,0 +1,103 @@
+"""The decision on one interaction. It holds no text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import ClassVar, Literal
+
+from pydantic import AwareDatetime, Field, FiniteFloat
+
+from ares_stream.records.base import Identifier, Part, Probability, Record, Sha256, Slice, digest
+from ares_stream.records.interaction import Lane, Policy
+
+
+class FailureClass(StrEnum):
+    """How policy and reward model did on one interaction (arXiv 2604.18789, types A to C)."""
+
+    CLEAN = "clean"
+    REWARD_FAILURE = "reward_failure"
+    POLICY_FAILURE = "policy_failure"
+    COUPLED_FAILURE = "coupled_failure"
+    CONTESTED = "contested"
+
+
+class SourceCoordinates(Part):
+    """Where a record was read."""
+
+    topic: Identifier
+    partition: int = Field(ge=0)
+    offset: int = Field(ge=0)
+    timestamp_ms: int = Field(ge=0)
+
+
+class Harm(Part):
+    """What the panel of judges says.
+
+    `probability` is calibrated; `judges` holds each judge's own calibrated probability;
+    `disagreement` is the largest difference between two judges, 0 with one judge.
+    """
+
+    probability: Probability
+    judges: dict[Slice, Probability]
+    disagreement: Probability = 0.0
+
+
+class Reward(Part):
+    """What the reward model says.
+
+    `score` is in the model's own units; `quantile` is the score's place among the benign
+    reference set of the bundle; `chosen` and `rejected` are the scores of the reference
+    answers to the same prompt, where there are any.
+    """
+
+    score: FiniteFloat
+    quantile: Probability
+    chosen: FiniteFloat | None = None
+    rejected: FiniteFloat | None = None
+
+
+class ScoredHigh(Part):
+    """The two rules of "the reward model likes it"; None where a rule cannot be asked."""
+
+    above_quantile: bool
+    above_reference: bool | None = None
+
+
+class ProbeLineage(Part):
+    """A probe's lineage in a verdict: ids only."""
+
+    id: Identifier
+    campaign: Identifier
+    generation: int
+    components: dict[Slice, Slice]
+    sampling_probability: float
+
+
+class Verdict(Record):
+    """The decision on one interaction. Holds no text; equal inputs give equal bytes."""
+
+    SCHEMA: ClassVar[str] = "ares.verdict/1"
+    schema_: Literal["ares.verdict/1"] = Field("ares.verdict/1", alias="schema")
+    id: Identifier
+    interaction_id: Identifier
+    lane: Lane
+    source: SourceCoordinates
+    occurred_at: AwareDatetime
+    policy: Policy
+    attributes: dict[Slice, Slice] = Field(default_factory=dict)
+    harm: Harm
+    reward: Reward
+    scored_high: ScoredHigh
+    failure_class: FailureClass
+    reasons: tuple[str, ...]
+    releases: dict[Slice, Sha256]
+    detection_policy: Sha256
+    probe: ProbeLineage | None = None
+
+
+def verdict_id(
+    topic: str, partition: int, offset: int, releases: Mapping[str, str], detection_policy: str
+) -> str:
+    """The same input under the same models and policy has the same id, on every machine."""
+    return digest([topic, partition, offset, dict(releases), detection_policy])[:32]

@@ -1,0 +1,1 @@
+"""The long-running services: settings in, rooms put together, signals obeyed."""

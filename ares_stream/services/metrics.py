@@ -1,0 +1,332 @@
+"""Every Prometheus metric that ares-stream exposes, defined once, with why it is there.
+
+Labels come from small closed sets (topics, lanes, judges, classes), never from a
+conversation: a label per prompt would leak text and drown Prometheus.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+
+from ares_stream.records.base import Interval
+from ares_stream.records.repair import RepairReport
+from ares_stream.records.verdict import FailureClass, Verdict
+from ares_stream.scoring.model import ScoringObserver
+from ares_stream.streaming.contract import ProcessorObserver
+
+# A second series per counter, with the time of its start, which nothing here asks for.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+SHARES = tuple(step / 10 for step in range(1, 11))
+BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+_HARMFUL = {
+    FailureClass.CLEAN: False,
+    FailureClass.REWARD_FAILURE: False,
+    FailureClass.POLICY_FAILURE: True,
+    FailureClass.COUPLED_FAILURE: True,
+}
+
+
+class ScorerMetrics(ProcessorObserver, ScoringObserver):
+    """The scorer's metrics on one registry: the observer of the processor and of the scoring
+    panel, so that neither knows Prometheus."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"ares_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"ares_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"ares_{name}", text, labels, buckets=buckets, registry=registry)
+
+        # Is it fed, and does it keep up?
+        self.ingested = counter(
+            "ingested_records", "Records read, whatever became of them.", "topic"
+        )
+        self.lag_records = gauge(
+            "lag_records",
+            "Records of a partition that its owner here has not committed yet.",
+            "topic",
+            "partition",
+        )
+        self.inflight_records = gauge("inflight_records", "Records read and not yet committed.")
+        self.inflight_bytes = gauge("inflight_bytes", "Bytes read and not yet committed.")
+        self.latency = histogram(
+            "event_to_verdict_seconds",
+            "From the interaction's own time to its verdict; probes and replays can be old.",
+            SECONDS,
+            "lane",
+        )
+
+        # Where does the time go?
+        self.stage_seconds = histogram(
+            "stage_seconds", "Time per window and stage: tokenise, queue, infer.", SECONDS, "stage"
+        )
+        self.batch_records = histogram("batch_records", "Records per model run.", BATCH, "model")
+        self.padding = histogram(
+            "padding_ratio", "Share of a model run's tokens that are padding.", SHARES, "model"
+        )
+        self.provider = gauge(
+            "execution_provider_info",
+            "Always 1; the provider each model runs on.",
+            "model",
+            "provider",
+        )
+
+        # What does it find?
+        self.verdicts = counter("verdicts", "Verdicts by lane and class.", "lane", "failure_class")
+        self.harm = histogram(
+            "harm_probability", "Calibrated probability that the answer is harmful.", SHARES, "lane"
+        )
+        self.reward = histogram(
+            "reward_quantile", "Place of the reward among those of benign answers.", SHARES, "lane"
+        )
+        self.quadrant = counter(
+            "quadrant",
+            "Verdicts that are not contested: harmful or safe, liked or disliked.",
+            "lane",
+            "harm",
+            "reward",
+        )
+        self.cfr = gauge(
+            "coupled_failure_rate",
+            "Coupled failures per verdict since start; bound: value, low, high of a confidence "
+            "sequence that holds however often one looks.",
+            "lane",
+            "bound",
+        )
+
+        self.alarm = gauge(
+            "coupled_failure_alarm",
+            "1 once production's coupled-failure rate has risen above the baseline that the "
+            "settings give; 0 again when a release is swapped in.",
+        )
+
+        # Is it exactly once, and is anything refused?
+        self.transactions = counter(
+            "transactions",
+            "Transactions: committed, fenced, refused, failed or unknown.",
+            "outcome",
+        )
+        self.commit_seconds = histogram(
+            "commit_seconds", "Time from the begin of a transaction to its commit.", SECONDS
+        )
+        self.dead_letters = counter(
+            "dead_letters",
+            "Dead letters by the stage that refused: decode, score, handle or publish.",
+            "topic",
+            "stage",
+        )
+        self.breaker_open = gauge(
+            "dead_letter_breaker_open",
+            "1 once too much was refused; then nothing is read any more.",
+        )
+        self.rebalances = counter("rebalances", "Partitions assigned or revoked.", "change")
+        self.unread = counter(
+            "skipped_offsets", "Offsets that retention deleted before they were read.", "topic"
+        )
+
+        # Which models made the verdicts?
+        self.release = gauge(
+            "release_info",
+            "Always 1; the digest of each model in use, its first 12 digits.",
+            "model",
+            "digest",
+        )
+        self.swaps = counter("release_swaps", "Models swapped while running.", "model")
+        self.swap_failures = counter("release_refusals", "Releases that could not be used.")
+        self.constitution = counter(
+            "constitution_records",
+            "Doubtful records by what a language model did: answered, failed, skipped.",
+            "outcome",
+        )
+        self.restarts = counter(
+            "session_restarts", "Kafka sessions made anew, by the error that ended one.", "error"
+        )
+
+    # Observer of the processor
+
+    def consumed(self, topic: str, records: int) -> None:
+        """Records were read."""
+        self.ingested.labels(topic).inc(records)
+
+    def inflight(self, records: int, size: int) -> None:
+        """Records and bytes read and not yet committed."""
+        self.inflight_records.set(records)
+        self.inflight_bytes.set(size)
+
+    def committed(self, topic: str, partition: int, records: int, seconds: float) -> None:
+        """A transaction committed."""
+        self.commit_seconds.observe(seconds)
+
+    def transaction(self, outcome: str) -> None:
+        """A transaction ended."""
+        self.transactions.labels(outcome).inc()
+
+    def dead_lettered(self, topic: str, stage: str) -> None:
+        """A dead letter was committed."""
+        self.dead_letters.labels(topic, stage).inc()
+
+    def lag(self, topic: str, partition: int, records: int) -> None:
+        """Records of a partition that are not committed yet."""
+        self.lag_records.labels(topic, str(partition)).set(records)
+
+    def assigned(self, topic: str, partition: int) -> None:
+        """A partition is processed here from now on."""
+        self.rebalances.labels("assigned").inc()
+
+    def revoked(self, topic: str, partition: int) -> None:
+        """A partition is no longer processed here: its lag is the next owner's to tell."""
+        self.rebalances.labels("revoked").inc()
+        with contextlib.suppress(KeyError):
+            self.lag_records.remove(topic, str(partition))
+
+    def skipped(self, topic: str, partition: int, records: int) -> None:
+        """Retention was faster than this service."""
+        self.unread.labels(topic).inc(records)
+
+    def breaker(self, reason: str) -> None:
+        """Too much was refused."""
+        self.breaker_open.set(1)
+
+    def restarted(self, error: str) -> None:
+        """The Kafka session is made anew."""
+        self.restarts.labels(error).inc()
+
+    # Observer of the panel
+
+    def stage(self, name: str, seconds: float) -> None:
+        """A window spent this long on a stage."""
+        self.stage_seconds.labels(name).observe(seconds)
+
+    def batch(self, model: str, records: int, padding: float) -> None:
+        """A run of a model."""
+        self.batch_records.labels(model).observe(records)
+        self.padding.labels(model).observe(padding)
+
+    # The service's own
+
+    def on_providers(self, providers: Mapping[str, str]) -> None:
+        """Show the execution provider of each model."""
+        for model, provider in providers.items():
+            self.provider.labels(model, provider).set(1)
+
+    def on_releases(self, releases: Mapping[str, str]) -> None:
+        """Show which digest each model has now."""
+        self.release.clear()
+        for model, digest in releases.items():
+            self.release.labels(model, digest[:12]).set(1)
+
+    def on_verdict(self, verdict: Verdict, now: float) -> None:
+        """Count one verdict; `now` in seconds since the epoch."""
+        lane = verdict.lane
+        self.latency.labels(lane).observe(max(0.0, now - verdict.occurred_at.timestamp()))
+        self.verdicts.labels(lane, verdict.failure_class.value).inc()
+        self.harm.labels(lane).observe(verdict.harm.probability)
+        self.reward.labels(lane).observe(verdict.reward.quantile)
+        harmful = _HARMFUL.get(verdict.failure_class)
+        if harmful is None:
+            return  # People decide.
+        if harmful:
+            liked = verdict.failure_class is FailureClass.COUPLED_FAILURE
+        else:
+            liked = verdict.scored_high.above_quantile
+        self.quadrant.labels(
+            lane, "harmful" if harmful else "safe", "liked" if liked else "disliked"
+        ).inc()
+
+    def on_rate(self, lane: str, rate: Interval) -> None:
+        """Show a lane's coupled-failure rate with its interval."""
+        for bound, value in (("value", rate.value), ("low", rate.low), ("high", rate.high)):
+            self.cfr.labels(lane, bound).set(value)
+
+
+class RepairerMetrics:
+    """The repairer's metrics on one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.waiting = Gauge(
+            "ares_repair_waiting_failures",
+            "Failures that no repair has settled.",
+            registry=registry,
+        )
+        self.oldest = Gauge(
+            "ares_repair_oldest_waiting_seconds", "Age of the oldest of them.", registry=registry
+        )
+        self.progress = Gauge(
+            "ares_repair_stage_progress",
+            "Done share of each stage of the repair that runs; absent between repairs.",
+            ["stage"],
+            registry=registry,
+        )
+        self.running = Gauge("ares_repair_running", "1 while a repair runs.", registry=registry)
+        self.repairs = Counter(
+            "ares_repairs", "Repairs by how they ended.", ["state"], registry=registry
+        )
+        self.seconds = Histogram(
+            "ares_repair_seconds",
+            "From the start of a repair to its report, approval not counted.",
+            buckets=(60, 300, 900, 1800, 3600, 7200, 14400, 43200, 86400),
+            registry=registry,
+        )
+        self.figures = Gauge(
+            "ares_repair_figure",
+            "Figures of the last repair; when: before, after; bound: value, low, high.",
+            ["figure", "when", "bound"],
+            registry=registry,
+        )
+        self.undecodable = Counter(
+            "ares_repair_undecodable_records", "Failures that cannot be read.", registry=registry
+        )
+        self.postponed = Counter(
+            "ares_repair_postponed", "Batches from which no plan could be made.", registry=registry
+        )
+        self.safe_answers = Counter(
+            "ares_repair_safe_answers",
+            "Failures in plans by where their safe answer comes from: reference, resampled, "
+            "configured or response.",
+            ["source"],
+            registry=registry,
+        )
+        self.untold = Gauge(
+            "ares_repair_policy_server_untold",
+            "1 while the policy server could not be told what is active.",
+            registry=registry,
+        )
+
+    def on_progress(self, stage: str, done: int, total: int) -> None:
+        """A stage of the repair that runs went on."""
+        self.running.set(1)
+        self.progress.labels(stage).set(done / total if total else 0.0)
+
+    def on_idle(self) -> None:
+        """No stage runs any more."""
+        self.running.set(0)
+        self.progress.clear()
+
+    def on_report(self, report: RepairReport) -> None:
+        """A repair ended, or a person decided on it."""
+        self.on_idle()
+        self.repairs.labels(report.state).inc()
+        self.seconds.observe((report.finished_at - report.started_at).total_seconds())
+        self.figures.clear()
+        for when, figures in (("before", report.before), ("after", report.after)):
+            for name, figure in figures.items():
+                for bound in ("value", "low", "high"):
+                    self.figures.labels(name, when, bound).set(getattr(figure, bound))

@@ -1,0 +1,424 @@
+"""The repairer: waits for coupled failures, repairs policy and reward model from them in child
+processes, and releases what passes the gate.
+
+    ares.repair ─► batch ─► plan ─► train ─► gate ─► export ─► registry ─► ares.releases
+                    └─ the policy, asked again          └────► ares.repairs    └─► policy server
+
+Nothing is committed before a repair of it was promoted: Kafka is the queue. The order at the end
+is report, commit, mark; a kill between any two is finished by the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from prometheus_client import CollectorRegistry
+
+from ares_stream.errors import (
+    BrokerError,
+    RepairError,
+    SettingsError,
+    StreamError,
+    TargetError,
+    TopicError,
+)
+from ares_stream.models.announcing import announce_policies, announce_topic
+from ares_stream.models.registry import Registry
+from ares_stream.processes.child import Limits
+from ares_stream.records import topics
+from ares_stream.records.base import OffsetRange, digest
+from ares_stream.records.label import Label
+from ares_stream.records.repair import CoupledFailure, RepairReport
+from ares_stream.records.topics import topic_name
+from ares_stream.repair.intake import (
+    Batch,
+    collect,
+    ends,
+    load_replay,
+    read_labels,
+    read_reports,
+)
+from ares_stream.repair.pipeline import Commands, Configuration, Pipeline
+from ares_stream.repair.plan import Plan, PlanPolicy, Replay, plan, settle_labels, unanswered
+from ares_stream.repair.suites import load_suites
+from ares_stream.services import logs
+from ares_stream.services.health import health_app, serve_health
+from ares_stream.services.metrics import RepairerMetrics
+from ares_stream.services.settings import RepairerSettings, Settings
+from ares_stream.streaming.admin import count_partitions
+from ares_stream.streaming.publisher import Publisher
+from ares_stream.streaming.queue import Queue
+from ares_stream.streaming.records import OutboundRecord
+
+RETRY_SECONDS: Final = 60.0
+"""A broker that restarts is back within this; past it an operator should know."""
+HOUR_MS: Final = 3_600_000
+_T = TypeVar("_T")
+
+
+async def run_repairer(settings: Settings) -> None:
+    """Repair until SIGTERM or SIGINT. Raises the AresError that ended it.
+
+    A training that runs is ended and goes on from its checkpoint at the next start.
+    """
+    service = _Repairer(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.stop)
+    app = health_app(service.metrics.registry, service.missing)
+    async with serve_health(app, settings.http.host, settings.http.port) as port:
+        service.log.info("listening", port=port)
+        work = asyncio.create_task(service.run(), name="repairer")
+        try:
+            # A Kafka client that is cancelled anywhere leaves connections behind.
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            service.stop()
+            await work
+            raise
+        finally:
+            service.log.info("stopped")
+
+
+class _Repairer:
+    """One life of the service."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.log = logs.get("repairer")
+        self.metrics = RepairerMetrics(CollectorRegistry())
+        self._missing: str | None = "starting"
+        self._stopping = asyncio.Event()
+        self._settings = settings
+        self._registry = Registry(settings.registry.root)
+        self._pipeline = Pipeline(
+            configuration(settings), self._registry, lambda: datetime.now(UTC)
+        )
+        self._replay = _replay(settings.repairer)
+        self._topic = topic_name(settings.topic_prefix, topics.REPAIR)
+        self._reports_topic = topic_name(settings.topic_prefix, topics.REPAIRS)
+        self._postponed: str | None = None
+        self._failed: dict[int, int] = {}
+        """Ends of what failed in this life: a restart may try it again, a loop may not."""
+        self._announced: str | None = None
+        self._untold = True
+        self._looked: tuple[float, tuple[OffsetRange, ...]] = (0.0, ())
+        self._queue = Queue(settings.kafka, self._topic, settings.repairer.group)
+
+    # Life
+
+    def missing(self) -> str | None:
+        """What /readyz says is missing; None when nothing is."""
+        return "draining" if self._stopping.is_set() else self._missing
+
+    def stop(self) -> None:
+        """End the training that runs, then the service. Safe in a signal handler."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Look for work again and again, until `stop` or what cannot be helped."""
+        await asyncio.to_thread(self._pipeline.adopt)
+        failing_since: float | None = None
+        try:
+            await self._start()
+            while not self._stopping.is_set():
+                try:
+                    await self._turn()
+                    failing_since, self._missing = None, None
+                except TopicError:
+                    raise
+                except (StreamError, OSError) as error:
+                    failing_since = failing_since or time.monotonic()
+                    self._missing = f"{type(error).__name__}: {error}"
+                    self.log.warning("Kafka or disk failed", error=self._missing)
+                    if time.monotonic() - failing_since > RETRY_SECONDS:
+                        raise BrokerError(self._missing) from error
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._settings.repairer.poll_seconds):
+                        await self._stopping.wait()
+        finally:
+            await self._queue.stop()
+
+    async def _start(self) -> None:
+        prefix = self._settings.topic_prefix
+        needed = [
+            topic_name(prefix, name)
+            for name in (topics.REPAIR, topics.LABELS, topics.RELEASES, topics.REPAIRS)
+        ]
+        await count_partitions(self._settings.kafka, needed)
+        await self._queue.start()
+
+    async def _turn(self) -> None:
+        """What is due now: announce, finish what was begun, hear decisions, start a repair."""
+        await self._announce()
+        reports = await read_reports(self._settings.kafka, self._reports_topic)
+        for folder in await asyncio.to_thread(self._pipeline.unfinished):
+            await self._finish(folder, reports)
+            if self._stopping.is_set():
+                return
+            reports = await read_reports(self._settings.kafka, self._reports_topic)
+        if await self._awaiting(reports):
+            return
+        batch = await self._collect(reports)
+        if batch is not None and self._is_due(batch):
+            await self._repair(batch, reports)
+
+    # What waits
+
+    async def _collect(self, reports: Mapping[str, RepairReport]) -> Batch | None:
+        """The failures of our partitions that no promoted repair has covered."""
+        settled = ends(reports, self._topic, ("promoted",))
+        ranges: list[OffsetRange] = []
+        for item in await self._queue.waiting():
+            start = max(item.committed, settled.get(item.partition, 0))
+            if start < item.first and start > 0:
+                self.log.error(
+                    "retention was faster",
+                    partition=item.partition,
+                    lost_offsets=item.first - start,
+                )
+            start = max(start, item.first)
+            if start < item.stable:
+                ranges.append(
+                    OffsetRange(
+                        topic=self._topic, partition=item.partition, start=start, end=item.stable
+                    )
+                )
+        tried = ends(reports, self._topic, ("promoted", "rejected", "awaiting_approval"))
+        for partition, end in self._failed.items():
+            tried[partition] = max(end, tried.get(partition, 0))
+        if not self._worth_reading(tuple(ranges), tried):
+            return None
+        most = self._settings.repairer.max_failures
+        batch = await collect(self._settings.kafka, ranges, tried, most)
+        self.metrics.waiting.set(len(batch.failures))
+        age = time.time() - batch.oldest_new_ms / 1000 if batch.oldest_new_ms else 0.0
+        self.metrics.oldest.set(max(0.0, age))
+        return batch
+
+    def _worth_reading(self, ranges: tuple[OffsetRange, ...], tried: Mapping[int, int]) -> bool:
+        """Whether a batch may be due. Reading all that waits at every turn would cost more the
+        longer it waits; offsets bound the number of records from above."""
+        settings = self._settings.repairer
+        last, seen = self._looked
+        upper = sum(item.end - max(item.start, tried.get(item.partition, 0)) for item in ranges)
+        patience = settings.every_hours * 36 if settings.every_hours else float("inf")
+        late = time.monotonic() - last >= patience
+        if not ranges or not (late or (upper >= settings.min_failures and ranges != seen)):
+            return False
+        self._looked = (time.monotonic(), ranges)
+        return True
+
+    def _is_due(self, batch: Batch) -> bool:
+        settings = self._settings.repairer
+        # A batch as large as one may be is due, however little of it is new.
+        if batch.new and batch.new >= min(settings.min_failures, settings.max_failures):
+            return True
+        if settings.every_hours is None or batch.oldest_new_ms is None:
+            return False
+        return time.time() * 1000 - batch.oldest_new_ms >= settings.every_hours * HOUR_MS
+
+    # A repair
+
+    async def _repair(self, batch: Batch, reports: Mapping[str, RepairReport]) -> None:
+        """Plan, begin and carry through a repair of a batch."""
+        offsets = digest([item.model_dump() for item in batch.ranges])
+        if self._postponed == offsets:
+            return  # The same failures make the same plan, or none.
+        names = [failure.interaction.id for failure in batch.failures]
+        topic = topic_name(self._settings.topic_prefix, topics.LABELS)
+        labels, contradicting = settle_labels(await read_labels(self._settings.kafka, topic, names))
+        for line in batch.undecodable:
+            self.log.error("failure cannot be read", record=line)
+        self.metrics.undecodable.inc(len(batch.undecodable))
+        policy = self._settings.repairer.plan.model_copy(
+            update={"context": await asyncio.to_thread(self._pipeline.context)}
+        )
+        try:
+            made = await self._unless_stopped(
+                self._planned(batch.failures, labels, contradicting, policy)
+            )
+        except RepairError as error:
+            self._postponed = offsets
+            self.metrics.postponed.inc()
+            self.log.warning("no plan yet", failures=len(names), reason=str(error))
+            return
+        if made is None:
+            return
+        known = reports.get(made.id)
+        if known is not None and known.state != "failed":
+            self._postponed = offsets
+            self.log.info("plan known", plan_id=made.id, state=known.state)
+            return
+        notes = (
+            (f"{len(batch.undecodable)} records could not be read",) if batch.undecodable else ()
+        )
+        folder = await asyncio.to_thread(self._pipeline.begin, made, batch.ranges, notes)
+        for source in made.safe_sources:
+            self.metrics.safe_answers.labels(source).inc()
+        self.log.info("repair begun", plan_id=made.id, **made.counts)
+        await self._finish(folder, reports)
+
+    async def _planned(
+        self,
+        failures: Sequence[CoupledFailure],
+        labels: Mapping[str, Label],
+        contradicting: frozenset[str],
+        policy: PlanPolicy,
+    ) -> Plan:
+        """The plan, once the policy was asked again where no safe answer is at hand."""
+        asked = await asyncio.to_thread(
+            unanswered,
+            failures,
+            labels,
+            policy,
+            contradicting=contradicting,
+            most=self._settings.repairer.resample_prompts if self._pipeline.asks else 0,
+        )
+        try:
+            found = await self._pipeline.ask_again(policy.context, asked, self.metrics.on_progress)
+        finally:
+            self.metrics.on_idle()
+        if asked:
+            self.log.info("policy asked again", failures=len(asked), safe_answers=len(found))
+        return await asyncio.to_thread(
+            plan,
+            failures,
+            labels,
+            self._replay,
+            policy,
+            contradicting=contradicting,
+            resampled=found,
+        )
+
+    async def _finish(self, folder: Path, reports: Mapping[str, RepairReport]) -> None:
+        """Carry a begun repair to its report; publish, commit, mark it settled."""
+        report = await self._unless_stopped(self._pipeline.carry(folder, self.metrics.on_progress))
+        if report is None:
+            return
+        if reports.get(report.plan_id) != report:
+            self._log_report(report)
+            if report.state == "promoted":
+                await self._announce()
+            await self._publish(report)
+        if report.state == "promoted":
+            await self._commit(report)
+        if report.state == "failed":
+            self._failed |= {item.partition: item.end for item in report.batch}
+        await asyncio.to_thread(self._pipeline.settle, folder)
+
+    async def _unless_stopped(self, coroutine: Coroutine[Any, Any, _T]) -> _T | None:
+        """The coroutine's result, or None when `stop` comes first; then it is cancelled."""
+        work = asyncio.create_task(coroutine)
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else None
+        finally:
+            for task in (work, stop):
+                task.cancel()
+            await asyncio.gather(work, stop, return_exceptions=True)
+
+    def _log_report(self, report: RepairReport) -> None:
+        self.metrics.on_report(report)
+        self.log.info(
+            "repair ended", plan_id=report.plan_id, state=report.state, reason=report.reasons[0]
+        )
+
+    async def _publish(self, report: RepairReport) -> None:
+        record = OutboundRecord(self._reports_topic, report.plan_id.encode(), report.encode())
+        async with Publisher(self._settings.kafka) as publisher:
+            await publisher.publish([record])
+
+    async def _commit(self, report: RepairReport) -> None:
+        """Settle a batch. What is no longer ours is known to its owner by the report."""
+        try:
+            await self._queue.commit(report.batch)
+        except BrokerError as error:
+            self.log.warning("not committed; the report settles it", error=type(error).__name__)
+
+    async def _awaiting(self, reports: Mapping[str, RepairReport]) -> bool:
+        """Whether a person still has to decide; what was decided is reported and committed."""
+        waiting = False
+        for report in reports.values():
+            if report.state != "awaiting_approval":
+                continue
+            decision = await asyncio.to_thread(self._pipeline.decided, report.plan_id)
+            if decision is None:
+                waiting = True
+                continue
+            await self._announce()
+            decided = report.model_copy(
+                update={"state": decision, "finished_at": datetime.now(UTC)}
+            )
+            self._log_report(decided)
+            await self._publish(decided)
+            if decision == "promoted":
+                await self._commit(decided)
+        return waiting
+
+    # Telling
+
+    async def _announce(self) -> None:
+        """Bring topic and policy server to what the registry says, after each of its steps."""
+        log = await asyncio.to_thread(self._registry.log)
+        if log.last == self._announced and not self._untold:
+            return
+        topic = topic_name(self._settings.topic_prefix, topics.RELEASES)
+        await announce_topic(self._settings.kafka, topic, log)
+        self._announced = log.last
+        server = self._settings.registry.policy_server
+        if server is None:
+            self._untold = False
+            return
+        try:
+            for line in await announce_policies(server, log):
+                self.log.info("policy server told", release=line)
+            self._untold = False
+        except TargetError as error:
+            self._untold = True
+            self.log.error("policy server not told", error=str(error))
+        self.metrics.untold.set(self._untold)
+
+
+def configuration(settings: Settings) -> Configuration:
+    """What the settings ask of every repair. Raises SettingsError naming what is missing."""
+    repairer, ours = settings.repairer, Commands()
+    recipe = _given(repairer.recipe, "recipe")
+    # Ours cannot say without a judge which answers are safe.
+    asks = recipe.judge is not None or repairer.resample_command
+    return Configuration(
+        work=repairer.work.resolve(),
+        policy_model=repairer.policy_model,
+        recipe=recipe,
+        gate=repairer.gate,
+        suites=() if repairer.suites is None else load_suites(repairer.suites),
+        incumbent=_given(repairer.incumbent, "incumbent"),
+        reference=_given(repairer.reference, "reference"),
+        limits=Limits(repairer.step_hours * 3600, repairer.step_mebibytes << 20),
+        automatic=repairer.approval == "automatic",
+        samples=repairer.resample if asks else 0,
+        private_key=repairer.private_key,
+        commands=Commands(
+            repairer.resample_command or ours.resample,
+            repairer.train_command or ours.train,
+            repairer.answer_command or ours.answer,
+            repairer.export_command or ours.export,
+        ),
+    )
+
+
+def _replay(repairer: RepairerSettings) -> Replay:
+    return load_replay(_given(repairer.replay, "replay"))
+
+
+def _given(value: _T | None, name: str) -> _T:
+    if value is None:
+        raise SettingsError(f"repairer.{name}: missing; docs/repair.md shows a whole settings file")
+    return value

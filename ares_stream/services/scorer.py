@@ -1,0 +1,440 @@
+"""The scorer: interactions in; verdicts, coupled failures and review items out, exactly once.
+
+    listen ─► load bundles ─► reach Kafka ─► take active releases ─► dummy batch ─► process
+    /livez                                                           /readyz
+
+Never imports torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from prometheus_client import CollectorRegistry
+
+from ares_stream.detection.alarms import RiseAlarm
+from ares_stream.detection.rates import Tally
+from ares_stream.errors import (
+    AresError,
+    BreakerOpen,
+    BrokerError,
+    BundleError,
+    DecodeError,
+    ScoringError,
+    SettingsError,
+    StreamError,
+)
+from ares_stream.models.bundles import Bundle, load_bundle, refuse_shared_lineage
+from ares_stream.models.registry import fetch_release
+from ares_stream.records import topics
+from ares_stream.records.interaction import Lane
+from ares_stream.records.release import Release, ReleaseState
+from ares_stream.records.topics import topic_name
+from ares_stream.records.verdict import FailureClass, Verdict
+from ares_stream.scoring.handler import Input, Outputs, ScoringHandler
+from ares_stream.scoring.judges import (
+    ConstitutionJudge,
+    ConstitutionPolicy,
+    Judge,
+    load_phrases,
+)
+from ares_stream.scoring.panel import Panel, ScoringConfig
+from ares_stream.services import logs
+from ares_stream.services.health import health_app, serve_health
+from ares_stream.services.metrics import ScorerMetrics
+from ares_stream.services.settings import ProcessingSettings, ScorerSettings, Settings
+from ares_stream.streaming.admin import count_partitions
+from ares_stream.streaming.contract import ProcessorPolicy
+from ares_stream.streaming.processor import Processor
+from ares_stream.streaming.reader import follow_compacted, read_latest
+from ares_stream.streaming.records import InboundRecord
+
+LANES: Final[tuple[Lane, ...]] = ("production", "probe")
+RATE_SECONDS: Final = 5.0
+"""How often the interval is computed: often enough for a scrape, rarely enough to be free."""
+RETRY_SECONDS: Final = 1.0
+BREAKER_SECONDS: Final = 120.0
+"""With the breaker open the process stays for at least one scrape, so that an alert sees it, and
+an orchestrator that restarts it at once does not feed a topic to the dead letters in portions."""
+
+T = TypeVar("T")
+
+
+async def run_scorer(settings: Settings) -> None:
+    """Score until SIGTERM or SIGINT, then drain. Raises the AresError that ended it."""
+    service = _Scorer(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.stop)
+    app = health_app(service.metrics.registry, service.missing)
+    async with serve_health(app, settings.http.host, settings.http.port) as port:
+        service.log.info("listening", port=port)
+        try:
+            await service.run()
+        finally:
+            service.log.info("stopped")
+
+
+class _Scorer:
+    """One life of the service, from its first bundle to its last commit."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.log = logs.get("scorer")
+        self.metrics = ScorerMetrics(CollectorRegistry())
+        self._settings = settings
+        self._tally = Tally(settings.scorer.detection)
+        alarm = settings.scorer.alarm
+        self._alarm = None if alarm is None else RiseAlarm(alarm.baseline, alarm.run_length)
+        self._bundles: dict[str, Bundle] = {}
+        self._processor: Processor | None = None
+        self._stopping = asyncio.Event()
+        self._missing: str | None = "the models are loading"
+
+    def missing(self) -> str | None:
+        """What /readyz says is missing; None when nothing is."""
+        return "draining" if self._stopping.is_set() else self._missing
+
+    def stop(self) -> None:
+        """Commit what is in flight, then end. Safe in a signal handler."""
+        self.log.info("draining")
+        self._stopping.set()
+        if self._processor is not None:
+            self._processor.stop()
+
+    async def run(self) -> None:
+        """Everything between the first request to /livez and the end."""
+        panel = await self._unless_stopped(self._start())
+        if panel is None:
+            return
+        try:
+            await self._process(panel)
+        except BreakerOpen as error:
+            self._missing = str(error)
+            self.log.error("breaker open", error=str(error))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BREAKER_SECONDS):
+                    await self._stopping.wait()
+            raise
+        finally:
+            await panel.aclose()
+
+    async def _unless_stopped(self, coroutine: Coroutine[Any, Any, T]) -> T | None:
+        """The coroutine's result, or None when `stop` comes first."""
+        work = asyncio.create_task(coroutine)
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else None
+        finally:
+            for task in (work, stop):
+                task.cancel()
+            await asyncio.gather(work, stop, return_exceptions=True)
+
+    # Start
+
+    async def _start(self) -> Panel:
+        """Models that have scored a dummy, and a Kafka that has every topic."""
+        scorer = self._settings.scorer
+        harm, reward = await asyncio.to_thread(_configured, self._settings)
+        self._missing = f"waiting for Kafka at {self._settings.kafka.bootstrap}"
+        await self._reach_kafka()
+        if scorer.follow_releases:
+            newest = partial(
+                _newest,
+                active=await self._active_releases(),
+                public_key=scorer.public_key,
+                cache=scorer.release_cache,
+            )
+            harm = [await asyncio.to_thread(newest, bundle) for bundle in harm]
+            reward = await asyncio.to_thread(newest, reward)
+        if not scorer.allow_shared_lineage:
+            refuse_shared_lineage(harm, reward)
+        self._missing = "the models have not scored a first batch yet"
+        config = ScoringConfig(provider=scorer.provider, threads=scorer.threads)
+        others = _other_judges(scorer, self.metrics)
+        panel = await asyncio.to_thread(Panel.open, harm, reward, config, self.metrics, others)
+        try:
+            await panel.warm_up()
+        except ScoringError as error:
+            await panel.aclose()
+            raise BundleError(f"no use of these bundles: the first score failed: {error}") from None
+        self._bundles = {bundle.manifest.name: bundle for bundle in (*harm, reward)}
+        return panel
+
+    async def _reach_kafka(self) -> None:
+        """Wait for a broker that is not there yet. A missing topic is an error at once."""
+        wanted = [item.topic for item in _inputs(self._settings)]
+        wanted += [*_outputs(self._settings).all, _deadletters(self._settings)]
+        if self._settings.scorer.follow_releases:
+            wanted.append(self._releases)
+        deadline = time.monotonic() + self._settings.scorer.start_seconds
+        while True:
+            left = max(1.0, deadline - time.monotonic())
+            try:
+                await count_partitions(self._settings.kafka, wanted, seconds=left)
+                return
+            except BrokerError as error:
+                if time.monotonic() + RETRY_SECONDS > deadline:
+                    raise
+                self.log.warning("waiting for Kafka", error=str(error))
+            await asyncio.sleep(RETRY_SECONDS)
+
+    @property
+    def _releases(self) -> str:
+        return topic_name(self._settings.topic_prefix, topics.RELEASES)
+
+    async def _active_releases(self) -> dict[str, Release]:
+        latest = await read_latest(self._settings.kafka, self._releases)
+        releases = [self._release(record) for record in latest.values()]
+        return {item.model: item for item in releases if item and item.state is ReleaseState.ACTIVE}
+
+    def _release(self, record: InboundRecord) -> Release | None:
+        """The release that a record announces, if it can be read and announces one."""
+        if record.value is None:
+            return None
+        try:
+            return Release.decode(record.value)
+        except DecodeError as error:
+            self._refuse(record.offset, error)
+            return None
+
+    def _refuse(self, offset: int, error: AresError) -> None:
+        self.metrics.swap_failures.inc()
+        self.log.error("release refused", offset=offset, error=str(error))
+
+    # Processing
+
+    async def _process(self, panel: Panel) -> None:
+        """Process; beside it follow releases and show the rate. Ends when processing ends."""
+        self._processor = self._make_processor(panel)
+        if self._stopping.is_set():
+            return
+        self._missing = None
+        self.metrics.on_releases(panel.releases)
+        self.metrics.on_providers(panel.providers)
+        self.log.info("ready", releases=dict(panel.releases), providers=dict(panel.providers))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                beside = [tasks.create_task(self._show_rates(), name="rates")]
+                if self._settings.scorer.follow_releases:
+                    following = self._follow_releases(panel)
+                    beside.append(tasks.create_task(following, name="releases"))
+                try:
+                    await self._processor.run()
+                finally:
+                    for task in beside:
+                        task.cancel()
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+
+    def _make_processor(self, panel: Panel) -> Processor:
+        settings = self._settings
+        inputs, outputs = _inputs(settings), _outputs(settings)
+        return Processor(
+            settings.kafka,
+            service="scorer",
+            group=settings.scorer.group,
+            topics=[item.topic for item in inputs],
+            handler=ScoringHandler(
+                panel,
+                inputs=inputs,
+                outputs=outputs,
+                policy=settings.scorer.detection,
+                limits=settings.scorer.limits,
+                review_sample=settings.scorer.review_sample,
+                on_verdict=self._on_verdict,
+            ),
+            deadletter_topic=_deadletters(settings),
+            output_topics=outputs.all,
+            id_prefix=settings.topic_prefix,
+            policy=processor_policy(settings.scorer.processing),
+            observer=self.metrics,
+            group_instance_id=settings.scorer.instance,
+        )
+
+    def _on_verdict(self, verdict: Verdict, now: float) -> None:
+        self._tally.add(verdict)
+        self.metrics.on_verdict(verdict, now)
+        if self._alarm is None or verdict.lane != "production":
+            return
+        known = self._alarm.raised_at is not None
+        failed = verdict.failure_class is FailureClass.COUPLED_FAILURE
+        if self._alarm.observe([float(failed)]) and not known:
+            self.metrics.alarm.set(1)
+            self.log.error("coupled failures have risen", verdicts=self._alarm.raised_at)
+
+    async def _show_rates(self) -> None:
+        while True:
+            for lane in LANES:
+                self.metrics.on_rate(lane, self._tally.rate(lane))
+            await asyncio.sleep(RATE_SECONDS)
+
+    async def _follow_releases(self, panel: Panel) -> None:
+        """Swap in what the releases topic announces. A release that cannot be used is logged
+        and counted, and the scorer goes on with what it has: a bad release must not stop the
+        stream, and neither must a broker that is away for a while."""
+        while True:
+            try:
+                async for record in follow_compacted(self._settings.kafka, self._releases):
+                    release = self._release(record)
+                    if release is not None and _concerns(release, panel.releases):
+                        await self._swap(panel, release, record.offset)
+            except StreamError as error:
+                if not error.retryable:
+                    raise
+                self.log.warning("releases are not followed", error=str(error))
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _swap(self, panel: Panel, release: Release, offset: int) -> None:
+        scorer = self._settings.scorer
+        try:
+            bundle = await asyncio.to_thread(
+                _released, release, scorer.public_key, scorer.release_cache
+            )
+            bundles = {**self._bundles, bundle.manifest.name: bundle}
+            if not scorer.allow_shared_lineage:
+                judges = [item for item in bundles.values() if item.manifest.kind == "harm"]
+                rewards = [item for item in bundles.values() if item.manifest.kind == "reward"]
+                refuse_shared_lineage(judges, rewards[0])
+            await panel.swap(bundle)
+        except AresError as error:
+            self._refuse(offset, error)
+            return
+        self._bundles = bundles
+        if self._alarm is not None:
+            self._alarm.reset()
+            self.metrics.alarm.set(0)
+        self.metrics.swaps.labels(release.model).inc()
+        self.metrics.on_releases(panel.releases)
+        self.log.info("release swapped", model=release.model, digest=release.digest)
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _other_judges(settings: ScorerSettings, metrics: ScorerMetrics) -> list[Judge]:
+    """The judges without a bundle that the settings name."""
+    judges: list[Judge] = []
+    if settings.phrases is not None:
+        judges.append(load_phrases(settings.phrases))
+    if settings.constitution is not None:
+        asked = settings.constitution
+        policy = ConstitutionPolicy(
+            url=asked.url,
+            model=asked.model,
+            constitution=_text("scorer.constitution.file", asked.file),
+            api_key=None
+            if asked.api_key_file is None
+            else _text("scorer.constitution.api_key_file", asked.api_key_file).strip(),
+            doubt=asked.doubt,
+            seconds=asked.seconds,
+            concurrency=asked.concurrency,
+            per_minute=asked.per_minute,
+        )
+        judges.append(
+            ConstitutionJudge(
+                policy, on_outcome=lambda outcome: metrics.constitution.labels(outcome).inc()
+            )
+        )
+    return judges
+
+
+def _text(field: str, file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{field}: {file} cannot be read: {type(error).__name__}") from None
+
+
+def _configured(settings: Settings) -> tuple[Sequence[Bundle], Bundle]:
+    """The bundles that the settings name."""
+    scorer = settings.scorer
+    if not scorer.harm:
+        raise SettingsError(
+            "scorer.harm: no judge; name at least one bundle of kind harm "
+            "(ARES_SCORER__HARM='[\"/models/judge\"]')"
+        )
+    if scorer.reward is None:
+        raise SettingsError(
+            "scorer.reward: no reward model; name a bundle of kind reward "
+            "(ARES_SCORER__REWARD=/models/reward)"
+        )
+    harm = [load_bundle(path, "harm", scorer.public_key) for path in scorer.harm]
+    return harm, load_bundle(scorer.reward, "reward", scorer.public_key)
+
+
+def _newest(
+    bundle: Bundle, active: Mapping[str, Release], public_key: Path | None, cache: Path
+) -> Bundle:
+    """The active release of the bundle's name, where there is another one."""
+    release = active.get(bundle.manifest.name)
+    if release is None or release.kind != bundle.manifest.kind or release.digest == bundle.digest:
+        return bundle
+    return _released(release, public_key, cache)
+
+
+def _concerns(release: Release, in_use: Mapping[str, str]) -> bool:
+    return (
+        release.state is ReleaseState.ACTIVE
+        and release.kind != "policy"
+        and release.model in in_use
+        and in_use[release.model] != release.digest
+    )
+
+
+def _released(release: Release, public_key: Path | None, cache: Path) -> Bundle:
+    if release.kind == "policy":
+        raise SettingsError(f"release {release.model} is a policy; a scorer runs judges and RMs")
+    path = fetch_release(release, cache)
+    bundle = load_bundle(path, release.kind, public_key)
+    if bundle.manifest.name != release.model:
+        raise BundleError(
+            f"release {release.model}: {release.uri} is a bundle named {bundle.manifest.name}"
+        )
+    return bundle
+
+
+def _inputs(settings: Settings) -> list[Input]:
+    if settings.scorer.inputs:
+        return [Input(item.topic, item.lane, item.map) for item in settings.scorer.inputs]
+    prefix = settings.topic_prefix
+    return [
+        Input(topic_name(prefix, topics.PRODUCTION), "production"),
+        Input(topic_name(prefix, topics.PROBE), "probe"),
+    ]
+
+
+def _outputs(settings: Settings) -> Outputs:
+    prefix = settings.topic_prefix
+    return Outputs(
+        verdicts=topic_name(prefix, topics.VERDICTS),
+        repair=topic_name(prefix, topics.REPAIR),
+        review=topic_name(prefix, topics.REVIEW),
+    )
+
+
+def _deadletters(settings: Settings) -> str:
+    return topic_name(settings.topic_prefix, topics.DEADLETTERS)
+
+
+def processor_policy(settings: ProcessingSettings) -> ProcessorPolicy:
+    """The processor's policy from the settings."""
+    return ProcessorPolicy(
+        window_records=settings.window_records,
+        inflight_records=settings.inflight_records,
+        inflight_bytes=settings.inflight_mebibytes << 20,
+        commit_records=settings.commit_records,
+        commit_seconds=settings.commit_milliseconds / 1000,
+        drain_seconds=settings.drain_seconds,
+    )

@@ -1,0 +1,267 @@
+"""Settings of the services: a YAML file, then the environment over it.
+
+    ares scorer --settings ares.yaml
+    ARES_SCORER__REWARD=/models/reward ares scorer
+
+A nested field's variable joins the names with two underscores. Secrets are read from files
+and masked wherever settings are printed. Settings end at the services: a library function
+receives its own small frozen policy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as UnreadableSettings
+
+from ares_stream.detection.decide import DetectionPolicy
+from ares_stream.errors import SettingsError
+from ares_stream.models.announcing import PolicyServer
+from ares_stream.records.decoding import DecodingLimits
+from ares_stream.records.interaction import Lane
+from ares_stream.records.mapping import Mapping
+from ares_stream.repair.gate import GatePolicy
+from ares_stream.repair.plan import PlanPolicy
+from ares_stream.repair.recipe import Recipe
+from ares_stream.streaming.connection import KafkaConnection
+
+PREFIX: Final = "ARES_"
+
+
+class Section(BaseModel):
+    """A part of the settings; an unknown field is an error, so that a typo is seen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HttpSettings(Section):
+    """Where /livez, /readyz and /metrics are served."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(9464, ge=0, le=65535)
+
+
+class InputSettings(Section):
+    """A topic to read. `map` turns any JSON into an Interaction; without it the topic's
+    values are Interactions already."""
+
+    topic: str = Field(min_length=1)
+    lane: Lane
+    map: Mapping | None = None
+
+
+class ProcessingSettings(Section):
+    """How much is in flight and how often it is committed."""
+
+    window_records: int = Field(128, ge=1, le=4096, description="records handled together")
+    inflight_records: int = Field(2048, ge=1)
+    inflight_mebibytes: int = Field(64, ge=1)
+    commit_records: int = Field(250, ge=1)
+    commit_milliseconds: int = Field(250, ge=10)
+    drain_seconds: float = Field(25.0, gt=0)
+
+
+class ConstitutionSettings(Section):
+    """A language model that is asked about what the other judges doubt."""
+
+    url: str
+    """Of an OpenAI-compatible endpoint, up to and with /v1."""
+    model: str
+    file: Path
+    """The principles, plain text."""
+    api_key_file: Path | None = None
+    doubt: tuple[float, float] = (0.35, 0.65)
+    """Asked where the panel's probability lies in this range."""
+    seconds: float = Field(10.0, gt=0)
+    concurrency: int = Field(4, ge=1)
+    per_minute: int = Field(120, ge=1)
+
+
+class AlarmSettings(Section):
+    """An alarm when production's coupled-failure rate rises; see drift.RiseAlarm."""
+
+    baseline: float = Field(gt=0.0, lt=1.0)
+    """The rate that is bearable: while it holds, the alarm is false."""
+    run_length: float = Field(100_000, ge=2)
+    """Verdicts between two false alarms, on average, at least."""
+
+
+class ScorerSettings(Section):
+    """The scorer service."""
+
+    group: str = "ares-scorer"
+    inputs: tuple[InputSettings, ...] = ()
+    """Empty means the two interaction topics of the prefix."""
+    harm: tuple[Path, ...] = ()
+    reward: Path | None = None
+    phrases: Path | None = None
+    """YAML of phrases and weights: one more judge."""
+    constitution: ConstitutionSettings | None = None
+    provider: Literal["cpu", "cuda"] = "cpu"
+    threads: int = Field(0, ge=0, description="0 means one per core")
+    allow_shared_lineage: bool = False
+    public_key: Path | None = None
+    """Elliptic-curve key, PEM: then only bundles signed by its owner are loaded."""
+    detection: DetectionPolicy = DetectionPolicy()
+    limits: DecodingLimits = DecodingLimits()
+    review_sample: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
+    """Share of verdicts that people also see, whatever the verdict: the labels that
+    correct the judge's error come from these."""
+    alarm: AlarmSettings | None = None
+    follow_releases: bool = True
+    release_cache: Path = Path("releases")
+    """Where releases from an object store are kept; may be emptied at any time."""
+    start_seconds: float = Field(60.0, gt=0)
+    """How long a Kafka that is not there yet is waited for at the start."""
+    processing: ProcessingSettings = ProcessingSettings()
+    instance: str | None = None
+    """Kafka's group.instance.id: a restarted pod gets its partitions back without a rebalance."""
+
+
+class RegistrySettings(Section):
+    """Where releases are kept, and who is told besides the releases topic."""
+
+    root: str = Field("registry", min_length=1, description="a path or an fsspec URL")
+    policy_server: PolicyServer | None = None
+
+
+class RepairerSettings(Section):
+    """The repairer service. Paths are on the machine that trains."""
+
+    group: str = "ares-repairer"
+    work: Path = Path("repairs")
+    """One directory per repair; at least the active release's must be kept."""
+    policy_model: str = "policy"
+    """The name under which the policy's adapters are released and served."""
+    incumbent: Path | None = None
+    """The reward bundle in use before the first repair."""
+    reference: Path | None = None
+    """Benign conversations, JSON lines of Interactions: the reward's quantiles."""
+    replay: Path | None = None
+    """A directory of benign.jsonl, over_refusal.jsonl ({messages, response}) and
+    validated.jsonl ({messages, chosen, rejected})."""
+    suites: Path | None = None
+    """A directory of evaluation suites."""
+    recipe: Recipe | None = None
+    plan: PlanPolicy = PlanPolicy()
+    gate: GatePolicy = GatePolicy()
+    approval: Literal["manual", "automatic"] = "manual"
+    private_key: Path | None = None
+    """Elliptic-curve key, PEM: signs repaired bundles."""
+    min_failures: int = Field(64, ge=2)
+    """New failures that start a repair."""
+    max_failures: int = Field(4096, ge=2)
+    every_hours: float | None = Field(None, gt=0)
+    """Also start one when the oldest new failure has waited for this long."""
+    poll_seconds: float = Field(5.0, gt=0)
+    step_hours: float = Field(6.0, gt=0)
+    """For each step of a repair; what takes longer is ended."""
+    step_mebibytes: int = Field(16_384, ge=64)
+    resample: int = Field(4, ge=0)
+    """How often the policy is asked again where a failure has no safe answer; 0 asks never."""
+    resample_prompts: int = Field(512, ge=1)
+    """How many failures of a batch it is asked about."""
+    resample_command: tuple[str, ...] = ()
+    train_command: tuple[str, ...] = ()
+    """Programs of your own in the place of ours; empty means ours."""
+    answer_command: tuple[str, ...] = ()
+    export_command: tuple[str, ...] = ()
+
+
+class Settings(BaseSettings):
+    """Everything a service reads from outside."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+    kafka: KafkaConnection = KafkaConnection()
+    topic_prefix: str = "ares."
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    http: HttpSettings = HttpSettings()
+    scorer: ScorerSettings = ScorerSettings()
+    registry: RegistrySettings = RegistrySettings()
+    repairer: RepairerSettings = RepairerSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file, whose content arrives as init values."""
+        return (env_settings, init_settings)
+
+    @model_validator(mode="after")
+    def _topics_once(self) -> Self:
+        topics = [item.topic for item in self.scorer.inputs]
+        if len(set(topics)) != len(topics):
+            raise ValueError("scorer.inputs: a topic is named twice; give each topic one lane")
+        return self
+
+
+def load_settings(file: Path | None = None) -> Settings:
+    """Read the file, if one is given, and the environment. Raises SettingsError."""
+    content: dict[str, Any] = {}
+    if file is not None:
+        content = _read_yaml(file)
+    _refuse_stray_variables(os.environ)
+    try:
+        return Settings(**content)
+    except ValidationError as error:
+        raise SettingsError(_explained(error, file)) from None
+    except UnreadableSettings as error:
+        unread = getattr(error.__cause__, "doc", None)
+        where = (name for name, value in os.environ.items() if value == unread)
+        variable = next((name for name in where if name.startswith(PREFIX)), str(error))
+        raise SettingsError(
+            f"{variable}: not JSON, which a list and a section are written in: "
+            f"""{PREFIX}SCORER__HARM='["/models/judge"]'"""
+        ) from None
+
+
+def _explained(error: ValidationError, file: Path | None) -> str:
+    """The first thing that is wrong, where, and both places to mend it."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        reason = "no such setting"
+    place = str(file or "a settings file")
+    if not first["loc"]:
+        return f"{reason} (in {place})"
+    # A variable names a field; what lies inside a list is part of that list's JSON.
+    fields = itertools.takewhile(lambda part: isinstance(part, str), first["loc"])
+    variable = PREFIX + "__".join(str(name).upper() for name in fields)
+    return f"{'.'.join(map(str, first['loc']))}: {reason} (set it in {place} or as {variable})"
+
+
+def _refuse_stray_variables(environment: Iterable[str]) -> None:
+    """Of a variable whose section does not exist nothing would ever be heard."""
+    for name in environment:
+        section, nested, _ = name.removeprefix(PREFIX).partition("__")
+        if name.startswith(PREFIX) and nested and section.lower() not in Settings.model_fields:
+            known = ", ".join(field.upper() for field in Settings.model_fields)
+            raise SettingsError(f"{name}: no such section {section}; there are {known}")
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: not YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise SettingsError(f"{file}: not a mapping of names to values, such as `topic_prefix: x.`")
+    return content

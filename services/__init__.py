@@ -1,1 +1,0 @@
-"""Entry points of the services: settings in, rooms put together, signals obeyed."""
