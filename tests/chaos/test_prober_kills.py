@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ares_stream.processes.broker import EmbeddedBroker
-from tests.integration.probing import kill_and_compare
+from tests.support.probing import kill_and_compare
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(1800)]
 

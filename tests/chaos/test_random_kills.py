@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ares_stream.processes.broker import EmbeddedBroker
-from tests.integration.exactly_once import (
+from tests.support.exactly_once import (
     Copier,
     audit,
     create,

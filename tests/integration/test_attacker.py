@@ -24,7 +24,7 @@ from ares_stream.probes.server import create_app, serving
 from ares_stream.probes.targets import Target
 from ares_stream.probes.wording import COMPOSER, MADE_BY
 from ares_stream.records.interaction import Interaction
-from tests.integration.probing import (
+from tests.support.probing import (
     TinyAttacker,
     TinyPolicy,
     attacker_section,

@@ -16,7 +16,7 @@ from ares_stream.records.base import Interval
 from ares_stream.records.repair import RepairReport
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.records import OutboundRecord
-from tests.integration.probing import (
+from tests.support.probing import (
     TinyAttacker,
     TinyPolicy,
     attacker_section,

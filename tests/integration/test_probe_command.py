@@ -13,8 +13,8 @@ import yaml
 from ares_stream.interchange.record import read_record
 from ares_stream.probes.plan import PRIOR_SCHEMA
 from ares_stream.probes.server import create_app, serving
-from tests.integration.bundles_fixture import write_judge, write_reward
-from tests.integration.probing import (
+from tests.support.bundles import write_judge, write_reward
+from tests.support.probing import (
     SteadyPolicy,
     TinyAttacker,
     TinyPolicy,

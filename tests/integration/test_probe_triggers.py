@@ -17,7 +17,7 @@ from ares_stream.probes.server import create_app, serving
 from ares_stream.probes.targets import Answer, Query, Result
 from ares_stream.probes.trigger_targets import read_carriers, read_vocabulary
 from ares_stream.records.interaction import Policy
-from tests.integration.bundles_fixture import write_judge, write_reward
+from tests.support.bundles import write_judge, write_reward
 
 WORDS = [f"word{k}" for k in range(30)]
 TRIGGER = {"word7", "word21"}

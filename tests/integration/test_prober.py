@@ -28,7 +28,7 @@ from ares_stream.records import topics
 from ares_stream.records.topics import topic_name
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.records import OutboundRecord
-from tests.integration.probing import (
+from tests.support.probing import (
     TinyPolicy,
     campaign_file,
     kill_and_compare,

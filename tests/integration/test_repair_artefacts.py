@@ -24,8 +24,8 @@ from ares_stream.repair.resampling import Asked, prompt_digest
 from ares_stream.scoring.runtime import OnnxModel
 from ares_stream.scoring.tokenising import InputEncoder
 from ares_stream.training.export import export_bundle
+from tests.support.word_models import word_bundle
 from tests.unit.test_plan import DAY
-from tests.unit.word_models import word_bundle
 
 pytestmark = [
     pytest.mark.torch,

@@ -551,7 +551,7 @@ def test_two_processes_train_one_repair_together(models: Path, plan: Plan, tmp_p
     folder = run_folder(tmp_path / "two", plan, recipe)
     command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     done = subprocess.run(
-        [sys.executable, "-m", *command, "tests.integration.repair_rank", str(folder)],
+        [sys.executable, "-m", *command, "tests.support.repair_rank", str(folder)],
         capture_output=True,
         text=True,
         timeout=300,

@@ -38,12 +38,12 @@ from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read_latest
 from ares_stream.streaming.records import OutboundRecord
-from tests.integration.killed_repairer import STEPS as STEPS_OF_A_REPAIR
+from tests.support.killed_repairer import STEPS as STEPS_OF_A_REPAIR
 from tests.unit.test_plan import DAY, REPLAY, failure, label
 
 pytestmark = pytest.mark.kafka
 
-STEPS = str(Path(__file__).with_name("repair_steps.py"))
+STEPS = str(Path(__file__).parents[1] / "support" / "repair_steps.py")
 SECONDS = 60.0
 GATE = {
     "rules": [
@@ -486,7 +486,7 @@ async def test_killed_after_each_of_its_steps_a_repair_is_carried_on_and_nothing
         await until(lambda: world.registry.log().active("rm") is not None)
     await world.send(unanswered(20))
     for step in STEPS_OF_A_REPAIR:
-        async with process(file, "tests.integration.killed_repairer", str(file), step) as service:
+        async with process(file, "tests.support.killed_repairer", str(file), step) as service:
             async with asyncio.timeout(SECONDS):
                 assert await service.wait() == -signal.SIGKILL, step
         assert len(world.asked()) == 1, step

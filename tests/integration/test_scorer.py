@@ -32,9 +32,9 @@ from ares_stream.scoring.handler import sampled_for_review
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
-from tests.integration.bundles_fixture import WORDS, write_judge, write_reward
-from tests.integration.exactly_once import content, publish
-from tests.integration.scorer_process import ROOT, ScorerProcess, progress
+from tests.support.bundles import WORDS, write_judge, write_reward
+from tests.support.exactly_once import content, publish
+from tests.support.scorer_process import ROOT, ScorerProcess, progress
 
 pytestmark = pytest.mark.kafka
 

@@ -21,7 +21,7 @@ from ares_stream.models.bundles import (
     write_bundle,
 )
 from ares_stream.records.base import canonical_json
-from tests.unit.word_models import rewritten, word_bundle
+from tests.support.word_models import rewritten, word_bundle
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from ares_stream.scoring.judges import (
     load_phrases,
 )
 from ares_stream.scoring.panel import Panel, Scores
-from tests.unit.word_models import says, word_bundle
+from tests.support.word_models import says, word_bundle
 
 POLICY = ConstitutionPolicy("http://judge.test/v1", "m", "Do no harm.", api_key="secret-key")
 RULES = PhraseRules(bias=-1, phrases={"Step one": 3, "I can't": -2})

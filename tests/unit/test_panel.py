@@ -14,7 +14,7 @@ from ares_stream.models.bundles import Calibration, Lineage
 from ares_stream.records.interaction import Interaction
 from ares_stream.scoring.model import ScoringObserver
 from ares_stream.scoring.panel import Panel, Scores, ScoringConfig, pool
-from tests.unit.word_models import CRASH, NAN, reference, says, word_bundle
+from tests.support.word_models import CRASH, NAN, reference, says, word_bundle
 
 TWO_THREADS = ScoringConfig(threads=2)
 

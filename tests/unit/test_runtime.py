@@ -14,7 +14,7 @@ from ares_stream.models.bundles import Bundle, Calibration, Outputs, RewardRefer
 from ares_stream.scoring.model import calibrate, logit, quantile, read_outputs
 from ares_stream.scoring.runtime import OnnxModel
 from ares_stream.scoring.tokenising import Tokens
-from tests.unit.word_models import CRASH, WORDS, word_bundle
+from tests.support.word_models import CRASH, WORDS, word_bundle
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ from ares_stream.services.scorer import (
     run_scorer,
 )
 from ares_stream.services.settings import ProcessingSettings, Settings, load_settings
-from tests.integration.bundles_fixture import write_judge, write_reward
+from tests.support.bundles import write_judge, write_reward
 
 NOWHERE = Path("/dev/null/cache")
 """What lies on a local disk is not copied."""

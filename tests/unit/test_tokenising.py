@@ -14,7 +14,7 @@ from ares_stream.errors import BundleError, ScoringError
 from ares_stream.models.bundles import Bundle, InputTemplate
 from ares_stream.records.interaction import Interaction, Message
 from ares_stream.scoring.tokenising import InputEncoder, Tokens
-from tests.unit.word_models import PAIR, WORDS, says, word_bundle
+from tests.support.word_models import PAIR, WORDS, says, word_bundle
 
 
 def encoder(tmp_path: Path, first: str, second: str | None = None, limit: int = 32) -> InputEncoder:

@@ -24,7 +24,7 @@ from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
-from tests.integration.copier import GROUP, POISON
+from tests.support.copier import GROUP, POISON
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = 3
@@ -40,7 +40,7 @@ class Copier:
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "tests.integration.copier"),
+                    *(sys.executable, "-m", "tests.support.copier"),
                     *(bootstrap, prefix, instance, sabotage),
                 ],
                 cwd=ROOT,

@@ -1,7 +1,7 @@
 """A child process for fault tests: copies topics through the real processor, and can kill or
 stop itself at a chosen step of a chosen transaction.
 
-    python -m tests.integration.copier BOOTSTRAP PREFIX INSTANCE [STEP:NUMBER:SIGNAL]
+    python -m tests.support.copier BOOTSTRAP PREFIX INSTANCE [STEP:NUMBER:SIGNAL]
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.contract import ProcessorPolicy
 from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.reader import read, snapshot
-from tests.integration.bundles_fixture import write_judge, write_reward
+from tests.support.bundles import write_judge, write_reward
 
 POLICY = Policy(name="tiny", version="1")
 PATIENT = ProberPolicy(patience_seconds=60, backoff_seconds=(0.05,))

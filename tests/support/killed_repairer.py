@@ -1,6 +1,6 @@
 """A repairer that kills itself right after a step, for tests of what the next start finishes.
 
-python -m tests.integration.killed_repairer SETTINGS STEP
+python -m tests.support.killed_repairer SETTINGS STEP
 """
 
 import asyncio

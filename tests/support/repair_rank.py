@@ -1,6 +1,6 @@
 """One process of a training of several, which also keeps the adapters that it ended with:
 
-torchrun --nproc_per_node 2 -m tests.integration.repair_rank RUN_DIR
+torchrun --nproc_per_node 2 -m tests.support.repair_rank RUN_DIR
 """
 
 import os

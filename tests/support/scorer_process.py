@@ -2,7 +2,7 @@
 
 As a module it is that command with a saboteur inside, for tests that kill it:
 
-    python -m tests.integration.scorer_process STEP:NUMBER:SIGNAL scorer --settings FILE
+    python -m tests.support.scorer_process STEP:NUMBER:SIGNAL scorer --settings FILE
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ScorerProcess:
         file.write_text(yaml.safe_dump(settings))
         command = [str(Path(sys.executable).with_name("ares"))]
         if sabotage:
-            command = [sys.executable, "-m", "tests.integration.scorer_process", sabotage]
+            command = [sys.executable, "-m", "tests.support.scorer_process", sabotage]
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
                 [*command, "scorer", "--settings", str(file)],

@@ -1,0 +1,1 @@
+"""What several tests use: models, brokers, processes and records of their own."""
