@@ -6,16 +6,13 @@ since it is what is judged.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 # Set before the import: threads of our own tokenise, and a fork after use would dead-lock.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -24,7 +21,8 @@ from tokenizers import Encoding, Tokenizer
 
 from ares_stream.errors import BundleError, ScoringError
 from ares_stream.models.bundles import Bundle
-from ares_stream.records.interaction import Interaction, Message
+from ares_stream.records.interaction import Interaction
+from ares_stream.scoring.templates import compile_template
 
 CHARACTERS_PER_TOKEN: Final = 24
 """No tokenizer makes so few tokens of natural text: longer text cannot fit and is cut before it
@@ -57,16 +55,11 @@ class InputEncoder:
             raise BundleError(f"{bundle.tokenizer}: not a tokenizer: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, **options)
-        environment.globals["raise_exception"] = _refuse
         try:
-            self._first = environment.from_string(template.first)
-            self._second = template.second and environment.from_string(template.second)
-        except TemplateError as error:
-            raise BundleError(f"{bundle.path}: its input template is wrong: {error}") from None
+            self._first = compile_template(template.first)
+            self._second = compile_template(template.second) if template.second else None
+        except BundleError as error:
+            raise BundleError(f"{bundle.path}: {error}") from None
         self._limit = template.max_length
         self._special_one = self._tokenizer.num_special_tokens_to_add(False)
         self._special_two = self._tokenizer.num_special_tokens_to_add(True)
@@ -100,28 +93,12 @@ class InputEncoder:
             return [*self._tokenize(texts[:middle]), *self._tokenize(texts[middle:])]
 
     def _render(self, interaction: Interaction, answer: str) -> tuple[str, str] | ScoringError:
-        messages = interaction.messages
-        variables: dict[str, Any] = {
-            "messages": [
-                {"role": item.role, "content": item.content}
-                for item in (*messages, Message(role="assistant", content=answer))
-            ],
-            "prompt": interaction.prompt,
-            "response": answer,
-            "add_generation_prompt": False,
-            "bos_token": "",
-            "eos_token": "",
-        }
         try:
-            return (
-                self._first.render(variables),
-                self._second.render(variables) if self._second else "",
-            )
-        except Exception:  # a template is a program, and fails as programs do
-            # Its own message may quote the conversation.
-            return ScoringError(
-                "the model's input template refuses this conversation: perhaps its roles"
-            )
+            first = self._first(interaction, answer)
+            second = self._second(interaction, answer) if self._second else ""
+        except ScoringError as error:
+            return ScoringError(str(error))  # Without the traceback, which holds the conversation.
+        return first, second
 
     def _join(self, first: Encoding | None, second: Encoding | None) -> Tokens | ScoringError:
         if first is None or second is None:
@@ -137,10 +114,6 @@ class InputEncoder:
             return ScoringError(UNREADABLE)
         first.truncate(self._limit - self._special_one, direction="left")
         return _tokens(self._tokenizer.post_process(first))
-
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)
 
 
 def _tokens(encoding: Encoding) -> Tokens | ScoringError:
