@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.deadletters import BreakerPolicy
 from ares_stream.streaming.records import InboundRecord, Outcome
 
@@ -78,3 +79,27 @@ class ProcessorObserver:
 
     def step(self, name: str) -> None:
         """A step of a transaction ends: begun, sent, offsets, committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpec:
+    """What every session of a Processor is made from.
+
+    `topics` are read as a member of `group` (a static one where `group_instance_id` is set);
+    what the handler refuses goes to `deadletter_topic`.
+    """
+
+    connection: KafkaConnection
+    service: str
+    group: str
+    topics: tuple[str, ...]
+    handler: Handler
+    deadletter_topic: str
+    id_prefix: str
+    policy: ProcessorPolicy
+    observer: ProcessorObserver
+    group_instance_id: str | None = None
+
+    def transactional_id(self, topic: str, partition: int) -> str:
+        """The same for every owner of a partition, so that the next one fences the last."""
+        return f"{self.id_prefix}{self.service}.{topic}.{partition}"

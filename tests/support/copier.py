@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from ares_stream.errors import BrokerError
-from ares_stream.streaming import processor
+from ares_stream.streaming import session
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.contract import ProcessorObserver, ProcessorPolicy
 from ares_stream.streaming.processor import Processor
@@ -91,8 +91,8 @@ async def main(bootstrap: str, prefix: str, instance: str, sabotage: str = "") -
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
     # The least that a broker allows: a test need not wait half a minute for a dead member.
-    processor.SESSION_TIMEOUT_MS = 6_000  # type: ignore[misc]
-    processor.HEARTBEAT_MS = 1_000  # type: ignore[misc]
+    session.SESSION_TIMEOUT_MS = 6_000  # type: ignore[misc]
+    session.HEARTBEAT_MS = 1_000  # type: ignore[misc]
     try:
         asyncio.run(main(*sys.argv[1:]))
     except BrokerError as error:

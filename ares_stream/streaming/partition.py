@@ -1,10 +1,10 @@
 """One input partition's way to exactly once: its transactional producer, its watermark, its
 commits.
 
-A lane opens (start the producer, which fences the owner before; read the committed offset;
+A worker opens (start the producer, which fences the owner before; read the committed offset;
 seek), then commits batch after batch. A transaction that fails in any way ends the producer;
-the lane opens again and reads everything after the last commit once more. The new producer's
-start settles what the old one left open, so the lane never aborts and never asks what became
+the worker opens again and reads everything after the last commit once more. The new producer's
+start settles what the old one left open, so a worker never aborts and never asks what became
 of a commit.
 """
 
@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from enum import Enum
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -30,8 +31,8 @@ from aiokafka.errors import (
 )
 
 from ares_stream.errors import BrokerError, StreamError
-from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.contract import ProcessorObserver, ProcessorPolicy
+from ares_stream.streaming.contract import SessionSpec
+from ares_stream.streaming.deadletters import dead_letter
 from ares_stream.streaming.publisher import end_producer, retrieve
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 from ares_stream.streaming.watermark import Watermark
@@ -39,7 +40,7 @@ from ares_stream.streaming.watermark import Watermark
 OPEN_SECONDS: Final = 30.0
 """A coordinator that moves is back within this; a start that takes longer hangs for ever."""
 CLOSE_SECONDS: Final = 20.0
-"""A revoked lane may finish its transaction, well inside the rebalance time-out."""
+"""A revoked partition may finish its transaction, well inside the rebalance time-out."""
 SLOW_COMMIT_SECONDS: Final = 5.0
 """KAFKA-17754: after a commit this slow a late EndTxn could end a later transaction of the same
 epoch, so the producer is replaced, which starts a new epoch."""
@@ -59,7 +60,7 @@ _FORBIDDEN = (
 )
 
 
-class LaneLost(Exception):
+class PartitionLost(Exception):
     """Another owner has this partition, or the coordinator gave the transaction up."""
 
 
@@ -67,38 +68,64 @@ class _Refused(Exception):
     """The broker refuses what one input record turned into."""
 
 
-class Lane:
-    """The processing of one partition, from its assignment to its revocation."""
+class PartitionState(Enum):
+    """Where a PartitionWorker stands."""
+
+    OPENING = "opening"
+    """The producer starts and the committed offset is read; nothing is taken in."""
+    OPEN = "open"
+    """Records are taken in, outcomes committed."""
+    CLOSING = "closing"
+    """No record is taken in; outcomes that are ready are committed."""
+    CLOSED = "closed"
+    """The producer has ended."""
+
+
+TRANSITIONS: Final[Mapping[PartitionState, frozenset[PartitionState]]] = {
+    PartitionState.OPENING: frozenset(
+        {PartitionState.OPEN, PartitionState.CLOSING, PartitionState.CLOSED}
+    ),
+    PartitionState.OPEN: frozenset(
+        {PartitionState.OPENING, PartitionState.CLOSING, PartitionState.CLOSED}
+    ),
+    PartitionState.CLOSING: frozenset({PartitionState.CLOSED}),
+    PartitionState.CLOSED: frozenset(),
+}
+
+
+class PartitionWorker:
+    """The processing of one partition, from its assignment to its revocation.
+
+             ┌──── a transaction failed ────┐
+             ▼                              │
+       ┌──► OPENING ─── committed offset ──► OPEN ───┐
+    created  │  │                            │  │    │
+             │  └────────── close ───────────┼──┴──► CLOSING
+             │                               │         │
+             └── lost, forbidden, failed ────┴─────────┴──► CLOSED
+    """
 
     def __init__(
         self,
-        connection: KafkaConnection,
-        *,
+        spec: SessionSpec,
         topic: str,
         partition: int,
-        group: str,
-        transactional_id: str,
-        policy: ProcessorPolicy,
-        observer: ProcessorObserver,
-        dead_letter: Callable[[InboundRecord, Rejection], OutboundRecord],
+        *,
         judge: Callable[[bool], None],
         room: Callable[[], None],
     ) -> None:
         self.topic = topic
         self.partition = partition
         self.epoch = 0
-        """Results that carry another epoch were read before the lane opened last: dropped."""
+        """Results that carry another epoch were read before the worker opened last: dropped."""
         self.position = 0
         """The next offset to read."""
         self.highwater = 0
+        self._state = PartitionState.OPENING
         self._committed = 0
-        self.is_open = False
-        self._connection = connection
-        self._group = group
-        self._id = transactional_id
-        self._policy = policy
-        self._observer = observer
-        self._dead_letter = dead_letter
+        self._spec = spec
+        self._policy = spec.policy
+        self._observer = spec.observer
         self._judge = judge
         self._room = room
         self._producer: AIOKafkaProducer | None = None
@@ -112,8 +139,27 @@ class Lane:
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._closing = asyncio.Event()
         self._closed = asyncio.Event()
+
+    @property
+    def state(self) -> PartitionState:
+        """Where it stands; see the class."""
+        return self._state
+
+    @property
+    def is_open(self) -> bool:
+        """Whether records may be added."""
+        return self._state is PartitionState.OPEN
+
+    def _is_closing(self) -> bool:
+        return self._state in (PartitionState.CLOSING, PartitionState.CLOSED)
+
+    def _enter(self, state: PartitionState) -> None:
+        if state not in TRANSITIONS[self._state]:
+            raise RuntimeError(
+                f"{self.topic}-{self.partition}: {self._state.value} cannot become {state.value}"
+            )
+        self._state = state
 
     @property
     def inflight_records(self) -> int:
@@ -137,7 +183,7 @@ class Lane:
     def complete(self, offset: int, outcome: Outcome, epoch: int) -> None:
         """Give a record its outcome. A stale epoch's outcome is dropped: its record is read
         again."""
-        if epoch != self.epoch or not self.is_open:
+        if epoch != self.epoch or self._state is PartitionState.CLOSED:
             return
         self._watermark.complete(offset, outcome)
         if self._watermark.ready:
@@ -156,22 +202,23 @@ class Lane:
 
     async def close(self) -> None:
         """Commit what is ready, end the producer. Returns within CLOSE_SECONDS."""
-        self._closing.set()
+        if not self._is_closing():
+            self._enter(PartitionState.CLOSING)
         self._changed.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._closed.wait()
 
-    async def run(self, seek: Callable[[Lane], Awaitable[int]]) -> None:
+    async def run(self, seek: Callable[[PartitionWorker], Awaitable[int]]) -> None:
         """Live until `close`. `seek` puts the consumer on the committed offset and returns it.
 
-        Raises LaneLost when another owner fenced this one, KafkaError when opening fails again
-        and again, and StreamError for what only a person can mend.
+        Raises PartitionLost when another owner fenced this one, KafkaError when opening fails
+        again and again, and StreamError for what only a person can mend.
         """
         failures = 0
         owned = False
         try:
-            while not self._closing.is_set():
+            while not self._is_closing():
                 try:
                     await self._open(seek)
                     if not owned:
@@ -182,9 +229,9 @@ class Lane:
                         failures = 0
                 except (ProducerFenced, InvalidProducerEpoch) as error:
                     self._observer.transaction("fenced")
-                    if self._closing.is_set():
+                    if self._is_closing():
                         return
-                    raise LaneLost(f"{self.topic}-{self.partition} was fenced") from error
+                    raise PartitionLost(f"{self.topic}-{self.partition} was fenced") from error
                 except _FORBIDDEN as error:
                     raise BrokerError(
                         f"{self.topic}-{self.partition}: the broker forbids it: "
@@ -193,11 +240,12 @@ class Lane:
                 except (KafkaError, OSError, TimeoutError, _Refused) as error:
                     self._observer.transaction(_outcome_of(error))
                     failures += not isinstance(error, _Refused)
-                    if failures > MAX_REOPENINGS and not self._closing.is_set():
+                    if failures > MAX_REOPENINGS and not self._is_closing():
                         raise
                     await asyncio.sleep(REOPEN_PAUSE_SECONDS * failures)
         finally:
-            self.is_open = False
+            if self._state is not PartitionState.CLOSED:
+                self._enter(PartitionState.CLOSED)
             self.epoch += 1
             self._clear()
             await self._discard()
@@ -205,14 +253,16 @@ class Lane:
                 self._observer.revoked(self.topic, self.partition)
             self._closed.set()
 
-    async def _open(self, seek: Callable[[Lane], Awaitable[int]]) -> None:
-        self.is_open = False
+    async def _open(self, seek: Callable[[PartitionWorker], Awaitable[int]]) -> None:
+        if self._state is PartitionState.OPEN:
+            self._enter(PartitionState.OPENING)
         self.epoch += 1
         self._clear()
         await self._start_producer()
         async with asyncio.timeout(OPEN_SECONDS):
             self.position = self._committed = await seek(self)
-        self.is_open = True
+        if not self._is_closing():
+            self._enter(PartitionState.OPEN)
 
     def _clear(self) -> None:
         self._watermark = Watermark()
@@ -225,8 +275,8 @@ class Lane:
     async def _start_producer(self) -> None:
         await self._discard()
         self._producer = AIOKafkaProducer(
-            **self._connection.client_arguments(),
-            transactional_id=self._id,
+            **self._spec.connection.client_arguments(),
+            transactional_id=self._spec.transactional_id(self.topic, self.partition),
             transaction_timeout_ms=int(self._policy.transaction_seconds * 1000),
             acks="all",
             max_request_size=MAX_REQUEST_BYTES,
@@ -244,9 +294,9 @@ class Lane:
         """Wait until a batch should be committed; False when closing and none is ready."""
         while True:
             ready = self._watermark.ready
-            if ready and (self._closing.is_set() or ready >= self._policy.commit_records):
+            if ready and (self._is_closing() or ready >= self._policy.commit_records):
                 return True
-            if self._closing.is_set():
+            if self._is_closing():
                 return False
             wait = None
             if ready and self._oldest_ready is not None:
@@ -269,13 +319,13 @@ class Lane:
         last = batch[-1][0]
         started = time.monotonic()
         async with asyncio.timeout(self._policy.transaction_seconds):
-            assert self._producer is not None  # noqa: S101 - the lane is open
+            assert self._producer is not None  # noqa: S101 - the worker is open
             await self._producer.begin_transaction()
             self._observer.step("begun")
             await self._send(outputs, batch)
             self._observer.step("sent")
             await self._producer.send_offsets_to_transaction(
-                {TopicPartition(self.topic, self.partition): last + 1}, self._group
+                {TopicPartition(self.topic, self.partition): last + 1}, self._spec.group
             )
             self._observer.step("offsets")
             committing = time.monotonic()
@@ -294,7 +344,15 @@ class Lane:
                 self._judged_until = offset
                 self._judge(isinstance(outcome, Rejection))
             if isinstance(outcome, Rejection):
-                outputs.append(self._dead_letter(self._records[offset], outcome))
+                outputs.append(
+                    dead_letter(
+                        self._records[offset],
+                        outcome,
+                        self._spec.deadletter_topic,
+                        service=self._spec.service,
+                        failed_at_ms=int(time.time() * 1000),
+                    )
+                )
             else:
                 outputs.extend(outcome)
         return outputs
@@ -303,7 +361,7 @@ class Lane:
         self, outputs: Sequence[OutboundRecord], batch: Sequence[tuple[int, Outcome]]
     ) -> None:
         """Send all and wait for all: a commit after a failed send would succeed without it."""
-        assert self._producer is not None  # noqa: S101 - the lane is open
+        assert self._producer is not None  # noqa: S101 - the worker is open
         sent: list[asyncio.Future[Any]] = []
         failed: BaseException | None = None
         for record in outputs:

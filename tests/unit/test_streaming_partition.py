@@ -1,0 +1,70 @@
+"""The states of a partition's worker."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.contract import ProcessorObserver, ProcessorPolicy, SessionSpec
+from ares_stream.streaming.partition import TRANSITIONS, PartitionState, PartitionWorker
+from ares_stream.streaming.records import InboundRecord, Outcome
+
+
+class Nothing:
+    async def handle(self, records: Sequence[InboundRecord]) -> Sequence[Outcome]:
+        return [() for _ in records]
+
+
+def worker() -> PartitionWorker:
+    spec = SessionSpec(
+        connection=KafkaConnection(),
+        service="test",
+        group="g",
+        topics=("in",),
+        handler=Nothing(),
+        deadletter_topic="dead",
+        id_prefix="p.",
+        policy=ProcessorPolicy(),
+        observer=ProcessorObserver(),
+    )
+    return PartitionWorker(spec, "in", 3, judge=lambda _: None, room=lambda: None)
+
+
+def test_every_state_says_where_it_may_go_and_closed_is_the_end() -> None:
+    assert set(TRANSITIONS) == set(PartitionState)
+    assert TRANSITIONS[PartitionState.CLOSED] == frozenset()
+    assert all(PartitionState.CLOSED in to for state, to in TRANSITIONS.items() if to)
+
+
+def test_a_transition_that_the_table_does_not_hold_is_refused_and_changes_nothing() -> None:
+    for state, allowed in TRANSITIONS.items():
+        for wanted in set(PartitionState) - allowed:
+            one = worker()
+            one._state = state
+            with pytest.raises(RuntimeError, match=f"in-3: {state.value} cannot become"):
+                one._enter(wanted)
+            assert one.state is state
+
+
+@given(st.lists(st.sampled_from(PartitionState), max_size=12))
+def test_no_way_through_the_table_leads_from_closing_back_to_open(
+    wanted: list[PartitionState],
+) -> None:
+    one = worker()
+    passed = [one.state]
+    for state in wanted:
+        if state in TRANSITIONS[one.state]:
+            one._enter(state)
+            passed.append(state)
+    for before, after in itertools.pairwise(passed):
+        closing = (PartitionState.CLOSING, PartitionState.CLOSED)
+        assert before not in closing or after in closing
+
+
+def test_a_worker_takes_the_same_transactional_id_whoever_owns_the_partition() -> None:
+    assert worker()._spec.transactional_id("in", 3) == "p.test.in.3"
