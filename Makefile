@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help install demo test unit integration chaos check format bench pictures schemas constraints clean
+.PHONY: help install demo test unit integration chaos check format bench pictures schemas chart constraints clean
 
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,7 @@ check: install ## Lint, types and the direction of dependencies
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/ares schemas check docs/schemas
+	$(BIN)/python helm/generate.py --check
 
 format: install ## Format the code
 	$(BIN)/ruff check --fix .
@@ -62,6 +63,9 @@ pictures: install ## Draw the pictures of the README from a run of the demo
 
 schemas: install ## Write the JSON Schemas and the AsyncAPI document
 	$(BIN)/ares schemas write docs/schemas
+
+chart: install ## Write what the chart says of itself: schema, README, topics
+	$(BIN)/python helm/generate.py
 
 constraints: install ## Resolve constraints.txt anew
 	$(BIN)/uv pip compile --quiet --upgrade pyproject.toml $(foreach e,$(subst $(comma), ,$(EXTRAS)),--extra $(e)) \

@@ -1,0 +1,268 @@
+{{/* Pods: restricted, without a token, with a read-only root. */}}
+
+{{- define "ares.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "ares.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* Volumes that every service mounts. dict root config models registry. */}}
+{{- define "ares.volumes" -}}
+{{- $values := .root.Values -}}
+- name: tmp
+  emptyDir: {}
+- name: settings
+  configMap:
+    name: {{ .config }}
+{{- if $values.kafka.existingSecret }}
+- name: kafka
+  secret:
+    secretName: {{ $values.kafka.existingSecret }}
+    items:
+      - key: {{ $values.kafka.passwordKey }}
+        path: {{ $values.kafka.passwordKey }}
+{{- end }}
+{{- if $values.kafka.ca.existingSecret }}
+- name: kafka-ca
+  secret:
+    secretName: {{ $values.kafka.ca.existingSecret }}
+    items:
+      - key: {{ $values.kafka.ca.key }}
+        path: {{ $values.kafka.ca.key }}
+{{- end }}
+{{- if $values.kafka.certificate.existingSecret }}
+- name: kafka-certificate
+  secret:
+    secretName: {{ $values.kafka.certificate.existingSecret }}
+{{- end }}
+{{- if .models }}
+- name: models
+  {{- if eq $values.models.source "pvc" }}
+  persistentVolumeClaim:
+    claimName: {{ $values.models.pvc.existingClaim }}
+    readOnly: true
+  {{- else if eq $values.models.source "image" }}
+  image:
+    reference: {{ $values.models.image.reference }}
+    pullPolicy: {{ $values.models.image.pullPolicy }}
+  {{- else }}
+  emptyDir:
+    sizeLimit: {{ $values.models.init.sizeLimit }}
+  {{- end }}
+{{- end }}
+{{- if and .registry $values.registry.pvc.existingClaim }}
+- name: registry
+  persistentVolumeClaim:
+    claimName: {{ $values.registry.pvc.existingClaim }}
+{{- end }}
+{{- end -}}
+
+{{- define "ares.mounts" -}}
+{{- $values := .root.Values -}}
+- name: tmp
+  mountPath: /tmp
+- name: settings
+  mountPath: /etc/ares
+  readOnly: true
+{{- if $values.kafka.existingSecret }}
+- name: kafka
+  mountPath: /secrets/kafka
+  readOnly: true
+{{- end }}
+{{- if $values.kafka.ca.existingSecret }}
+- name: kafka-ca
+  mountPath: /secrets/kafka-ca
+  readOnly: true
+{{- end }}
+{{- if $values.kafka.certificate.existingSecret }}
+- name: kafka-certificate
+  mountPath: /secrets/kafka-certificate
+  readOnly: true
+{{- end }}
+{{- if .models }}
+- name: models
+  mountPath: {{ $values.models.mountPath }}
+  readOnly: true
+{{- end }}
+{{- if and .registry $values.registry.pvc.existingClaim }}
+- name: registry
+  mountPath: /registry
+  readOnly: {{ default false .registryReadOnly }}
+{{- end }}
+{{- end -}}
+
+{{- define "ares.environment" -}}
+- name: HOME
+  value: /tmp
+- name: POD_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+{{- with .root.Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* The init container that brings the models. */}}
+{{- define "ares.fetchModels" -}}
+{{- $values := .root.Values -}}
+{{- if and .models (eq $values.models.source "init") }}
+initContainers:
+  - name: models
+    image: {{ $values.models.init.image }}
+    {{- with $values.models.init.command }}
+    command:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    {{- with $values.models.init.env }}
+    env:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    imagePullPolicy: {{ $values.image.pullPolicy }}
+    resources:
+      requests: {cpu: 100m, memory: 128Mi}
+      limits: {memory: 1Gi}
+    securityContext:
+      {{- include "ares.containerSecurity" . | nindent 6 }}
+    volumeMounts:
+      - name: tmp
+        mountPath: /tmp
+      - name: models
+        mountPath: {{ $values.models.mountPath }}
+{{- end }}
+{{- end -}}
+
+{{/*
+A Deployment's pod template.
+dict root component target args config models registry resources grace startup
+     [account token volumes mounts nodeSelector tolerations affinity runtimeClass claims checksum]
+*/}}
+{{- define "ares.podTemplate" -}}
+{{- $values := .root.Values -}}
+metadata:
+  annotations:
+    ares-stream/settings: {{ .checksum }}
+    {{- with $values.podAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  labels:
+    {{- include "ares.labels" . | nindent 4 }}
+    {{- with $values.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  serviceAccountName: {{ default (include "ares.fullname" .root) .account }}
+  automountServiceAccountToken: {{ default false .token }}
+  terminationGracePeriodSeconds: {{ .grace }}
+  {{- with $values.image.pullSecrets }}
+  imagePullSecrets:
+    {{- range . }}
+    - name: {{ . }}
+    {{- end }}
+  {{- end }}
+  {{- with $values.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  {{- with .runtimeClass }}
+  runtimeClassName: {{ . }}
+  {{- end }}
+  securityContext:
+    {{- include "ares.podSecurity" . | nindent 4 }}
+  {{- include "ares.fetchModels" . | nindent 2 }}
+  containers:
+    - name: {{ .container }}
+      image: {{ include "ares.image" . }}
+      imagePullPolicy: {{ $values.image.pullPolicy }}
+      args:
+        {{- toYaml .args | nindent 8 }}
+      env:
+        {{- include "ares.environment" . | nindent 8 }}
+        {{- with .environment }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      {{- if and .registry $values.registry.existingSecret }}
+      envFrom:
+        - secretRef:
+            name: {{ $values.registry.existingSecret }}
+      {{- end }}
+      ports:
+        - name: http
+          containerPort: 9464
+          protocol: TCP
+      startupProbe:
+        httpGet:
+          path: /livez
+          port: http
+        periodSeconds: 5
+        failureThreshold: {{ max 1 (div (default 60 .startup | int) 5) }}
+      livenessProbe:
+        httpGet:
+          path: /livez
+          port: http
+        periodSeconds: 10
+        timeoutSeconds: 5
+        failureThreshold: 6
+      readinessProbe:
+        httpGet:
+          path: /readyz
+          port: http
+        periodSeconds: 5
+        timeoutSeconds: 5
+      {{- if .claims }}
+      resources:
+        {{- toYaml (merge (dict "claims" (list (dict "name" "gpu"))) .resources) | nindent 8 }}
+      {{- else }}
+      resources:
+        {{- toYaml .resources | nindent 8 }}
+      {{- end }}
+      securityContext:
+        {{- include "ares.containerSecurity" . | nindent 8 }}
+      volumeMounts:
+        {{- include "ares.mounts" . | nindent 8 }}
+        {{- with .mounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+  {{- with .claims }}
+  resourceClaims:
+    - name: gpu
+      resourceClaimTemplateName: {{ . }}
+  {{- end }}
+  {{- with .nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .affinity }}
+  affinity:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- if $values.topologySpread.enabled }}
+  topologySpreadConstraints:
+    {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+    - maxSkew: 1
+      topologyKey: {{ . }}
+      whenUnsatisfiable: {{ $values.topologySpread.whenUnsatisfiable }}
+      labelSelector:
+        matchLabels:
+          {{- include "ares.selector" $ | nindent 10 }}
+    {{- end }}
+  {{- end }}
+  volumes:
+    {{- include "ares.volumes" . | nindent 4 }}
+    {{- with .volumes }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end -}}

@@ -1,0 +1,99 @@
+{{/* Values that cannot work are refused here, in words, before anything is rendered. */}}
+{{- define "ares.refuse" -}}
+{{- $values := .Values -}}
+{{- $kafka := $values.kafka -}}
+{{- if not $kafka.bootstrap -}}
+{{- fail "kafka.bootstrap: no brokers named; set host:port, several with commas" -}}
+{{- end -}}
+{{- if eq $kafka.protocol "PLAINTEXT" -}}
+{{- if not $kafka.allowPlaintext -}}
+{{- range splitList "," $kafka.bootstrap -}}
+{{- $host := regexReplaceAll ":[0-9]+$" (trim .) "" -}}
+{{- if not (or (eq $host "localhost") (hasPrefix "127." $host) (eq $host "[::1]")) -}}
+{{- fail (printf "kafka.protocol: PLAINTEXT to %s would send conversations readable over the network; set SSL or SASL_SSL, or kafka.allowPlaintext: true where a mesh encrypts" $host) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if eq $kafka.protocol "SASL_SSL" -}}
+{{- if not $kafka.existingSecret -}}
+{{- fail "kafka.existingSecret: SASL_SSL needs a secret with the password or token; create it and name it here" -}}
+{{- end -}}
+{{- if and (ne $kafka.mechanism "OAUTHBEARER") (not $kafka.username) -}}
+{{- fail (printf "kafka.username: %s needs a user" $kafka.mechanism) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $values.topics.create $values.strimzi.topics -}}
+{{- fail "topics.create and strimzi.topics: both would make the topics; switch one off" -}}
+{{- end -}}
+{{- if and (or $values.strimzi.topics $values.strimzi.users) (not $values.strimzi.cluster) -}}
+{{- fail "strimzi.cluster: name the Kafka resource that topics and users belong to" -}}
+{{- end -}}
+{{- if and (eq $values.models.source "pvc") (not $values.models.pvc.existingClaim) -}}
+{{- fail "models.pvc.existingClaim: models.source is pvc, so name the claim that holds the bundles (or choose image or init)" -}}
+{{- end -}}
+{{- if and (eq $values.models.source "image") (not $values.models.image.reference) -}}
+{{- fail "models.image.reference: models.source is image, so name the image that holds the bundles" -}}
+{{- end -}}
+{{- if and (eq $values.models.source "init") (not $values.models.init.image) -}}
+{{- fail "models.init.image: models.source is init, so name the image that fetches the bundles" -}}
+{{- end -}}
+{{- $lanes := fromYaml (include "ares.lanes" .) -}}
+{{- range $lane, $scorer := $lanes -}}
+{{- $at := printf "scorer.lanes.%s" $lane -}}
+{{- if not (has $lane (list "production" "probe" "anchor")) -}}
+{{- fail (printf "%s: no such lane; there are production, probe and anchor" $at) -}}
+{{- end -}}
+{{- if and $scorer.keda.enabled $scorer.hpa.enabled -}}
+{{- fail (printf "%s: keda and hpa would both scale it; switch one off" $at) -}}
+{{- end -}}
+{{- range $kind := list "keda" "hpa" -}}
+{{- $scale := get $scorer $kind -}}
+{{- if $scale.enabled -}}
+{{- if gt (int $scale.maxReplicas) (int $values.topics.partitions) -}}
+{{- fail (printf "%s.%s.maxReplicas: %d replicas, but a topic has %d partitions (topics.partitions): the rest would idle" $at $kind (int $scale.maxReplicas) (int $values.topics.partitions)) -}}
+{{- end -}}
+{{- if gt (int $scale.minReplicas) (int $scale.maxReplicas) -}}
+{{- fail (printf "%s.%s: minReplicas %d is above maxReplicas %d" $at $kind (int $scale.minReplicas) (int $scale.maxReplicas)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and $scorer.hpa.enabled (lt (int $scorer.hpa.minReplicas) 1) -}}
+{{- fail (printf "%s.hpa.minReplicas: an HPA cannot scale to 0; keda can" $at) -}}
+{{- end -}}
+{{- if and (not $scorer.keda.enabled) (not $scorer.hpa.enabled) (gt (int $scorer.replicas) (int $values.topics.partitions)) -}}
+{{- fail (printf "%s.replicas: %d replicas, but a topic has %d partitions (topics.partitions): the rest would idle" $at (int $scorer.replicas) (int $values.topics.partitions)) -}}
+{{- end -}}
+{{- if eq $scorer.provider "cuda" -}}
+{{- $limits := default dict $scorer.gpu.resources.limits -}}
+{{- $requests := default dict $scorer.gpu.resources.requests -}}
+{{- if and (not $scorer.gpu.resourceClaimTemplate) (not (get $limits "nvidia.com/gpu")) -}}
+{{- fail (printf "%s.gpu.resources: provider cuda without a GPU; set limits nvidia.com/gpu or gpu.resourceClaimTemplate" $at) -}}
+{{- end -}}
+{{- if and (get $limits "nvidia.com/gpu") (get $requests "nvidia.com/gpu") (ne (toString (get $limits "nvidia.com/gpu")) (toString (get $requests "nvidia.com/gpu"))) -}}
+{{- fail (printf "%s.gpu.resources: requests and limits of nvidia.com/gpu differ; Kubernetes wants them equal" $at) -}}
+{{- end -}}
+{{- else if get (default dict $scorer.resources.limits) "nvidia.com/gpu" -}}
+{{- fail (printf "%s.resources: a GPU is asked for, but provider is cpu; set provider: cuda" $at) -}}
+{{- end -}}
+{{- $processing := default dict (get (default dict $scorer.settings) "processing") -}}
+{{- $drain := default 25 (get $processing "drain_seconds") -}}
+{{- if lt (int $scorer.terminationGracePeriodSeconds) (add (int $drain) 30 | int) -}}
+{{- fail (printf "%s.terminationGracePeriodSeconds: %d is below the %d seconds that a drain may take (processing.drain_seconds + 30)" $at (int $scorer.terminationGracePeriodSeconds) (add (int $drain) 30 | int)) -}}
+{{- end -}}
+{{- end -}}
+{{- if $values.repairer.enabled -}}
+{{- if not $values.repairer.existingClaim -}}
+{{- fail "repairer.existingClaim: name the claim that keeps the repairs' folders" -}}
+{{- end -}}
+{{- if and $values.repairer.jobs.enabled $values.repairer.jobs.gpu (not (get (default dict $values.repairer.jobs.resources.limits) "nvidia.com/gpu")) -}}
+{{- fail "repairer.jobs.resources: jobs.gpu without limits nvidia.com/gpu; set it, or jobs.gpu: false" -}}
+{{- end -}}
+{{- end -}}
+{{- if and $values.prober.enabled (not $values.prober.campaign) -}}
+{{- fail "prober.campaign: the prober is enabled without a campaign; see docs/probes.md" -}}
+{{- end -}}
+{{- if and (hasPrefix "/" $values.registry.root) $values.repairer.enabled (not $values.registry.pvc.existingClaim) -}}
+{{- fail "registry.pvc.existingClaim: registry.root is a path, so name the claim that holds it (or use an object store's URL)" -}}
+{{- end -}}
+{{- end -}}

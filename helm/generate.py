@@ -1,0 +1,176 @@
+"""Makes what the chart says of itself from values.yaml and from the code: values.schema.json,
+README.md and files/topics.yaml. `make chart` runs it; `make check` compares.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ares_stream.records.topics import AUDIT_DAYS, specs
+
+CHART = Path(__file__).parent / "ares-stream"
+
+FREE = {
+    "global", "commonLabels", "podLabels", "podAnnotations", "settings", "campaign", "resources",
+    "nodeSelector", "affinity", "additionalLabels", "dashboardLabels",
+}  # fmt: skip
+"""Mappings whose keys are not ours."""
+CHOICES: dict[str, list[str]] = {
+    "kafka.protocol": ["SASL_SSL", "SSL", "PLAINTEXT"],
+    "kafka.mechanism": ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"],
+    "strimzi.authentication": ["scram-sha-512", "tls"],
+    "models.source": ["pvc", "image", "init"],
+    "provider": ["cpu", "cuda"],
+    "topologySpread.whenUnsatisfiable": ["ScheduleAnyway", "DoNotSchedule"],
+    "pullPolicy": ["Always", "IfNotPresent", "Never"],
+    "logLevel": ["debug", "info", "warning", "error"],
+}
+_KEY = re.compile(r"^( *)([A-Za-z][\w-]*):(.*)$")
+
+
+def comments(text: str) -> dict[str, str]:
+    """Dotted name of a value to the text of the `# --` comment above it."""
+    found: dict[str, str] = {}
+    path: list[tuple[int, str]] = []
+    told: list[str] = []
+    for line in text.splitlines():
+        stripped = line.strip()
+        if stripped.startswith("# --"):
+            told = [stripped.removeprefix("# --").strip()]
+        elif stripped.startswith("#") and told:
+            told.append(stripped.removeprefix("#").strip())
+        elif match := _KEY.match(line):
+            indent = len(match[1])
+            path = [item for item in path if item[0] < indent] + [(indent, match[2])]
+            if told:
+                found[".".join(name for _, name in path)] = " ".join(told)
+            told = []
+        else:
+            told = []
+    return found
+
+
+def schema(value: Any, name: str, said: dict[str, str]) -> dict[str, Any]:
+    """JSON Schema of one value and all below it."""
+    key = name.rsplit(".", 1)[-1]
+    made: dict[str, Any] = {}
+    if text := said.get(name):
+        made["description"] = text
+    if key in FREE:
+        return made | {"type": "object"}
+    choices = CHOICES.get(name, CHOICES.get(key))
+    if choices:
+        return made | {"enum": choices}
+    if isinstance(value, bool):
+        return made | {"type": "boolean"}
+    if isinstance(value, int):
+        return made | {"type": "integer", "minimum": 0}
+    if isinstance(value, str):
+        return made | {"type": "string"}
+    if isinstance(value, list):
+        kinds = {"tolerations": {"type": "object"}, "env": {"type": "object"}}
+        return made | {"type": "array", **({"items": kinds[key]} if key in kinds else {})}
+    properties = {
+        part: schema(inner, f"{name}.{part}" if name else part, said)
+        for part, inner in value.items()
+    }
+    return made | {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def values_schema(values: dict[str, Any], said: dict[str, str]) -> dict[str, Any]:
+    """The whole schema. A lane takes whatever scorer.defaults has."""
+    whole = schema(values, "", said)
+    scorer = whole["properties"]["scorer"]["properties"]
+    lane = json.loads(json.dumps(scorer["defaults"]))
+    lane["properties"] = {"enabled": {"type": "boolean"}} | lane["properties"]
+    scorer["lanes"]["properties"] = dict.fromkeys(values["scorer"]["lanes"], lane)
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **whole}
+
+
+def leaves(value: Any, name: str, said: dict[str, str]) -> list[tuple[str, Any]]:
+    """Every value that has a meaning of its own, with its default."""
+    if name in said and (
+        not isinstance(value, dict) or name.rsplit(".", 1)[-1] in FREE or not value
+    ):
+        return [(name, value)]
+    if not isinstance(value, dict):
+        return [(name, value)]
+    return [
+        leaf
+        for part, below in value.items()
+        for leaf in leaves(below, f"{name}.{part}".lstrip("."), said)
+    ]
+
+
+def readme(values: dict[str, Any], said: dict[str, str]) -> str:
+    """README.md of the chart."""
+    rows = [
+        f"| `{name}` | `{json.dumps(default)}` | {said.get(name, '')} |"
+        for name, default in leaves(values, "", said)
+        if not name.startswith("scorer.lanes.")
+    ]
+    return "\n".join(
+        [
+            "# The chart",
+            "",
+            "Made from `values.yaml` by `make chart`. docs/kubernetes.md says how to install,",
+            "scale, upgrade, roll back and remove it.",
+            "",
+            "| value | default | meaning |",
+            "|---|---|---|",
+            *rows,
+            '| `scorer.lanes.<lane>` | `{"enabled": true}` | production, probe, anchor: each may'
+            " replace any of `scorer.defaults` |",
+            "",
+        ]
+    )
+
+
+def topics() -> str:
+    """files/topics.yaml: what the code says each topic must be like, without what values decide."""
+    rows = []
+    for spec in specs("", partitions=0, replication=3):
+        config = {k: v for k, v in spec.config.items() if k != "min.insync.replicas"}
+        audit = config.get("retention.ms") == str(AUDIT_DAYS * 86_400_000)
+        if audit:
+            del config["retention.ms"]
+        row: dict[str, Any] = {"name": spec.name, "config": config, "audit": audit}
+        if spec.partitions:
+            row["partitions"] = spec.partitions
+        rows.append(row)
+    text = yaml.safe_dump({"topics": rows}, sort_keys=False)
+    return f"# From ares_stream/records/topics.py, by `make chart`.\n{text}"
+
+
+def made() -> dict[Path, str]:
+    """File to content."""
+    text = (CHART / "values.yaml").read_text()
+    values, said = yaml.safe_load(text), comments(text)
+    return {
+        CHART / "values.schema.json": json.dumps(values_schema(values, said), indent=1) + "\n",
+        CHART / "README.md": readme(values, said),
+        CHART / "files" / "topics.yaml": topics(),
+    }
+
+
+def main() -> int:
+    """Write; with --check compare only, and exit with 1 at a difference."""
+    stale = [path for path, text in made().items() if not path.exists() or path.read_text() != text]
+    if "--check" in sys.argv:
+        for path in stale:
+            print(f"{path}: not what `make chart` makes")
+        return 1 if stale else 0
+    for path, text in made().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
