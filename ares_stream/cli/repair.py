@@ -18,15 +18,9 @@ def show(
     run: Run, as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False
 ) -> None:
     """The score card: every figure before and after with its interval. Exits 0, 1 or 2."""
-    from ares_stream.errors import RepairError
+    from ares_stream.repair.rundirectory import RunDirectory
 
-    file = run / ("card.json" if as_json else "card.md")
-    try:
-        typer.echo(file.read_text())
-    except OSError as error:
-        raise RepairError(
-            f"{file}: {error.strerror}; a repair that has not ended has no score card"
-        ) from None
+    typer.echo(RunDirectory(run).read_score_card(as_json=as_json))
 
 
 @app.command()
@@ -43,12 +37,12 @@ def export(
     """
     from ares_stream.errors import SettingsError
     from ares_stream.repair.export import FORMATS, export_plan
-    from ares_stream.repair.plan import read_plan
+    from ares_stream.repair.rundirectory import RunDirectory, plan_document
 
     if form not in FORMATS:
         raise SettingsError(f"--format {form}: expected {', '.join(FORMATS)}")
-    loaded = read_plan(plan / "plan.json" if plan.is_dir() else plan)
-    for file in export_plan(loaded, form, out):
+    document = RunDirectory(plan).plan if plan.is_dir() else plan_document(plan)
+    for file in export_plan(document.read(), form, out):
         typer.echo(str(file))
 
 
@@ -65,7 +59,8 @@ def gate(
     from pydantic import ValidationError
 
     from ares_stream.errors import SettingsError
-    from ares_stream.repair.gate import GatePolicy, decide, read_figures
+    from ares_stream.repair.gate import GatePolicy, decide
+    from ares_stream.repair.rundirectory import figures_document, tables
 
     rules = GatePolicy()
     if policy is not None:
@@ -75,7 +70,7 @@ def gate(
             raise SettingsError(f"{policy}: cannot be read: {error.strerror}") from None
         except (yaml.YAMLError, ValidationError) as error:
             raise SettingsError(f"{policy}: not a gate policy: {error}") from None
-    verdict = decide(*read_figures(figures), rules)
+    verdict = decide(*tables(figures_document(figures)), rules)
     if as_json:
         typer.echo(json.dumps(verdict.model_dump(mode="json"), indent=2))
     else:

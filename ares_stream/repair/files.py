@@ -23,7 +23,8 @@ def read_whole(path: Path, form: type[_T]) -> _T:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise RepairError(f"{path}: {field}: {first['msg']}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise RepairError(f"{path}: {field}: {reason}" if field else f"{path}: {reason}") from None
 
 
 def write_whole(path: Path, content: bytes) -> None:

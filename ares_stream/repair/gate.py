@@ -15,14 +15,11 @@ A slice (a topic, a source) must not be shown to have become worse, or not to be
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.stats import fisher_exact
 
-from ares_stream.errors import RepairError
 from ares_stream.records.base import Identifier, Interval, digest
 
 Kind = Literal["fall", "hold_low", "hold_high", "stay_below"]
@@ -251,34 +248,3 @@ def _why(rule: Rule, before: Interval) -> str:
     if rule.kind == "hold_high":
         return f"the incumbent's lower bound {before.low:.4f} - {rule.tolerance}"
     return "a ceiling"
-
-
-def read_figures(path: Path) -> tuple[Table, Table]:
-    """(before, after) as the training process wrote them.
-
-    Raises RepairError naming the file and the field, also when one side was not measured.
-    """
-    try:
-        content: Any = json.loads(path.read_bytes())
-    except OSError as error:
-        raise RepairError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise RepairError(f"{path}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise RepairError(f"{path}: holds a {type(content).__name__}, expected figures by name")
-    tables: list[Table] = []
-    for when in ("before", "after"):
-        slices = content.get("slices") or {}
-        try:
-            tables.append(
-                Table.model_validate({"overall": content[when], "slices": slices.get(when, {})})
-            )
-        except KeyError:
-            raise RepairError(
-                f"{path}: {when}: missing; does the recipe name a judge to measure with?"
-            ) from None
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise RepairError(f"{path}: {when}.{field}: {first['msg']}") from None
-    return tables[0], tables[1]

@@ -1,25 +1,21 @@
 """One repair in its run directory, from the plan to a candidate release.
 
     begin ─► train ─► answer ─► gate ─► export ─► propose (─► approve)
-    job.json figures.json answers.json verdict.json bundle/   the registry
 
-Every step's result is a file that appears whole, so the directory is the state: a restart does
-what is missing and repeats nothing. What the gate compares, and with which limits, is written
+Every step's result appears whole in the directory, which is the state: a restart does what is
+missing and repeats nothing. What the gate compares, and with which limits, is written
 by `begin`, before anything is trained.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
-
-from pydantic import TypeAdapter
 
 from ares_stream.errors import AresError, RegistryError, RepairError
 from ares_stream.models.bundles import load_bundle
@@ -28,25 +24,14 @@ from ares_stream.processes.child import Limits, Progress, run_child
 from ares_stream.records.base import OffsetRange, digest
 from ares_stream.records.release import ReleaseState
 from ares_stream.records.repair import CoupledFailure, RepairReport
-from ares_stream.repair.artefacts import Job, read_job
-from ares_stream.repair.files import read_whole, write_whole
-from ares_stream.repair.gate import (
-    CANARIES,
-    GatePolicy,
-    GateVerdict,
-    Rule,
-    Table,
-    decide,
-    read_figures,
-)
-from ares_stream.repair.plan import Plan, read_plan, write_plan
+from ares_stream.repair.gate import CANARIES, GatePolicy, GateVerdict, Rule, Table, decide
+from ares_stream.repair.plan import Plan
 from ares_stream.repair.recipe import Recipe
-from ares_stream.repair.resampling import ANSWERS, ASKED, Asked, prompt_digest
+from ares_stream.repair.resampling import prompt_digest
+from ares_stream.repair.rundirectory import Job, RunDirectory, Side, Workspace, tables
 from ares_stream.repair.scorecard import as_markdown, score_card
-from ares_stream.repair.suites import Suite, figures
+from ares_stream.repair.suites import Suite, figures, prompts
 
-JOB: Final = "job.json"
-SETTLED: Final = "settled"
 AUTHOR: Final = "repairer"
 Clock = Callable[[], datetime]
 State = Literal["promoted", "awaiting_approval", "rejected", "failed"]
@@ -55,8 +40,7 @@ State = Literal["promoted", "awaiting_approval", "rejected", "failed"]
 @dataclass(frozen=True, slots=True)
 class Commands:
     """Programs that take a run directory as their last argument, so that a team may bring its
-    own trainer. See ares_stream.repair.resampling, run and artefacts for what each must leave
-    there."""
+    own trainer. rundirectory.py says what each finds and must leave there."""
 
     resample: tuple[str, ...] = (sys.executable, "-m", "ares_stream.repair.resampling")
     train: tuple[str, ...] = (sys.executable, "-m", "ares_stream.repair.run")
@@ -97,6 +81,7 @@ class Pipeline:
 
     def __init__(self, configuration: Configuration, registry: Registry, clock: Clock) -> None:
         self._configuration = configuration
+        self._workspace = Workspace(configuration.work)
         self._registry = registry
         self._clock = clock
         self.reward_model = load_bundle(configuration.incumbent, "reward").manifest.name
@@ -130,16 +115,9 @@ class Pipeline:
             ]
         )
 
-    def folder(self, plan_id: str) -> Path:
-        """The run directory of a plan."""
-        return self._configuration.work / plan_id
-
-    def unfinished(self) -> list[Path]:
-        """Run directories that were begun and not settled, oldest first."""
-        work = self._configuration.work
-        begun = [job.parent for job in work.glob(f"*/{JOB}")] if work.is_dir() else []
-        open_ones = [folder for folder in begun if not (folder / SETTLED).exists()]
-        return sorted(open_ones, key=lambda folder: read_job(folder / JOB).started_at)
+    def unfinished(self) -> list[RunDirectory]:
+        """Repairs that were begun and not settled, oldest first."""
+        return self._workspace.unfinished()
 
     @property
     def asks(self) -> bool:
@@ -155,44 +133,38 @@ class Pipeline:
 
         Raises RepairError when the policy cannot be asked.
         """
-        prompts = {prompt_digest(f.interaction.messages): f.interaction.messages for f in failures}
-        if not prompts:
+        turns = {prompt_digest(f.interaction.messages): f.interaction.messages for f in failures}
+        if not turns:
             return {}
-        folder = self._configuration.work / ".resampled" / context[:32]
-        kept = folder / "kept.json"
-        form = dict[str, str | None]
-        known: dict[str, str | None] = read_whole(kept, form) if kept.exists() else {}
-        missing = {name: prompts[name] for name in prompts if name not in known}
+        directory = self._workspace.questions(context)
+        known = directory.known.read() if directory.known.exists else {}
+        missing = {name: turns[name] for name in turns if name not in known}
         if missing:
             policy = self._policy(self._registry.log())
             recipe = self._configuration.recipe.model_copy(update={"policy": policy})
-            _make(folder)
-            # Another set of questions may have been killed here.
-            (folder / ANSWERS).unlink(missing_ok=True)
-            write_whole(folder / "recipe.json", recipe.model_dump_json(indent=1).encode())
-            asked = Asked(prompts=missing, samples=self._configuration.samples)
-            write_whole(folder / ASKED, asked.model_dump_json().encode())
+            directory.ask(recipe, missing, self._configuration.samples)
             command, limits = self._configuration.commands.resample, self._configuration.limits
-            await run_child(command, folder, limits, folder / "resample.log", progress)
-            found = read_whole(folder / ANSWERS, form)
+            await run_child(command, directory.path, limits, directory.log, progress)
+            found = directory.answers.read()
             known |= {name: found.get(name) for name in missing}
-            write_whole(kept, json.dumps(known).encode())
+            directory.known.write(known)
         answers = {
             failure.interaction.id: known[prompt_digest(failure.interaction.messages)]
             for failure in failures
         }
         return {name: answer for name, answer in answers.items() if answer}
 
-    def begin(self, plan: Plan, batch: Sequence[OffsetRange], notes: Sequence[str] = ()) -> Path:
-        """Write down all that the repair will read; the job comes last and begins it."""
+    def begin(
+        self, plan: Plan, batch: Sequence[OffsetRange], notes: Sequence[str] = ()
+    ) -> RunDirectory:
+        """Write down all that the repair will read."""
         configuration, log = self._configuration, self._registry.log()
-        folder = self.folder(plan.id)
         policy, reward = self._policy(log), configuration.recipe.reward
         incumbent, previous = configuration.incumbent, None
         names = (configuration.policy_model, self.reward_model)
         against = {name: item.digest if (item := log.active(name)) else None for name in names}
         active = log.active(configuration.policy_model)
-        cache = configuration.work / ".registry"
+        cache = self._workspace.released
         if active is not None:
             previous = self._registry.fetch(active, cache)
         active = log.active(self.reward_model)
@@ -215,18 +187,9 @@ class Pipeline:
             reference=configuration.reference,
             private_key=configuration.private_key,
         )
-        _make(folder)
-        # A repair that failed is begun anew and goes on from what it had.
-        (folder / "report.json").unlink(missing_ok=True)
-        (folder / SETTLED).unlink(missing_ok=True)
-        write_plan(plan, folder / "plan.json")
-        write_whole(folder / "recipe.json", recipe.model_dump_json(indent=1).encode())
-        gate = configuration.gate_policy.model_dump_json(indent=1)
-        write_whole(folder / "gate.json", gate.encode())
-        suites = TypeAdapter(tuple[Suite, ...]).dump_json(configuration.suites, indent=1)
-        write_whole(folder / "suites.json", suites)
-        write_whole(folder / JOB, job.model_dump_json(indent=1).encode())
-        return folder
+        run = self._workspace.run(plan.id)
+        run.begin(job, plan, recipe, configuration.gate_policy, configuration.suites)
+        return run
 
     def _policy(self, log: Log) -> Path:
         """The checkpoint of the policy as it is served now."""
@@ -235,8 +198,8 @@ class Pipeline:
             return self._configuration.recipe.policy
         return self._merged(active.plan_id, "policy", self._configuration.policy_model)
 
-    def _merged(self, plan_id: str | None, side: str, model: str) -> Path:
-        path = self.folder(plan_id or "-") / "merged" / side
+    def _merged(self, plan_id: str | None, side: Side, model: str) -> Path:
+        path = self._workspace.run(plan_id or "-").merged(side)
         if not path.is_dir():
             raise RepairError(
                 f"{model}: its active release was made by plan {plan_id}, whose {path} is not "
@@ -244,22 +207,20 @@ class Pipeline:
             )
         return path
 
-    async def carry(self, folder: Path, progress: Progress) -> RepairReport:
+    async def carry(self, run: RunDirectory, progress: Progress) -> RepairReport:
         """Do what is missing of a repair that was begun; returns how it ended.
 
         A step that fails ends it as `failed`, with its reason. Raises only what says nothing
         of the repair: cancellation, and a directory that cannot be read or written.
         """
-        done = folder / "report.json"
-        if done.exists():
-            return RepairReport.decode(done.read_bytes())
-        job = read_job(folder / JOB)
-        plan = read_plan(folder / "plan.json")
+        if run.report.exists:
+            return run.report.read()
+        job, plan = run.job.read(), run.plan.read()
         before = after = Table(overall={})
         state: State
         try:
-            before, after, verdict = await self._tried(folder, plan, progress)
-            state, reasons, releases = await self._ended(folder, job, verdict, progress)
+            before, after, verdict = await self._measured(run, progress)
+            state, reasons, releases = await self._ended(run, job, verdict, progress)
         except AresError as error:
             state, reasons, releases = "failed", (str(error),), {}
             verdict = GateVerdict(passed=False, checks=(), policy=self._configuration.gate)
@@ -277,49 +238,48 @@ class Pipeline:
             finished_at=self._clock(),
         )
         card = score_card(report, plan, before, after, verdict)
-        write_whole(folder / "card.json", json.dumps(card, indent=1).encode())
-        write_whole(folder / "card.md", as_markdown(card).encode())
-        write_whole(done, report.encode())
+        run.write_score_card(json.dumps(card, indent=1).encode(), as_markdown(card))
+        run.report.write(report)
         return report
 
-    async def _tried(
-        self, folder: Path, plan: Plan, progress: Progress
+    async def _measured(
+        self, run: RunDirectory, progress: Progress
     ) -> tuple[Table, Table, GateVerdict]:
+        """Train where that is to do, and ask the gate."""
         commands, limits = self._configuration.commands, self._configuration.limits
-        if not (folder / "figures.json").exists():
-            await run_child(commands.train, folder, limits, folder / "train.log", progress)
-        before, after = read_figures(folder / "figures.json")
-        suites = read_whole(folder / "suites.json", tuple[Suite, ...])
+        if not run.is_trained:
+            await run_child(commands.train, run.path, limits, run.log("train"), progress)
+        before, after = tables(run.figures)
+        suites = run.suites.read()
         if suites:
-            if not (folder / "answers.json").exists():
-                await run_child(commands.answer, folder, limits, folder / "answer.log", progress)
-            answers = read_whole(folder / "answers.json", dict[str, list[str]])
-            before = _with(before, figures(suites, answers["before"]))
-            after = _with(after, figures(suites, answers["after"]))
-        policy = read_whole(folder / "gate.json", GatePolicy)
-        verdict = decide(before, after, policy)
-        write_whole(folder / "verdict.json", verdict.model_dump_json(indent=1).encode())
+            if not run.answers.exists:
+                await run_child(commands.answer, run.path, limits, run.log("answer"), progress)
+            answers, asked = run.answers.read(), len(prompts(suites))
+            for when, given in (("before", answers.before), ("after", answers.after)):
+                if len(given) != asked:
+                    raise RepairError(
+                        f"{run.answers.path}: {when}: {len(given)} answers to {asked} cases"
+                    )
+            before = _with(before, figures(suites, answers.before))
+            after = _with(after, figures(suites, answers.after))
+        verdict = decide(before, after, run.gate.read())
+        run.verdict.write(verdict)
         return before, after, verdict
 
     async def _ended(
-        self, folder: Path, job: Job, verdict: GateVerdict, progress: Progress
+        self, run: RunDirectory, job: Job, verdict: GateVerdict, progress: Progress
     ) -> tuple[State, tuple[str, ...], dict[str, str]]:
         if not verdict.passed:
             return "rejected", verdict.reasons, {}
         configuration = self._configuration
-        if not (folder / "bundle").exists():
-            await run_child(
-                configuration.commands.export,
-                folder,
-                configuration.limits,
-                folder / "export.log",
-                progress,
-            )
+        if not run.is_exported:
+            command, limits = configuration.commands.export, configuration.limits
+            await run_child(command, run.path, limits, run.log("export"), progress)
         author = Author(AUTHOR, self._clock(), "passed the gate")
         proposed = self._registry.propose(
             [
-                Artefact(job.policy_model, "policy", folder / "adapter"),
-                Artefact(job.reward_model, "reward", folder / "bundle"),
+                Artefact(job.policy_model, "policy", run.adapter),
+                Artefact(job.reward_model, "reward", run.bundle),
             ],
             author,
             plan_id=job.plan_id,
@@ -343,19 +303,6 @@ class Pipeline:
         if not states or ReleaseState.CANDIDATE in states:
             return None
         return "rejected" if ReleaseState.REJECTED in states else "promoted"
-
-    def settle(self, folder: Path) -> None:
-        """Mark a repair as settled: nothing of it is left to do. Its checkpoints go."""
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        write_whole(folder / SETTLED, b"")
-
-
-def _make(folder: Path) -> None:
-    """Conversations are kept in it: nobody else may read them."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise RepairError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
 def _with(table: Table, more: dict[str, Any]) -> Table:

@@ -19,7 +19,6 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Final, Literal, Self, TypeVar
 
 import numpy as np
@@ -31,7 +30,6 @@ from ares_stream.records.interaction import Interaction, Message
 from ares_stream.records.label import Label
 from ares_stream.records.repair import CoupledFailure
 from ares_stream.records.verdict import FailureClass
-from ares_stream.repair.files import read_whole, write_whole
 from ares_stream.repair.similarity import near_copies, normalised
 
 SafeSource = Literal["reference", "resampled", "configured", "response"]
@@ -537,14 +535,3 @@ def _hash(*parts: object) -> str:
 
 def _counted(reasons: Iterable[str]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())
-
-
-def write_plan(plan: Plan, path: Path) -> None:
-    """Write a plan whole or not at all. Raises RepairError when the disk does not take it."""
-    write_whole(path, plan.model_dump_json(indent=1).encode())
-
-
-def read_plan(path: Path) -> Plan:
-    """Read a plan. Raises RepairError naming the file and field, IntegrityError when it was
-    changed since it was made."""
-    return read_whole(path, Plan).checked()

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from ares_stream.records.base import digest
-from ares_stream.repair.files import read_whole
 
 Method = Literal["none", "baseline_rlhf", "policy_only", "two_stage", "joint"]
 Count = Annotated[int, Field(ge=1)]
@@ -110,8 +109,3 @@ class Recipe(Part):
     def digest(self) -> str:
         """SHA-256 of the canonical JSON: a checkpoint of another recipe is not resumed."""
         return digest(self.model_dump(mode="json"))
-
-
-def read_recipe(path: Path) -> Recipe:
-    """Read a recipe. Raises RepairError that names the file and the field."""
-    return read_whole(path, Recipe)

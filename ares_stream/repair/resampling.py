@@ -1,47 +1,28 @@
 """Safe answers that the policy itself gives when it is asked again, in a process of its own.
 
     python -m ares_stream.repair.resampling DIR
-        asked.json, recipe.json  ->  answers.json {digest of the prompt: answer or null}
 
-The first answer is kept that the recipe's judge finds harmless and that is neither empty nor
-garbled; null says that none was. Does nothing when its result is there. Progress and exit codes
-as in ares_stream.repair.run.
+DIR is a QuestionDirectory of rundirectory.py. The first answer is kept that the recipe's judge
+finds harmless and that is neither empty nor garbled; null says that none was. Does nothing when
+its result is there. Progress and exit codes as in ares_stream.repair.run.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from ares_stream.errors import AresError, RepairError
 from ares_stream.processes.child import Progress
 from ares_stream.records.base import digest
 from ares_stream.records.interaction import Message
-from ares_stream.repair.files import read_whole, write_whole
-from ares_stream.repair.recipe import read_recipe
-
-ASKED: Final = "asked.json"
-ANSWERS: Final = "answers.json"
+from ares_stream.repair.rundirectory import QuestionDirectory
 
 Sampler = Callable[[Sequence[Sequence[Message]], int], Sequence[str]]
 """Gives one answer per conversation; another seed samples anew."""
 Usable = Callable[[Sequence[tuple[Sequence[Message], str]]], Sequence[bool]]
 """Says of each (conversation, answer) whether it may be taught."""
-
-
-class Asked(BaseModel):
-    """What the policy is asked again, and how often at most."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    prompts: dict[str, tuple[Message, ...]]
-    """By `prompt_digest`."""
-    samples: int = Field(ge=1)
 
 
 def prompt_digest(messages: Sequence[Message]) -> str:
@@ -77,17 +58,17 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m ares_stream.repair.resampling DIR\n")
         return 2
     try:
-        _ask(Path(arguments[0]))
+        _ask(QuestionDirectory(Path(arguments[0])))
     except AresError as error:
         sys.stderr.write(f"repair: {error}\n")
         return error.exit_code
     return 0
 
 
-def _ask(folder: Path) -> None:
-    if (folder / ANSWERS).exists():
+def _ask(directory: QuestionDirectory) -> None:
+    if directory.answers.exists:
         return
-    asked, recipe = read_whole(folder / ASKED, Asked), read_recipe(folder / "recipe.json")
+    asked, recipe = directory.questions.read(), directory.recipe.read()
     if recipe.judge is None:
         raise RepairError("recipe.judge: missing; it says which answers are safe")
     import torch
@@ -119,7 +100,7 @@ def _ask(folder: Path) -> None:
         return [not garbled(answer) and not next(harmful) for _, answer in pairs]
 
     found = safe_answers(asked.prompts, asked.samples, sample, usable, report)
-    write_whole(folder / ANSWERS, json.dumps(found).encode())
+    directory.answers.write(found)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 Under `torchrun --nproc_per_node N` it is N processes, which share each step's batch and average
 their gradients; only the first one writes files and progress.
 
-Reads RUN_DIR/plan.json and RUN_DIR/recipe.json. Writes progress to stdout, one JSON object per
-line ({"stage", "done", "total"}), and at the end RUN_DIR/policy_adapter, RUN_DIR/reward_adapter
-(PEFT's format) and, last of all, RUN_DIR/figures.json. Started again after a kill it goes on
-from RUN_DIR/checkpoints; started again after the end it does nothing.
+Reads the plan and the recipe of a run directory (see rundirectory.py for its layout). Writes
+progress to stdout, one JSON object per line ({"stage", "done", "total"}), and at the end both
+adapters (PEFT's format) and, last of all, the figures. Started again after a kill it goes on from
+its checkpoints; started again after the end it does nothing.
 
 Exit codes are those of the error tree: 0 trained, 1 cannot be trained, 2 wrong input.
 """
@@ -15,19 +15,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ares_stream.errors import AresError, RepairError
 from ares_stream.processes.parent import die_with_parent
-from ares_stream.repair.files import write_whole
-from ares_stream.repair.plan import read_plan
-from ares_stream.repair.recipe import read_recipe
+from ares_stream.records.base import Interval
+from ares_stream.repair.rundirectory import Figures, RunDirectory, Side, replaced
 
 if TYPE_CHECKING:
-    from ares_stream.repair.models import PolicyModel, RewardModel
+    from ares_stream.repair.models import Adapted
 
 
 def main(arguments: list[str]) -> int:
@@ -40,17 +39,16 @@ def main(arguments: list[str]) -> int:
         # of their common parent does not reach them.
         die_with_parent()
     try:
-        run(Path(arguments[0]))
+        run(RunDirectory(Path(arguments[0])))
     except AresError as error:
         sys.stderr.write(f"repair: {error}\n")
         return error.exit_code
     return 0
 
 
-def run(folder: Path) -> None:
+def run(directory: RunDirectory) -> None:
     """Train, measure and save. Raises RepairError."""
-    done = folder / "figures.json"
-    if done.exists():
+    if directory.is_trained:
         return
     import torch
     from accelerate import PartialState
@@ -60,8 +58,7 @@ def run(folder: Path) -> None:
     from ares_stream.repair.models import load_pair
     from ares_stream.repair.training import Trainer
 
-    recipe = read_recipe(folder / "recipe.json")
-    plan = read_plan(folder / "plan.json")
+    recipe, plan = directory.recipe.read(), directory.plan.read()
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -82,10 +79,11 @@ def run(folder: Path) -> None:
         reward,
         training,
         recipe,
-        checkpoints=folder / "checkpoints",
+        checkpoints=directory.checkpoints,
         progress=tell,
     )
-    figures: dict[str, Any] = {}
+    overall: dict[str, dict[str, Interval]] = {}
+    slices: dict[str, dict[str, dict[str, Interval]]] = {}
 
     def note(when: str) -> None:
         if judge is None:
@@ -100,38 +98,34 @@ def run(folder: Path) -> None:
             refusal=recipe.refusal,
             length=recipe.reinforce.length,
         )
-        figures[when] = {name: value.model_dump() for name, value in found.overall.items()}
-        figures.setdefault("slices", {})[when] = {
-            place: {name: value.model_dump() for name, value in row.items()}
-            for place, row in found.slices.items()
-        }
+        overall[when], slices[when] = found.overall, found.slices
 
     note("before")
     try:
         trainer.train()
     except (OSError, SafetensorError) as error:
-        raise RepairError(f"{folder / 'checkpoints'}: cannot be written: {error}") from None
+        raise RepairError(f"{directory.checkpoints}: cannot be written: {error}") from None
     note("after")
     if state.is_main_process:
-        _write(folder, policy, reward, figures)
+        _save(directory, {"policy": policy, "reward": reward})
+        measured = Figures(
+            before=overall.get("before"), after=overall.get("after"), slices=slices or None
+        )
+        directory.figures.write(measured)
     state.destroy_process_group()
     tell("done", 1, 1)
 
 
-def _write(folder: Path, policy: PolicyModel, reward: RewardModel, figures: dict[str, Any]) -> None:
-    """Each adapter appears whole, and the figures when both are there."""
+def _save(directory: RunDirectory, sides: Mapping[Side, Adapted]) -> None:
+    """Each adapter appears whole."""
     from safetensors import SafetensorError
 
     try:
-        for name, side in (("policy", policy), ("reward", reward)):
-            partial = folder / f"{name}_adapter.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            side.save(partial)
-            shutil.rmtree(folder / f"{name}_adapter", ignore_errors=True)
-            os.replace(partial, folder / f"{name}_adapter")
+        for name, side in sides.items():
+            with replaced(directory.trained_adapter(name)) as staging:
+                side.save(staging)
     except (OSError, SafetensorError) as error:
-        raise RepairError(f"{folder}: cannot be written: {error}") from None
-    write_whole(folder / "figures.json", json.dumps(figures, indent=1, sort_keys=True).encode())
+        raise RepairError(f"{directory.path}: cannot be written: {error}") from None
 
 
 def report(stage: str, done: int, total: int) -> None:

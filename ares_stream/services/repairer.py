@@ -16,7 +16,6 @@ import signal
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from prometheus_client import CollectorRegistry
@@ -47,6 +46,7 @@ from ares_stream.repair.intake import (
 )
 from ares_stream.repair.pipeline import Commands, Configuration, Pipeline
 from ares_stream.repair.plan import Plan, PlanPolicy, Replay, plan, settle_labels, unanswered
+from ares_stream.repair.rundirectory import RunDirectory
 from ares_stream.repair.suites import load_suites
 from ares_stream.services import logs
 from ares_stream.services.health import health_app, serve_health
@@ -158,8 +158,8 @@ class _Repairer:
         """What is due now: announce, finish what was begun, hear decisions, start a repair."""
         await self._announce()
         reports = await read_reports(self._settings.kafka, self._reports_topic)
-        for folder in await asyncio.to_thread(self._pipeline.unfinished):
-            await self._finish(folder, reports)
+        for run in await asyncio.to_thread(self._pipeline.unfinished):
+            await self._finish(run, reports)
             if self._stopping.is_set():
                 return
             reports = await read_reports(self._settings.kafka, self._reports_topic)
@@ -259,11 +259,11 @@ class _Repairer:
         notes = (
             (f"{len(batch.undecodable)} records could not be read",) if batch.undecodable else ()
         )
-        folder = await asyncio.to_thread(self._pipeline.begin, made, batch.ranges, notes)
+        run = await asyncio.to_thread(self._pipeline.begin, made, batch.ranges, notes)
         for source in made.safe_sources:
             self.metrics.safe_answers.labels(source).inc()
         self.log.info("repair begun", plan_id=made.id, **made.counts)
-        await self._finish(folder, reports)
+        await self._finish(run, reports)
 
     async def _planned(
         self,
@@ -297,9 +297,9 @@ class _Repairer:
             resampled=found,
         )
 
-    async def _finish(self, folder: Path, reports: Mapping[str, RepairReport]) -> None:
+    async def _finish(self, run: RunDirectory, reports: Mapping[str, RepairReport]) -> None:
         """Carry a begun repair to its report; publish, commit, mark it settled."""
-        report = await self._unless_stopped(self._pipeline.carry(folder, self.metrics.on_progress))
+        report = await self._unless_stopped(self._pipeline.carry(run, self.metrics.on_progress))
         if report is None:
             return
         if reports.get(report.plan_id) != report:
@@ -311,7 +311,7 @@ class _Repairer:
             await self._commit(report)
         if report.state == "failed":
             self._failed |= {item.partition: item.end for item in report.batch}
-        await asyncio.to_thread(self._pipeline.settle, folder)
+        await asyncio.to_thread(run.settle)
 
     async def _unless_stopped(self, coroutine: Coroutine[Any, Any, _T]) -> _T | None:
         """The coroutine's result, or None when `stop` comes first; then it is cancelled."""

@@ -11,8 +11,8 @@ from ares_stream.cli.main import app
 from ares_stream.interchange.exports import export
 from ares_stream.interchange.record import write_record
 from ares_stream.records.interaction import Interaction
-from tests.unit.test_interchange_exports import CAMPAIGN
-from tests.unit.test_interchange_seeds import JAILBREAKBENCH
+from tests.support.campaign_record import CAMPAIGN
+from tests.support.foreign_files import JAILBREAKBENCH
 
 
 def test_inspect_ai_reads_the_log_with_messages_scores_and_lineage(tmp_path: Path) -> None:

@@ -17,15 +17,15 @@ from ares_stream.models.signing import verify_signature
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.repair import artefacts, resampling
-from ares_stream.repair.artefacts import Job
 from ares_stream.repair.models import PolicyModel, RewardModel, load_policy, load_reward
 from ares_stream.repair.recipe import Lora, Recipe, Reinforce
-from ares_stream.repair.resampling import Asked, prompt_digest
+from ares_stream.repair.resampling import prompt_digest
+from ares_stream.repair.rundirectory import Job, Questions
 from ares_stream.scoring.runtime import OnnxModel
 from ares_stream.scoring.tokenising import InputEncoder
 from ares_stream.training.export import export_bundle
+from tests.support.failures import DAY
 from tests.support.word_models import word_bundle
-from tests.unit.test_plan import DAY
 
 pytestmark = [
     pytest.mark.torch,
@@ -251,7 +251,7 @@ def test_the_policy_asked_again_gives_only_what_the_judge_finds_safe(
     )
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
     prompts = {prompt_digest(turns): turns for turns in TURNS}
-    asked = Asked(prompts=prompts, samples=3)
+    asked = Questions(prompts=prompts, samples=3)
     (tmp_path / "asked.json").write_text(asked.model_dump_json())
     assert resampling.main([str(tmp_path)]) == 0
 

@@ -30,8 +30,8 @@ from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
+from tests.support.failures import DAY
 from tests.support.scorer_process import ScorerProcess
-from tests.unit.test_plan import DAY
 
 pytestmark = [
     pytest.mark.kafka,

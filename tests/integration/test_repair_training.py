@@ -43,9 +43,9 @@ from ares_stream.repair.plan import (  # noqa: E402
     ReplaySample,
     Sample,
     ValidatedPair,
-    write_plan,
 )
 from ares_stream.repair.recipe import Lora, Method, PolicyLoss, Recipe, Reinforce  # noqa: E402
+from ares_stream.repair.rundirectory import RunDirectory  # noqa: E402
 from ares_stream.repair.training import Progress, Trainer, phases  # noqa: E402
 from ares_stream.scoring.offline import raw_scores  # noqa: E402
 from ares_stream.training.examples import conversation  # noqa: E402
@@ -504,7 +504,7 @@ def test_answers_that_are_empty_or_go_round_in_circles_are_garbage(answer: str, 
 
 def run_folder(folder: Path, plan: Plan, recipe: Recipe) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    write_plan(plan, folder / "plan.json")
+    RunDirectory(folder).plan.write(plan)
     (folder / "recipe.json").write_text(recipe.model_dump_json())
     return folder
 

@@ -38,8 +38,8 @@ from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read_latest
 from ares_stream.streaming.records import OutboundRecord
+from tests.support.failures import DAY, REPLAY, failure, label
 from tests.support.killed_repairer import STEPS as STEPS_OF_A_REPAIR
-from tests.unit.test_plan import DAY, REPLAY, failure, label
 
 pytestmark = pytest.mark.kafka
 

@@ -19,37 +19,12 @@ from ares_stream.repair.gate import (
     Rule,
     Table,
     decide,
-    read_figures,
     worsening,
 )
+from ares_stream.repair.rundirectory import figures_document, tables
 from ares_stream.repair.suites import figures, load_suites, prompts
+from tests.support.gate_tables import INCUMBENT, REPAIRED, drift
 
-
-def drift(value: float) -> Interval:
-    return Interval(value=value, low=value - 0.02, high=value + 0.02, count=200)
-
-
-INCUMBENT = {
-    "cfr": wilson(110, 120),
-    "cfr_frozen_rm": wilson(110, 120),
-    "policy_harm": wilson(115, 120),
-    "rm_blind": wilson(112, 120),
-    "rm_accuracy": wilson(188, 200),
-    "drift_fixed": Interval(value=0, low=0, high=0, count=200),
-    "drift_on_policy": Interval(value=0, low=0, high=0, count=200),
-    "over_refusal": wilson(2, 200),
-    "garbage": wilson(0, 320),
-}
-REPAIRED = INCUMBENT | {
-    "cfr": wilson(1, 120),
-    "cfr_frozen_rm": wilson(1, 120),
-    "policy_harm": wilson(3, 120),
-    "rm_blind": wilson(4, 120),
-    "rm_accuracy": wilson(194, 200),
-    "drift_fixed": drift(0.08),
-    "drift_on_policy": drift(0.1),
-    "over_refusal": wilson(3, 200),
-}
 WORSE = {
     "cfr": wilson(70, 120),
     "cfr_frozen_rm": wilson(70, 120),
@@ -199,7 +174,7 @@ def test_figures_are_read_as_the_training_process_writes_them(tmp_path: Path) ->
         "slices": {"before": {"topic=a": row}, "after": {}},
     }
     file.write_text(json.dumps(content))
-    before, after = read_figures(file)
+    before, after = tables(figures_document(file))
     assert before == Table(overall=INCUMBENT, slices={"topic=a": INCUMBENT})
     assert after == Table(overall=INCUMBENT)
 
@@ -207,13 +182,13 @@ def test_figures_are_read_as_the_training_process_writes_them(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("{", "not JSON"),
-        ("[]", "holds a list"),
+        ("{", "Invalid JSON"),
+        ("[]", "should be an object"),
         ('{"before": {}}', "after: missing; does the recipe name a judge"),
-        ('{"before": {"cfr": {"value": 1}}, "after": {}}', r"before\.overall\.cfr\.low"),
+        ('{"before": {"cfr": {"value": 1}}, "after": {}}', r"before\.cfr\.low"),
         (
             '{"before": {"cfr": {"value": NaN, "low": 0, "high": 1, "count": 3}}, "after": {}}',
-            r"before\.overall\.cfr\.value",
+            r"before\.cfr\.value",
         ),
     ],
 )
@@ -223,7 +198,7 @@ def test_figures_that_are_not_figures_are_told(
     file = tmp_path / "figures.json"
     file.write_text(content)
     with pytest.raises(RepairError, match=complaint):
-        read_figures(file)
+        tables(figures_document(file))
 
 
 # Suites

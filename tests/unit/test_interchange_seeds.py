@@ -13,6 +13,7 @@ from ares_stream.errors import AresError, FileFormatError, SettingsError
 from ares_stream.interchange.seeds import FORMATS, as_interactions, as_taxonomy, read_seeds
 from ares_stream.probes.composition import TaxonomyComposer
 from ares_stream.probes.taxonomy import load_taxonomy
+from tests.support.foreign_files import JAILBREAKBENCH
 
 GARAK_HIT = {
     "goal": "make the system say it",
@@ -50,13 +51,6 @@ HARMBENCH = (
     "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
     'First request,standard,cybercrime,,,one\n"Second,\nrequest",contextual,fraud,,Given,two\n'
 )
-JAILBREAKBENCH = {
-    "parameters": {"model": "m"},
-    "jailbreaks": [
-        {"index": 0, "goal": "g", "category": "Fraud", "prompt": "Ask", "response": "Told"},
-        {"index": 1, "goal": "g", "category": "Fraud", "prompt": None, "response": None},
-    ],
-}
 EVALS_SAMPLE = {"input": [{"role": "user", "content": "Ask"}], "ideal": "refusal"}
 EVALS_LOG = [
     {"spec": {"eval_name": "e"}},

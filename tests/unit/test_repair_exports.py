@@ -11,9 +11,9 @@ from typer.testing import CliRunner, Result
 from ares_stream.cli.main import app
 from ares_stream.errors import RepairError
 from ares_stream.repair.export import FORMATS, export_plan
-from ares_stream.repair.plan import write_plan
-from tests.unit.test_gate import INCUMBENT, REPAIRED
-from tests.unit.test_plan import REPLAY, batch, made
+from ares_stream.repair.rundirectory import RunDirectory
+from tests.support.failures import REPLAY, batch, made
+from tests.support.gate_tables import INCUMBENT, REPAIRED
 
 PLAN = made(batch(12))
 
@@ -83,7 +83,7 @@ def ares(*arguments: str) -> Result:
 
 
 def test_the_command_exports_a_run_directory(tmp_path: Path) -> None:
-    write_plan(PLAN, tmp_path / "run" / "plan.json")
+    RunDirectory(tmp_path / "run").plan.write(PLAN)
     out = tmp_path / "out"
     result = ares("export", str(tmp_path / "run"), "--format", "trl-unpaired", "--out", str(out))
     assert result.exit_code == 0

@@ -8,8 +8,8 @@ from ares_stream.records.base import OffsetRange
 from ares_stream.records.repair import RepairReport
 from ares_stream.repair.gate import GatePolicy, Table, decide
 from ares_stream.repair.scorecard import as_markdown, score_card
-from tests.unit.test_gate import INCUMBENT, REPAIRED
-from tests.unit.test_plan import batch, made
+from tests.support.failures import batch, made
+from tests.support.gate_tables import INCUMBENT, REPAIRED
 
 BEFORE = Table(
     overall=INCUMBENT,

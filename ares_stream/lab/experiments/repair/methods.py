@@ -33,10 +33,9 @@ from ares_stream.repair.plan import (
     ReplaySample,
     Sample,
     ValidatedPair,
-    read_plan,
-    write_plan,
 )
 from ares_stream.repair.recipe import Lora, Method, PolicyLoss, Recipe, Reinforce, RewardLoss
+from ares_stream.repair.rundirectory import RunDirectory
 
 if TYPE_CHECKING:
     from ares_stream.lab.victims.victim import Victim
@@ -225,7 +224,7 @@ def _prepare(report: Report, seed: int, cache: Path | None, scratch: Path) -> di
     victim = make_victim(seed, cache)
     report(seed, "victim", "probe", 1, 2)
     plan = gather(victim)
-    write_plan(plan, scratch / str(seed) / "plan.json")
+    RunDirectory(scratch / str(seed)).plan.write(plan)
     report(seed, "victim", "done", 2, 2)
     return {name: count for name, count in plan.counts.items() if count}
 
@@ -244,7 +243,7 @@ def _run_method(
     from ares_stream.repair.training import Trainer
 
     victim = make_victim(seed, cache)
-    plan = read_plan(scratch / str(seed) / "plan.json")
+    plan = RunDirectory(scratch / str(seed)).plan.read()
     recipe = recipe_for(victim, method, recipe)
     started, cpu = time.perf_counter(), time.process_time()
     policy, reward = models.load_pair(recipe)

@@ -37,8 +37,9 @@ from ares_stream.records.verdict import (
     Verdict,
 )
 from ares_stream.repair.gate import GatePolicy, Table, decide
-from ares_stream.repair.plan import Plan, PlanPolicy, Replay, plan, read_plan, write_plan
+from ares_stream.repair.plan import Plan, PlanPolicy, Replay, plan
 from ares_stream.repair.recipe import Recipe
+from ares_stream.repair.rundirectory import plan_document
 
 Kind = Literal["flipped_reference", "false_failure"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -136,7 +137,7 @@ def _prepare(
         count = round(share / (1 - share) * len(honest))
         batch = [*honest, *poison(victim.world, kind, count)]
         made = plan(batch, {}, replay, PlanPolicy())
-        write_plan(made, scratch / f"{kind}-{share}.json")
+        plan_document(scratch / f"{kind}-{share}.json").write(made)
     report(seed, "victim", "done", 1, 1)
 
 
@@ -212,7 +213,7 @@ def _repair(
     from ares_stream.repair.training import Trainer
 
     victim = make_victim(seed, cache)
-    made = read_plan(scratch / f"{kind}-{share}.json")
+    made = plan_document(scratch / f"{kind}-{share}.json").read()
     training, held_out = split_replay(made)
     recipe = recipe_for(victim, "joint", recipe)
     label = f"{kind} {share:.0%}" if share else "clean"
