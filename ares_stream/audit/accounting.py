@@ -57,7 +57,9 @@ def account(
     letters = [source_of(item) for item in dead_letters]
     settled = Counter([*map(_place, made), *letters])
     coupled = Counter(
-        item.id for item in made if item.failure_class is FailureClass.COUPLED_FAILURE
+        item.id
+        for item in made
+        if item.failure_class is FailureClass.COUPLED_FAILURE and item.lane != "anchor"
     )
     repairs = Counter(item.id for item in repair)
     latest: dict[tuple[str, int, str], int] = defaultdict(lambda: -1)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from ares_stream.detection.decide import DetectionPolicy, decide
+from ares_stream.records.base import declared
 from ares_stream.records.interaction import Interaction, Lane
 from ares_stream.records.verdict import (
     Harm,
@@ -48,13 +49,14 @@ def assess(
     decision = decide(scores.harm, scores.reward, policy)
     releases = dict(sorted(scores.releases.items()))
     probe = interaction.probe
+    anchor = interaction.anchor if lane == "anchor" else None
     return Verdict(
         id=verdict_id(source.topic, source.partition, source.offset, releases, policy.digest),
         interaction_id=interaction.id,
         lane=lane,
         source=source,
         occurred_at=interaction.occurred_at,
-        policy=interaction.policy,
+        policy=declared(interaction.policy),
         attributes=interaction.attributes,
         harm=scores.harm,
         reward=scores.reward,
@@ -72,4 +74,5 @@ def assess(
             components=probe.components,
             sampling_probability=probe.sampling_probability,
         ),
+        anchor=None if anchor is None else declared(anchor),
     )

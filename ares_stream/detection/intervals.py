@@ -49,11 +49,12 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
     _check_counts(successes, trials)
     if trials == 0:
         return Interval(value=0.0, low=0.0, high=1.0, count=0)
-    return _wilson(successes / trials, trials, level, trials)
+    return wilson_effective(successes / trials, trials, trials, level)
 
 
-def _wilson(rate: float, trials: float, level: float, count: int) -> Interval:
-    """Wilson for an effective, possibly fractional, number of trials."""
+def wilson_effective(rate: float, trials: float, count: int, level: float = 0.95) -> Interval:
+    """Wilson's interval where `count` trials are worth an effective number of `trials` > 0,
+    such as weighted or clustered ones (Korn and Graubard 1998)."""
     z = _z(level)
     centre = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials)
@@ -268,7 +269,7 @@ class WeightedSums:
             miss_squared = self.weight_squared - self.hit_weight_squared
             variance = self.hit_weight_squared * (1 - rate) ** 2 + max(0.0, miss_squared) * rate**2
             size = min(size, rate * (1 - rate) * self.weight**2 / variance)
-        return _wilson(rate, size, level, self.draws)
+        return wilson_effective(rate, size, self.draws, level)
 
 
 def _clip(value: float) -> float:

@@ -15,12 +15,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
 
 from ares_stream.errors import DecodeError
 
+PartT = TypeVar("PartT", bound="Part")
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
@@ -53,6 +54,21 @@ class Part(BaseModel):
 
     # As pydantic's RootModel does: nested parts that are read do not pass through __init__.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+def declared(part: PartT) -> PartT:
+    """The part without the unknown fields that reading kept: what a producer added to its record
+    may hold text, and goes no further."""
+    fields = {name: _declared(getattr(part, name)) for name in type(part).model_fields}
+    return cast(PartT, type(part).model_construct(**fields))
+
+
+def _declared(value: Any) -> Any:
+    if isinstance(value, Part):
+        return declared(value)
+    if isinstance(value, tuple):
+        return tuple(_declared(item) for item in value)
+    return value
 
 
 class Record(Part):

@@ -12,7 +12,9 @@ from ares_stream.records.base import EPOCH, MAX_ATTRIBUTES, Identifier, Part, Re
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
-Lane = Literal["production", "probe"]
+Lane = Literal["production", "probe", "anchor"]
+"""Production traffic, probes that look for failures, and anchors whose truth is known. Never
+mixed in a figure."""
 
 
 MAX_MESSAGES = 1024
@@ -50,6 +52,21 @@ class Probe(Part):
     parents: tuple[Identifier, ...] = ()
 
 
+class Anchor(Part):
+    """What is known of a conversation that watches the judge and the reward model.
+
+    `harmful` is what people said. `judged` is what the judge decided when the set was made
+    (None: contested), and `reward` the reward model's score then: a later difference is a
+    change of the model, since the text is the same.
+    """
+
+    set: Identifier
+    id: Identifier
+    harmful: bool
+    judged: bool | None = None
+    reward: float | None = Field(None, allow_inf_nan=False)
+
+
 class Interaction(Record):
     """One prompt and the policy's answer to it."""
 
@@ -63,6 +80,7 @@ class Interaction(Record):
     attributes: dict[Slice, Slice] = Field(default_factory=dict, max_length=MAX_ATTRIBUTES)
     reference: Reference | None = None
     probe: Probe | None = None
+    anchor: Anchor | None = None
 
     @field_validator("occurred_at")
     @classmethod

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import AwareDatetime, Field
 
-from ares_stream.records.base import Identifier, Record
+from ares_stream.records.base import Identifier, Record, canonical_json
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.verdict import Verdict
 
@@ -23,7 +23,8 @@ class ReviewItem(Record):
 
 
 class Label(Record):
-    """A person's decision on one interaction."""
+    """A person's decision on one interaction. Key: `key`, so that two reviewers' opinions both
+    stay; labels written under the interaction's id alone are read as well."""
 
     SCHEMA: ClassVar[str] = "ares.label/1"
     schema_: Literal["ares.label/1"] = Field("ares.label/1", alias="schema")
@@ -32,3 +33,8 @@ class Label(Record):
     harmful: bool
     reviewer: Identifier
     decided_at: AwareDatetime
+
+    @property
+    def key(self) -> bytes:
+        """Kafka's key: a reviewer's later decision replaces their earlier one, and no other's."""
+        return canonical_json([self.interaction_id, self.reviewer])

@@ -15,10 +15,12 @@ from typing import Any
 from ares_stream import __version__
 from ares_stream.errors import SettingsError
 from ares_stream.records import topics
+from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
 from ares_stream.records.base import Record
 from ares_stream.records.cloudevents import event_type
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.label import Label, ReviewItem
+from ares_stream.records.rates import AnchorFigures, MonitorState, Rates, SampledVerdict
 from ares_stream.records.release import Release
 from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.verdict import Verdict
@@ -34,19 +36,40 @@ RECORDS: tuple[type[Record], ...] = (
     Label,
     Release,
     RepairReport,
+    Rates,
+    AnchorFigures,
+    SampledVerdict,
+    MonitorState,
+    Alarm,
+    AlarmAcknowledgement,
 )
 
-TOPIC_RECORDS: Mapping[str, tuple[type[Record], str]] = {
-    topics.PRODUCTION: (Interaction, "Conversations of users. Keyed as the producer does."),
-    topics.PROBE: (Interaction, "Probes and the policy's answers. Keyed by interaction."),
-    topics.VERDICTS: (Verdict, "One decision per interaction, without text. Keyed by interaction."),
-    topics.REPAIR: (CoupledFailure, "Coupled failures to repair, with text. Keyed by interaction."),
-    topics.REVIEW: (ReviewItem, "What people should look at, with text. Keyed by interaction."),
-    topics.LABELS: (Label, "Decisions of people. Compacted by interaction."),
-    topics.RELEASES: (Release, "The present release of each model. Compacted by model."),
-    topics.REPAIRS: (RepairReport, "How each repair ended. Keyed by plan."),
+TOPIC_RECORDS: Mapping[str, tuple[tuple[type[Record], ...], str]] = {
+    topics.PRODUCTION: ((Interaction,), "Conversations of users. Keyed as the producer does."),
+    topics.PROBE: ((Interaction,), "Probes and the policy's answers. Keyed by interaction."),
+    topics.ANCHOR: ((Interaction,), "Interactions of known truth. Keyed by interaction."),
+    topics.VERDICTS: (
+        (Verdict,),
+        "One decision each, without text. Keyed by interaction.",
+    ),
+    topics.REPAIR: (
+        (CoupledFailure,),
+        "Failures to repair, with text. Keyed by interaction.",
+    ),
+    topics.REVIEW: ((ReviewItem,), "What people should look at, with text. Keyed by interaction."),
+    topics.LABELS: ((Label,), "Decisions of people. Compacted by interaction and reviewer."),
+    topics.RELEASES: ((Release,), "The present release of each model. Compacted by model."),
+    topics.REPAIRS: ((RepairReport,), "How each repair ended. Keyed by plan."),
+    topics.RATES: (
+        (Rates, AnchorFigures, SampledVerdict, MonitorState),
+        "The monitor's figures and its state, with the offsets that they cover. Compacted.",
+    ),
+    topics.ALARMS: (
+        (Alarm, AlarmAcknowledgement),
+        "What has changed, and who has taken note. Keyed by alarm.",
+    ),
 }
-"""Topic without prefix: its record and what it is for. Dead letters keep foreign bytes and
+"""Topic without prefix: its records and what it is for. Dead letters keep foreign bytes and
 have no schema."""
 
 
@@ -91,10 +114,11 @@ def asyncapi(prefix: str = "ares.") -> Schema:
             "description": text,
             "messages": {
                 event_type(record): {"$ref": f"#/components/messages/{event_type(record)}"}
+                for record in records
             },
             "bindings": {"kafka": {"topic": prefix + topic, "bindingVersion": "0.5.0"}},
         }
-        for topic, (record, text) in TOPIC_RECORDS.items()
+        for topic, (records, text) in TOPIC_RECORDS.items()
     }
     operations = {
         f"{action}:{topic}": {"action": action, "channel": {"$ref": f"#/channels/{topic}"}}

@@ -17,12 +17,15 @@ MIB: Final = 1 << 20
 
 PRODUCTION: Final = "interactions.production"
 PROBE: Final = "interactions.probe"
+ANCHOR: Final = "interactions.anchor"
 VERDICTS: Final = "verdicts"
 REPAIR: Final = "repair"
 REVIEW: Final = "review"
 LABELS: Final = "labels"
 RELEASES: Final = "releases"
 REPAIRS: Final = "repairs"
+RATES: Final = "rates"
+ALARMS: Final = "alarms"
 DEADLETTERS: Final = "deadletters"
 
 
@@ -85,12 +88,15 @@ def specs(
     table: tuple[tuple[str, int, Mapping[str, str]], ...] = (
         (PRODUCTION, partitions, audit | large),
         (PROBE, partitions, audit | large),
+        (ANCHOR, 1, audit | large),
         (VERDICTS, partitions, audit),
         (REPAIR, partitions, month | large),
         (REVIEW, partitions, month | large),
         (LABELS, partitions, compact),
         (RELEASES, 1, compact),
         (REPAIRS, 1, audit),
+        (RATES, 1, compact),
+        (ALARMS, 1, audit),
         (DEADLETTERS, partitions, month | large),
     )
     return tuple(

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import AwareDatetime, Field, FiniteFloat
 
 from ares_stream.records.base import Identifier, Part, Probability, Record, Sha256, Slice, digest
-from ares_stream.records.interaction import Lane, Policy
+from ares_stream.records.interaction import Anchor, Lane, Policy
 
 
 class FailureClass(StrEnum):
@@ -94,6 +94,7 @@ class Verdict(Record):
     releases: dict[Slice, Sha256]
     detection_policy: Sha256
     probe: ProbeLineage | None = None
+    anchor: Anchor | None = None
 
 
 def verdict_id(

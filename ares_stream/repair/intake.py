@@ -113,9 +113,14 @@ async def read_labels(
     wanted = set(interactions)
     labels: list[Label] = []
     async for record in read(connection, await snapshot(connection, [topic])):
-        if record.value is None or (record.key or b"").decode(errors="replace") not in wanted:
+        if record.value is None:
             continue
-        labels.append(Label.decode(record.value))
+        try:
+            label = Label.decode(record.value)
+        except DecodeError:
+            continue  # The monitor names what cannot be read.
+        if label.interaction_id in wanted:
+            labels.append(label)
     return labels
 
 

@@ -148,6 +148,8 @@ class ScoringHandler:
             return OutboundRecord(topic=topic, key=key, value=value.encode(), headers=headers)
 
         outputs = [outbound(self._outputs.verdicts, verdict)]
+        if lane == "anchor":
+            return tuple(outputs)  # People have said what it is, and nothing may train on it.
         if verdict.failure_class is FailureClass.COUPLED_FAILURE:
             failure = CoupledFailure(verdict=verdict, interaction=interaction)
             outputs.append(outbound(self._outputs.repair, failure))

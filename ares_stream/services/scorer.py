@@ -56,7 +56,7 @@ from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.reader import follow_compacted, read_latest
 from ares_stream.streaming.records import InboundRecord
 
-LANES: Final[tuple[Lane, ...]] = ("production", "probe")
+LANES: Final[tuple[Lane, ...]] = ("production", "probe", "anchor")
 RATE_SECONDS: Final = 5.0
 """How often the interval is computed: often enough for a scrape, rarely enough to be free."""
 RETRY_SECONDS: Final = 1.0
@@ -412,6 +412,7 @@ def _inputs(settings: Settings) -> list[Input]:
     return [
         Input(topic_name(prefix, topics.PRODUCTION), "production"),
         Input(topic_name(prefix, topics.PROBE), "probe"),
+        Input(topic_name(prefix, topics.ANCHOR), "anchor"),
     ]
 
 

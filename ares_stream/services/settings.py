@@ -98,7 +98,7 @@ class ScorerSettings(Section):
 
     group: str = "ares-scorer"
     inputs: tuple[InputSettings, ...] = ()
-    """Empty means the two interaction topics of the prefix."""
+    """Empty means the three interaction topics of the prefix."""
     harm: tuple[Path, ...] = ()
     reward: Path | None = None
     phrases: Path | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -292,3 +293,34 @@ def test_a_verdict_is_determined_by_its_input_and_holds_no_text() -> None:
     assert verdict.probe is not None
     assert verdict.probe.sampling_probability == 0.25
     assert verdict.detection_policy == DEFAULT.digest
+
+
+def test_what_a_producer_added_to_policy_probe_or_anchor_never_reaches_a_verdict() -> None:
+    raw = {
+        "schema": "ares.interaction/1",
+        "id": "i",
+        "occurred_at": "2026-10-01T12:00:00Z",
+        "messages": [{"role": "user", "content": "hello"}],
+        "response": "yes",
+        "policy": {"name": "p", "version": "1", "note": "CANARY"},
+        "attributes": {"locale": "de"},
+        "probe": {
+            "id": "q",
+            "campaign": "c",
+            "generation": 0,
+            "components": {},
+            "sampling_probability": 1.0,
+            "note": "CANARY",
+        },
+        "anchor": {"set": "s", "id": "a", "harmful": True, "note": {"deep": "CANARY"}},
+        "note": "CANARY",
+    }
+    interaction = Interaction.decode(json.dumps(raw).encode())
+    assert b"CANARY" in interaction.encode()
+    source = SourceCoordinates(topic="t", partition=0, offset=0, timestamp_ms=0)
+    scored = _Scored(harm(0.9), reward(0.9), {"judge": "a" * 64})
+    verdict = assess(interaction, scored, source, "anchor", DEFAULT)
+    assert b"CANARY" not in verdict.encode()
+    assert verdict.anchor is not None
+    assert verdict.anchor.harmful
+    assert assess(interaction, scored, source, "production", DEFAULT).anchor is None

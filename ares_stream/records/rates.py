@@ -1,0 +1,245 @@
+"""What the monitor knows: one record per slice and per anchor set, and the offsets that they cover.
+
+All records of one topic, `rates`, are written in transactions: whoever reads it committed sees
+figures that belong together. Every sum is an integer, so that the order in which partitions were
+read changes no figure.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import AwareDatetime, Field
+
+from ares_stream.records.base import (
+    Identifier,
+    Interval,
+    OffsetRange,
+    Part,
+    Record,
+    Slice,
+    canonical_json,
+)
+from ares_stream.records.interaction import Lane, Policy
+from ares_stream.records.verdict import FailureClass
+
+Decision = Literal["flagged", "contested", "unflagged"]
+
+
+class RateSlice(Part):
+    """Whose rates: a lane, a policy's version, the reward model's release (first digits of its
+    digest), and where `attribute` is not empty a value of it."""
+
+    lane: Lane
+    policy: Policy
+    reward: Slice = ""
+    attribute: Slice = ""
+    value: Slice = ""
+
+    @property
+    def key(self) -> bytes:
+        """Kafka's key."""
+        names = [self.lane, self.policy.name, self.policy.version, self.reward]
+        return canonical_json(["rates", *names, self.attribute, self.value])
+
+
+class Window(Part):
+    """Counts of the verdicts whose time lies in one window. `hits` are offsets of coupled
+    failures among the verdicts, as (partition, offset), the first few of the window."""
+
+    start: int = Field(description="Unix seconds")
+    total: int = 0
+    coupled: int = 0
+    contested: int = 0
+    harmful: int = 0
+    hits: tuple[tuple[int, int], ...] = ()
+
+
+class Watch(Part):
+    """The evidence of one alarm over what lies before the windows: log wealth per bet.
+
+    Windows before `since` (Unix seconds) do not count: the alarm was acknowledged then.
+    """
+
+    baseline: float | None = None
+    log_wealth: tuple[float, ...] = ()
+    since: int = 0
+    alarm: str = ""
+    """Id of the alarm that it raised and nobody has acknowledged yet."""
+
+
+class WeightSums(Part):
+    """Sums over draws of known probability, in units of 1e-9."""
+
+    draws: int = 0
+    weight: int = 0
+    weight_squared: int = 0
+    hit_weight: int = 0
+    hit_weight_squared: int = 0
+
+
+class Tallies(Part):
+    """Counts since the slice's first verdict. Histograms have ten bins of equal width.
+
+    `liked`, `harmful` and `both` are of verdicts that are not contested; `cells` counts verdicts
+    by decision and liking, keyed "flagged,liked"; `clusters` holds [verdicts, coupled failures]
+    of each group of clusters.
+    """
+
+    classes: dict[FailureClass, int] = Field(default_factory=dict)
+    harmful: int = 0
+    liked: int = 0
+    both: int = 0
+    outliers: int = 0
+    outlier_known: int = 0
+    cells: dict[str, int] = Field(default_factory=dict)
+    harm_histogram: tuple[int, ...] = ()
+    reward_histogram: tuple[int, ...] = ()
+    weights: WeightSums = WeightSums()
+    clusters: tuple[tuple[int, int], ...] = ()
+
+
+class CorrectedFigure(Part):
+    """The coupled-failure rate with the judge's error taken out, or why not."""
+
+    corrected: bool
+    reason: str
+    labels: int
+    rate: Interval | None = None
+    contested_harmful: Interval
+    sensitivity_liked: Interval | None = None
+    specificity_liked: Interval | None = None
+    sensitivity_disliked: Interval | None = None
+    specificity_disliked: Interval | None = None
+
+
+class Figures(Part):
+    """What the tallies say. Intervals hold however often one looks, unless their name says
+    `clustered` or `lift`."""
+
+    total: int
+    cfr: Interval
+    cfr_clustered: Interval | None = None
+    cfr_weighted: Interval | None = None
+    classes: dict[FailureClass, Interval]
+    harmful: Interval
+    scored_high: Interval
+    reward_blind: Interval
+    """Of harmful answers, the share that the reward model likes."""
+    lift: Interval | None = None
+    outliers: Interval | None = None
+    recent: Interval
+    """The coupled-failure rate of the last hour of the slice's windows, fixed-n Wilson."""
+    day: Interval
+    correction: CorrectedFigure
+
+
+class Rates(Record):
+    """One slice: what was counted, and the figures that follow from it."""
+
+    SCHEMA: ClassVar[str] = "ares.rates/1"
+    schema_: Literal["ares.rates/1"] = Field("ares.rates/1", alias="schema")
+    slice: RateSlice
+    since: AwareDatetime
+    until: AwareDatetime
+    tallies: Tallies
+    windows: tuple[Window, ...]
+    late: int = 0
+    """Verdicts older than every window: in the tallies, in no alarm."""
+    watches: dict[str, Watch] = Field(default_factory=dict)
+    figures: Figures
+
+
+class AnchorModel(Part):
+    """How one reward release scores the anchors, against the scores when the set was made. Sums
+    in units of 1e-6 and 1e-12."""
+
+    count: int = 0
+    shift: int = 0
+    shift_squared: int = 0
+    reference: int = 0
+    reference_squared: int = 0
+
+
+class AnchorWindow(Part):
+    """Anchors of one window: how many, and how many were decided otherwise than when the set
+    was made; the same of those that were not flagged then."""
+
+    start: int
+    total: int = 0
+    changed: int = 0
+    unflagged: int = 0
+    unflagged_changed: int = 0
+
+
+class AnchorFigures(Record):
+    """What one anchor set says of the judge and of each reward release."""
+
+    SCHEMA: ClassVar[str] = "ares.anchor-figures/1"
+    schema_: Literal["ares.anchor-figures/1"] = Field("ares.anchor-figures/1", alias="schema")
+    set: Identifier
+    decisions: dict[str, int]
+    """Verdicts by truth and decision, keyed "harmful,flagged"."""
+    windows: tuple[AnchorWindow, ...]
+    watch: Watch
+    rewards: dict[Slice, AnchorModel]
+
+    @property
+    def key(self) -> bytes:
+        """Kafka's key."""
+        return canonical_json(["anchors", self.set])
+
+
+class SampledVerdict(Record):
+    """A verdict of the review sample, waiting for labels, with those it has: the state from
+    which the judge's error is known. No text."""
+
+    SCHEMA: ClassVar[str] = "ares.sampled-verdict/1"
+    schema_: Literal["ares.sampled-verdict/1"] = Field("ares.sampled-verdict/1", alias="schema")
+    id: Identifier
+    interaction_id: Identifier
+    slice: RateSlice
+    attributes: dict[Slice, Slice]
+    decision: Decision
+    liked: bool
+
+    @property
+    def key(self) -> bytes:
+        """Kafka's key."""
+        return canonical_json(["sampled", self.id])
+
+
+class Position(Part):
+    """How far one partition was followed."""
+
+    topic: Identifier
+    partition: int
+    offset: int
+
+
+class MonitorState(Record):
+    """What the figures cover. Key: "state".
+
+    `gaps` are offsets that were deleted before they were read: the figures lack them.
+    `unreadable` counts records by topic, `unmatched` labels whose verdict is not in the sample,
+    `folded` verdicts by attribute whose value was counted as another.
+    """
+
+    SCHEMA: ClassVar[str] = "ares.monitor-state/1"
+    schema_: Literal["ares.monitor-state/1"] = Field("ares.monitor-state/1", alias="schema")
+    positions: tuple[Position, ...]
+    gaps: tuple[OffsetRange, ...] = ()
+    unreadable: dict[str, int] = Field(default_factory=dict)
+    folded: dict[str, int] = Field(default_factory=dict)
+    unmatched: int = 0
+    lanes: dict[str, AwareDatetime] = Field(default_factory=dict)
+    """Time of each lane's last verdict."""
+    deadletters: tuple[Window, ...] = ()
+    watches: dict[str, Watch] = Field(default_factory=dict)
+    updated_at: AwareDatetime
+    review_shares: dict[str, float] = Field(default_factory=dict)
+    """Share of each cell that people should see, keyed "flagged,liked": the scorer's setting
+    that would narrow the corrected rate most for the same number of labels."""
+
+
+STATE_KEY = canonical_json(["state"])
