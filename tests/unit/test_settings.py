@@ -67,7 +67,7 @@ def test_the_environment_wins_over_the_file_field_by_field(
         ("scorer: {review_sample: 2}", r"^scorer\.review_sample: .*less than or equal to 1"),
         (
             "scorer: {inputs: [{topic: a, lane: side}]}",
-            r"^scorer\.inputs\.0\.lane: .*'production', 'probe' or 'anchor' .* as ARES_SCORER__INPUTS\)$",
+            r"^scorer\.inputs\.0\.lane: .*'probe' or 'anchor' .* as ARES_SCORER__INPUTS\)$",
         ),
         (
             "scorer: {inputs: [{topic: a, lane: probe}, {topic: a, lane: production}]}",
