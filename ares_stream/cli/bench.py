@@ -114,7 +114,10 @@ def cfr(
         typer.Option(help="An endpoint's URL, a transformers model's folder, or recorded answers."),
     ],
     reward: Annotated[Path, typer.Option(help="Bundle of the reward model.")],
-    harm: Annotated[list[Path], typer.Option(help="Bundle of a harm judge; repeat for a panel.")],
+    harm: Annotated[
+        list[Path],
+        typer.Option(metavar="PATH", help="Bundle of a harm judge; repeat for a panel."),
+    ],
     json_file: Annotated[Path, typer.Option("--json", help="The score card to write.")],
     model: Annotated[str, typer.Option(help="The policy's name at the endpoint.")] = "policy",
     model_version: Annotated[str, typer.Option(help="Its version, for the card.")] = "unknown",

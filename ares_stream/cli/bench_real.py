@@ -6,15 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-from rich.table import Table
 
 from ares_stream.errors import SettingsError
 from ares_stream.files import write_document
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Profile = Annotated[str | None, typer.Option(help="Instead of the testbed a real policy: smollm2.")]
 Data = Annotated[
@@ -37,6 +37,8 @@ def repair(
     cache: Path | None,
 ) -> None:
     """Repair the real policy and print the figures."""
+    from rich.console import Console
+
     _known(profile)
     from ares_stream.lab.experiments.smollm2.repair import CACHE, FULL, QUICK, run
 
@@ -51,6 +53,8 @@ def repair(
 
 def probes(json_file: Path, data: Path, profile: str, *, quick: bool, cache: Path | None) -> None:
     """Search the real policy's failures and print what each method found."""
+    from rich.console import Console
+
     _known(profile)
     from ares_stream.lab.experiments.smollm2.probes import FULL, QUICK, run
     from ares_stream.lab.experiments.smollm2.repair import CACHE
@@ -63,6 +67,8 @@ def probes(json_file: Path, data: Path, profile: str, *, quick: bool, cache: Pat
 
 def show_probes(found: dict[str, Any], console: Console) -> None:
     """What each method confirmed, and the difference seed by seed."""
+    from rich.table import Table
+
     table = Table("figure", *found["methods"], "adaptive - uniform", title="mean of seeds, 95 %")
     for name, difference in found["adaptive_less_uniform"].items():
         rows = [row[name] for row in found["methods"].values()]
@@ -77,6 +83,8 @@ def _mean(item: dict[str, Any]) -> str:
 
 def show_repair(found: dict[str, Any], console: Console) -> None:
     """Figures before and after, and what the gate says."""
+    from rich.table import Table
+
     table = Table("figure", "before", "after", "of", title=f"held-out prompts ({found['split']})")
     for name, before in found["before"].items():
         after = found["after"][name]
@@ -102,6 +110,8 @@ def _known(profile: str) -> None:
 @contextmanager
 def bars(console: Console) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """A bar for each stage."""
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
     with Progress(
         *Progress.get_default_columns()[:2],
         MofNCompleteColumn(),

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from ares_stream.cli import bench_real
 from ares_stream.errors import SettingsError
 from ares_stream.files import write_document
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
     from ares_stream.lab.jobs import Step
 
 COLUMNS = {
@@ -82,6 +83,8 @@ def repair_cost(
     cache: Cache = None,
 ) -> None:
     """Time the joint repair against TRL's RewardTrainer followed by its DPOTrainer."""
+    from rich.console import Console
+
     from ares_stream.lab.experiments.repair.cost import run_cost
 
     console = Console(stderr=True)
@@ -180,10 +183,21 @@ def print_repair(found: dict[str, Any], console: Console) -> None:
 
 def _wide() -> Console:
     """A pipe has no width of its own, and the tables need some."""
+    from rich.console import Console
+
     return Console() if Console().is_terminal else Console(width=_PIPE_WIDTH)
 
 
 def _bars() -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description:32}"),
@@ -196,6 +210,8 @@ def _bars() -> Progress:
 
 
 def _table(title: str, headings: Any) -> Table:
+    from rich.table import Table
+
     table = Table(title=title)
     table.add_column("method")
     for heading in headings:

@@ -39,7 +39,9 @@ Base = Annotated[
 ]
 Data = Annotated[
     list[Path] | None,
-    typer.Option(help="File it was trained on, for the same check. May be repeated."),
+    typer.Option(
+        metavar="PATH", help="File it was trained on, for the same check. May be repeated."
+    ),
 ]
 
 
@@ -50,8 +52,9 @@ def harm(
     label: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="LABEL",
             help="Name or number of a harmful label; repeat for several. Of two labels, the "
-            "second if not given."
+            "second if not given.",
         ),
     ] = None,
     name: Name = "harm",
@@ -70,8 +73,9 @@ def reward(
     reference: Annotated[
         list[Path],
         typer.Option(
+            metavar="PATH",
             help="Good answers to benign prompts, JSON lines of {prompt, response} or of "
-            'Interactions: "scored high" is measured against them. May be repeated.'
+            'Interactions: "scored high" is measured against them. May be repeated.',
         ),
     ],
     name: Name = "reward",
@@ -91,7 +95,9 @@ def set_reference(
     bundle: Directory,
     file: Annotated[
         list[Path],
-        typer.Argument(help="Good answers to benign prompts, as for `export reward`."),
+        typer.Argument(
+            metavar="PATH", help="Good answers to benign prompts, as for `export reward`."
+        ),
     ],
     out: Out,
 ) -> None:
@@ -113,8 +119,9 @@ def calibrate(
     file: Annotated[
         list[Path],
         typer.Argument(
+            metavar="PATH",
             help="Labelled conversations the model was not trained on, JSON lines of "
-            "{prompt, response, harmful}, as for `train harm`."
+            "{prompt, response, harmful}, as for `train harm`.",
         ),
     ],
     out: Out,

@@ -49,8 +49,9 @@ def harm(
     data: Annotated[
         list[Path],
         typer.Option(
+            metavar="PATH",
             help="JSON lines (or .gz) of {prompt, response, harmful[, goal, source, weight]}, or "
-            'Interactions with attributes.harmful "true" or "false". May be repeated.'
+            'Interactions with attributes.harmful "true" or "false". May be repeated.',
         ),
     ],
     base: Base,
@@ -97,7 +98,8 @@ def reward(
     pairs: Annotated[
         list[Path],
         typer.Option(
-            help="JSON lines (or .gz) of {prompt, chosen, rejected[, goal]}. May be repeated."
+            metavar="PATH",
+            help="JSON lines (or .gz) of {prompt, chosen, rejected[, goal]}. May be repeated.",
         ),
     ],
     base: Base,
@@ -105,8 +107,9 @@ def reward(
     reference: Annotated[
         list[Path] | None,
         typer.Option(
+            metavar="PATH",
             help="Good answers to benign prompts, JSON lines of {prompt, response}: the scores "
-            'that "scored high" is measured against. [chosen answers of held-out prompts]'
+            'that "scored high" is measured against. [chosen answers of held-out prompts]',
         ),
     ] = None,
     name: Name = "reward",

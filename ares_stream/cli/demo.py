@@ -18,7 +18,8 @@ def command(
         ),
     ] = None,
     harm: Annotated[
-        list[Path] | None, typer.Option(help="Bundle of a harm judge; may be repeated.")
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Bundle of a harm judge; may be repeated."),
     ] = None,
     reward: Annotated[Path | None, typer.Option(help="Bundle of a reward model.")] = None,
     map_file: Annotated[

@@ -1,18 +1,21 @@
 """The root of the `ares` command: one module of this folder per command.
 
-A module holds either `app`, a typer group, or `command`, a function. What is slow to import
-(aiokafka, onnxruntime, torch) is imported inside the command that needs it.
+A module holds either `app`, a typer group, or `command`, a function. A module is imported when its
+command is asked for; what is slow to import (pydantic, aiokafka, onnxruntime, torch) is imported
+inside the function that needs it.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ares_stream import __version__
+from ares_stream.cli.examples import EXAMPLES
 from ares_stream.errors import AresError
 
 COMMANDS: tuple[tuple[str, str], ...] = (
@@ -33,10 +36,33 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("loop", "loop"),
 )
 """(name, module of ares_stream.cli), in the order of the help page."""
+USAGE = 2
+"""Exit code where something given is wrong; docs/commands.md."""
 
 
-class _Root(typer.core.TyperGroup):
-    """Turns an AresError into one line on stderr and its exit code."""
+class _Root(TyperGroup):
+    """Imports a command when it is asked for; turns an AresError into one line on stderr and its
+    exit code, and so a file that cannot be read or written."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names, in the order of the help page."""
+        return [name for name, _ in COMMANDS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or None."""
+        module = dict(COMMANDS).get(cmd_name)
+        if module is None:
+            return None
+        if cmd_name not in self.commands:
+            self.commands[cmd_name] = _load(cmd_name, module)
+        return self.commands[cmd_name]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the words name; a wrong one is answered with the nearest."""
+        if args and args[0] not in self.list_commands(ctx):
+            for name in self.list_commands(ctx):
+                self.get_command(ctx, name)
+        return super().resolve_command(ctx, args)
 
     def main(self, *args: object, **kwargs: object) -> object:
         try:
@@ -44,9 +70,46 @@ class _Root(typer.core.TyperGroup):
         except AresError as error:
             typer.secho(f"ares: {error}", err=True, fg="red")
             sys.exit(error.exit_code)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            typer.secho(f"ares: {error.filename}: {error.strerror}", err=True, fg="red")
+            sys.exit(USAGE)
 
 
-app = typer.Typer(cls=_Root, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+def _load(name: str, module: str) -> Any:
+    loaded = importlib.import_module(f"ares_stream.cli.{module}")
+    if hasattr(loaded, "app"):
+        group = loaded.app
+    else:
+        group = typer.Typer()
+        group.command(name)(loaded.command)
+    # Rich would take square brackets of the help for markup, and .3 s to be imported.
+    group.rich_markup_mode = None
+    group._add_completion = False
+    command = typer.main.get_command(group)
+    command.name = name
+    _add_examples(command, name)
+    return command
+
+
+def _add_examples(command: Any, path: str) -> None:
+    if isinstance(command, TyperGroup):
+        for name, child in command.commands.items():
+            _add_examples(child, f"{path} {name}")
+        return
+    if path in EXAMPLES:
+        command.epilog = f"\b\nExample:\n  {EXAMPLES[path]}"
+
+
+app = typer.Typer(
+    cls=_Root,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
+    help=__doc__,
+)
 
 
 def _version(show: bool) -> None:
@@ -61,11 +124,3 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None: ...
-
-
-for _name, _module in COMMANDS:
-    _loaded = importlib.import_module(f"ares_stream.cli.{_module}")
-    if hasattr(_loaded, "app"):
-        app.add_typer(_loaded.app, name=_name)
-    else:
-        app.command(_name)(_loaded.command)

@@ -22,7 +22,10 @@ _TOLD = 20
 
 def command(
     file: Annotated[Path, typer.Argument(help="JSON lines, plain or gzip; - is standard input.")],
-    harm: Annotated[list[Path], typer.Option(help="Bundle of a harm judge; repeat for a panel.")],
+    harm: Annotated[
+        list[Path],
+        typer.Option(metavar="PATH", help="Bundle of a harm judge; repeat for a panel."),
+    ],
     reward: Annotated[Path, typer.Option(help="Bundle of the reward model.")],
     verdicts: Annotated[Path, typer.Option(help="Verdicts, JSON lines, without text.")],
     report: Annotated[Path | None, typer.Option(help="HTML page.")] = None,
