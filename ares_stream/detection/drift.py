@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import ks_2samp
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +36,9 @@ def anchor_drift(reference: ArrayLike, current: ArrayLike) -> Drift:
 
     Raises ValueError when lengths differ, fewer than 2 anchors, or all references are equal.
     """
+    # Whoever imports this module for an alarm does not pay the second that scipy.stats takes.
+    from scipy.stats import ks_2samp
+
     frozen, now = np.asarray(reference, float), np.asarray(current, float)
     if frozen.shape != now.shape or frozen.ndim != 1 or frozen.size < 2:
         raise ValueError(

@@ -20,9 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from scipy.optimize import brentq
-from scipy.special import betaincinv, betaln
-
 from ares_stream.records.base import Interval
 
 IntervalRule = Callable[[int, int], Interval]
@@ -69,6 +66,9 @@ def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> Interva
     _check_counts(successes, trials)
     if trials == 0:
         return Interval(value=0.0, low=0.0, high=1.0, count=0)
+    # scipy takes most of a second to import, and few who import this module ask for what needs it.
+    from scipy.special import betaincinv
+
     tail = (1 - level) / 2
     failures = trials - successes
     low = 0.0 if successes == 0 else float(betaincinv(successes, failures + 1, tail))
@@ -88,7 +88,11 @@ def confidence_sequence(successes: int, trials: int, alpha: float = 0.05) -> Int
     failures = trials - successes
     if trials == 0:
         return Interval(value=0.0, low=0.0, high=1.0, count=0)
-    mixture = float(betaln(successes + 0.5, failures + 0.5) - betaln(0.5, 0.5))
+    from scipy.optimize import brentq
+
+    # log B(successes + 1/2, failures + 1/2) - log B(1/2, 1/2)
+    mixture = math.lgamma(successes + 0.5) + math.lgamma(failures + 0.5)
+    mixture -= math.lgamma(trials + 1) + math.log(math.pi)
     rate = successes / trials
 
     def excess(candidate: float) -> float:

@@ -6,13 +6,12 @@ the registry and the announcement is mended by announcing again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field
 
 from ares_stream.errors import SettingsError, TargetError
+from ares_stream.models.policy_server import PolicyServer
 from ares_stream.models.registry import Log, announcements, differences
 from ares_stream.records.release import Release, ReleaseState
 from ares_stream.streaming.connection import KafkaConnection
@@ -22,24 +21,6 @@ from ares_stream.streaming.records import OutboundRecord
 
 ALREADY_LOADED: Final = 400
 NOT_LOADED: Final = 404
-
-
-class PolicyServer(BaseModel):
-    """Who serves the policy, and how it is told of an adapter.
-
-    vllm: POST {url}/v1/load_lora_adapter and /v1/unload_lora_adapter, which the server offers
-    with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True; clients ask for the model by the release's model
-    name. webhook: POST {url} with the release as JSON.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["vllm", "webhook"]
-    url: str = Field(pattern=r"^https?://[^\s]+$")
-    token_file: Path | None = None
-    """Sent as a bearer token."""
-    seconds: float = Field(30.0, gt=0)
-    """For one request: a server that loads an adapter for longer is taken for stuck."""
 
 
 async def announce_topic(connection: KafkaConnection, topic: str, log: Log) -> int:

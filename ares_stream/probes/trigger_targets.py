@@ -16,7 +16,7 @@ from ares_stream.files import open_lines
 from ares_stream.probes.targets import Query, Result, Target
 from ares_stream.probes.triggers import Trial
 from ares_stream.records.interaction import Interaction, Message, Policy
-from ares_stream.scoring.model import ScoringObserver
+from ares_stream.scoring.contract import ScoringObserver
 
 MIN_WORDS = 4
 _SEVERAL = 16

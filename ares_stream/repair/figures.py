@@ -66,7 +66,8 @@ def _held_out(messages: Sequence[Message]) -> bool:
 def bundle_judge(path: Path) -> Judge:
     """A harm bundle as a judge, at probability 0.5. Raises BundleError."""
     from ares_stream.models.bundles import load_bundle
-    from ares_stream.scoring.model import ScoringModel, ScoringObserver
+    from ares_stream.scoring.contract import ScoringObserver
+    from ares_stream.scoring.model import ScoringModel
 
     model = ScoringModel(load_bundle(path, kind="harm"), "cpu")
 

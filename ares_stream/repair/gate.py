@@ -18,7 +18,6 @@ from __future__ import annotations
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from scipy.stats import fisher_exact
 
 from ares_stream.records.base import Identifier, Interval, digest
 
@@ -188,6 +187,9 @@ def _slice(
 
 def worsening(before: Interval, after: Interval) -> float:
     """One-sided p-value of a share that did not rise, by Fisher's exact test. Both with counts."""
+    # Services read this module's policy at their start; scipy.stats takes a second to import.
+    from scipy.stats import fisher_exact
+
     rows = [[_failed(share), share.count - _failed(share)] for share in (after, before)]
     return float(fisher_exact(rows, alternative="greater").pvalue)
 

@@ -14,23 +14,13 @@ from ares_stream.errors import BundleError, ScoringError
 from ares_stream.models.bundles import Bundle, Calibration, Outputs, RewardReference
 from ares_stream.records.interaction import Interaction
 from ares_stream.scoring.batching import padding_share, plan
+from ares_stream.scoring.contract import ScoringObserver
 from ares_stream.scoring.runtime import OnnxModel, Provider
 from ares_stream.scoring.tokenising import InputEncoder, Tokens
 
 _EDGE = 1e-6
 """Probabilities are kept this far from 0 and 1: a float32 softmax says exactly 1 sometimes, and
 its logit would be infinite."""
-
-
-class ScoringObserver:
-    """Timings and batches, for metrics. Every method does nothing; override what is of interest.
-    Called from the event loop's thread."""
-
-    def stage(self, name: str, seconds: float) -> None:
-        """A window spent this long on tokenise, queue or infer."""
-
-    def batch(self, model: str, records: int, padding: float) -> None:
-        """A run of a model with so many inputs and such a share of padding."""
 
 
 class ScoringModel:

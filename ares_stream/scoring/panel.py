@@ -16,8 +16,9 @@ from ares_stream.errors import BundleError, ScoringError
 from ares_stream.models.bundles import Bundle
 from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.records.verdict import Harm, Reward
+from ares_stream.scoring.contract import ScoringObserver
 from ares_stream.scoring.judges import Judge
-from ares_stream.scoring.model import ScoringModel, ScoringObserver, logit
+from ares_stream.scoring.model import ScoringModel, logit
 from ares_stream.scoring.runtime import Provider
 
 DUMMY: Final = Interaction(

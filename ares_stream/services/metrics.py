@@ -20,7 +20,7 @@ from prometheus_client import (
 from ares_stream.records.base import Interval
 from ares_stream.records.repair import RepairReport
 from ares_stream.records.verdict import FailureClass, Verdict
-from ares_stream.scoring.model import ScoringObserver
+from ares_stream.scoring.contract import ScoringObserver
 from ares_stream.streaming.contract import ProcessorObserver
 
 # A second series per counter, with the time of its start, which nothing here asks for.

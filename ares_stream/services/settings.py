@@ -23,7 +23,7 @@ from pydantic_settings.exceptions import SettingsError as UnreadableSettings
 
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.errors import SettingsError
-from ares_stream.models.announcing import PolicyServer
+from ares_stream.models.policy_server import PolicyServer
 from ares_stream.records.decoding import DecodingLimits
 from ares_stream.records.interaction import Lane
 from ares_stream.records.mapping import Mapping

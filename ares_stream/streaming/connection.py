@@ -8,7 +8,6 @@ import ssl
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from aiokafka.helpers import create_ssl_context
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from ares_stream.errors import SettingsError
@@ -68,6 +67,9 @@ class KafkaConnection(BaseModel):
         return arguments
 
     def _ssl_context(self) -> ssl.SSLContext:
+        # Settings are read by commands that reach no broker, and aiokafka takes .3 s to import.
+        from aiokafka.helpers import create_ssl_context
+
         password = _secret("kafka.key_password_file", self.key_password_file)
         try:
             context: ssl.SSLContext = create_ssl_context(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ from typer.testing import CliRunner
 
 from ares_stream.cli.examples import EXAMPLES
 from ares_stream.cli.main import app
+from tests.support.fresh import imported
 
 HEAVY = "scipy", "torch", "transformers", "onnxruntime", "httpx", "fsspec", "numpy", "pydantic"
 
@@ -30,15 +29,6 @@ def leaves(command: Any, path: str = "") -> list[tuple[str, Any]]:
 
 
 LEAVES = leaves(typer.main.get_command(app))
-
-
-def imported(code: str, names: tuple[str, ...]) -> set[str]:
-    """Which of the names a fresh interpreter has imported after the code."""
-    script = f"{code}\nimport sys\nprint(*[name for name in {names} if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
-    )
-    return set(done.stdout.splitlines()[-1].split())
 
 
 def test_help_imports_nothing_heavy() -> None:

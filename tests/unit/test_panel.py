@@ -12,7 +12,7 @@ import pytest
 from ares_stream.errors import BundleError, ScoringError
 from ares_stream.models.bundles import Calibration, Lineage
 from ares_stream.records.interaction import Interaction
-from ares_stream.scoring.model import ScoringObserver
+from ares_stream.scoring.contract import ScoringObserver
 from ares_stream.scoring.panel import Panel, Scores, ScoringConfig, pool
 from tests.support.word_models import CRASH, NAN, reference, says, word_bundle
 
