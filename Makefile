@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 BROWSER ?= chromium
 # Processes that run tests, with a core each; a module stays within one.
 WORKERS ?= 2
-EXTRAS := cpu,broker,repair,weights,archive,otel,console,timestamps,bench,dev
+EXTRAS := cpu,broker,repair,weights,archive,otel,console,cluster,timestamps,bench,dev
 STAMP := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM := false
