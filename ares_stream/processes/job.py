@@ -89,7 +89,7 @@ class JobRun:
         from kubernetes import client, config
 
         try:
-            config.load_config()
+            config.load_config()  # type: ignore[no-untyped-call]
         except config.ConfigException as error:
             raise JobError(f"no cluster: {error}") from None
         self._batch: Any = client.BatchV1Api()
