@@ -37,7 +37,6 @@ def anchor_drift(reference: ArrayLike, current: ArrayLike) -> Drift:
     Raises ValueError when lengths differ, fewer than 2 anchors, or all references are equal.
     """
     # Whoever imports this module for an alarm does not pay the second that scipy.stats takes.
-    from scipy.stats import ks_2samp
 
     frozen, now = np.asarray(reference, float), np.asarray(current, float)
     if frozen.shape != now.shape or frozen.ndim != 1 or frozen.size < 2:
@@ -52,9 +51,20 @@ def anchor_drift(reference: ArrayLike, current: ArrayLike) -> Drift:
         count=frozen.size,
         mean_shift=float(moved.mean()),
         rms=float(np.sqrt(np.mean(moved**2))),
-        ks=float(ks_2samp(frozen, now, method="asymp").statistic),
+        ks=ks_distance(frozen, now),
         psi=_psi(frozen, now),
     )
+
+
+def ks_distance(first: Floats, second: Floats) -> float:
+    """Two-sample Kolmogorov-Smirnov statistic: the largest gap between the two samples' empirical
+    distribution functions, 0 to 1. Here and not from scipy.stats, whose import takes two
+    seconds that every service would pay."""
+    values = np.concatenate((first, second))
+    below = [
+        np.searchsorted(np.sort(one), values, side="right") / one.size for one in (first, second)
+    ]
+    return float(np.max(np.abs(below[0] - below[1])))
 
 
 def _psi(frozen: Floats, now: Floats) -> float:

@@ -40,7 +40,8 @@ class ScoringConfig:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the panel says of one interaction, and the digests of the bundles that said it."""
+    """What the panel says of one interaction, and the digests of the models that said it: a
+    judge that gave no opinion is not among them."""
 
     harm: Harm
     reward: Reward
@@ -111,7 +112,8 @@ class Panel:
     @property
     def releases(self) -> Mapping[str, str]:
         """Name to digest, of the bundles and other judges in use now."""
-        return self._releases(self._models)
+        others = {judge.name: judge.digest for judge in self._others}
+        return self._models.releases() | others
 
     @property
     def providers(self) -> Mapping[str, str]:
@@ -143,7 +145,7 @@ class Panel:
         known: list[dict[str, float | ScoringError]] = [{} for _ in interactions]
         for (index, which, _), value in zip(references, rewards[len(answers) :], strict=True):
             known[index][which] = value
-        releases = self._releases(models)
+        releases = models.releases()
         scores = [
             _combine(
                 models,
@@ -157,9 +159,6 @@ class Panel:
         for judge in self._others:
             await _join(judge, interactions, scores)
         return scores
-
-    def _releases(self, models: _Models) -> dict[str, str]:
-        return models.releases() | {judge.name: judge.digest for judge in self._others}
 
     async def warm_up(self) -> None:
         """Score a dummy interaction through every model. Raises its ScoringError."""
@@ -248,7 +247,8 @@ async def _join(
             judges=judges,
             disagreement=max(all_of_them) - min(all_of_them),
         )
-        scores[place] = replace(item, harm=harm)
+        releases = {**item.releases, judge.name: judge.digest}
+        scores[place] = replace(item, harm=harm, releases=releases)
 
 
 def pool(probabilities: Sequence[float]) -> float:

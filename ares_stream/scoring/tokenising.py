@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 # Set before the import: threads of our own tokenise, and a fork after use would dead-lock.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -22,11 +21,17 @@ from tokenizers import Encoding, Tokenizer
 from ares_stream.errors import BundleError, ScoringError
 from ares_stream.models.bundles import Bundle
 from ares_stream.records.interaction import Interaction
+from ares_stream.scoring.framing import Ids, read_frames
 from ares_stream.scoring.templates import compile_template
 
 CHARACTERS_PER_TOKEN: Final = 24
 """No tokenizer makes so few tokens of natural text: longer text cannot fit and is cut before it
 is tokenised, so that a 10 MB message costs what a long one costs."""
+USUAL_CHARACTERS_PER_TOKEN: Final = 8
+"""Most texts make more tokens than this says: so much of a long one is tokenised at first, and
+the rest only where that did not give the tokens that the model reads."""
+SPARE_TOKENS: Final = 8
+"""Tokens beside a cut may differ from those of the whole text: so many more are asked for."""
 MIN_FIRST_TOKENS: Final = 16
 """Of a pair, this much of the conversation stays however long the response is."""
 
@@ -37,8 +42,8 @@ UNREADABLE: Final = "the model's tokenizer has no tokens for this conversation"
 class Tokens:
     """One input: ids and segment ids, both of shape [length]."""
 
-    ids: npt.NDArray[np.int64]
-    types: npt.NDArray[np.int64]
+    ids: Ids
+    types: Ids
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -60,27 +65,94 @@ class InputEncoder:
             self._second = compile_template(template.second) if template.second else None
         except BundleError as error:
             raise BundleError(f"{bundle.path}: {error}") from None
-        self._limit = template.max_length
-        self._special_one = self._tokenizer.num_special_tokens_to_add(False)
-        self._special_two = self._tokenizer.num_special_tokens_to_add(True)
+        try:
+            self._single, self._pair = read_frames(self._tokenizer)
+        except ValueError as error:
+            raise BundleError(f"{bundle.tokenizer}: cannot be used: {error}") from None
+        special = (self._pair if self._second else self._single).size
+        self._room = template.max_length - special
+        if self._room < 2:
+            raise BundleError(
+                f"{bundle.path}: template.max_length {template.max_length} leaves no room for "
+                f"text beside {special} special tokens"
+            )
+        self._longest = template.max_length * CHARACTERS_PER_TOKEN
 
     def encode(self, inputs: Sequence[tuple[Interaction, str]]) -> list[Tokens | ScoringError]:
-        """Tokens of each (interaction, answer to it), in order. Releases the GIL."""
+        """Tokens of each (interaction, answer to it), in order. Releases the GIL.
+
+        Time and memory are linear in what the model can read, whatever the text's length.
+        """
         rendered = [self._render(interaction, answer) for interaction, answer in inputs]
         good = [item for item in rendered if not isinstance(item, ScoringError)]
-        longest = self._limit * CHARACTERS_PER_TOKEN
-        pairs = self._second is not None
-        firsts = iter(self._tokenize([first[-longest:] for first, _ in good]))
-        seconds = iter(self._tokenize([second[:longest] for _, second in good]) if pairs else ())
-        tokens: list[Tokens | ScoringError] = []
-        for item in rendered:
-            if isinstance(item, ScoringError):
-                tokens.append(item)
-            elif pairs:
-                tokens.append(self._join(next(firsts), next(seconds)))
-            else:
-                tokens.append(self._alone(next(firsts)))
-        return tokens
+        if self._second is None:
+            framed = iter(self._alone([first for first, _ in good]))
+        else:
+            framed = iter(self._join(good))
+        return [item if isinstance(item, ScoringError) else next(framed) for item in rendered]
+
+    def _join(self, texts: Sequence[tuple[str, str]]) -> list[Tokens | ScoringError]:
+        """Pairs: the response keeps its beginning, the conversation its end."""
+        room = self._room
+        seconds = self._beginnings([second for _, second in texts], room)
+        needed = [
+            0 if second is None else max(room - len(second), min(room - 1, MIN_FIRST_TOKENS))
+            for second in seconds
+        ]
+        firsts = self._ends([first for first, _ in texts], needed)
+        return [self._paired(*pair) for pair in zip(firsts, seconds, strict=True)]
+
+    def _paired(self, first: Ids | None, second: Ids | None) -> Tokens | ScoringError:
+        if first is None or second is None:
+            return ScoringError(UNREADABLE)
+        room = self._room
+        second = second[: max(1, room - min(len(first), MIN_FIRST_TOKENS))]
+        first = first[max(0, len(first) + len(second) - room) :]
+        return _tokens(*self._pair.around(first, second))
+
+    def _alone(self, texts: Sequence[str]) -> list[Tokens | ScoringError]:
+        return [
+            ScoringError(UNREADABLE) if ids is None else _tokens(*self._single.around(ids))
+            for ids in self._ends(texts, [self._room] * len(texts))
+        ]
+
+    def _beginnings(self, texts: Sequence[str], needed: int) -> list[Ids | None]:
+        """The first `needed` tokens of each text, or all; None where there are no tokens for it."""
+        size = (needed + SPARE_TOKENS) * USUAL_CHARACTERS_PER_TOKEN
+        texts = [text[: self._longest] for text in texts]
+        found = self._ids([_beginning(text, size) for text in texts])
+        short = [
+            place
+            for place, (ids, text) in enumerate(zip(found, texts, strict=True))
+            if len(text) > size and (ids is None or len(ids) < needed + SPARE_TOKENS)
+        ]
+        for place, ids in zip(short, self._ids([texts[place] for place in short]), strict=True):
+            found[place] = ids
+        return [None if ids is None else ids[:needed] for ids in found]
+
+    def _ends(self, texts: Sequence[str], needed: Sequence[int]) -> list[Ids | None]:
+        """The last tokens of each text, as many as needed of it; None where it has none."""
+        sizes = [(count + SPARE_TOKENS) * USUAL_CHARACTERS_PER_TOKEN for count in needed]
+        texts = [text[-self._longest :] for text in texts]
+        found = self._ids([_end(text, size) for text, size in zip(texts, sizes, strict=True)])
+        short = [
+            place
+            for place, ids in enumerate(found)
+            if len(texts[place]) > sizes[place]
+            and (ids is None or len(ids) < needed[place] + SPARE_TOKENS)
+        ]
+        for place, ids in zip(short, self._ids([texts[place] for place in short]), strict=True):
+            found[place] = ids
+        return [
+            None if ids is None else ids[max(0, len(ids) - count) :]
+            for ids, count in zip(found, needed, strict=True)
+        ]
+
+    def _ids(self, texts: Sequence[str]) -> list[Ids | None]:
+        return [
+            None if encoding is None else np.asarray(encoding.ids, dtype=np.int64)
+            for encoding in self._tokenize(texts)
+        ]
 
     def _tokenize(self, texts: Sequence[str]) -> list[Encoding | None]:
         """Without special tokens; None for a text the tokenizer has no tokens for."""
@@ -100,25 +172,25 @@ class InputEncoder:
             return ScoringError(str(error))  # Without the traceback, which holds the conversation.
         return first, second
 
-    def _join(self, first: Encoding | None, second: Encoding | None) -> Tokens | ScoringError:
-        if first is None or second is None:
-            return ScoringError(UNREADABLE)
-        room = self._limit - self._special_two
-        if len(first) + len(second) > room:
-            second.truncate(max(1, room - min(len(first), MIN_FIRST_TOKENS)), direction="right")
-            first.truncate(max(0, room - len(second)), direction="left")
-        return _tokens(self._tokenizer.post_process(first, second))
 
-    def _alone(self, first: Encoding | None) -> Tokens | ScoringError:
-        if first is None:
-            return ScoringError(UNREADABLE)
-        first.truncate(self._limit - self._special_one, direction="left")
-        return _tokens(self._tokenizer.post_process(first))
+def _beginning(text: str, size: int) -> str:
+    """About so many characters, up to a space; all of it where none is near."""
+    if len(text) <= size:
+        return text
+    space = text.rfind(" ", size // 2, size)
+    return text if space < 0 else text[:space]
 
 
-def _tokens(encoding: Encoding) -> Tokens | ScoringError:
-    if not encoding.ids:
+def _end(text: str, size: int) -> str:
+    """About so many characters, from a space on; all of it where none is near."""
+    if len(text) <= size:
+        return text
+    start = len(text) - size
+    space = text.find(" ", start, start + size // 2)
+    return text if space < 0 else text[space:]
+
+
+def _tokens(ids: Ids, types: Ids) -> Tokens | ScoringError:
+    if not len(ids):
         return ScoringError("the model's input template leaves no text of this conversation")
-    return Tokens(
-        np.asarray(encoding.ids, dtype=np.int64), np.asarray(encoding.type_ids, dtype=np.int64)
-    )
+    return Tokens(ids, types)

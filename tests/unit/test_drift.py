@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ks_2samp
 
 from ares_stream.detection.alarms import RiseAlarm, advance, evidence, no_evidence
-from ares_stream.detection.drift import anchor_drift
+from ares_stream.detection.drift import anchor_drift, ks_distance
 
 
 def test_each_figure_sees_its_own_kind_of_drift() -> None:
@@ -25,6 +28,17 @@ def test_each_figure_sees_its_own_kind_of_drift() -> None:
     assert swapped.mean_shift == pytest.approx(0.0, abs=1e-9)
     assert swapped.rms == pytest.approx(np.sqrt(2), abs=0.05)
     assert swapped.ks == 0.0
+
+
+@given(
+    st.lists(st.integers(-5, 5), min_size=1, max_size=40),
+    st.lists(st.integers(-5, 5), min_size=1, max_size=40),
+)
+def test_the_distance_of_two_samples_is_scipys_with_ties_and_other_sizes(
+    first: list[int], second: list[int]
+) -> None:
+    theirs = ks_2samp(first, second, method="exact").statistic
+    assert ks_distance(np.array(first, float), np.array(second, float)) == pytest.approx(theirs)
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,8 @@ async def test_a_real_endpoint_is_asked_about_the_doubtful_alone(tmp_path: Path)
     ]
     assert scores[1].harm.probability == pytest.approx(0.75)
     assert scores[1].harm.disagreement == pytest.approx(0.4)
-    assert all(set(item.releases) == {"judge", "rm", "constitution"} for item in scores)
+    named = [set(item.releases) for item in scores]
+    assert named == [{"judge", "rm"}, {"judge", "rm", "constitution"}, {"judge", "rm"}]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +178,8 @@ async def test_without_an_opinion_a_doubtful_record_stays_contested(tmp_path: Pa
     (scores,) = await panel.score([says("dull")])
     await panel.aclose()
     assert isinstance(scores, Scores)
+    assert set(scores.releases) == {"judge", "rm"}
+    assert set(panel.releases) == {"judge", "rm", "constitution"}
     decision = decide(scores.harm, scores.reward, DetectionPolicy())
     assert decision.failure_class is FailureClass.CONTESTED
 

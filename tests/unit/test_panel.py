@@ -14,7 +14,7 @@ from ares_stream.models.bundles import Calibration, Lineage
 from ares_stream.records.interaction import Interaction
 from ares_stream.scoring.contract import ScoringObserver
 from ares_stream.scoring.panel import Panel, Scores, ScoringConfig, pool
-from tests.support.word_models import CRASH, NAN, reference, says, word_bundle
+from tests.support.word_models import CRASH, NAN, PAIR, reference, says, word_bundle
 
 TWO_THREADS = ScoringConfig(threads=2)
 
@@ -202,3 +202,16 @@ async def test_an_observer_hears_of_every_stage_and_every_input(tmp_path: Path) 
     assert heard.records == {"judge": 60, "rm": 60}
     assert set(heard.stages) == {"tokenise", "queue", "infer"}
     assert all(seconds >= 0 for seconds in heard.stages.values())
+
+
+async def test_a_record_at_the_size_limit_ends_in_scores(tmp_path: Path) -> None:
+    template = PAIR.model_copy(update={"max_length": 8192})
+    panel = Panel.open(
+        [word_bundle(tmp_path, "judge", template=template)],
+        word_bundle(tmp_path, "rm", "reward", template=template),
+    )
+    long = says("bad " * 130_000, prompt="dull " * 100_000)
+    first, between, last = await scored(panel, says("good"), long, says("bad"))
+    await panel.aclose()
+    assert (first.reward.score, last.reward.score) == (-1.0, 1.0)
+    assert between.reward.score == 8192 - 3 - 16

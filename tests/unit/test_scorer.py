@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -287,3 +289,15 @@ async def test_a_signal_while_kafka_is_waited_for_ends_it_in_peace(
         await running
     ended = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
     assert ended[-2:] == ["draining", "stopped"]
+
+
+def test_a_scorer_pays_at_import_for_nothing_that_it_does_not_use() -> None:
+    heavy = ("scipy", "torch", "transformers", "pandas", "sklearn", "matplotlib")
+    code = (
+        "import sys, ares_stream.services.scorer\n"
+        f"print(*sorted({{name.split('.')[0] for name in sys.modules}} & set({heavy!r})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == []
