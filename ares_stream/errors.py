@@ -17,7 +17,9 @@ AresError
 │   └── BreakerOpen       too many dead letters: a person must look
 ├── RegistryError         a release's state does not allow the step
 ├── RepairError           planning, training, gating or exporting a repair
-└── TargetError           the policy endpoint under test; a retry can help
+├── TargetError           the policy endpoint under test; a retry can help
+├── ResourceError         the machine: a full disk, no memory; a retry can help
+└── DefectError           what nobody foresaw; names the place in the code
 
 Each class says by `retryable` whether the same call may succeed later, and by
 `exit_code` what the command line returns for it.
@@ -131,3 +133,37 @@ class TargetError(AresError):
 
     retryable = True
     exit_code = 3
+
+
+class ResourceError(AresError):
+    """The machine has no disk space, memory or the like left."""
+
+    retryable = True
+    exit_code = 3
+
+
+class DefectError(AresError):
+    """An error that nobody foresaw: one line with its kind and place, without what it quotes."""
+
+
+def root_cause(
+    group: BaseExceptionGroup[BaseException], passing: tuple[type[BaseException], ...] = ()
+) -> BaseException:
+    """The one error behind a group of failed tasks: what a person must mend before what a
+    restart mends (a retryable AresError, or one of the types in `passing`)."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop()
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(reversed(error.exceptions))
+        else:
+            leaves.append(error)
+    lasting = [
+        item
+        for item in leaves
+        if not isinstance(item, passing)
+        and not (isinstance(item, AresError) and item.retryable)
+        and isinstance(item, Exception)
+    ]
+    return (lasting or leaves)[0]

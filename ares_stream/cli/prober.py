@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -26,10 +26,10 @@ def command(
     unreachable or another process has taken the campaign over.
     """
     from ares_stream.probes.plan import load_campaign
-    from ares_stream.services import logs
-    from ares_stream.services.prober import run_prober
+    from ares_stream.services.lifecycle import serve
+    from ares_stream.services.prober import ProberService
     from ares_stream.services.settings import load_settings
 
     settings = load_settings(settings_file)
-    logs.configure(level=settings.log_level)
-    asyncio.run(run_prober(settings, load_campaign(campaign, prior)))
+    loaded = load_campaign(campaign, prior)
+    serve(partial(ProberService, settings, loaded), settings, "prober")

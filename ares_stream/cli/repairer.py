@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,10 +18,9 @@ def command(
 
     Exits 0 when stopped, 2 for wrong settings, bundles or topics, 3 when Kafka stays unreachable.
     """
-    from ares_stream.services import logs
-    from ares_stream.services.repairer import run_repairer
+    from ares_stream.services.lifecycle import serve
+    from ares_stream.services.repairer import Repairer
     from ares_stream.services.settings import load_settings
 
     settings = load_settings(settings_file)
-    logs.configure(level=settings.log_level)
-    asyncio.run(run_repairer(settings))
+    serve(partial(Repairer, settings), settings, "repairer")

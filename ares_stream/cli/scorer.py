@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,10 +19,9 @@ def command(
     Exits 0 when stopped, 2 for wrong settings, bundles or topics, 3 when Kafka stays
     unreachable or the dead-letter breaker opens.
     """
-    from ares_stream.services import logs
-    from ares_stream.services.scorer import run_scorer
+    from ares_stream.services.lifecycle import serve
+    from ares_stream.services.scorer import Scorer
     from ares_stream.services.settings import load_settings
 
     settings = load_settings(settings_file)
-    logs.configure(level=settings.log_level)
-    asyncio.run(run_scorer(settings))
+    serve(partial(Scorer, settings), settings, "scorer")

@@ -26,7 +26,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from ares_stream.errors import BrokerError, DecodeError, ReadError, SettingsError, TargetError
+from ares_stream.errors import (
+    BrokerError,
+    DecodeError,
+    ReadError,
+    SettingsError,
+    TargetError,
+    root_cause,
+)
 from ares_stream.interchange.record import Exchange
 from ares_stream.probes.attacker import Fault, Kind
 from ares_stream.probes.campaign import Ask, Campaign
@@ -43,13 +50,12 @@ from ares_stream.records.topics import topic_name
 from ares_stream.records.verdict import Verdict
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.journal import Journal, follow, group_lag
+from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import OutboundRecord
 
 GIVE_UP: Final = 5
 """Failures of one query, while the target answers others, after which it counts as refused."""
-RECONNECT_SECONDS: Final = 60.0
-"""A broker that restarts is back within this; past it an operator should know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +112,8 @@ class Prober:
     """One campaign against one target. `run` returns when the budget is spent and judged, or
     after `stop`.
 
-    Raises TopicError for a missing topic, BrokerError when Kafka fails for a minute,
-    StreamError when another process has taken the campaign over, SettingsError where the
+    Raises TopicError for a missing topic, BrokerError when Kafka fails for longer than the
+    patience, StreamError when another process has taken the campaign over, SettingsError where the
     target or the attacker says that it can never be asked like this, or where a plan's attacker
     is missing, TargetError when patience is set and the target or the scorer gives nothing for
     as long. An attacker that gives nothing is not waited for.
@@ -123,6 +129,7 @@ class Prober:
         prefix: str = "ares.",
         policy: ProberPolicy | None = None,
         observer: ProberObserver | None = None,
+        patience: Patience | None = None,
     ) -> None:
         if plan.attack is not None and attacker is None:
             raise SettingsError(
@@ -136,6 +143,7 @@ class Prober:
         self._prefix = prefix
         self._policy = policy or ProberPolicy()
         self._observer = observer or ProberObserver()
+        self._patience = patience or Patience()
         self._topic = topic_name(prefix, topics.PROBE)
         self._stopping = asyncio.Event()
         self._lag_seen, self._lagging = float("-inf"), False
@@ -151,23 +159,23 @@ class Prober:
         """Where the campaign stands."""
         return self._state.progress()
 
+    def missing(self) -> str | None:
+        """What Kafka fails to give now; None while it works."""
+        return self._patience.reason
+
     def stop(self) -> None:
         """Ask nothing more; `run` returns soon. Safe in a signal handler."""
         self._stopping.set()
 
     async def run(self) -> None:
         """Work until the campaign is done. See the class for what it raises."""
-        failures, first_failure = 0, 0.0
+        failures = 0
         while not self._stopping.is_set():
-            started = time.monotonic()
             try:
                 await self._session()
             except (BrokerError, ReadError) as error:
-                if not failures or time.monotonic() - started > RECONNECT_SECONDS:
-                    failures, first_failure = 0, time.monotonic()
-                failures += 1
-                if time.monotonic() - first_failure > RECONNECT_SECONDS:
-                    raise BrokerError(f"{error} (for {RECONNECT_SECONDS:.0f} s)") from error
+                failures = 1 if self._patience.reason is None else failures + 1
+                self._patience.waits(str(error))
             else:
                 return
             await self._rest(self._policy.backoff_seconds[:failures][-1])
@@ -205,7 +213,7 @@ class Prober:
                 for task in (ask, stop, listener):
                     task.cancel()
         except BaseExceptionGroup as group:
-            raise _first(group) from group
+            raise root_cause(group) from group
         self._observer.paused("budget" if state.campaign.done else None)
 
     async def _ask_all(self, journal: Journal, state: CampaignMemory, news: asyncio.Event) -> None:
@@ -216,6 +224,7 @@ class Prober:
                 await self._reword(state, missing)
                 await self._ask(journal, state, missing)
             await self._wait_for_verdicts(state, news)
+            self._patience.progressed()
             self._settle(state)
 
     def _settle(self, state: CampaignMemory) -> None:
@@ -277,6 +286,7 @@ class Prober:
                 silent_since, rest = None, 0
                 self._observer.paused(None)
             else:
+                self._patience.progressed()  # It is not Kafka that keeps the campaign waiting.
                 silent_since = silent_since or time.monotonic()
                 self._observer.paused("target")
                 self._lose_patience(silent_since, "the target answered nothing")
@@ -313,6 +323,7 @@ class Prober:
         )
         for item in interactions:
             state.sent(item)
+        self._patience.progressed()
         self._observer.published(len(interactions))
 
     def _interaction(self, ask: Ask, answer: Answer | None, state: CampaignMemory) -> Interaction:
@@ -455,12 +466,5 @@ async def _ask_within(
     except TimeoutError:
         pass
     except BaseExceptionGroup as group:
-        raise _first(group) from group
+        raise root_cause(group) from group
     return answers
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -1,7 +1,7 @@
 """The HTTP side of a service: /livez, /readyz and /metrics.
 
 /livez   200 while the event loop turns.
-/readyz  200 once `ready()` returns None; 503 with its reason before that and while draining.
+/readyz  200 once `missing()` returns None, with a line per note; 503 with its reason else.
 /metrics Prometheus text, or OpenMetrics (with exemplars) to a client that asks for it.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
@@ -42,17 +42,24 @@ class _Server(uvicorn.Server):
         yield
 
 
-def health_app(registry: CollectorRegistry, ready: Callable[[], str | None]) -> Starlette:
-    """The application; `ready` says what is still missing, or None."""
+def health_app(
+    registry: CollectorRegistry,
+    missing: Callable[[], str | None],
+    notes: Callable[[], Sequence[str]] = tuple,
+) -> Starlette:
+    """The application; `missing` says what the service cannot work without and lacks now, or
+    None; `notes` what an operator should know although it works."""
 
     async def livez(_: Request) -> Response:
         return PlainTextResponse("alive\n")
 
     async def readyz(_: Request) -> Response:
-        missing = ready()
-        if missing is None:
-            return PlainTextResponse("ready\n")
-        return PlainTextResponse(f"not ready: {missing}\n", status_code=503)
+        lacking = missing()
+        lines = [
+            "ready" if lacking is None else f"not ready: {lacking}",
+            *(f"note: {note}" for note in notes()),
+        ]
+        return PlainTextResponse("\n".join(lines) + "\n", 200 if lacking is None else 503)
 
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))

@@ -2,67 +2,75 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
 from ares_stream.probes.metrics import ProberMetrics
 from ares_stream.probes.plan import CampaignFile
 from ares_stream.probes.prober import Prober, ProberPolicy
-from ares_stream.services import logs
-from ares_stream.services.health import health_app, serve_health
+from ares_stream.services.lifecycle import Life
 from ares_stream.services.settings import Settings
+from ares_stream.streaming.patience import Patience
 
 
-async def run_prober(settings: Settings, campaign: CampaignFile) -> None:
-    """Probe until SIGTERM or SIGINT. A campaign that is done leaves the service idle and ready,
-    so that its figures can still be scraped. Raises the AresError that ended it."""
-    log = logs.get("prober")
-    endpoint = campaign.target.endpoint
-    section = campaign.attacker
-    metrics = ProberMetrics(
-        CollectorRegistry(),
-        endpoint.price_per_million if endpoint else (0.0, 0.0),
-        section.endpoint.price_per_million if section else (0.0, 0.0),
-    )
-    plan = campaign.plan()
-    target = campaign.target.open()
-    attacker = section.open() if section else None
-    prober = Prober(
-        settings.kafka,
-        plan,
-        target,
-        attacker=attacker,
-        prefix=settings.topic_prefix,
-        policy=ProberPolicy(scorer_group=settings.scorer.group),
-        observer=metrics,
-    )
-    stopping = asyncio.Event()
+class ProberService:
+    """A campaign as a service. One that is done leaves it idle and ready, so that its figures
+    can still be scraped."""
 
-    def stop() -> None:
-        stopping.set()
-        prober.stop()
+    def __init__(self, settings: Settings, campaign: CampaignFile, life: Life) -> None:
+        endpoint = campaign.target.endpoint
+        section = campaign.attacker
+        self._life = life
+        self._metrics = ProberMetrics(
+            CollectorRegistry(),
+            endpoint.price_per_million if endpoint else (0.0, 0.0),
+            section.endpoint.price_per_million if section else (0.0, 0.0),
+        )
+        self._plan = campaign.plan()
+        self._target = campaign.target.open()
+        self._attacker = section.open() if section else None
+        self._prober = Prober(
+            settings.kafka,
+            self._plan,
+            self._target,
+            attacker=self._attacker,
+            prefix=settings.topic_prefix,
+            policy=ProberPolicy(scorer_group=settings.scorer.group),
+            observer=self._metrics,
+            patience=Patience(settings.patience_seconds, life.clock),
+        )
+        life.on_stop(self._prober.stop)
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    try:
-        app = health_app(metrics.registry, lambda: "stopping" if stopping.is_set() else None)
-        async with serve_health(app, settings.http.host, settings.http.port) as port:
-            log.info("ready", port=port, campaign=plan.id, compositions=len(plan.space.numbers))
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Its metrics."""
+        return self._metrics.registry
+
+    def missing(self) -> str | None:
+        """See lifecycle.Service."""
+        return self._prober.missing()
+
+    def notes(self) -> Sequence[str]:
+        """See lifecycle.Service."""
+        return ()
+
+    async def run(self) -> None:
+        """Probe until the campaign is done, then wait for the end. Raises as Prober.run does."""
+        log, prober = self._life.log, self._prober
+        try:
+            log.info("ready", campaign=self._plan.id, compositions=len(self._plan.space.numbers))
             await prober.run()
             progress = prober.progress
             log.info(
                 "campaign done" if prober.campaign.done else "campaign interrupted",
-                campaign=plan.id,
+                campaign=self._plan.id,
                 queries=progress.queries,
                 failures=progress.failures,
                 state=progress.state,
             )
-            await stopping.wait()
-    finally:
-        await target.aclose()
-        if attacker is not None:
-            await attacker.aclose()
-        log.info("stopped")
+            await self._life.stopped()
+        finally:
+            await self._target.aclose()
+            if self._attacker is not None:
+                await self._attacker.aclose()

@@ -11,12 +11,10 @@ is report, commit, mark; a kill between any two is finished by the next start.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry
 
@@ -48,17 +46,15 @@ from ares_stream.repair.pipeline import Commands, Configuration, Pipeline
 from ares_stream.repair.plan import Plan, PlanPolicy, Replay, plan, settle_labels, unanswered
 from ares_stream.repair.rundirectory import RunDirectory
 from ares_stream.repair.suites import load_suites
-from ares_stream.services import logs
-from ares_stream.services.health import health_app, serve_health
+from ares_stream.services.lifecycle import Life, live
 from ares_stream.services.metrics import RepairerMetrics
 from ares_stream.services.settings import RepairerSettings, Settings
 from ares_stream.streaming.admin import count_partitions
+from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.queue import Queue
 from ares_stream.streaming.records import OutboundRecord
 
-RETRY_SECONDS: Final = 60.0
-"""A broker that restarts is back within this; past it an operator should know."""
 HOUR_MS: Final = 3_600_000
 _T = TypeVar("_T")
 
@@ -68,33 +64,19 @@ async def run_repairer(settings: Settings) -> None:
 
     A training that runs is ended and goes on from its checkpoint at the next start.
     """
-    service = _Repairer(settings)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, service.stop)
-    app = health_app(service.metrics.registry, service.missing)
-    async with serve_health(app, settings.http.host, settings.http.port) as port:
-        service.log.info("listening", port=port)
-        work = asyncio.create_task(service.run(), name="repairer")
-        try:
-            # A Kafka client that is cancelled anywhere leaves connections behind.
-            await asyncio.shield(work)
-        except asyncio.CancelledError:
-            service.stop()
-            await work
-            raise
-        finally:
-            service.log.info("stopped")
+    life = Life("repairer")
+    await live(Repairer(settings, life), life, settings.http)
 
 
-class _Repairer:
+class Repairer:
     """One life of the service."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.log = logs.get("repairer")
+    def __init__(self, settings: Settings, life: Life) -> None:
+        self.log = life.log
+        self._life = life
+        self._patience = Patience(settings.patience_seconds, life.clock)
         self.metrics = RepairerMetrics(CollectorRegistry())
         self._missing: str | None = "starting"
-        self._stopping = asyncio.Event()
         self._settings = settings
         self._registry = Registry(settings.registry.root)
         self._pipeline = Pipeline(
@@ -113,39 +95,43 @@ class _Repairer:
 
     # Life
 
-    def missing(self) -> str | None:
-        """What /readyz says is missing; None when nothing is."""
-        return "draining" if self._stopping.is_set() else self._missing
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Its metrics."""
+        return self.metrics.registry
 
-    def stop(self) -> None:
-        """End the training that runs, then the service. Safe in a signal handler."""
-        self._stopping.set()
+    def missing(self) -> str | None:
+        """See lifecycle.Service."""
+        return self._missing or self._patience.reason
+
+    def notes(self) -> Sequence[str]:
+        """See lifecycle.Service."""
+        return ()
 
     async def run(self) -> None:
-        """Look for work again and again, until `stop` or what cannot be helped."""
+        """Look for work again and again, until stopped or what cannot be helped."""
         await asyncio.to_thread(self._pipeline.adopt)
-        failing_since: float | None = None
+        step = self._start
         try:
-            await self._start()
-            while not self._stopping.is_set():
+            while not self._life.is_stopping:
                 try:
-                    await self._turn()
-                    failing_since, self._missing = None, None
+                    await step()
                 except TopicError:
                     raise
                 except (StreamError, OSError) as error:
-                    failing_since = failing_since or time.monotonic()
-                    self._missing = f"{type(error).__name__}: {error}"
-                    self.log.warning("Kafka or disk failed", error=self._missing)
-                    if time.monotonic() - failing_since > RETRY_SECONDS:
-                        raise BrokerError(self._missing) from error
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._settings.repairer.poll_seconds):
-                        await self._stopping.wait()
+                    reason = f"{type(error).__name__}: {error}"
+                    self.log.warning("Kafka or disk failed", error=reason)
+                    self._patience.waits(reason)
+                else:
+                    self._missing = None
+                    self._patience.progressed()
+                    step = self._turn
+                await self._life.pause(self._settings.repairer.poll_seconds)
         finally:
             await self._queue.stop()
 
     async def _start(self) -> None:
+        """Join the group, once every topic is there."""
         prefix = self._settings.topic_prefix
         needed = [
             topic_name(prefix, name)
@@ -160,7 +146,7 @@ class _Repairer:
         reports = await read_reports(self._settings.kafka, self._reports_topic)
         for run in await asyncio.to_thread(self._pipeline.unfinished):
             await self._finish(run, reports)
-            if self._stopping.is_set():
+            if self._life.is_stopping:
                 return
             reports = await read_reports(self._settings.kafka, self._reports_topic)
         if await self._awaiting(reports):
@@ -241,7 +227,7 @@ class _Repairer:
             update={"context": await asyncio.to_thread(self._pipeline.context)}
         )
         try:
-            made = await self._unless_stopped(
+            made = await self._life.unless_stopped(
                 self._planned(batch.failures, labels, contradicting, policy)
             )
         except RepairError as error:
@@ -299,7 +285,9 @@ class _Repairer:
 
     async def _finish(self, run: RunDirectory, reports: Mapping[str, RepairReport]) -> None:
         """Carry a begun repair to its report; publish, commit, mark it settled."""
-        report = await self._unless_stopped(self._pipeline.carry(run, self.metrics.on_progress))
+        report = await self._life.unless_stopped(
+            self._pipeline.carry(run, self.metrics.on_progress)
+        )
         if report is None:
             return
         if reports.get(report.plan_id) != report:
@@ -312,18 +300,6 @@ class _Repairer:
         if report.state == "failed":
             self._failed |= {item.partition: item.end for item in report.batch}
         await asyncio.to_thread(run.settle)
-
-    async def _unless_stopped(self, coroutine: Coroutine[Any, Any, _T]) -> _T | None:
-        """The coroutine's result, or None when `stop` comes first; then it is cancelled."""
-        work = asyncio.create_task(coroutine)
-        stop = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
-            return work.result() if work.done() else None
-        finally:
-            for task in (work, stop):
-                task.cancel()
-            await asyncio.gather(work, stop, return_exceptions=True)
 
     def _log_report(self, report: RepairReport) -> None:
         self.metrics.on_report(report)

@@ -9,13 +9,10 @@ Never imports torch.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
-import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 
@@ -30,6 +27,7 @@ from ares_stream.errors import (
     ScoringError,
     SettingsError,
     StreamError,
+    root_cause,
 )
 from ares_stream.models.bundles import Bundle, load_bundle, refuse_shared_lineage
 from ares_stream.models.registry import fetch_release
@@ -46,12 +44,12 @@ from ares_stream.scoring.judges import (
     load_phrases,
 )
 from ares_stream.scoring.panel import Panel, ScoringConfig
-from ares_stream.services import logs
-from ares_stream.services.health import health_app, serve_health
+from ares_stream.services.lifecycle import Life, live
 from ares_stream.services.metrics import ScorerMetrics
 from ares_stream.services.settings import ProcessingSettings, ScorerSettings, Settings
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.contract import ProcessorPolicy
+from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.reader import follow_compacted, read_latest
 from ares_stream.streaming.records import InboundRecord
@@ -64,29 +62,20 @@ BREAKER_SECONDS: Final = 120.0
 """With the breaker open the process stays for at least one scrape, so that an alert sees it, and
 an orchestrator that restarts it at once does not feed a topic to the dead letters in portions."""
 
-T = TypeVar("T")
-
 
 async def run_scorer(settings: Settings) -> None:
     """Score until SIGTERM or SIGINT, then drain. Raises the AresError that ended it."""
-    service = _Scorer(settings)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, service.stop)
-    app = health_app(service.metrics.registry, service.missing)
-    async with serve_health(app, settings.http.host, settings.http.port) as port:
-        service.log.info("listening", port=port)
-        try:
-            await service.run()
-        finally:
-            service.log.info("stopped")
+    life = Life("scorer")
+    await live(Scorer(settings, life), life, settings.http)
 
 
-class _Scorer:
+class Scorer:
     """One life of the service, from its first bundle to its last commit."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.log = logs.get("scorer")
+    def __init__(self, settings: Settings, life: Life) -> None:
+        self.log = life.log
+        self._life = life
+        self._patience = Patience(settings.patience_seconds, life.clock)
         self.metrics = ScorerMetrics(CollectorRegistry())
         self._settings = settings
         self._tally = Tally(settings.scorer.detection)
@@ -94,23 +83,26 @@ class _Scorer:
         self._alarm = None if alarm is None else RiseAlarm(alarm.baseline, alarm.run_length)
         self._bundles: dict[str, Bundle] = {}
         self._processor: Processor | None = None
-        self._stopping = asyncio.Event()
         self._missing: str | None = "the models are loading"
 
-    def missing(self) -> str | None:
-        """What /readyz says is missing; None when nothing is."""
-        return "draining" if self._stopping.is_set() else self._missing
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Its metrics."""
+        return self.metrics.registry
 
-    def stop(self) -> None:
-        """Commit what is in flight, then end. Safe in a signal handler."""
-        self.log.info("draining")
-        self._stopping.set()
-        if self._processor is not None:
-            self._processor.stop()
+    def missing(self) -> str | None:
+        """See lifecycle.Service."""
+        if self._missing is None and self._processor is not None:
+            return self._processor.missing()
+        return self._missing
+
+    def notes(self) -> Sequence[str]:
+        """See lifecycle.Service."""
+        return () if self._processor is None else self._processor.notes()
 
     async def run(self) -> None:
         """Everything between the first request to /livez and the end."""
-        panel = await self._unless_stopped(self._start())
+        panel = await self._life.unless_stopped(self._start())
         if panel is None:
             return
         try:
@@ -118,24 +110,10 @@ class _Scorer:
         except BreakerOpen as error:
             self._missing = str(error)
             self.log.error("breaker open", error=str(error))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BREAKER_SECONDS):
-                    await self._stopping.wait()
+            await self._life.pause(BREAKER_SECONDS)
             raise
         finally:
             await panel.aclose()
-
-    async def _unless_stopped(self, coroutine: Coroutine[Any, Any, T]) -> T | None:
-        """The coroutine's result, or None when `stop` comes first."""
-        work = asyncio.create_task(coroutine)
-        stop = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
-            return work.result() if work.done() else None
-        finally:
-            for task in (work, stop):
-                task.cancel()
-            await asyncio.gather(work, stop, return_exceptions=True)
 
     # Start
 
@@ -174,16 +152,15 @@ class _Scorer:
         wanted += [*_outputs(self._settings).all, _deadletters(self._settings)]
         if self._settings.scorer.follow_releases:
             wanted.append(self._releases)
-        deadline = time.monotonic() + self._settings.scorer.start_seconds
         while True:
-            left = max(1.0, deadline - time.monotonic())
             try:
-                await count_partitions(self._settings.kafka, wanted, seconds=left)
-                return
+                await count_partitions(self._settings.kafka, wanted)
             except BrokerError as error:
-                if time.monotonic() + RETRY_SECONDS > deadline:
-                    raise
+                self._patience.waits(str(error))
                 self.log.warning("waiting for Kafka", error=str(error))
+            else:
+                self._patience.progressed()
+                return
             await asyncio.sleep(RETRY_SECONDS)
 
     @property
@@ -214,7 +191,8 @@ class _Scorer:
     async def _process(self, panel: Panel) -> None:
         """Process; beside it follow releases and show the rate. Ends when processing ends."""
         self._processor = self._make_processor(panel)
-        if self._stopping.is_set():
+        self._life.on_stop(self._processor.stop)
+        if self._life.is_stopping:
             return
         self._missing = None
         self.metrics.on_releases(panel.releases)
@@ -232,7 +210,7 @@ class _Scorer:
                     for task in beside:
                         task.cancel()
         except BaseExceptionGroup as group:
-            raise _first(group) from group
+            raise root_cause(group) from group
 
     def _make_processor(self, panel: Panel) -> Processor:
         settings = self._settings
@@ -257,6 +235,7 @@ class _Scorer:
             policy=processor_policy(settings.scorer.processing),
             observer=self.metrics,
             group_instance_id=settings.scorer.instance,
+            patience=self._patience,
         )
 
     def _on_verdict(self, verdict: Verdict, now: float) -> None:
@@ -314,13 +293,6 @@ class _Scorer:
         self.metrics.swaps.labels(release.model).inc()
         self.metrics.on_releases(panel.releases)
         self.log.info("release swapped", model=release.model, digest=release.digest)
-
-
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _other_judges(settings: ScorerSettings, metrics: ScorerMetrics) -> list[Judge]:

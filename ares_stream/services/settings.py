@@ -31,6 +31,7 @@ from ares_stream.repair.gate import GatePolicy
 from ares_stream.repair.plan import PlanPolicy
 from ares_stream.repair.recipe import Recipe
 from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.patience import PATIENCE_SECONDS
 
 PREFIX: Final = "ARES_"
 
@@ -118,8 +119,6 @@ class ScorerSettings(Section):
     follow_releases: bool = True
     release_cache: Path = Path("releases")
     """Where releases from an object store are kept; may be emptied at any time."""
-    start_seconds: float = Field(60.0, gt=0)
-    """How long a Kafka that is not there yet is waited for at the start."""
     processing: ProcessingSettings = ProcessingSettings()
     instance: str | None = None
     """Kafka's group.instance.id: a restarted pod gets its partitions back without a rebalance."""
@@ -183,6 +182,9 @@ class Settings(BaseSettings):
     )
     kafka: KafkaConnection = KafkaConnection()
     topic_prefix: str = "ares."
+    patience_seconds: float = Field(PATIENCE_SECONDS, gt=0)
+    """How long a service waits for Kafka without any progress before it ends with code 3; at the
+    start too."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     http: HttpSettings = HttpSettings()
     scorer: ScorerSettings = ScorerSettings()

@@ -16,13 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Sequence
 from typing import Final
 
-from aiokafka.errors import KafkaError
-
-from ares_stream.errors import BreakerOpen, BrokerError
+from ares_stream.errors import BreakerOpen
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.contract import (
@@ -32,14 +29,10 @@ from ares_stream.streaming.contract import (
     SessionSpec,
 )
 from ares_stream.streaming.deadletters import Breaker
-from ares_stream.streaming.partition import PartitionLost
-from ares_stream.streaming.session import Session
+from ares_stream.streaming.patience import Patience
+from ares_stream.streaming.session import PASSING, Session
 
-RECONNECT_SECONDS: Final = 60.0
-"""A broker that restarts is back within this; past it an operator should know."""
 BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
-STABLE_SECONDS: Final = 30.0
-"""A session that lasted this long starts the count of failures anew."""
 
 
 class Processor:
@@ -48,8 +41,9 @@ class Processor:
     the handler writes: a missing one is told at the start.
 
     `run` returns after `stop` once everything in flight is committed or the drain's deadline
-    has passed, and raises TopicError (a topic is missing), BrokerError (unreachable for a
-    minute), BreakerOpen (too many dead letters) or what the handler's owner raised.
+    has passed, and raises TopicError (a topic is missing), BrokerError (no
+    progress for longer than the patience), BreakerOpen (too many dead letters) or what the
+    handler's owner raised.
     """
 
     def __init__(
@@ -66,6 +60,7 @@ class Processor:
         policy: ProcessorPolicy | None = None,
         observer: ProcessorObserver | None = None,
         group_instance_id: str | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._spec = SessionSpec(
             connection=connection,
@@ -80,6 +75,7 @@ class Processor:
             group_instance_id=group_instance_id,
         )
         self._output_topics = tuple(output_topics)
+        self._patience = patience or Patience()
         self._breaker = Breaker(self._spec.policy.breaker)
         self._stopping = asyncio.Event()
         self._session: Session | None = None
@@ -89,6 +85,16 @@ class Processor:
         """Partitions that are open here now."""
         return () if self._session is None else self._session.open_partitions()
 
+    def missing(self) -> str | None:
+        """What keeps it from reading and committing now; None while nothing does."""
+        if self._session is not None:
+            return self._session.missing()
+        return self._patience.reason or "no session with Kafka yet"
+
+    def notes(self) -> tuple[str, ...]:
+        """What an operator should know although it works."""
+        return ()
+
     def stop(self) -> None:
         """Read no more; `run` commits what is in flight and returns. Safe in a signal handler."""
         self._stopping.set()
@@ -97,22 +103,13 @@ class Processor:
         """Process until `stop`. See the class for what it raises."""
         await self._check_topics()
         failures = 0
-        first_failure = 0.0
         while not self._stopping.is_set():
-            started = time.monotonic()
             try:
                 await self._run_session()
-            except (KafkaError, PartitionLost, OSError, TimeoutError) as error:
-                if time.monotonic() - started > STABLE_SECONDS:
-                    failures = 0
-                if failures == 0:
-                    first_failure = time.monotonic()
-                failures += 1
-                if time.monotonic() - first_failure > RECONNECT_SECONDS:
-                    raise BrokerError(
-                        f"Kafka at {self._spec.connection.bootstrap} failed for "
-                        f"{RECONNECT_SECONDS:.0f} s: {type(error).__name__}: {error}"
-                    ) from error
+            except PASSING as error:
+                failures = 1 if self._patience.reason is None else failures + 1
+                where = self._spec.connection.bootstrap
+                self._patience.waits(f"Kafka at {where}: {type(error).__name__}: {error}")
                 self._spec.observer.restarted(type(error).__name__)
             else:
                 return
@@ -122,7 +119,9 @@ class Processor:
                     await self._stopping.wait()
 
     async def _run_session(self) -> None:
-        session = Session(self._spec, stopping=self._stopping, judge=self._judge)
+        session = Session(
+            self._spec, stopping=self._stopping, judge=self._judge, patience=self._patience
+        )
         self._session = session
         try:
             await session.run()

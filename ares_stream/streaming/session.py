@@ -12,9 +12,10 @@ from typing import Any, Final
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
 
-from ares_stream.errors import StreamError
+from ares_stream.errors import StreamError, root_cause
 from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.partition import PartitionLost, PartitionWorker
+from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.reader import inbound
 from ares_stream.streaming.records import InboundRecord, Outcome, Rejection
 
@@ -26,23 +27,8 @@ REBALANCE_TIMEOUT_MS: Final = 60_000
 MAX_POLL_INTERVAL_MS: Final = 300_000
 """A handler that takes longer for what is in flight counts as stuck."""
 POLL_MS: Final = 200
-
-
-def root_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error behind a group of failed tasks: what a person must mend before what a
-    restart mends."""
-    leaves: list[BaseException] = []
-    pending: list[BaseException] = [group]
-    while pending:
-        error = pending.pop()
-        if isinstance(error, BaseExceptionGroup):
-            pending.extend(reversed(error.exceptions))
-        else:
-            leaves.append(error)
-    fatal = [
-        e for e in leaves if not isinstance(e, (KafkaError, PartitionLost, OSError, TimeoutError))
-    ]
-    return (fatal or leaves)[0]
+PASSING: Final = (KafkaError, PartitionLost, OSError, TimeoutError)
+"""What a new session may mend."""
 
 
 @dataclass(slots=True)
@@ -63,12 +49,14 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         *,
         stopping: asyncio.Event,
         judge: Callable[[bool], None],
+        patience: Patience,
     ) -> None:
         self._spec = spec
         self._policy = spec.policy
         self._observer = spec.observer
         self._stopping = stopping
         self._judge = judge
+        self._patience = patience
         self._workers: dict[TopicPartition, PartitionWorker] = {}
         self._pending: deque[_Item] = deque()
         self._work = asyncio.Event()
@@ -98,6 +86,10 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             (worker.topic, worker.partition) for worker in self._workers.values() if worker.is_open
         )
 
+    def missing(self) -> str | None:
+        """What keeps it from reading and committing now; None while nothing does."""
+        return None
+
     async def run(self) -> None:
         """Read until the processor stops, then drain. Raises the one error that ended it."""
         try:
@@ -106,7 +98,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
                 await self._work_until_stopped(tasks)
         except BaseExceptionGroup as group:
             # One cause, many tasks: the caller gets the error itself, not a group.
-            raise root_cause(group) from group
+            raise root_cause(group, PASSING) from group
         finally:
             # A consumer that cannot say goodbye must not hold up the next session.
             with contextlib.suppress(KafkaError, OSError, TimeoutError):

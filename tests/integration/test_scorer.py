@@ -536,7 +536,9 @@ async def test_a_restart_begins_with_the_active_release(
 async def test_an_unreachable_broker_is_waited_for_then_named(
     prefix: str, tmp_path: Path, models: Models
 ) -> None:
-    with scorer_of("127.0.0.1:1", prefix, tmp_path, models, start_seconds=3) as scorer:
+    with scorer_of(
+        "127.0.0.1:1", prefix, tmp_path, models, environment={"ARES_PATIENCE_SECONDS": "3"}
+    ) as scorer:
         await scorer.said("waiting for Kafka")
         alive, ready = await scorer.get("/livez"), await scorer.get("/readyz")
         assert alive.status_code == 200

@@ -24,8 +24,8 @@ STEPS: Final[dict[str, tuple[Any, str]]] = {
     "gated": (pipeline, "decide"),
     "proposed": (Registry, "propose"),
     "approved": (Registry, "approve"),
-    "reported": (repairer._Repairer, "_publish"),
-    "committed": (repairer._Repairer, "_commit"),
+    "reported": (repairer.Repairer, "_publish"),
+    "committed": (repairer.Repairer, "_commit"),
 }
 """In the order in which a repair takes them."""
 

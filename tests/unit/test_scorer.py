@@ -31,11 +31,12 @@ from ares_stream.records.verdict import verdict_id
 from ares_stream.scoring.handler import sampled_for_review
 from ares_stream.scoring.panel import Panel
 from ares_stream.services import logs
+from ares_stream.services.lifecycle import Life
 from ares_stream.services.scorer import (
+    Scorer,
     _concerns,
     _newest,
     _released,
-    _Scorer,
     processor_policy,
     run_scorer,
 )
@@ -216,7 +217,7 @@ async def test_a_release_that_shares_its_base_with_a_judge_is_refused_and_the_ol
 ) -> None:
     kin = write_reward(tmp_path / "kin", base=judge.manifest.lineage.base)
     better = write_reward(tmp_path / "better", {"nice": 2.0})
-    scorer = _Scorer(Settings())
+    scorer = Scorer(Settings(), Life("scorer"))
     scorer._bundles = {"judge": judge, "reward": reward}
     panel = Panel.open([judge], reward)
     try:

@@ -152,6 +152,7 @@ def test_the_page_of_the_scorer_tells_every_setting_and_its_default() -> None:
     expected = {
         **dict(fields(KafkaConnection, "kafka.")),
         "topic_prefix": f"`{Settings.model_fields['topic_prefix'].default}`",
+        "patience_seconds": f"`{Settings.model_fields['patience_seconds'].default}`",
         "log_level": f"`{Settings.model_fields['log_level'].default}`",
         **dict(fields(HttpSettings, "http.")),
         **dict(fields(ScorerSettings, "scorer.")),

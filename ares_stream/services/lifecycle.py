@@ -1,0 +1,190 @@
+"""One life cycle for every service: signals, the HTTP side, readiness, waiting, the end.
+
+    process starts ─► SIGTERM ends it with 0 ─► serve ─► listen ─► run ─► drain ─► end with a code
+                      (nothing to drain yet)     /livez   /readyz      SIGTERM, SIGINT
+
+A service is an object with four members (Service). It says only what is its own; the rest is
+here and the same for all:
+
+- `serve(service_of, settings)` is the whole process: logs, signals, event loop, exit code. A
+  command of the CLI calls it and nothing else.
+- `live(service, life, http)` is the service inside a running event loop, for tests.
+- `Life` is given to the service when it is made: it knows when to stop and how to wait.
+
+What a service promises: `run` returns soon after `life.stop()`, with what is in flight settled
+or left to be read again; `missing` is cheap, raises nothing and tells the truth; an AresError
+that leaves `run` is the end of the process, with its exit code and one line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+from prometheus_client import CollectorRegistry
+
+from ares_stream.errors import AresError, DefectError, ResourceError, root_cause
+from ares_stream.processes.signals import end_at_once_on_sigterm
+from ares_stream.services import logs
+from ares_stream.services.health import health_app, serve_health
+from ares_stream.services.settings import HttpSettings, Settings
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+T = TypeVar("T")
+
+
+class Service(Protocol):
+    """What the life cycle asks of a service."""
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Its metrics."""
+        ...
+
+    def missing(self) -> str | None:
+        """What it cannot work without and does not have now; None while it works. A lost broker,
+        a partition that does not open, no progress while there is work: all are missing."""
+        ...
+
+    def notes(self) -> Sequence[str]:
+        """What an operator should know although it works, such as lost offsets."""
+        ...
+
+    async def run(self) -> None:
+        """Work until the life is stopped. Raises the AresError that ended it."""
+        ...
+
+
+class Life:
+    """When a service stops, and how it waits. One per process; its clock is an argument, so that
+    tests move it."""
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name = name
+        self.clock = clock
+        self.log = logs.get(name)
+        self._stopping = asyncio.Event()
+        self._on_stop: list[Callable[[], None]] = []
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """Ask the service to drain and end. Safe in a signal handler, and as often as one likes."""
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        self.log.info("draining")
+        for told in self._on_stop:
+            told()
+
+    def on_stop(self, told: Callable[[], None]) -> None:
+        """Have `told` called at `stop`; at once where that has come already."""
+        self._on_stop.append(told)
+        if self._stopping.is_set():
+            told()
+
+    async def stopped(self) -> None:
+        """Return once `stop` was called."""
+        await self._stopping.wait()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, no longer than until `stop`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+    async def unless_stopped(self, coroutine: Coroutine[Any, Any, T]) -> T | None:
+        """The coroutine's result, or None when `stop` comes first; then it is cancelled."""
+        work = asyncio.create_task(coroutine)
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else None
+        finally:
+            for task in (work, stop):
+                task.cancel()
+            await asyncio.gather(work, stop, return_exceptions=True)
+
+
+async def live(service: Service, life: Life, http: HttpSettings) -> None:
+    """Serve HTTP and run the service until SIGTERM, SIGINT or the error that ends it.
+
+    Raises that error alone, not the group of tasks it arose in; what is no AresError is raised as
+    ResourceError (the machine: a full disk, no memory) or DefectError. Cancelling it stops the
+    service as a signal does: a Kafka client that is cancelled anywhere leaves connections behind.
+    """
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, life.stop)
+
+    def missing() -> str | None:
+        return "draining" if life.is_stopping else service.missing()
+
+    try:
+        async with serve_health(
+            health_app(service.registry, missing, service.notes), http.host, http.port
+        ) as port:
+            life.log.info("listening", port=port)
+            work = asyncio.create_task(service.run(), name=life.name)
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                if work.done():
+                    raise
+                life.stop()
+                await work
+                raise
+            finally:
+                life.log.info("stopped")
+    except Exception as error:
+        explained = _explained(error)
+        if explained is error:
+            raise
+        raise explained from error
+
+
+def _explained(error: BaseException) -> BaseException:
+    """The one error that a person is told."""
+    if isinstance(error, BaseExceptionGroup):
+        error = root_cause(error)
+    if isinstance(error, AresError):
+        return error
+    if isinstance(error, (OSError, MemoryError)):
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        return ResourceError(f"the machine refused: {reason} (at {_place(error)})")
+    # The message may quote what was read; the place never does.
+    return DefectError(f"{type(error).__name__} at {_place(error)}; this is a defect, report it")
+
+
+def _place(error: BaseException) -> str:
+    trace = error.__traceback__
+    if trace is None:
+        return "an unknown place"
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+
+
+def serve(service_of: Callable[[Life], Service], settings: Settings, name: str) -> None:
+    """A service's whole process, from its logs to its last line. Raises AresError."""
+    end_at_once_on_sigterm()
+    logs.configure(level=settings.log_level)
+
+    async def main() -> None:
+        life = Life(name)
+        await live(service_of(life), life, settings.http)
+
+    try:
+        asyncio.run(main())
+    finally:
+        # The loop gave the signal back to the system, which would end the process with -15.
+        end_at_once_on_sigterm()

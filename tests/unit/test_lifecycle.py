@@ -1,0 +1,225 @@
+"""One life cycle for every service."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from ares_stream.errors import (
+    AresError,
+    BreakerOpen,
+    BrokerError,
+    DefectError,
+    ResourceError,
+    SettingsError,
+    root_cause,
+)
+from ares_stream.services.lifecycle import Life, live
+from ares_stream.services.settings import HttpSettings
+from ares_stream.streaming.patience import Patience
+
+
+class Made:
+    """A service that does what it is given."""
+
+    def __init__(self, life: Life, work: Callable[[], object] = lambda: None) -> None:
+        self.registry = CollectorRegistry()
+        self.life = life
+        self.work = work
+        self.lacking: str | None = None
+        self.told: Sequence[str] = ()
+        self.drained = False
+
+    def missing(self) -> str | None:
+        return self.lacking
+
+    def notes(self) -> Sequence[str]:
+        return self.told
+
+    async def run(self) -> None:
+        self.work()
+        await self.life.stopped()
+        self.drained = True
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+async def listening(port: int) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.01)
+                continue
+            writer.close()
+            return
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_drains_and_readiness_says_so(number: signal.Signals) -> None:
+    life, port = Life("made"), free_port()
+    service = Made(life)
+    running = asyncio.create_task(live(service, life, HttpSettings(port=port)))
+    await listening(port)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        service.told = ("in-3: offsets 5 to 8 are lost",)
+        ready = await client.get("/readyz")
+        service.lacking = "a broker"
+        lacking = await client.get("/readyz")
+    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)  # An impatient operator changes nothing.
+    await running
+    assert (ready.status_code, ready.text) == (
+        200,
+        "ready\nnote: in-3: offsets 5 to 8 are lost\n",
+    )
+    assert lacking.status_code == 503
+    assert lacking.text.startswith("not ready: a broker\n")
+    assert service.drained
+    assert life.is_stopping
+
+
+async def test_cancelling_stops_the_service_as_a_signal_does() -> None:
+    life, port = Life("made"), free_port()
+    service = Made(life)
+    running = asyncio.create_task(live(service, life, HttpSettings(port=port)))
+    await listening(port)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert service.drained
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def work() -> object:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("raised", "told", "code", "text"),
+    [
+        (BrokerError("gone"), BrokerError, 3, "gone"),
+        (ExceptionGroup("", [BrokerError("gone"), BreakerOpen("look")]), BreakerOpen, 3, "look"),
+        (OSError(28, "No space left on device"), ResourceError, 3, "No space left on device"),
+        (MemoryError(), ResourceError, 3, "MemoryError"),
+        (KeyError("a secret of a record"), DefectError, 1, "KeyError at test_lifecycle.py:"),
+        (
+            ExceptionGroup("", [ExceptionGroup("", [ZeroDivisionError("x")])]),
+            DefectError,
+            1,
+            "ZeroDivisionError",
+        ),
+    ],
+)
+async def test_every_end_is_one_error_with_an_exit_code_and_quotes_nothing(
+    raised: BaseException, told: type[AresError], code: int, text: str
+) -> None:
+    life = Life("made")
+    with pytest.raises(told, match=text) as caught:
+        await live(Made(life, raising(raised)), life, HttpSettings(port=0))
+    assert caught.value.exit_code == code
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_port_in_use_is_named_before_the_service_begins() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        life = Life("made")
+        with pytest.raises(SettingsError, match=f"127.0.0.1:{port}"):
+            await live(Made(life, raising(AssertionError())), life, HttpSettings(port=port))
+
+
+async def test_what_is_told_of_the_stop_is_told_once_and_never_too_late() -> None:
+    life = Life("made")
+    told: list[str] = []
+    life.on_stop(lambda: told.append("before"))
+    life.stop()
+    life.stop()
+    life.on_stop(lambda: told.append("after"))
+    assert told == ["before", "after"]
+    await life.pause(1000)
+
+    async def endless() -> int:
+        await asyncio.Event().wait()
+        return 1
+
+    assert await life.unless_stopped(endless()) is None
+
+
+def test_the_cause_of_a_group_is_what_a_person_must_mend() -> None:
+    lasting = SettingsError("wrong")
+    group = BaseExceptionGroup(
+        "",
+        [
+            BrokerError("passing"),
+            asyncio.CancelledError(),
+            BaseExceptionGroup("", [TimeoutError(), lasting]),
+        ],
+    )
+    assert root_cause(group, (TimeoutError,)) is lasting
+    only = BrokerError("passing")
+    assert root_cause(BaseExceptionGroup("", [only])) is only
+
+
+def test_patience_counts_from_the_last_progress_however_often_a_session_opens() -> None:
+    now = [0.0]
+    patience = Patience(60.0, lambda: now[0])
+    for passed in range(0, 61, 10):
+        now[0] = passed
+        patience.waits("the coordinator does not answer")
+    assert patience.reason == "the coordinator does not answer (no progress for 60 of 60 s)"
+    now[0] = 61.0
+    with pytest.raises(BrokerError, match="coordinator does not answer; no progress for 60 s"):
+        patience.waits("the coordinator does not answer")
+
+
+def test_an_idle_hour_takes_nothing_from_the_patience() -> None:
+    now = [0.0]
+    patience = Patience(60.0, lambda: now[0])
+    patience.waits("a restart")
+    patience.progressed()
+    assert patience.reason is None
+    now[0] = 10_000.0
+    patience.waits("another")
+    assert patience.reason == "another (no progress for 0 of 60 s)"
+
+
+def test_sigterm_before_the_service_can_drain_ends_it_with_0(tmp_path: Path) -> None:
+    settings = tmp_path / "settings.yaml"
+    os.mkfifo(settings)  # Nobody writes to it: the process stays where it reads its settings.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ares_stream", "scorer", "--settings", str(settings)]
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while not _handles_sigterm(process.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+
+
+def _handles_sigterm(pid: int) -> bool:
+    with open(f"/proc/{pid}/status") as status:
+        caught = next(line for line in status if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
