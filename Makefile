@@ -9,6 +9,13 @@ EXTRAS := cpu,broker,repair,weights,archive,otel,console,cluster,timestamps,benc
 STAMP := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM := false
+# What is fetched stays in this folder, unless this user has such a cache already.
+CACHE := $(CURDIR)/.cache
+kept = $(or $(wildcard $(HOME)/$(1)),$(CACHE)/$(2))
+export UV_CACHE_DIR ?= $(call kept,.cache/uv,uv)
+export M2_REPO ?= $(call kept,.m2/repository,maven)
+export JGO_CACHE_DIR ?= $(call kept,.cache/jgo,jgo)
+export HF_HOME ?= $(call kept,.cache/huggingface,huggingface)
 
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
@@ -22,7 +29,7 @@ install: $(STAMP) ## Make .venv and install everything into it
 $(STAMP): pyproject.toml constraints.txt overrides.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ares-stream needs Python 3.11 or newer; set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-cache-dir 'uv>=0.9'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --override overrides.txt --editable '.[$(EXTRAS)]'
 	touch $(STAMP)
 
@@ -49,6 +56,12 @@ check: install ## Lint, types and the direction of dependencies
 	$(BIN)/ares schemas check docs/schemas
 	$(BIN)/python helm/generate.py --check
 
+wheel-test: install ## Build the wheel, install it with [cpu] alone into an empty environment, score a file
+	.ci/wheel-test
+
+coverage: install ## Branch coverage of the unit tests, with a floor
+	$(PYTEST) tests/unit --cov --cov-report=term:skip-covered
+
 format: install ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -72,7 +85,7 @@ constraints: install ## Resolve constraints.txt anew
 	  --override overrides.txt --generate-hashes --no-header --no-annotate --no-emit-index-url --python-version 3.11 -o constraints.txt
 	sed -i '1i # Versions and hashes that the tests ran with. Made by `make constraints`; addresses are left out on purpose.' constraints.txt
 
-clean: ## Remove the environment and everything built
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+clean: ## Remove the environment, what was built, and what was fetched into this folder
+	rm -rf $(VENV) $(CACHE) build dist .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 comma := ,

@@ -49,9 +49,18 @@ def _classpath() -> str:
         raise SettingsError(
             "the embedded broker needs the extra `broker`: pip install 'ares-stream[broker]'"
         ) from None
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ares-stream"
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "kafka.lock").open("w") as lock:
+    from jgo.constants import default_jgo_cache
+
+    cache = Path(default_jgo_cache())
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        guard = (cache / "ares-kafka.lock").open("w")
+    except OSError as error:
+        raise SettingsError(
+            f"{cache}: {error.strerror}; Kafka's jars are kept there and in ~/.m2/repository: set "
+            "JGO_CACHE_DIR and M2_REPO to folders that can be written"
+        ) from None
+    with guard as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             environment = jgo.build(KAFKA)
