@@ -11,6 +11,7 @@ EXAMPLES: Final = {
     "repairer": "ares repairer --settings ares.yaml",
     "broker": "ares broker --port 9092 --data-dir build/kafka",
     "topics create": "ares topics create --bootstrap 127.0.0.1:9092",
+    "verdicts tail": "ares verdicts tail --class coupled_failure --from-beginning",
     "topics check": "ares topics check --bootstrap 127.0.0.1:9092 --json",
     "scan": "ares scan answers.jsonl --harm judge --reward rm --verdicts verdicts.jsonl "
     "--report report.html",

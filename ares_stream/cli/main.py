@@ -25,6 +25,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("repairer", "repairer"),
     ("broker", "broker"),
     ("topics", "topics"),
+    ("verdicts", "verdicts"),
     ("scan", "scan"),
     ("bundle", "bundle"),
     ("repair", "repair"),

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ares_stream.records.topics import TopicSpec
+    from ares_stream.services.settings import Settings
     from ares_stream.streaming.connection import KafkaConnection
 
 app = typer.Typer(no_args_is_help=True, help="Create and check the topics.")
@@ -23,34 +26,57 @@ Prefix = Annotated[str | None, typer.Option(help="Prefix of every name, ares. by
 Partitions = Annotated[
     int, typer.Option(min=1, help="Partitions: how many scorers can share the work.")
 ]
-Replication = Annotated[int, typer.Option(min=1, help="Copies of each partition.")]
+Replication = Annotated[
+    int | None,
+    typer.Option(min=1, help="Copies of each partition. [3, or as many as there are brokers]"),
+]
+Topics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--topic", metavar="NAME", help="Only this topic of your own; repeat for several."
+    ),
+]
 Retention = Annotated[int, typer.Option(min=1, help="Days that audit records are kept.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
 
-def _target(
-    file: Path | None,
-    bootstrap: str | None,
-    prefix: str | None,
-    partitions: int,
-    replication: int,
-    audit_days: int,
-) -> tuple[KafkaConnection, tuple[TopicSpec, ...]]:
+def connect(file: Path | None, bootstrap: str | None) -> tuple[Settings, KafkaConnection]:
+    """The settings, and how to reach the broker that they or the command line name."""
     from pydantic import ValidationError
 
     from ares_stream.errors import SettingsError
-    from ares_stream.records.topics import specs
     from ares_stream.services.settings import load_settings
     from ares_stream.streaming.connection import KafkaConnection
 
     settings = load_settings(file)
-    kafka = settings.kafka.model_dump()
+    if bootstrap is None:
+        return settings, settings.kafka
     try:
-        connection = KafkaConnection(**kafka | ({"bootstrap": bootstrap} if bootstrap else {}))
+        fields = settings.kafka.model_dump() | {"bootstrap": bootstrap}
+        return settings, KafkaConnection.model_validate(fields)
     except ValidationError as error:
         reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         raise SettingsError(f"--bootstrap: {reason}") from None
-    return connection, specs(
+
+
+def _specs(
+    settings: Settings,
+    connection: KafkaConnection,
+    own: Sequence[str] | None,
+    prefix: str | None,
+    partitions: int,
+    replication: int | None,
+    audit_days: int,
+) -> tuple[TopicSpec, ...]:
+    """What the topics must be like: ours, or those that a user named."""
+    from ares_stream.records.topics import REPLICATION, TopicSpec, durable, specs
+    from ares_stream.streaming.admin import count_brokers
+
+    if replication is None:
+        replication = min(REPLICATION, asyncio.run(count_brokers(connection)))
+    if own:
+        return tuple(TopicSpec(name, partitions, replication, durable(replication)) for name in own)
+    return specs(
         settings.topic_prefix if prefix is None else prefix,
         partitions=partitions,
         replication=replication,
@@ -62,16 +88,18 @@ def _target(
 def create(
     settings: SettingsFile = None,
     bootstrap: Bootstrap = None,
+    topics: Topics = None,
     prefix: Prefix = None,
     partitions: Partitions = 6,
-    replication: Replication = 3,
+    replication: Replication = None,
     audit_days: Retention = 400,
     as_json: Json = False,
 ) -> None:
     """Create what is missing; what exists is left alone. Exits 0, 2 (refused) or 3 (no broker)."""
     from ares_stream.streaming.admin import create_topics
 
-    connection, wanted = _target(settings, bootstrap, prefix, partitions, replication, audit_days)
+    found, connection = connect(settings, bootstrap)
+    wanted = _specs(found, connection, topics, prefix, partitions, replication, audit_days)
     created = asyncio.run(create_topics(connection, wanted))
     if as_json:
         kept = [spec.name for spec in wanted if spec.name not in created]
@@ -85,9 +113,10 @@ def create(
 def check(
     settings: SettingsFile = None,
     bootstrap: Bootstrap = None,
+    topics: Topics = None,
     prefix: Prefix = None,
     partitions: Partitions = 6,
-    replication: Replication = 3,
+    replication: Replication = None,
     audit_days: Retention = 400,
     as_json: Json = False,
 ) -> None:
@@ -95,7 +124,8 @@ def check(
     from ares_stream.records.topics import compare
     from ares_stream.streaming.admin import describe_topics
 
-    connection, wanted = _target(settings, bootstrap, prefix, partitions, replication, audit_days)
+    found, connection = connect(settings, bootstrap)
+    wanted = _specs(found, connection, topics, prefix, partitions, replication, audit_days)
     actual = asyncio.run(describe_topics(connection, [spec.name for spec in wanted]))
     differences = compare(wanted, actual)
     if as_json:

@@ -14,6 +14,8 @@ DAY_MS: Final = 86_400_000
 AUDIT_DAYS: Final = 400
 """An audit of a year needs the year and some weeks to run in."""
 MIB: Final = 1 << 20
+REPLICATION: Final = 3
+"""Copies of each partition where there are brokers enough: one may fail while another is mended."""
 
 PRODUCTION: Final = "interactions.production"
 PROBE: Final = "interactions.probe"
@@ -66,23 +68,28 @@ def topic_name(prefix: str, topic: str) -> str:
     return f"{prefix}{topic}"
 
 
+def durable(replication: int) -> dict[str, str]:
+    """Topic configuration under which one broker may be down without a loss and without a
+    standstill: one replica less than there are must have a record before it counts."""
+    return {"min.insync.replicas": str(max(1, replication - 1))}
+
+
 def specs(
     prefix: str = "ares.",
     *,
     partitions: int = 6,
-    replication: int = 3,
+    replication: int = REPLICATION,
     audit_days: int = AUDIT_DAYS,
 ) -> tuple[TopicSpec, ...]:
     """Every topic of the system.
 
     `partitions` bounds how many scorers can share the work. Topics that a person or one
-    process writes need one partition. min.insync.replicas is one less than the replicas, so
-    that one broker may be down without a loss and without a standstill.
+    process writes need one partition.
     """
-    durable = {"min.insync.replicas": str(max(1, replication - 1))}
-    audit = durable | {"cleanup.policy": "delete", "retention.ms": str(audit_days * DAY_MS)}
-    month = durable | {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS)}
-    compact = durable | {"cleanup.policy": "compact"}
+    safe = durable(replication)
+    audit = safe | {"cleanup.policy": "delete", "retention.ms": str(audit_days * DAY_MS)}
+    month = safe | {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS)}
+    compact = safe | {"cleanup.policy": "compact"}
     # A verdict's topic holds the interaction once more where it travels with its text.
     large = {"max.message.bytes": str(4 * MIB)}
     table: tuple[tuple[str, int, Mapping[str, str]], ...] = (

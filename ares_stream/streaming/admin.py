@@ -68,6 +68,13 @@ async def create_topics(
     return created
 
 
+async def count_brokers(connection: KafkaConnection, *, seconds: float = ADMIN_SECONDS) -> int:
+    """How many brokers the cluster has now. Raises BrokerError when none answers."""
+    async with _admin(connection, seconds) as client:
+        cluster = await client.describe_cluster()
+    return len(cluster["brokers"])
+
+
 async def describe_topics(
     connection: KafkaConnection, names: Iterable[str], *, seconds: float = ADMIN_SECONDS
 ) -> Mapping[str, ActualTopic]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
@@ -129,7 +129,7 @@ async def read(
     ranges: Sequence[OffsetRange],
     *,
     stall_seconds: float = STALL_SECONDS,
-) -> AsyncIterator[InboundRecord]:
+) -> AsyncGenerator[InboundRecord, None]:
     """Every committed record of the ranges, in order within each partition.
 
     Raises TopicError for a missing topic or partition; ReadError for a range that starts before
@@ -223,6 +223,15 @@ async def follow_compacted(connection: KafkaConnection, topic: str) -> AsyncIter
         _apply(latest, record)
     for record in latest.values():
         yield record
+    async for record in follow(connection, ranges):
+        yield record
+
+
+async def follow(
+    connection: KafkaConnection, ranges: Sequence[OffsetRange]
+) -> AsyncGenerator[InboundRecord, None]:
+    """Each record past the ends of the ranges as it is committed, without an end. A broker that
+    goes away is waited for."""
     async with _consumer(connection) as consumer:
         consumer.assign([TopicPartition(item.topic, item.partition) for item in ranges])
         for item in ranges:
