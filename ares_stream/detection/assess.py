@@ -50,7 +50,7 @@ def assess(
     releases = dict(sorted(scores.releases.items()))
     probe = interaction.probe
     anchor = interaction.anchor if lane == "anchor" else None
-    return Verdict(
+    return Verdict.checked(
         id=verdict_id(source.topic, source.partition, source.offset, releases, policy.digest),
         interaction_id=interaction.id,
         lane=lane,
@@ -67,7 +67,7 @@ def assess(
         detection_policy=policy.digest,
         probe=None
         if probe is None
-        else ProbeLineage(
+        else ProbeLineage.checked(
             id=probe.id,
             campaign=probe.campaign,
             generation=probe.generation,

@@ -89,7 +89,7 @@ class Decision:
 
 def decide(harm: Harm, reward: Reward, policy: DetectionPolicy) -> Decision:
     """Decide one interaction. Total: every pair of scores has exactly one class."""
-    scored_high = ScoredHigh(
+    scored_high = ScoredHigh.checked(
         above_quantile=reward.quantile >= policy.reward_quantile,
         above_reference=None if reward.chosen is None else reward.score > reward.chosen,
     )

@@ -97,7 +97,9 @@ class Tally:
         if key not in self._counts and len(self._counts) >= self._max_slices and key.policy:
             other = self.OTHER if key.attribute else ""
             key = SliceKey(key.lane, self.OTHER, other, other)
-        counts = self._counts.setdefault(key, _Counts())
+        counts = self._counts.get(key)
+        if counts is None:
+            counts = self._counts[key] = _Counts()
         failure = verdict.failure_class
         counts.total += 1
         counts.classes[failure] += 1

@@ -16,7 +16,6 @@ from ares_stream.files import open_lines
 from ares_stream.probes.targets import Query, Result, Target
 from ares_stream.probes.triggers import Trial
 from ares_stream.records.interaction import Interaction, Message, Policy
-from ares_stream.scoring.contract import ScoringObserver
 
 MIN_WORDS = 4
 _SEVERAL = 16
@@ -38,7 +37,6 @@ class Model(Protocol):
         self,
         inputs: Sequence[tuple[Interaction, str]],
         executor: Executor,
-        observer: ScoringObserver,
     ) -> list[float | ScoringError]:
         """One number per (interaction, answer), in order."""
         ...
@@ -116,7 +114,6 @@ class Asked:
         values = await self.model.values(
             [(_interaction(p, answer), answer) for p, answer in zip(prompts, answers, strict=True)],
             self.executor,
-            ScoringObserver(),
         )
         numbers = [_number(value) for value in values]
         return numbers if self.target is not None else [self.model.quantile(n) for n in numbers]

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
@@ -52,6 +53,21 @@ class Part(BaseModel):
         # Construction forbids what reading allows: pydantic's own __init__ has one rule for both.
         self.__pydantic_validator__.validate_python(fields, self_instance=self, extra="forbid")
 
+    @classmethod
+    def checked(cls, **fields: Any) -> Self:
+        """Of values that were checked when they were made: nothing is looked at again. A field
+        that is left out gets its default; aliases and unknown fields are not for here."""
+        self = cls.__new__(cls)
+        declared, required = _fields(cls)
+        if not required <= fields.keys():
+            raise TypeError(f"{cls.__name__}: needs {sorted(required - fields.keys())}")
+        values = declared | fields
+        object.__setattr__(self, "__dict__", values)
+        object.__setattr__(self, "__pydantic_fields_set__", set(values))
+        object.__setattr__(self, "__pydantic_extra__", {})
+        object.__setattr__(self, "__pydantic_private__", None)
+        return self
+
     # As pydantic's RootModel does: nested parts that are read do not pass through __init__.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
@@ -69,6 +85,18 @@ def _declared(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_declared(item) for item in value)
     return value
+
+
+@cache
+def _fields(part: type[Part]) -> tuple[dict[str, Any], frozenset[str]]:
+    """All fields in their order, which is that of the JSON, with their defaults; and those that
+    have none, or one that is made anew for each object."""
+    required = frozenset(
+        name
+        for name, field in part.model_fields.items()
+        if field.is_required() or field.default_factory is not None
+    )
+    return {name: field.default for name, field in part.model_fields.items()}, required
 
 
 class Record(Part):

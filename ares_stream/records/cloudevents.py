@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 
 from ares_stream.records.base import Record
 
@@ -19,6 +20,7 @@ _TRACEPARENT = re.compile(
 _MAX_TRACESTATE = 512  # What W3C asks everyone to carry; more is cut by dropping it whole.
 
 
+@cache
 def event_type(record: type[Record]) -> str:
     """The CloudEvents type: "ares.verdict/1" is "ares.verdict.v1"."""
     name, _, version = record.SCHEMA.rpartition("/")

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 from pydantic import AwareDatetime, Field, FiniteFloat
 
-from ares_stream.records.base import Identifier, Part, Probability, Record, Sha256, Slice, digest
+from ares_stream.records.base import (
+    Identifier,
+    Part,
+    Probability,
+    Record,
+    Sha256,
+    Slice,
+    canonical_json,
+)
 from ares_stream.records.interaction import Anchor, Lane, Policy
 
 
@@ -100,5 +110,19 @@ class Verdict(Record):
 def verdict_id(
     topic: str, partition: int, offset: int, releases: Mapping[str, str], detection_policy: str
 ) -> str:
-    """The same input under the same models and policy has the same id, on every machine."""
-    return digest([topic, partition, offset, dict(releases), detection_policy])[:32]
+    """The same input under the same models and policy has the same id, on every machine.
+
+    It is the digest of these five as one JSON array; only the offset changes from record to record.
+    """
+    before, after = _around_offset(topic, partition, tuple(releases.items()), detection_policy)
+    return hashlib.sha256(b"%b%d%b" % (before, offset, after)).hexdigest()[:32]
+
+
+@lru_cache(maxsize=256)
+def _around_offset(
+    topic: str, partition: int, releases: tuple[tuple[str, str], ...], detection_policy: str
+) -> tuple[bytes, bytes]:
+    """The array's JSON in front of its offset and behind it."""
+    before = canonical_json([topic, partition])[:-1] + b","
+    after = b"," + canonical_json([dict(releases), detection_policy])[1:]
+    return before, after

@@ -66,7 +66,6 @@ def _held_out(messages: Sequence[Message]) -> bool:
 def bundle_judge(path: Path) -> Judge:
     """A harm bundle as a judge, at probability 0.5. Raises BundleError."""
     from ares_stream.models.bundles import load_bundle
-    from ares_stream.scoring.contract import ScoringObserver
     from ares_stream.scoring.model import ScoringModel
 
     model = ScoringModel(load_bundle(path, kind="harm"), "cpu")
@@ -86,7 +85,7 @@ def bundle_judge(path: Path) -> Judge:
             for messages, answer in pairs
         ]
         with ThreadPoolExecutor(1) as executor:
-            found = asyncio.run(model.values(inputs, executor, ScoringObserver()))
+            found = asyncio.run(model.values(inputs, executor))
         for value in found:
             if isinstance(value, Exception):
                 raise value

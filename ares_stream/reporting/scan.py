@@ -176,7 +176,7 @@ async def scan(
             verdict = assess(
                 interaction,
                 scored,
-                SourceCoordinates(
+                SourceCoordinates.checked(
                     topic=source.topic,
                     partition=0,
                     offset=number - 1,

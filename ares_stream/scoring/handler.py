@@ -126,7 +126,7 @@ class ScoringHandler:
     def _publish(
         self, record: InboundRecord, interaction: Interaction, scores: Scores
     ) -> tuple[OutboundRecord, ...]:
-        source = SourceCoordinates(
+        source = SourceCoordinates.checked(
             topic=record.topic,
             partition=record.partition,
             offset=record.offset,
@@ -151,11 +151,11 @@ class ScoringHandler:
         if lane == "anchor":
             return tuple(outputs)  # People have said what it is, and nothing may train on it.
         if verdict.failure_class is FailureClass.COUPLED_FAILURE:
-            failure = CoupledFailure(verdict=verdict, interaction=interaction)
+            failure = CoupledFailure.checked(verdict=verdict, interaction=interaction)
             outputs.append(outbound(self._outputs.repair, failure))
         contested = verdict.failure_class is FailureClass.CONTESTED
         if contested or sampled_for_review(verdict.id, self._review_sample):
-            item = ReviewItem(
+            item = ReviewItem.checked(
                 cause="contested" if contested else "sampled",
                 sampling_probability=1.0 if contested else self._review_sample,
                 verdict=verdict,

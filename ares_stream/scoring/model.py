@@ -3,35 +3,60 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ares_stream.errors import BundleError, ScoringError
-from ares_stream.models.bundles import Bundle, Calibration, Outputs, RewardReference
+from ares_stream.models.bundles import TOKENIZER, Bundle, Calibration, Outputs, RewardReference
 from ares_stream.records.interaction import Interaction
-from ares_stream.scoring.batching import padding_share, plan
-from ares_stream.scoring.contract import ScoringObserver
+from ares_stream.scoring.batching import plan
 from ares_stream.scoring.runtime import OnnxModel, Provider
-from ares_stream.scoring.tokenising import InputEncoder, Tokens
+from ares_stream.scoring.tokenising import InputEncoder, Reading, Tokens
 
 _EDGE = 1e-6
 """Probabilities are kept this far from 0 and 1: a float32 softmax says exactly 1 sometimes, and
 its logit would be infinite."""
 
 
-class ScoringModel:
-    """A loaded bundle. Values are probabilities of harm (calibrated) or rewards."""
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a model says of one window of text: a calibrated probability of harm, or a reward."""
 
-    def __init__(self, bundle: Bundle, provider: Provider) -> None:
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What a model says of one answer."""
+
+    value: float
+
+
+_NOT_RUN: Final = ScoringError("no run held this window")
+
+
+class ScoringModel:
+    """A loaded bundle. Values are probabilities of harm (calibrated) or rewards.
+
+    Models that read alike may share an `encoder`; see `reads`.
+    """
+
+    def __init__(
+        self, bundle: Bundle, provider: Provider, encoder: InputEncoder | None = None
+    ) -> None:
         self.bundle = bundle
         self.name = bundle.manifest.name
         self._outputs = bundle.manifest.outputs
         self._calibration = bundle.manifest.calibration
-        self._encoder = InputEncoder(bundle)
+        self.encoder = encoder or InputEncoder(bundle)
         self._onnx = OnnxModel(bundle, provider)
         self.provider = self._onnx.provider
         if bundle.manifest.kind == "reward" and bundle.manifest.reference is None:
@@ -42,64 +67,75 @@ class ScoringModel:
         self._reference = bundle.manifest.reference
 
     async def values(
-        self,
-        inputs: Sequence[tuple[Interaction, str]],
-        executor: Executor,
-        observer: ScoringObserver,
+        self, inputs: Sequence[tuple[Interaction, str]], executor: Executor
     ) -> list[float | ScoringError]:
-        """One number per (interaction, answer), in order. Work runs in the executor's threads,
-        batches side by side; a batch that fails is halved down to the input at fault."""
+        """One number per (interaction, answer), in order, by one thread of the executor."""
         loop = asyncio.get_running_loop()
-        started = time.perf_counter()
-        tokens = await loop.run_in_executor(executor, self._encoder.encode, inputs)
-        observer.stage("tokenise", time.perf_counter() - started)
-        results: list[float | ScoringError] = [
-            item if isinstance(item, ScoringError) else 0.0 for item in tokens
+        opinions = await loop.run_in_executor(executor, self.opinions, inputs)
+        return [item.value if isinstance(item, Opinion) else item for item in opinions]
+
+    def opinions(self, inputs: Sequence[tuple[Interaction, str]]) -> list[Opinion | ScoringError]:
+        """One per (interaction, answer), in order. Blocks."""
+        readings = self.encoder.read(inputs)
+        tokens = [
+            window for item in readings if isinstance(item, Reading) for window in item.windows
         ]
-        rows = [(index, item) for index, item in enumerate(tokens) if isinstance(item, Tokens)]
-        batches = plan([len(item) for _, item in rows], self._onnx.batching)
-        started = time.perf_counter()
-        runs = [
-            loop.run_in_executor(executor, self._timed, [rows[row][1] for row in batch])
-            for batch in batches
+        outputs: list[Output | ScoringError] = [_NOT_RUN] * len(tokens)
+        for batch in self.plan([len(item) for item in tokens]):
+            for row, output in zip(batch, self.run([tokens[row] for row in batch]), strict=True):
+                outputs[row] = output
+        rows = iter(outputs)
+        return [
+            item
+            if isinstance(item, ScoringError)
+            else self.opinion(item, list(islice(rows, len(item.windows))))
+            for item in readings
         ]
-        for batch, (values, waited, ran) in zip(batches, await asyncio.gather(*runs), strict=True):
-            observer.batch(self.name, len(batch), padding_share([len(rows[r][1]) for r in batch]))
-            observer.stage("queue", waited - started)
-            observer.stage("infer", ran)
-            for row, value in zip(batch, values, strict=True):
-                results[rows[row][0]] = value
-        return results
 
-    def quantile(self, reward: float) -> float:
-        """Share of the benign reference scores at or below this reward."""
-        assert self._reference is not None  # noqa: S101 - the constructor refuses it
-        return quantile(reward, self._reference)
+    def plan(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Which inputs of these lengths run together."""
+        return plan(lengths, self._onnx.batching)
 
-    def _timed(self, batch: Sequence[Tokens]) -> tuple[list[float | ScoringError], float, float]:
-        """Values, when the run began, and how long it took."""
-        began = time.perf_counter()
-        values = self._run(batch)
-        return values, began, time.perf_counter() - began
-
-    def _run(self, batch: Sequence[Tokens]) -> list[float | ScoringError]:
+    def run(self, batch: Sequence[Tokens]) -> list[Output | ScoringError]:
+        """One output per input. A batch that fails is halved down to the input at fault."""
         try:
             logits = self._onnx.run(batch)
         except ScoringError as error:
             if len(batch) == 1:
                 return [error]
             middle = len(batch) // 2
-            return [*self._run(batch[:middle]), *self._run(batch[middle:])]
+            return [*self.run(batch[:middle]), *self.run(batch[middle:])]
         raw = read_outputs(logits, self._outputs)
         values = (
             raw if self._outputs.activation == "identity" else calibrate(raw, self._calibration)
         )
         return [
-            float(value)
-            if np.isfinite(value)
+            Output(value)
+            if math.isfinite(value)
             else ScoringError(f"model {self.name} gave {value} for this conversation")
-            for value in values
+            for value in values.tolist()
         ]
+
+    def opinion(
+        self, reading: Reading, outputs: Sequence[Output | ScoringError]
+    ) -> Opinion | ScoringError:
+        """The opinion of an answer from the outputs of its windows."""
+        for output in outputs:
+            if isinstance(output, ScoringError):
+                return output
+        (only,) = outputs
+        return Opinion(only.value)  # type: ignore[union-attr]
+
+    def quantile(self, reward: float) -> float:
+        """Share of the benign reference scores at or below this reward."""
+        assert self._reference is not None  # noqa: S101 - the constructor refuses it
+        return quantile(reward, self._reference)
+
+
+def reads(bundle: Bundle) -> tuple[str, str]:
+    """Equal for bundles whose models get the same tokens of every conversation."""
+    manifest = bundle.manifest
+    return manifest.files[TOKENIZER], manifest.template.model_dump_json()
 
 
 def read_outputs(logits: npt.NDArray[np.float32], outputs: Outputs) -> npt.NDArray[np.float64]:
@@ -139,5 +175,4 @@ def calibrate(
 
 def quantile(reward: float, reference: RewardReference) -> float:
     """Place of a reward among the reference scores, 0 (below all) to 1 (at or above all)."""
-    scores = np.asarray(reference.scores)
-    return float(np.searchsorted(scores, reward, side="right") / len(scores))
+    return bisect_right(reference.scores, reward) / len(reference.scores)

@@ -18,7 +18,8 @@ from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.records.verdict import Harm, Reward
 from ares_stream.scoring.contract import ScoringObserver
 from ares_stream.scoring.judges import Judge
-from ares_stream.scoring.model import ScoringModel, logit
+from ares_stream.scoring.model import Opinion, ScoringModel, logit, reads
+from ares_stream.scoring.runs import Input, Question, ask
 from ares_stream.scoring.runtime import Provider
 
 DUMMY: Final = Interaction(
@@ -82,8 +83,8 @@ class Panel:
         self._others = others
         self._config = config
         self._observer = observer
-        threads = config.threads or len(os.sched_getaffinity(0))
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="score")
+        self._threads = config.threads or len(os.sched_getaffinity(0))
+        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="score")
 
     @classmethod
     def open(
@@ -103,10 +104,10 @@ class Panel:
         names += [judge.name for judge in others]
         if len(set(names)) != len(names):
             raise BundleError(f"two models have one name among {', '.join(names)}; rename one")
-        models = _Models(
-            tuple(ScoringModel(bundle, config.provider) for bundle in harm),
-            ScoringModel(reward, config.provider),
-        )
+        loaded: list[ScoringModel] = []
+        for bundle in (*harm, reward):
+            loaded.append(_load(bundle, config.provider, loaded))
+        models = _Models(tuple(loaded[:-1]), loaded[-1])
         return cls(models, config, observer or ScoringObserver(), others)
 
     @property
@@ -138,11 +139,10 @@ class Panel:
             if text is not None
         ]
         asked = [(interactions[index], text) for index, _, text in references]
-        rewards, *judged = await asyncio.gather(
-            models.reward.values([*answers, *asked], self._executor, self._observer),
-            *(judge.values(answers, self._executor, self._observer) for judge in models.judges),
-        )
-        known: list[dict[str, float | ScoringError]] = [{} for _ in interactions]
+        questions = [Question(models.reward, len(answers) + len(asked))]
+        questions += [Question(judge, len(answers)) for judge in models.judges]
+        rewards, *judged = await self._ask(questions, [*answers, *asked], self._observer)
+        known: list[dict[str, Opinion | ScoringError]] = [{} for _ in interactions]
         for (index, which, _), value in zip(references, rewards[len(answers) :], strict=True):
             known[index][which] = value
         releases = models.releases()
@@ -160,6 +160,11 @@ class Panel:
             await _join(judge, interactions, scores)
         return scores
 
+    async def _ask(
+        self, questions: Sequence[Question], inputs: Sequence[Input], observer: ScoringObserver
+    ) -> list[list[Opinion | ScoringError]]:
+        return await ask(questions, inputs, self._executor, self._threads, observer)
+
     async def warm_up(self) -> None:
         """Score a dummy interaction through every model. Raises its ScoringError."""
         (result,) = await self.score([DUMMY])
@@ -171,10 +176,12 @@ class Panel:
         a dummy before the next window sees it; the old one ends with the last window that holds
         it. Raises BundleError and leaves everything as it was when it cannot be used."""
         loop = asyncio.get_running_loop()
-        model = await loop.run_in_executor(None, ScoringModel, bundle, self._config.provider)
-        (value,) = await model.values([(DUMMY, DUMMY.response)], self._executor, ScoringObserver())
-        if isinstance(value, ScoringError):
-            raise BundleError(f"{bundle.path}: its first score failed: {value}")
+        beside = [item for item in self._models.all if item.name != bundle.manifest.name]
+        model = await loop.run_in_executor(None, _load, bundle, self._config.provider, beside)
+        first = [(DUMMY, DUMMY.response)]
+        ((opinion,),) = await self._ask([Question(model, 1)], first, ScoringObserver())
+        if isinstance(opinion, ScoringError):
+            raise BundleError(f"{bundle.path}: its first score failed: {opinion}")
         models = self._models
         if bundle.manifest.kind == "reward":
             if model.name != models.reward.name:
@@ -194,35 +201,48 @@ class Panel:
         await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
 
 
+def _load(bundle: Bundle, provider: Provider, beside: Sequence[ScoringModel]) -> ScoringModel:
+    """A model that shares its encoder with one of those beside it, where both read alike."""
+    alike = (model.encoder for model in beside if reads(model.bundle) == reads(bundle))
+    return ScoringModel(bundle, provider, next(alike, None))
+
+
 def _combine(
     models: _Models,
-    reward: float | ScoringError,
-    judged: Sequence[float | ScoringError],
-    references: Mapping[str, float | ScoringError],
+    reward: Opinion | ScoringError,
+    judged: Sequence[Opinion | ScoringError],
+    references: Mapping[str, Opinion | ScoringError],
     releases: Mapping[str, str],
 ) -> Scores | ScoringError:
-    everything = (reward, *judged, *references.values())
-    for value in everything:
-        if isinstance(value, ScoringError):
-            return value
-    score = float(reward)  # type: ignore[arg-type]
-    numbers = {which: float(value) for which, value in references.items()}  # type: ignore[arg-type]
-    probabilities = [float(value) for value in judged]  # type: ignore[arg-type]
+    if isinstance(reward, ScoringError):
+        return reward
+    judges: dict[str, float] = {}
+    for judge, opinion in zip(models.judges, judged, strict=True):
+        if isinstance(opinion, ScoringError):
+            return opinion
+        judges[judge.name] = opinion.value
+    known: dict[str, float] = {}
+    for which, opinion in references.items():
+        if isinstance(opinion, ScoringError):
+            return opinion
+        known[which] = opinion.value
     return Scores(
-        harm=Harm(
-            probability=pool(probabilities),
-            judges={
-                judge.name: value for judge, value in zip(models.judges, probabilities, strict=True)
-            },
-            disagreement=max(probabilities) - min(probabilities),
-        ),
-        reward=Reward(
-            score=score,
-            quantile=models.reward.quantile(score),
-            chosen=numbers.get("chosen"),
-            rejected=numbers.get("rejected"),
+        harm=_harm(judges),
+        reward=Reward.checked(
+            score=reward.value,
+            quantile=models.reward.quantile(reward.value),
+            chosen=known.get("chosen"),
+            rejected=known.get("rejected"),
         ),
         releases=releases,
+    )
+
+
+def _harm(judges: Mapping[str, float]) -> Harm:
+    """What several judges' calibrated probabilities come to."""
+    values = list(judges.values())
+    return Harm.checked(
+        probability=pool(values), judges=judges, disagreement=max(values) - min(values)
     )
 
 
@@ -240,13 +260,7 @@ async def _join(
     for (place, item), opinion in zip(asked, opinions, strict=True):
         if opinion is None:
             continue
-        judges = {**item.harm.judges, judge.name: opinion}
-        all_of_them = list(judges.values())
-        harm = Harm(
-            probability=pool(all_of_them),
-            judges=judges,
-            disagreement=max(all_of_them) - min(all_of_them),
-        )
+        harm = _harm({**item.harm.judges, judge.name: opinion})
         releases = {**item.releases, judge.name: judge.digest}
         scores[place] = replace(item, harm=harm, releases=releases)
 

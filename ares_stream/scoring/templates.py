@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
@@ -46,8 +46,17 @@ class _Generation(Extension):
         return caller()
 
 
+PLAIN: Final[dict[str, Render]] = {
+    "{{ prompt }}": lambda interaction, answer: interaction.prompt,
+    "{{ response }}": lambda interaction, answer: answer,
+}
+"""The templates of a plain pair, which most classifiers have, need no interpreter."""
+
+
 def compile_template(source: str) -> Render:
     """Raises BundleError where the source is no template."""
+    if source in PLAIN:
+        return PLAIN[source]
     try:
         template = _environment().from_string(source)
     except TemplateError as error:

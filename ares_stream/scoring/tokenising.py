@@ -49,6 +49,13 @@ class Tokens:
         return len(self.ids)
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An answer as a model reads it: in one window, where it fits."""
+
+    windows: tuple[Tokens, ...]
+
+
 class InputEncoder:
     """Turns (messages, response) into tokens as one bundle wants them. Thread-safe."""
 
@@ -77,6 +84,13 @@ class InputEncoder:
                 f"text beside {special} special tokens"
             )
         self._longest = template.max_length * CHARACTERS_PER_TOKEN
+
+    def read(self, inputs: Sequence[tuple[Interaction, str]]) -> list[Reading | ScoringError]:
+        """Each (interaction, answer to it) as the model reads it, in order. Releases the GIL."""
+        return [
+            item if isinstance(item, ScoringError) else Reading((item,))
+            for item in self.encode(inputs)
+        ]
 
     def encode(self, inputs: Sequence[tuple[Interaction, str]]) -> list[Tokens | ScoringError]:
         """Tokens of each (interaction, answer to it), in order. Releases the GIL.

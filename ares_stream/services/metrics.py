@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from functools import cache
 
 from prometheus_client import (
     CollectorRegistry,
@@ -159,11 +160,22 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
             "session_restarts", "Kafka sessions made anew, by the error that ended one.", "error"
         )
 
+        # Looked up by its labels once, not for every record: of what is counted per record or run.
+        self._ingested = cache(self.ingested.labels)
+        self._latency = cache(self.latency.labels)
+        self._stage_seconds = cache(self.stage_seconds.labels)
+        self._batch_records = cache(self.batch_records.labels)
+        self._padding = cache(self.padding.labels)
+        self._verdicts = cache(self.verdicts.labels)
+        self._harm = cache(self.harm.labels)
+        self._reward = cache(self.reward.labels)
+        self._quadrant = cache(self.quadrant.labels)
+
     # Observer of the processor
 
     def consumed(self, topic: str, records: int) -> None:
         """Records were read."""
-        self.ingested.labels(topic).inc(records)
+        self._ingested(topic).inc(records)
 
     def inflight(self, records: int, size: int) -> None:
         """Records and bytes read and not yet committed."""
@@ -212,12 +224,12 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
 
     def stage(self, name: str, seconds: float) -> None:
         """A window spent this long on a stage."""
-        self.stage_seconds.labels(name).observe(seconds)
+        self._stage_seconds(name).observe(seconds)
 
     def batch(self, model: str, records: int, padding: float) -> None:
         """A run of a model."""
-        self.batch_records.labels(model).observe(records)
-        self.padding.labels(model).observe(padding)
+        self._batch_records(model).observe(records)
+        self._padding(model).observe(padding)
 
     # The service's own
 
@@ -235,10 +247,10 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
     def on_verdict(self, verdict: Verdict, now: float) -> None:
         """Count one verdict; `now` in seconds since the epoch."""
         lane = verdict.lane
-        self.latency.labels(lane).observe(max(0.0, now - verdict.occurred_at.timestamp()))
-        self.verdicts.labels(lane, verdict.failure_class.value).inc()
-        self.harm.labels(lane).observe(verdict.harm.probability)
-        self.reward.labels(lane).observe(verdict.reward.quantile)
+        self._latency(lane).observe(max(0.0, now - verdict.occurred_at.timestamp()))
+        self._verdicts(lane, verdict.failure_class.value).inc()
+        self._harm(lane).observe(verdict.harm.probability)
+        self._reward(lane).observe(verdict.reward.quantile)
         harmful = _HARMFUL.get(verdict.failure_class)
         if harmful is None:
             return  # People decide.
@@ -246,7 +258,7 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
             liked = verdict.failure_class is FailureClass.COUPLED_FAILURE
         else:
             liked = verdict.scored_high.above_quantile
-        self.quadrant.labels(
+        self._quadrant(
             lane, "harmful" if harmful else "safe", "liked" if liked else "disliked"
         ).inc()
 

@@ -14,7 +14,7 @@ from ares_stream.errors import DecodeError
 from ares_stream.records.base import digest
 from ares_stream.records.interaction import Interaction, Message, Policy, Probe, Reference
 from ares_stream.records.schemas import RECORDS
-from ares_stream.records.verdict import verdict_id
+from ares_stream.records.verdict import Reward, verdict_id
 
 texts = st.text(max_size=40)
 labels = st.text(min_size=1, max_size=20)
@@ -162,3 +162,29 @@ def test_every_record_names_its_schema_once() -> None:
 def test_times_keep_their_instant() -> None:
     raw = json.dumps(sample(occurred_at="2026-01-01T02:00:00+02:00")).encode()
     assert Interaction.decode(raw).occurred_at - datetime(2026, 1, 1, tzinfo=UTC) == timedelta(0)
+
+
+@given(
+    st.text(max_size=20),
+    st.integers(0, 2**31),
+    st.integers(0, 2**63),
+    st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3),
+    st.text(max_size=8),
+)
+def test_a_verdicts_id_is_the_digest_of_its_five_parts(
+    topic: str, partition: int, offset: int, releases: dict[str, str], policy: str
+) -> None:
+    parts = [topic, partition, offset, releases, policy]
+    assert verdict_id(topic, partition, offset, releases, policy) == digest(parts)[:32]
+
+
+def test_a_record_of_checked_values_is_the_record_that_was_validated() -> None:
+    fields = {"score": 1.5, "quantile": 0.25, "rejected": -1.0}
+    trusted, validated = Reward.checked(**fields), Reward(**fields)
+    assert trusted == validated
+    assert trusted.model_dump_json() == validated.model_dump_json()
+    assert (trusted.chosen, hash(trusted)) == (None, hash(validated))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(trusted, "score", 2.0)  # noqa: B010 - mypy knows that it must not
+    with pytest.raises(TypeError, match=r"Reward: needs \['quantile'\]"):
+        Reward.checked(score=1.5)
