@@ -13,6 +13,8 @@ EXAMPLES: Final = {
     "topics create": "ares topics create --bootstrap 127.0.0.1:9092",
     "verdicts tail": "ares verdicts tail --class coupled_failure --from-beginning",
     "topics check": "ares topics check --bootstrap 127.0.0.1:9092 --json",
+    "send": "ares send conversations.jsonl --topic ares.interactions.production --rate 20",
+    "bench victim": "ares bench victim --out build/victim",
     "scan": "ares scan answers.jsonl --harm judge --reward rm --verdicts verdicts.jsonl "
     "--report report.html",
     "bundle reference": "ares bundle reference rm benign.jsonl --out rm-2",

@@ -26,6 +26,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("broker", "broker"),
     ("topics", "topics"),
     ("verdicts", "verdicts"),
+    ("send", "send"),
     ("scan", "scan"),
     ("bundle", "bundle"),
     ("repair", "repair"),
