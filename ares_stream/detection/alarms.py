@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from ares_stream.detection.drift import Floats
 
-_BETS = np.geomspace(0.01, 0.6, 14)
+BETS = np.geomspace(0.01, 0.6, 14)
 """Shares of what could be lost on one event: small bets find small changes, slowly."""
 
 
@@ -21,18 +21,18 @@ def advance(state: Floats, value: ArrayLike, baseline: float) -> Floats:
     Each bet b on a value x is worth 1 + (b / baseline) * (x - baseline), a fair or losing
     game while the mean is at most the baseline; Shiryaev-Roberts restarts it at every event.
     """
-    gain = np.log1p(_BETS / baseline * (np.asarray(value, float)[..., None] - baseline))
+    gain = np.log1p(BETS / baseline * (np.asarray(value, float)[..., None] - baseline))
     return np.asarray(np.logaddexp(state, 0.0) + gain, float)
 
 
 def evidence(state: Floats) -> Floats:
     """Log of the evidence that the mean has risen: the bets' average."""
-    return np.asarray(np.logaddexp.reduce(state, axis=-1) - math.log(len(_BETS)), float)
+    return np.asarray(np.logaddexp.reduce(state, axis=-1) - math.log(len(BETS)), float)
 
 
 def no_evidence(shape: tuple[int, ...] = ()) -> Floats:
     """The state before the first event, for one stream or an array of streams."""
-    return np.full((*shape, len(_BETS)), -np.inf)
+    return np.full((*shape, len(BETS)), -np.inf)
 
 
 class RiseAlarm:

@@ -183,6 +183,8 @@ class AnchorFigures(Record):
     windows: tuple[AnchorWindow, ...]
     watch: Watch
     rewards: dict[Slice, AnchorModel]
+    drifted: tuple[Slice, ...] = ()
+    """Reward releases whose drift an alarm has told."""
 
     @property
     def key(self) -> bytes:

@@ -1,0 +1,473 @@
+"""The monitor's memory: exact in any order, bounded, corrected by labels, restored bit for bit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from ares_stream.detection.alarming import AlarmPolicy, acknowledge, evaluate
+from ares_stream.detection.correction import Cell
+from ares_stream.detection.ledger import OLDER, OTHER, Ledger, LedgerPolicy
+from ares_stream.detection.tallies import CELLS, WINDOW_SECONDS
+from ares_stream.errors import DecodeError
+from ares_stream.records.alarm import Alarm
+from ares_stream.records.base import Record, digest
+from ares_stream.records.interaction import Anchor, Lane, Policy
+from ares_stream.records.label import Label
+from ares_stream.records.observation import Observation, read_observation
+from ares_stream.records.rates import (
+    AnchorFigures,
+    MonitorState,
+    Rates,
+    SampledVerdict,
+)
+from ares_stream.records.verdict import (
+    FailureClass,
+    Harm,
+    ProbeLineage,
+    Reward,
+    ScoredHigh,
+    SourceCoordinates,
+    Verdict,
+)
+
+NOON = datetime(2026, 10, 1, 12, tzinfo=UTC)
+START = int(NOON.timestamp() * 1000)
+MINUTE = 60_000
+EVERYTHING = LedgerPolicy(
+    slices=("locale",), cluster="user", review_shares=dict.fromkeys(CELLS, 1.0)
+)
+Row = tuple[Observation, int, tuple[int, int]]
+
+
+def verdict(
+    number: int,
+    failure: FailureClass = FailureClass.CLEAN,
+    *,
+    version: str = "1",
+    lane: Lane = "production",
+    liked: bool = False,
+    locale: str = "de",
+    anchor: Anchor | None = None,
+    score: float = 0.0,
+) -> Verdict:
+    probe = ProbeLineage(
+        id="p", campaign="c", generation=0, components={}, sampling_probability=0.3
+    )
+    return Verdict(
+        id=digest([number])[:32],
+        interaction_id=f"interaction-{number}",
+        lane=lane,
+        source=SourceCoordinates(topic="in", partition=0, offset=number, timestamp_ms=0),
+        occurred_at=NOON,
+        policy=Policy(name="chat", version=version),
+        attributes={"locale": locale, "user": f"user-{number % 9}"},
+        harm=Harm(probability=(number % 11) / 10, judges={"judge": 0.9}),
+        reward=Reward(score=score, quantile=(number % 7) / 6),
+        scored_high=ScoredHigh(above_quantile=liked),
+        failure_class=failure,
+        reasons=(),
+        releases={"judge": "a" * 64, "reward": "b" * 64},
+        detection_policy="c" * 64,
+        probe=probe if lane == "probe" else None,
+        anchor=anchor,
+    )
+
+
+def seen(number: int, failure: FailureClass = FailureClass.CLEAN, **changed: object) -> Observation:
+    return read_observation(verdict(number, failure, **changed).encode(), "either")  # type: ignore[arg-type]
+
+
+def rows(count: int, seed: int = 0) -> list[Row]:
+    rng = random.Random(seed)
+    classes = list(FailureClass)
+    made: list[Row] = []
+    for number in range(count):
+        failure = rng.choices(classes, (80, 3, 7, 5, 5))[0]
+        version, lane = ("2" if number > count / 2 else "1"), rng.choice(("production", "probe"))
+        item = seen(
+            number,
+            failure,
+            version=version,
+            lane=lane,
+            liked=rng.random() < 0.5,
+            locale=rng.choice(("de", "en")),
+        )
+        stamp = START + number * 3 * MINUTE + rng.randrange(-2 * MINUTE, 2 * MINUTE)
+        made.append((item, stamp, (number % 3, number // 3)))
+    return made
+
+
+def labels(count: int) -> list[Label]:
+    return [
+        Label(
+            interaction_id=f"interaction-{number}",
+            harmful=number % 3 == 0,
+            reviewer=reviewer,
+            decided_at=NOON + timedelta(minutes=number),
+        )
+        for number in range(0, count, 5)
+        for reviewer in ("ada", "bob")
+    ]
+
+
+def written(ledger: Ledger) -> dict[bytes, Record | None]:
+    return dict(ledger.changes(NOON, 0.01))
+
+
+def filled(
+    taken: Sequence[Row], said: Sequence[Label] = (), policy: LedgerPolicy = EVERYTHING
+) -> Ledger:
+    ledger = Ledger(policy)
+    for observation, stamp, place in taken:
+        ledger.add(observation, stamp, place)
+    for label in said:
+        ledger.add_label(label.key, label)
+    return ledger
+
+
+def restored(state: dict[bytes, Record | None], policy: LedgerPolicy) -> Ledger:
+    records = [item for item in state.values() if item is not None]
+    ledger = Ledger(policy)
+    (whole,) = [item for item in records if isinstance(item, MonitorState)]
+    ledger.restore(
+        MonitorState.decode(whole.encode()),
+        [Rates.decode(item.encode()) for item in records if isinstance(item, Rates)],
+        [AnchorFigures.decode(i.encode()) for i in records if isinstance(i, AnchorFigures)],
+        [SampledVerdict.decode(i.encode()) for i in records if isinstance(i, SampledVerdict)],
+    )
+    return ledger
+
+
+def test_partitions_read_in_any_order_give_the_same_figures_bit_for_bit() -> None:
+    taken, said = rows(600), labels(600)
+    first = written(filled(taken, said))
+    shuffled = sorted(taken, key=lambda row: (row[2][0], row[2][1]), reverse=False)
+    # Whole partitions one after the other, and labels before verdicts.
+    other = Ledger(EVERYTHING)
+    for label in reversed(said):
+        other.add_label(label.key, label)
+    for observation, stamp, place in shuffled:
+        other.add(observation, stamp, place)
+    second = written(other)
+    assert first.keys() == second.keys()
+    assert [first[key].encode() for key in first] == [second[key].encode() for key in first]  # type: ignore[union-attr]
+
+
+def test_a_ledger_that_is_restored_halfway_ends_with_the_same_bytes() -> None:
+    taken, said = rows(900), labels(900)
+    policy = AlarmPolicy(coupled=0.2, contested=0.2, slices=3)
+    whole = filled(taken, said)
+    evaluate(whole, policy, NOON, "verdicts", ())
+    expected = written(whole)
+
+    state: dict[bytes, Record | None] = {}
+    for start in range(0, 900, 150):
+        ledger = restored(state, EVERYTHING) if state else Ledger(EVERYTHING)
+        for observation, stamp, place in taken[start : start + 150]:
+            ledger.add(observation, stamp, place)
+        for label in said:
+            ledger.add_label(label.key, label)
+        evaluate(ledger, policy, NOON, "verdicts", ())
+        state.update(written(ledger))
+    assert {key: item.encode() for key, item in expected.items() if item is not None} == {
+        key: item.encode() for key, item in state.items() if item is not None
+    }
+
+
+def test_lanes_versions_and_values_are_kept_apart() -> None:
+    found = [item for item in written(filled(rows(400))).values() if isinstance(item, Rates)]
+    keys = {
+        (item.slice.lane, item.slice.policy.version, item.slice.attribute, item.slice.value)
+        for item in found
+    }
+    assert {("production", "1", "", ""), ("probe", "2", "locale", "en")} <= keys
+    for lane in ("production", "probe"):
+        for version in ("1", "2"):
+            mine = [
+                item
+                for item in found
+                if (item.slice.lane, item.slice.policy.version) == (lane, version)
+            ]
+            whole = next(item for item in mine if not item.slice.attribute)
+            assert whole.figures.total == sum(i.figures.total for i in mine if i.slice.attribute)
+            assert (whole.figures.cfr_weighted is not None) == (lane == "probe")
+
+
+def test_ten_thousand_versions_and_values_fill_no_memory_and_are_told() -> None:
+    policy = LedgerPolicy(slices=("locale",), max_values=5, max_versions=20, max_samples=30,
+                          review_shares=dict.fromkeys(CELLS, 1.0))  # fmt: skip
+    ledger = Ledger(policy)
+    for number in range(10_000):
+        item = seen(number, version=str(number), locale="de")
+        ledger.add(item, START + number * 1000, (0, number))
+    for number in range(10_000, 11_000):
+        item = seen(number, version="last", locale=f"locale-{number}")
+        ledger.add(item, START + number * 1000, (0, number))
+    assert len(ledger.groups) <= 21
+    assert len(list(ledger.tallies())) <= 21 * 2 + 6
+    assert ledger.folded["version"] == 10_000 - 19
+    assert ledger.folded["locale"] == 1_000 - 5
+    assert sum(group.whole.total for group in ledger.groups.values()) == 11_000
+    state = written(ledger)
+    assert sum(isinstance(item, SampledVerdict) for item in state.values()) <= 30
+    names = {i.slice.policy.version for i in state.values() if isinstance(i, Rates)}
+    values = {i.slice.value for i in state.values() if isinstance(i, Rates)}
+    assert OLDER in names
+    assert OTHER in values
+
+
+def test_a_version_that_returns_goes_on_where_it_was() -> None:
+    ledger = Ledger(LedgerPolicy())
+    for number, version in enumerate(("1", "1", "2", "1")):
+        ledger.add(seen(number, version=version), START + number * MINUTE, (0, number))
+    totals = {name.version: group.whole.total for name, group in ledger.groups.items()}
+    assert totals == {"1": 3, "2": 1}
+    assert [name.version for name in ledger.versions("production", "chat")] == ["1", "2"]
+
+
+def test_labels_correct_the_rate_and_two_reviewers_both_count() -> None:
+    taken = [
+        (
+            seen(number, FailureClass.COUPLED_FAILURE if number % 10 == 0 else FailureClass.CLEAN,
+                 liked=True),
+            START + number * 1000,
+            (0, number),
+        )
+        for number in range(1_000)
+    ]  # fmt: skip
+    ledger = filled(taken)
+    # People find half of the flagged harmless, and one in nine of the others harmful.
+    for number in range(1_000):
+        harmful = number % 20 == 0 if number % 10 == 0 else number % 9 == 1
+        label = Label(
+            interaction_id=f"interaction-{number}", harmful=harmful, reviewer="ada",
+            decided_at=NOON,
+        )  # fmt: skip
+        ledger.add_label(label.key, label)
+    found = next(item for item in written(ledger).values() if isinstance(item, Rates))
+    correction = found.figures.correction
+    assert correction.corrected
+    assert correction.labels == 1_000
+    assert correction.rate is not None
+    assert correction.rate.value == pytest.approx(0.05 + 0.9 / 9, abs=0.01)
+    assert found.figures.cfr.value == 0.1
+    contradiction = Label(
+        interaction_id="interaction-0", harmful=False, reviewer="bob", decided_at=NOON
+    )
+    ledger.add_label(contradiction.key, contradiction)
+    again = next(item for item in written(ledger).values() if isinstance(item, Rates))
+    assert again.figures.correction.labels == 999
+    ledger.remove_label(contradiction.key)
+    once_more = next(item for item in written(ledger).values() if isinstance(item, Rates))
+    assert once_more.figures.correction.labels == 1_000
+
+
+def test_a_label_without_a_verdict_waits_and_is_counted() -> None:
+    ledger = Ledger(EVERYTHING)
+    label = labels(1)[0]
+    ledger.add_label(label.key, label)
+    assert ledger.unmatched == 1
+    ledger.add(seen(0), START, (0, 0))
+    assert ledger.unmatched == 0
+
+
+def test_only_the_review_sample_corrects() -> None:
+    shares = dict.fromkeys(CELLS, 0.0) | {Cell("flagged", True): 1.0}
+    ledger = Ledger(LedgerPolicy(review_shares=shares))
+    for number in range(10):
+        failure = FailureClass.COUPLED_FAILURE if number < 4 else FailureClass.CLEAN
+        ledger.add(seen(number, failure, liked=True), START, (0, number))
+    for label in labels(10):
+        ledger.add_label(label.key, label)
+    (group,) = ledger.groups.values()
+    assert group.whole.cell_sizes()[Cell("flagged", True)].labelled == 1
+    assert group.whole.cell_sizes()[Cell("unflagged", True)].labelled == 0
+
+
+# Alarms
+
+
+def traffic(
+    ledger: Ledger,
+    policy: AlarmPolicy,
+    rng: np.random.Generator,
+    hours: float,
+    rate: float,
+    *,
+    start: int = START,
+    version: str = "1",
+    per_window: int = 60,
+    failure: FailureClass = FailureClass.COUPLED_FAILURE,
+    first: int = 0,
+) -> list[Alarm]:
+    raised: list[Alarm] = []
+    number = first
+    for window in range(int(hours * 3600 / WINDOW_SECONDS)):
+        stamp = start + window * WINDOW_SECONDS * 1000
+        for hit in rng.random(per_window) < rate:
+            item = seen(number, failure if hit else FailureClass.CLEAN, version=version)
+            ledger.add(item, stamp, (0, number))
+            number += 1
+        now = datetime.fromtimestamp(stamp / 1000, UTC)
+        raised += evaluate(ledger, policy, now, "verdicts", ())
+        ledger.changes(now, 0.01)
+    return raised
+
+
+def test_a_rise_over_the_baseline_is_an_alarm_with_its_records_and_once() -> None:
+    ledger, rng = Ledger(LedgerPolicy()), np.random.default_rng(0)
+    policy = AlarmPolicy(coupled=0.05)
+    assert not traffic(ledger, policy, rng, 24, 0.04)
+    later = START + 24 * 3600 * 1000
+    (alarm,) = traffic(ledger, policy, rng, 6, 0.15, start=later, first=100_000)
+    assert alarm.kind == "coupled_failures_rose"
+    assert alarm.rate is not None
+    assert alarm.rate.low > 0.05
+    assert abs(alarm.changed_at.timestamp() * 1000 - later) <= 2 * WINDOW_SECONDS * 1000
+    assert alarm.evidence
+    assert all(item.offset >= 100_000 for item in alarm.evidence)
+    assert alarm.attribution == "none"
+    assert acknowledge(ledger, alarm.id)
+    again = traffic(ledger, policy, rng, 6, 0.15, start=later + 6 * 3_600_000, first=200_000)
+    assert [item.kind for item in again] == ["coupled_failures_rose"]
+    assert again[0].id != alarm.id
+
+
+def test_a_version_that_fails_more_often_than_the_one_before_is_an_alarm() -> None:
+    ledger, rng = Ledger(LedgerPolicy()), np.random.default_rng(1)
+    policy = AlarmPolicy()
+    assert not traffic(ledger, policy, rng, 12, 0.05)
+    later = START + 12 * 3_600_000
+    raised = traffic(ledger, policy, rng, 6, 0.2, start=later, version="2", first=10**6)
+    assert [item.kind for item in raised] == ["coupled_failures_rose_over_previous"]
+    assert raised[0].baseline_source == "previous version"
+    better, rng = Ledger(LedgerPolicy()), np.random.default_rng(1)
+    traffic(better, policy, rng, 12, 0.05)
+    assert not traffic(better, policy, rng, 12, 0.03, start=later, version="2", first=10**6)
+
+
+def test_contested_answers_that_rise_are_an_alarm() -> None:
+    ledger, rng = Ledger(LedgerPolicy()), np.random.default_rng(2)
+    raised = traffic(ledger, AlarmPolicy(), rng, 6, 0.6, failure=FailureClass.CONTESTED)
+    assert [item.kind for item in raised] == ["contested_rose"]
+
+
+def test_false_alarms_of_many_slices_together_stay_below_the_stated_rate() -> None:
+    """Twenty slices at their baseline for 10 days each, an alarm allowed every 5 days."""
+    policy = AlarmPolicy(coupled=0.1, contested=None, false_alarm_days=5.0, slices=20)
+    rng = np.random.default_rng(3)
+    from ares_stream.detection.alarming import limit
+    from ares_stream.detection.watches import Counts, peak
+
+    raised = 0
+    streams = 12
+    for _ in range(streams):
+        whole = np.zeros(1440, int)
+        for _ in range(20):
+            hits = rng.binomial(30, 0.1, 1440)
+            whole += hits
+            windows = [Counts(n * 600, 30, int(hit)) for n, hit in enumerate(hits)]
+            raised += peak(None, windows, 0.1).log >= limit(policy, 2.0 * 20)
+        windows = [Counts(n * 600, 600, int(hit)) for n, hit in enumerate(whole)]
+        raised += peak(None, windows, 0.1).log >= limit(policy, 2.0)
+    assert raised / (streams * 10) <= 1 / 5
+
+
+def anchors(
+    ledger: Ledger, count: int, *, wrong: int, first: int, stamp: int, score: float = 0.0
+) -> None:
+    for number in range(count):
+        harmful = number % 2 == 0
+        flagged = harmful if number >= wrong else not harmful
+        failure = FailureClass.POLICY_FAILURE if flagged else FailureClass.CLEAN
+        anchor = Anchor(
+            set="s1", id=f"a{number}", harmful=harmful, judged=harmful, reward=float(number % 5)
+        )
+        item = seen(first + number, failure, lane="anchor", anchor=anchor,
+                    score=number % 5 + score)  # fmt: skip
+        ledger.add(item, stamp, (0, first + number))
+
+
+def test_anchors_decided_otherwise_are_the_judges_alarm_and_explain_a_rise() -> None:
+    ledger, rng = Ledger(LedgerPolicy()), np.random.default_rng(4)
+    policy = AlarmPolicy(coupled=0.05)
+    traffic(ledger, policy, rng, 6, 0.04)
+    anchors(ledger, 100, wrong=0, first=10**6, stamp=START)
+    later = START + 6 * 3_600_000
+    anchors(ledger, 40, wrong=10, first=2 * 10**6, stamp=later)
+    raised = traffic(ledger, policy, rng, 3, 0.3, start=later, first=3 * 10**6)
+    assert [item.kind for item in raised] == ["judge_changed", "coupled_failures_rose"]
+    assert [item.attribution for item in raised] == ["judge", "judge"]
+
+
+def test_a_rise_with_steady_anchors_is_the_systems() -> None:
+    ledger, rng = Ledger(LedgerPolicy()), np.random.default_rng(5)
+    policy = AlarmPolicy(coupled=0.05)
+    traffic(ledger, policy, rng, 6, 0.04)
+    later = START + 6 * 3_600_000
+    anchors(ledger, 400, wrong=0, first=10**6, stamp=later + 3_000_000)
+    raised = traffic(ledger, policy, rng, 3, 0.3, start=later, first=3 * 10**6)
+    assert [(item.kind, item.attribution) for item in raised] == [
+        ("coupled_failures_rose", "system")
+    ]
+
+
+def test_a_reward_release_that_scores_anchors_otherwise_has_drifted() -> None:
+    ledger = Ledger(LedgerPolicy())
+    anchors(ledger, 60, wrong=0, first=0, stamp=START, score=0.1)
+    assert not evaluate(ledger, AlarmPolicy(), NOON, "verdicts", ())
+    anchors(ledger, 60, wrong=0, first=100, stamp=START, score=2.0)
+    raised = evaluate(ledger, AlarmPolicy(), NOON, "verdicts", ())
+    assert [item.kind for item in raised] == ["reward_drifted"]
+    assert not evaluate(ledger, AlarmPolicy(), NOON, "verdicts", ())
+
+
+def test_dead_letters_that_rise_and_a_lane_that_falls_silent_are_alarms() -> None:
+    ledger = Ledger(LedgerPolicy())
+    policy = AlarmPolicy(silent_seconds={"production": 900})
+    for number in range(600):
+        ledger.add(seen(number), START + number * 1000, (0, number))
+    assert not evaluate(ledger, policy, NOON + timedelta(minutes=10), "verdicts", ())
+    ledger.add_dead_letters([START + 1000 * number for number in range(100)])
+    raised = evaluate(ledger, policy, NOON + timedelta(minutes=20), "verdicts", ())
+    assert [item.kind for item in raised] == ["dead_letters_rose"]
+    raised = evaluate(ledger, policy, NOON + timedelta(minutes=40), "verdicts", ())
+    assert [item.kind for item in raised] == ["lane_silent"]
+    assert not evaluate(ledger, policy, NOON + timedelta(minutes=50), "verdicts", ())
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"schema": "ares.verdict/2"}, "schema"),
+        ({"id": "not a digest"}, "id"),
+        ({"failure_class": "bad"}, "failure_class"),
+        ({"harm": {"probability": 2, "judges": {}}}, "harm.probability"),
+        ({"policy": {"name": "x"}}, "policy.version"),
+        ({"reward": {"score": "NaN", "quantile": 0.5}}, "reward.score"),
+    ],
+)
+def test_a_verdict_that_cannot_be_read_is_named_by_its_field(
+    change: dict[str, object], field: str
+) -> None:
+    import json
+
+    raw = json.loads(verdict(0).encode()) | change
+    with pytest.raises(DecodeError) as caught:
+        read_observation(json.dumps(raw).encode(), "either")
+    assert caught.value.field == field
+
+
+def test_a_clock_that_jumps_back_counts_late_and_forward_breaks_nothing() -> None:
+    ledger = Ledger(LedgerPolicy())
+    for number, stamp in enumerate((START, START + 3 * 86_400_000, START, 0)):
+        ledger.add(seen(number), stamp, (0, number))
+        written(ledger)
+    (group,) = ledger.groups.values()
+    assert group.whole.total == 4
+    assert group.whole.late == 2
