@@ -115,12 +115,13 @@ def _export(out: Path) -> Bundle:
     import torch
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-    from ares_stream.training.encoder import quiet_transformers
+    from ares_stream.training.checkpoints import quiet_transformers
     from ares_stream.training.export import export_bundle
 
     checkpoint = BUILD / "checkpoint"
     torch.manual_seed(0)
     config: dict[str, Any] = {
+        "vocab_size": 8000,
         "hidden_size": 384,
         "intermediate_size": 1536,
         "num_hidden_layers": 6,
@@ -134,7 +135,14 @@ def _export(out: Path) -> Bundle:
             tokenizer_object=_tokenizer(),
             model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         ).save_pretrained(checkpoint)
-        return export_bundle("harm", checkpoint, out, name="judge", max_length=MAX_LENGTH)
+        return export_bundle(
+            "harm",
+            checkpoint,
+            out,
+            name="judge",
+            max_length=MAX_LENGTH,
+            sample=conversations(64),
+        )
 
 
 def _tokenizer() -> Any:

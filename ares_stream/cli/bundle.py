@@ -43,6 +43,14 @@ Data = Annotated[
         metavar="PATH", help="File it was trained on, for the same check. May be repeated."
     ),
 ]
+Sample = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Conversations like those that it will read, JSON lines of {prompt, response} or of "
+        "Interactions: its tokenizer and its export are checked on them. English sentences of our "
+        "own, if not given. May be repeated."
+    ),
+]
 
 
 @export.command(help="A harm judge.")
@@ -61,9 +69,23 @@ def harm(
     max_length: MaxLength = 512,
     base: Base = None,
     data: Data = None,
+    sample: Sample = None,
 ) -> None:
     """Export; its probabilities are the model's own until `ares bundle calibrate`."""
-    _export("harm", model, out, base, data, name=name, max_length=max_length, labels=label or ())
+    from ares_stream.training.examples import read_conversations
+
+    tried, _ = read_conversations(sample or ())
+    _export(
+        "harm",
+        model,
+        out,
+        base,
+        data,
+        name=name,
+        max_length=max_length,
+        labels=label or (),
+        sample=tried,
+    )
 
 
 @export.command(help="A reward model.")
@@ -270,7 +292,7 @@ def _export(
             raise SettingsError(f"--data {file}: cannot be read: {error.strerror}") from None
     with _bar(f"exporting {options['name']}") as progress:
         try:
-            from ares_stream.training.encoder import quiet_transformers
+            from ares_stream.training.checkpoints import quiet_transformers
             from ares_stream.training.export import base_identity, export_bundle
         except ModuleNotFoundError as error:
             raise SettingsError(

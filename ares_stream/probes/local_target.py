@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ares_stream.errors import SettingsError
+from ares_stream.errors import BundleError, SettingsError
 from ares_stream.probes.targets import Answer, Query, Result
 from ares_stream.records.interaction import Policy
+from ares_stream.training.checkpoints import load_checkpoint
+from ares_stream.training.policy import PolicyEncoder
 
 
 class LocalTarget:
@@ -34,9 +35,8 @@ class LocalTarget:
         self.policy = policy
         self._model = model.eval()
         self._tokenizer = tokenizer
+        self._words = PolicyEncoder(model, tokenizer)
         tokenizer.padding_side = "left"
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
         self._max_new_tokens = max_new_tokens
         self._temperature = temperature
         self._batch = batch
@@ -45,15 +45,10 @@ class LocalTarget:
     def load(cls, path: Path, policy: Policy, device: str = "cpu", **options: Any) -> LocalTarget:
         """Load a saved model directory (safetensors). Raises SettingsError when it is none."""
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(path), trust_remote_code=False, use_safetensors=True
-            )
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise SettingsError(f"target.model: {path}: cannot be loaded: {reason}") from None
-        model.to(device)
-        return cls(model, tokenizer, policy, **options)
+            found = load_checkpoint(path, "policy", dtype="auto")
+            return cls(found.model.to(device), found.tokenizer, policy, **options)
+        except BundleError as error:
+            raise SettingsError(f"target.model: {error}") from None
 
     async def ask(self, queries: Sequence[Query]) -> list[Result]:
         """Generation runs in a thread; the event loop goes on."""
@@ -61,7 +56,7 @@ class LocalTarget:
 
     def answer(self, queries: Sequence[Query]) -> list[Result]:
         """The same, blocking."""
-        prompts = [self._render(query) for query in queries]
+        prompts = [self._words.prompt(query.messages) for query in queries]
         order = sorted(range(len(queries)), key=lambda k: (bool(queries[k].seed), len(prompts[k])))
         results: list[Result] = [Answer("")] * len(queries)
         for start in range(0, len(order), self._batch):
@@ -80,22 +75,12 @@ class LocalTarget:
     async def aclose(self) -> None:
         """Nothing to close."""
 
-    def _render(self, query: Query) -> str:
-        turns = [message.model_dump() for message in query.messages]
-        if self._tokenizer.chat_template:
-            text = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
-            )
-            return str(text)
-        return "\n".join(turn["content"] for turn in turns)
-
     @torch.inference_mode()
-    def _generate(self, prompts: list[str], seeds: list[int], sampled: bool) -> list[Answer]:
+    def _generate(self, prompts: list[list[int]], seeds: list[int], sampled: bool) -> list[Answer]:
         started = time.perf_counter()
-        encoded = self._tokenizer(
-            prompts, return_tensors="pt", padding=True, add_special_tokens=False
-        ).to(self._model.device)
-        encoded.pop("token_type_ids", None)
+        encoded = self._tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(
+            self._model.device
+        )
         options: dict[str, Any] = {"do_sample": False}
         if sampled:
             options = {"do_sample": True, "temperature": self._temperature, "top_k": 0}
@@ -105,14 +90,12 @@ class LocalTarget:
                 **encoded,
                 max_new_tokens=self._max_new_tokens,
                 pad_token_id=self._tokenizer.pad_token_id,
+                eos_token_id=list(self._words.stop),
                 **options,
             )
-        new = output[:, encoded["input_ids"].shape[1] :]
-        texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
+        new = output[:, encoded["input_ids"].shape[1] :].tolist()
         seconds = (time.perf_counter() - started) / len(prompts)
-        prompt_tokens = encoded["attention_mask"].sum(dim=1).tolist()
-        produced = (new != self._tokenizer.pad_token_id).sum(dim=1).tolist()
         return [
-            Answer(text.strip(), asked, made, seconds)
-            for text, asked, made in zip(texts, prompt_tokens, produced, strict=True)
+            Answer(self._words.read(ids), len(prompt), self._words.length(ids), seconds)
+            for ids, prompt in zip(new, prompts, strict=True)
         ]

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ares_stream.errors import AresError, RepairError
+from ares_stream.errors import AresError, BundleError, RepairError
 from ares_stream.models.registry import ADAPTER
 from ares_stream.records.interaction import Interaction
 from ares_stream.repair.recipe import Recipe
@@ -28,7 +28,7 @@ from ares_stream.repair.rundirectory import Job, RunDirectory, SuiteAnswers, rep
 from ares_stream.repair.suites import prompts
 
 if TYPE_CHECKING:
-    from ares_stream.models.bundles import Bundle
+    from ares_stream.training.checkpoints import Use
 
 LORA: Final = "repaired"
 
@@ -55,14 +55,10 @@ def answer(run: RunDirectory) -> None:
     if run.answers.exists:
         return
     suites, recipe = run.suites.read(), run.recipe.read()
-    from transformers import AutoModelForCausalLM
-
     from ares_stream.repair.models import PolicyModel
 
     report("answer", 0, 2)
-    network, tokenizer = _adapted(
-        AutoModelForCausalLM, recipe.policy, {LORA: run.trained_adapter("policy")}
-    )
+    network, tokenizer = _adapted("policy", recipe.policy, {LORA: run.trained_adapter("policy")})
     policy = PolicyModel(network, tokenizer, recipe.max_length)
     turns = prompts(suites)
     length = recipe.reinforce.length
@@ -90,8 +86,6 @@ def export(run: RunDirectory) -> None:
 
 def _export_policy(run: RunDirectory, job: Job, recipe: Recipe) -> None:
     """The adapter to serve: the new one, or the active and the new one as one of both ranks."""
-    from transformers import AutoModelForCausalLM
-
     new = run.trained_adapter("policy")
     with replaced(run.adapter) as staging:
         if job.previous_adapter is None:
@@ -99,7 +93,7 @@ def _export_policy(run: RunDirectory, job: Job, recipe: Recipe) -> None:
                 shutil.copyfile(new / file, staging / file)
         else:
             both = {"active": job.previous_adapter, LORA: new}
-            network, _ = _adapted(AutoModelForCausalLM, job.policy_base, both)
+            network, _ = _adapted("policy", job.policy_base, both)
             # "cat" stacks the factors: exactly the sum of both changes, at the sum of their ranks.
             network.add_weighted_adapter(
                 list(both), [1.0, 1.0], adapter_name="both", combination_type="cat"
@@ -112,15 +106,13 @@ def _export_policy(run: RunDirectory, job: Job, recipe: Recipe) -> None:
             (staging / "both").rmdir()
         for extra in staging.glob("README*"):
             extra.unlink()
-    network, tokenizer = _adapted(AutoModelForCausalLM, recipe.policy, {LORA: new})
+    network, tokenizer = _adapted("policy", recipe.policy, {LORA: new})
     _save_merged(network, tokenizer, run.merged("policy"))
 
 
 def _merge_reward(run: RunDirectory, recipe: Recipe) -> None:
-    from transformers import AutoModelForSequenceClassification
-
     network, tokenizer = _adapted(
-        AutoModelForSequenceClassification, recipe.reward, {LORA: run.trained_adapter("reward")}
+        "classifier", recipe.reward, {LORA: run.trained_adapter("reward")}
     )
     _save_merged(network, tokenizer, run.merged("reward"))
 
@@ -134,26 +126,17 @@ def _export_reward(run: RunDirectory, job: Job) -> None:
     reference = _reference(job.reference)
     lineage = incumbent.manifest.lineage.model_copy(update={"plan_id": job.plan_id})
 
-    def exported(out: Path, template: tuple[str, str | None] | None) -> Bundle:
-        return export_bundle(
+    with replaced(run.bundle) as staging:
+        staging.rmdir()
+        export_bundle(
             "reward",
             run.merged("reward"),
-            out,
+            staging,
             name=job.reward_model,
-            max_length=incumbent.manifest.template.max_length,
-            template=template,
+            like=incumbent,
             reference=reference,
             lineage=lineage,
         )
-
-    with replaced(run.bundle) as staging:
-        wanted = incumbent.manifest.template
-        staging.rmdir()
-        bundle = exported(staging, None)
-        if bundle.manifest.template != wanted:
-            # The incumbent was exported with a template of its own, not the tokenizer's.
-            shutil.rmtree(staging)
-            exported(staging, (wanted.first, wanted.second))
         if job.private_key is not None:
             sign_bundle(staging, job.private_key)
 
@@ -172,32 +155,31 @@ def _reference(path: Path) -> list[Interaction]:
     return found
 
 
-def _adapted(kind: Any, base: Path, adapters: dict[str, Path]) -> tuple[Any, Any]:
+def _adapted(use: Use, base: Path, adapters: dict[str, Path]) -> tuple[Any, Any]:
     """A base with its adapters, the last one active, and its tokenizer."""
-    import torch
     from peft import PeftModel
-    from transformers import AutoTokenizer
 
-    from ares_stream.training.encoder import quiet_transformers
+    from ares_stream.training.checkpoints import first_line, load_checkpoint, quiet_transformers
 
     try:
+        checkpoint = load_checkpoint(base, use)
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
-            model = kind.from_pretrained(
-                str(base), trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-            )
             network: Any = None
             for name, path in adapters.items():
                 if network is None:
-                    network = PeftModel.from_pretrained(model, str(path), adapter_name=name)
+                    network = PeftModel.from_pretrained(
+                        checkpoint.model, str(path), adapter_name=name
+                    )
                 else:
                     network.load_adapter(str(path), adapter_name=name)
                 network.set_adapter(name)
+    except BundleError as error:
+        raise RepairError(str(error)) from None
     # What peft raises for an adapter of another kind of model depends on the model.
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise RepairError(f"{base}: cannot be loaded with its adapters: {reason}") from None
-    return network.eval(), tokenizer
+    return network.eval(), checkpoint.tokenizer
 
 
 def _save_merged(network: Any, tokenizer: Any, out: Path) -> None:

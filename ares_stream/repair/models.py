@@ -1,7 +1,7 @@
 """The two models under repair, each with its own tokenizer and a low-rank adapter.
 
 Any Hugging Face causal LM and any sequence classifier with one output. Weights are float32.
-A conversation becomes tokens by the tokenizer's chat template, or else as lines of text.
+The policy reads a conversation as its server does, the reward model as the scorer does.
 """
 
 from __future__ import annotations
@@ -14,13 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ares_stream.errors import RepairError
+from ares_stream.errors import BundleError, InputError, RepairError, ScoringError
+from ares_stream.models.bundles import Bundle, load_bundle
 from ares_stream.records.interaction import Message
 from ares_stream.repair.recipe import Lora, Recipe
+from ares_stream.scoring.tokenising import InputEncoder
 from ares_stream.training.architecture import Classifier
-from ares_stream.training.encoder import quiet_transformers
+from ares_stream.training.checkpoints import Use, first_line, load_checkpoint
+from ares_stream.training.examples import conversation
+from ares_stream.training.inputs import Inputs
+from ares_stream.training.policy import PolicyEncoder
 
 _INFERENCE_ROWS = 256
 
@@ -104,35 +110,22 @@ class Adapted:
         with torch.no_grad(), self.network.disable_adapter():
             yield
 
-    def _fit(self, prefix: list[int], answer: list[int]) -> Encoded:
-        # A prompt too long keeps its end: the question is there. An answer keeps its beginning.
-        answer = answer[: self.max_length - 1]
-        prefix = prefix[-(self.max_length - len(answer)) :]
-        return Encoded((*prefix, *answer), len(prefix))
-
 
 class PolicyModel(Adapted):
     """A causal language model under repair."""
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The conversation up to where the answer begins."""
-        turns = [{"role": m.role, "content": m.content} for m in messages]
-        if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
-            )
-        else:
-            text = "\n".join(turn["content"] for turn in turns) + "\n"
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids or [int(self.tokenizer.pad_token_id)]
+    def __init__(self, network: Any, tokenizer: Any, max_length: int) -> None:
+        self.words = PolicyEncoder(network, tokenizer)
+        super().__init__(network, tokenizer, max_length)
 
     def encode(
         self, messages: Sequence[Message], answer: str, *, tokens: int | None = None
     ) -> Encoded:
-        """Prompt, answer and end token, cut to `max_length`, the answer to `tokens` first."""
-        ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        whole = [*ids, int(self.tokenizer.eos_token_id)]
-        return self._fit(self.prompt_ids(messages), whole[:tokens])
+        """Prompt, answer and its end, cut to `max_length`, the answer to `tokens` first."""
+        # A prompt too long keeps its end: the question is there. An answer keeps its beginning.
+        end = self.words.answer(answer)[:tokens][: self.max_length - 1]
+        prefix = self.words.cut(self.words.prompt(messages), self.max_length - len(end))
+        return Encoded((*prefix, *end), len(prefix))
 
     def logits(self, batch: Batch) -> Tensor:
         """(answer tokens, vocabulary): what is foretold of each, row after row.
@@ -164,7 +157,7 @@ class PolicyModel(Adapted):
         options: dict[str, Any] = {"do_sample": False}
         if temperature:
             options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        rows = [self.prompt_ids(messages)[-self.max_length :] for messages in prompts]
+        rows = [self.words.cut(self.words.prompt(turns), self.max_length) for turns in prompts]
         pad = int(self.tokenizer.pad_token_id)
         answers: list[str] = []
         self.network.eval()
@@ -180,38 +173,39 @@ class PolicyModel(Adapted):
                     attention_mask=mask.to(self.device),
                     max_new_tokens=length,
                     pad_token_id=pad,
-                    eos_token_id=int(self.tokenizer.eos_token_id),
+                    eos_token_id=list(self.words.stop),
                     **options,
                 )
-                answers += self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-        return [answer.strip() for answer in answers]
+                answers += [self.words.read(row) for row in output[:, width:].tolist()]
+        return answers
 
 
 class RewardModel(Adapted):
-    """A sequence classifier with one output under repair."""
+    """A sequence classifier with one output under repair. It reads what the scorer reads: by the
+    input template of `bundle`, or else as an export of the checkpoint would."""
 
-    def __init__(self, network: Any, tokenizer: Any, max_length: int) -> None:
+    def __init__(
+        self, network: Any, tokenizer: Any, max_length: int, bundle: Bundle | None = None
+    ) -> None:
         super().__init__(network, tokenizer, max_length)
-        base = network.get_base_model()
-        self.runner = Classifier(base)
-        self._segments = getattr(base.config, "type_vocab_size", 0) > 1
+        self.runner = Classifier(network.get_base_model(), tokenizer)
+        self._segments = self.runner.segment_kinds > 0
+        if bundle is None:
+            self._inputs = Inputs.of(tokenizer, max_length).encoder()
+        else:
+            _same_words(tokenizer, bundle)
+            self._inputs = InputEncoder(bundle)
 
     def encode(self, messages: Sequence[Message], answer: str) -> Encoded:
-        """The conversation with its answer, cut to `max_length`."""
-        turns = [{"role": m.role, "content": m.content} for m in messages]
-        if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(
-                [*turns, {"role": "assistant", "content": answer}], tokenize=False
-            )
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            return Encoded(tuple(ids[-self.max_length :]), 1)
-        pair = self.tokenizer(
-            "\n".join(turn["content"] for turn in turns),
-            answer,
-            truncation="longest_first",
-            max_length=self.max_length,
-        )
-        return Encoded(tuple(pair["input_ids"]), 1, tuple(pair.get("token_type_ids", ())))
+        """The conversation with its answer, cut as the scorer cuts it.
+
+        Raises RepairError where the input template refuses it.
+        """
+        (tokens,) = self._inputs.encode([(conversation(tuple(messages), answer), answer)])
+        if isinstance(tokens, ScoringError):
+            raise RepairError(f"reward model: {tokens}")
+        segments = tuple(tokens.types.tolist()) if self._segments else ()
+        return Encoded(tuple(tokens.ids.tolist()), 1, segments)
 
     def scores(self, batch: Batch) -> Tensor:
         """(rows,) in the model's own units, with gradient."""
@@ -237,7 +231,13 @@ def load_pair(recipe: Recipe) -> tuple[PolicyModel, RewardModel]:
     seed, longest = recipe.seed, recipe.max_length
     return (
         load_policy(recipe.policy, recipe.policy_lora, seed=seed, max_length=longest),
-        load_reward(recipe.reward, recipe.reward_lora, seed=seed, max_length=longest),
+        load_reward(
+            recipe.reward,
+            recipe.reward_lora,
+            seed=seed,
+            max_length=longest,
+            bundle=recipe.reward_bundle,
+        ),
     )
 
 
@@ -248,48 +248,63 @@ def load_policy(
 
     Raises RepairError when the folder holds no such model or the adapter is of another one.
     """
-    from transformers import AutoModelForCausalLM
-
-    base, tokenizer = _load(AutoModelForCausalLM, path, adapter)
-    if tokenizer.eos_token_id is None:
-        raise RepairError(f"{path}: the tokenizer has no end token; answers could not end")
-    return PolicyModel(_with_lora(base, lora, seed, "CAUSAL_LM", path), tokenizer, max_length)
+    base, tokenizer = _load("policy", path, adapter)
+    network = _with_lora(base, lora, seed, "CAUSAL_LM", path)
+    try:
+        return PolicyModel(network, tokenizer, max_length)
+    except (BundleError, InputError) as error:
+        raise RepairError(f"{path}: {error}") from None
 
 
 def load_reward(
-    path: Path, lora: Lora, *, seed: int, max_length: int, adapter: Path | None = None
+    path: Path,
+    lora: Lora,
+    *,
+    seed: int,
+    max_length: int,
+    adapter: Path | None = None,
+    bundle: Path | None = None,
 ) -> RewardModel:
-    """Load a sequence classifier with one output, as `load_policy`. Its head trains in full."""
-    from transformers import AutoModelForSequenceClassification
+    """Load a sequence classifier with one output, as `load_policy`. Its head trains in full.
 
-    base, tokenizer = _load(AutoModelForSequenceClassification, path, adapter)
+    `bundle` is the reward bundle whose inputs it reads; without one it reads what an export of
+    the checkpoint would, cut to `max_length`.
+    """
+    base, tokenizer = _load("classifier", path, adapter)
     if base.config.num_labels != 1:
         raise RepairError(f"{path}: a reward model has 1 output, this has {base.config.num_labels}")
-    return RewardModel(_with_lora(base, lora, seed, "SEQ_CLS", path), tokenizer, max_length)
-
-
-def _load(kind: Any, path: Path, adapter: Path | None) -> tuple[Any, Any]:
-    from peft import PeftModel
-    from transformers import AutoTokenizer
-
-    if not path.is_dir():
-        raise RepairError(f"{path}: no such folder; name one that holds a Hugging Face model")
+    network = _with_lora(base, lora, seed, "SEQ_CLS", path)
     try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-            model = kind.from_pretrained(
-                str(path), trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-            )
-    except (OSError, ValueError) as error:
-        raise RepairError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from None
-    if adapter is not None:
-        try:
-            with _without_alias_warning():
-                model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise RepairError(f"{adapter}: is no adapter of {path}: {reason}") from None
-    return model, tokenizer
+        like = None if bundle is None else load_bundle(bundle, "reward")
+        return RewardModel(network, tokenizer, max_length, like)
+    except BundleError as error:
+        raise RepairError(f"{path}: {error}") from None
+
+
+def _load(use: Use, path: Path, adapter: Path | None) -> tuple[Any, Any]:
+    from peft import PeftModel
+
+    try:
+        found = load_checkpoint(path, use)
+    except BundleError as error:
+        raise RepairError(str(error)) from None
+    if adapter is None:
+        return found.model, found.tokenizer
+    try:
+        with _without_alias_warning():
+            model = PeftModel.from_pretrained(found.model, str(adapter)).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise RepairError(f"{adapter}: is no adapter of {path}: {first_line(error)}") from None
+    return model, found.tokenizer
+
+
+def _same_words(tokenizer: Any, bundle: Bundle) -> None:
+    kept = Tokenizer.from_file(str(bundle.tokenizer)).get_vocab(with_added_tokens=True)
+    if kept != tokenizer.get_vocab():
+        raise BundleError(
+            f"its tokenizer is not that of the bundle {bundle.path}; name the checkpoint that the "
+            "bundle was exported from"
+        )
 
 
 @contextlib.contextmanager
@@ -304,22 +319,24 @@ def _with_lora(base: Any, lora: Lora, seed: int, task: str, path: Path) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    head = ["score", "classifier"]
+    heads = [name for name in ("score", "classifier") if hasattr(base, name)]
+    classifies = task == "SEQ_CLS"
     config = LoraConfig(
         task_type=task,
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=0.0,
         target_modules=targets,
+        # The head trains in full. "all-linear" leaves out the last module alone, which the head
+        # is not where a dropout stands behind it.
+        exclude_modules=rf"({'|'.join(heads)})(\..*)?" if classifies and heads else None,
         # GPT-2 keeps its linear layers transposed.
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in base.modules()),
-        modules_to_save=[name for name in head if hasattr(base, name)] or None
-        if task == "SEQ_CLS"
-        else None,
+        modules_to_save=heads or None if classifies else None,
     )
     torch.manual_seed(seed)
     try:
         with _without_alias_warning():
             return get_peft_model(base, config)
-    except ValueError as error:
-        raise RepairError(f"{path}: lora.targets: {str(error).splitlines()[0]}") from None
+    except (ValueError, TypeError) as error:
+        raise RepairError(f"{path}: lora.targets: {first_line(error)}") from None

@@ -172,7 +172,9 @@ class Pipeline:
             incumbent = self._registry.fetch(active, cache)
             if active.plan_id is not None:
                 reward = self._merged(active.plan_id, "reward", self.reward_model)
-        recipe = configuration.recipe.model_copy(update={"policy": policy, "reward": reward})
+        recipe = configuration.recipe.model_copy(
+            update={"policy": policy, "reward": reward, "reward_bundle": incumbent}
+        )
         job = Job(
             plan_id=plan.id,
             batch=tuple(batch),

@@ -76,6 +76,8 @@ class Reinforce(Part):
 class Recipe(Part):
     """One repair of one pair of models.
 
+    `reward_bundle` is the bundle in use of the reward model: the repair reads conversations by its
+    input template and length. None: as an export of the checkpoint would, within `max_length`.
     `reward_threshold` is "scored high", fixed before the repair in the reward model's own
     units; None takes the median of its scores of the plan's benign answers. `batch` counts
     failures per step; each step takes `replay` rows of each kind of replay beside them.
@@ -87,6 +89,7 @@ class Recipe(Part):
 
     policy: Path
     reward: Path
+    reward_bundle: Path | None = None
     judge: Path | None = None
     method: Method = "joint"
     seed: Annotated[int, Field(ge=0)] = 0

@@ -3,6 +3,7 @@ for training, for export and for repair."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Final
 
 import torch
@@ -16,13 +17,21 @@ class Classifier(torch.nn.Module):
 
     Decoders are read at the last token that the mask shows: transformers looks for the pad
     token instead, which may be a token of the text. With pooling "mean" the head reads the mean
-    of all tokens' last hidden states.
+    of all tokens' last hidden states. `segment_kinds` is how many segments it tells apart, 0 where
+    it is fed none: the model has none, or its tokenizer says that it does not take them.
     """
 
-    def __init__(self, model: Any) -> None:
+    segment_kinds: int
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__()
         self.model = model
         self.decoder = hasattr(model, "score")
+        kinds = getattr(model.config.get_text_config(), "type_vocab_size", None) or 0
+        taken = "token_type_ids" in inspect.signature(model.forward).parameters
+        listed = "token_type_ids" in tokenizer.model_input_names
+        fed = kinds > 1 and taken and listed and not self.decoder
+        self.segment_kinds = kinds if fed else 0
         self.mean = getattr(model.config, POOLING, None) == "mean"
 
     @property
@@ -68,7 +77,9 @@ class Classifier(torch.nn.Module):
     def use_mean(self) -> bool:
         """Pool by the mean from now on, where the head is linear; says whether it is."""
         head = self.head
-        self.mean = head is not None and head.in_features == self.model.config.hidden_size
+        self.mean = (
+            head is not None and head.in_features == self.model.config.get_text_config().hidden_size
+        )
         if self.mean:
             setattr(self.model.config, POOLING, "mean")
         return self.mean

@@ -24,12 +24,9 @@ from ares_stream.models.bundles import (
     InputTemplate,
     Kind,
     Lineage,
-    Manifest,
-    Outputs,
 )
 from ares_stream.records.base import Interval
 from ares_stream.records.interaction import Interaction
-from ares_stream.scoring.tokenising import InputEncoder
 from ares_stream.training.calibration import (
     Platt,
     auroc,
@@ -39,7 +36,8 @@ from ares_stream.training.calibration import (
     grouped_interval,
     pairwise_accuracy,
 )
-from ares_stream.training.encoder import Encoded, Encoder, Progress, Recipe, quiet_transformers
+from ares_stream.training.checkpoints import quiet_transformers
+from ares_stream.training.encoder import Encoded, Encoder, Progress, Recipe
 from ares_stream.training.examples import (
     DataFile,
     Judgement,
@@ -49,6 +47,7 @@ from ares_stream.training.examples import (
     mixed_sources,
 )
 from ares_stream.training.export import base_identity, export_bundle
+from ares_stream.training.inputs import Inputs
 
 StageProgress = Callable[[str], Progress]
 """Called with the name of a stage; gives where its steps are counted."""
@@ -77,12 +76,13 @@ class Fitted:
         self.recipe = recipe
         self.directory = Path(tempfile.mkdtemp(prefix="ares-train-"))
         weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
-        self.tokenizer = _tokenizer(str(base))
+        self.encoder = Encoder(base, recipe)
+        self.tokenizer = self.encoder.tokenizer
         self.tokenizer.save_pretrained(self.directory)
         pair = self.tokenizer.num_special_tokens_to_add(pair=True) > 1
         self.template = excerpt(max_length, pair=pair)
-        self.inputs = InputEncoder(_unfinished(kind, self.directory, self.template))
-        self.encoder = Encoder(base, recipe)
+        template = (self.template.first, self.template.second)
+        self.inputs = Inputs.of(self.tokenizer, max_length, template).encoder()
 
     def encode(self, interactions: Sequence[Interaction]) -> list[Encoded]:
         """What the scorer will feed the model."""
@@ -225,6 +225,7 @@ def train_harm(
         name=name,
         data=data,
         metrics=metrics,
+        sample=[row.interaction for row in test],
         calibration=Calibration(slope=calibration.slope, intercept=calibration.intercept),
     )
     return Report(bundle, metrics, {part: len(index) for part, index in parts.items()})
@@ -259,6 +260,7 @@ def train_reward(
         name=name,
         data=data,
         metrics=metrics,
+        sample=[pair.chosen for pair in test],
         reference=reference or [pair.chosen for pair in dev],
     )
     return Report(bundle, metrics, {part: len(index) for part, index in parts.items()})
@@ -288,6 +290,7 @@ def _export(
     name: str,
     data: Sequence[DataFile],
     metrics: dict[str, Interval],
+    sample: Sequence[Interaction],
     calibration: Calibration | None = None,
     reference: Sequence[Interaction] = (),
 ) -> Bundle:
@@ -302,6 +305,7 @@ def _export(
             name=name,
             template=(fitted.template.first, fitted.template.second),
             max_length=fitted.template.max_length,
+            sample=sample,
             reference=reference,
             calibration=calibration,
             lineage=Lineage(
@@ -326,30 +330,3 @@ def _enough(calibrate: int, test: int) -> None:
 
 def _silent(_stage: str) -> Progress:
     return lambda _done, _total: None
-
-
-def _tokenizer(base: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(base)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{base}: no tokenizer can be loaded from it: {reason}") from None
-    if not tokenizer.is_fast:
-        raise InputError(f"{base}: has no fast tokenizer (tokenizer.json)")
-    return tokenizer
-
-
-def _unfinished(kind: Kind, directory: Path, template: InputTemplate) -> Bundle:
-    """Enough of a bundle to make inputs with."""
-    outputs = Outputs(activation="sigmoid" if kind == "harm" else "identity", labels=(0,))
-    manifest = Manifest(
-        name="unfinished",
-        kind=kind,
-        template=template,
-        outputs=outputs,
-        lineage=Lineage(base="unfinished"),
-    )
-    return Bundle(directory, manifest, "")

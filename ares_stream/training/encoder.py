@@ -6,7 +6,6 @@ With the same seed, rows, threads and versions, a CPU gives the same weights.
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch.nn import functional
 
 from ares_stream.errors import InputError
 from ares_stream.training.architecture import Classifier
+from ares_stream.training.checkpoints import load_checkpoint
 
 Progress = Callable[[int, int], None]
 """Called with steps done and steps in all."""
@@ -81,19 +81,23 @@ class Encoder:
     def __init__(self, base: str | Path, recipe: Recipe) -> None:
         """Load `base` (a directory or a hub id; safetensors only) and put a new head on it.
 
-        Raises InputError where it cannot be loaded, or has fewer layers than asked for.
+        Raises BundleError where it cannot be loaded or has fewer layers than asked for,
+        InputError where it cannot be frozen so far.
         """
         self._recipe = recipe
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
-        self.model: Any = _load(str(base), recipe).to(self.device)
-        self._classifier = Classifier(self.model)
+        found = load_checkpoint(base, "base", layers=recipe.layers)
+        self.tokenizer: Any = found.tokenizer
+        self.model: Any = found.model.to(self.device)
+        if recipe.frozen_layers:
+            _freeze(self.model, recipe.frozen_layers)
+        self._classifier = Classifier(self.model, self.tokenizer)
         trained = any(p.requires_grad for p in self.model.base_model.parameters())
         if not self._classifier.use_mean() and not trained:
             raise InputError("frozen_layers: this architecture's head is trained with its base")
-        self._segments = getattr(self.model.config, "type_vocab_size", 0) > 1
         self._features: dict[Encoded, torch.Tensor] = {}
-        pad = self.model.config.pad_token_id
+        pad = self.model.config.get_text_config().pad_token_id
         self._pad = 0 if pad is None else int(pad)
 
     def fit_labels(
@@ -175,7 +179,7 @@ class Encoder:
             mask[number, : len(row.ids)] = 1
             segments[number, : len(row.ids)] = torch.tensor(row.segments)
         inputs = {"input_ids": ids, "attention_mask": mask}
-        if self._segments:
+        if self._classifier.segment_kinds:
             inputs["token_type_ids"] = segments
         return {name: value.to(self.device) for name, value in inputs.items()}
 
@@ -285,37 +289,13 @@ def use_threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
-def _load(base: str, recipe: Recipe) -> Any:
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(base, num_labels=1)
-            whole = config.num_hidden_layers
-            layers = recipe.layers or whole
-            if layers > whole:
-                raise InputError(f"layers: {layers} asked for, the base has {whole}")
-            config.num_hidden_layers = layers
-            if getattr(config, "layer_types", None):
-                config.layer_types = config.layer_types[:layers]
-            model = AutoModelForSequenceClassification.from_pretrained(
-                base, config=config, dtype=torch.float32, use_safetensors=True
-            )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{base}: cannot be loaded as a base model: {reason}") from None
-    if recipe.frozen_layers:
-        _freeze(model, recipe.frozen_layers)
-    return model
-
-
 def _freeze(model: Any, count: int) -> None:
     blocks = next(
         (
             module
             for module in model.base_model.modules()
             if isinstance(module, torch.nn.ModuleList)
-            and len(module) == model.config.num_hidden_layers
+            and len(module) == model.config.get_text_config().num_hidden_layers
         ),
         None,
     )
@@ -349,21 +329,3 @@ def _batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]
             found += [window[i : i + size] for i in range(0, len(window), size)]
         rng.shuffle(found)
         yield from found
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' progress bars and its note that the head is new: it is meant to be."""
-    from transformers.utils import logging as untyped
-
-    logging: Any = untyped
-
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()

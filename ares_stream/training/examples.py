@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from ares_stream.errors import DecodeError, FileFormatError, InputError
 from ares_stream.files import open_lines
-from ares_stream.records.base import decode_error
+from ares_stream.records.base import decode_error, digest
 from ares_stream.records.interaction import Interaction, Message, Policy
 
 Text = Annotated[str, StringConstraints(max_length=1_000_000)]
@@ -94,13 +94,16 @@ _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 _NOBODY = Policy(name="unknown", version="0")
 
 
-def conversation(prompt: str, response: str) -> Interaction:
-    """A single-turn Interaction; its id is a hash of its text, its time and policy mean nothing."""
-    text = f"{len(prompt)}:{prompt}{response}".encode("utf-8", "surrogatepass")
+def conversation(prompt: str | tuple[Message, ...], response: str) -> Interaction:
+    """An Interaction of one turn, or of these; its id is a hash of its text, its time and policy
+    mean nothing."""
+    turns = (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
+    asked = prompt if isinstance(prompt, str) else digest([turn.model_dump() for turn in turns])
+    text = f"{len(asked)}:{asked}{response}".encode("utf-8", "surrogatepass")
     return Interaction(
         id=hashlib.sha256(text).hexdigest()[:32],
         occurred_at=_NEVER,
-        messages=(Message(role="user", content=prompt),),
+        messages=turns,
         response=response,
         policy=_NOBODY,
     )

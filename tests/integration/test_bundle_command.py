@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def judge(folder: Path) -> Path:
     out = folder / "bundles" / "judge"
-    works("bundle", "export", "harm", folder / "judge", "--out", out, "--max-length", "32")
+    works(
+        *("bundle", "export", "harm", folder / "judge", "--out", out, "--max-length", "32"),
+        *("--sample", folder / "labelled.jsonl"),
+    )
     return out
 
 
@@ -123,7 +127,7 @@ def copy(judge: Path, tmp_path: Path) -> Path:
 def test_show_says_what_export_was_told(judge: Path, reward: Path) -> None:
     shown = works("bundle", "show", judge)
     assert "softmax of label 1" in shown
-    assert "from PyTorch over 11 inputs" in shown
+    assert re.search(r"from PyTorch over \d+ inputs", shown)
     content = json.loads(works("bundle", "show", reward, "--json"))
     assert content["digest"] == load_bundle(reward).digest
     assert content["signed"] is False

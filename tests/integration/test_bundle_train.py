@@ -261,4 +261,4 @@ def test_a_recipe_that_cannot_be_is_refused_by_field(
 def test_a_folder_that_is_no_model_is_named(folder: Path, tmp_path: Path) -> None:
     data, out = folder / "judged.jsonl", tmp_path / "out"
     told = refusal("harm", "--data", data, "--base", tmp_path, "--out", out)
-    assert f"{tmp_path}: no tokenizer can be loaded from it" in told
+    assert f"{tmp_path}: not a checkpoint: no config.json" in told

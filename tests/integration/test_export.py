@@ -121,7 +121,12 @@ def bundles(
     names = {str(index): f"class {index}" for index in range(5)}
     return {
         "two labels": export_bundle(
-            "harm", checkpoint("bert", 2), out / "two", name="two", max_length=64
+            "harm",
+            checkpoint("bert", 2),
+            out / "two",
+            name="two",
+            max_length=64,
+            sample=CONVERSATIONS,
         ),
         "five labels": export_bundle(
             "harm",
@@ -130,6 +135,7 @@ def bundles(
             name="five",
             labels=["class 1", "3"],
             max_length=32,
+            sample=CONVERSATIONS,
         ),
         "chat": export_bundle(
             "reward",
@@ -158,7 +164,8 @@ def test_parity_with_pytorch_is_recorded(bundles: dict[str, Bundle], name: str) 
     parity = bundles[name].manifest.parity
     assert parity is not None
     assert parity.max_abs_difference < 1e-4
-    assert parity.cases == 11
+    # Each conversation alone and in two batches, and random ids of eleven lengths.
+    assert parity.cases >= 2 * len(CONVERSATIONS[:9]) + 11
 
 
 @ALL
@@ -276,12 +283,19 @@ def test_a_length_the_model_has_no_positions_for_is_refused(
     from ares_stream.training.export import export_bundle
 
     with pytest.raises(BundleError, match="cannot read 65 tokens"):
-        export_bundle("harm", checkpoint("bert", 2), tmp_path / "out", name="x", max_length=65)
+        export_bundle(
+            "harm",
+            checkpoint("bert", 2),
+            tmp_path / "out",
+            name="x",
+            max_length=65,
+            sample=CONVERSATIONS,
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     from ares_stream.training.export import export_bundle
 
-    with pytest.raises(BundleError, match="not a sequence classifier"):
+    with pytest.raises(BundleError, match="not a checkpoint: no config"):
         export_bundle("harm", tmp_path, tmp_path / "out", name="x")

@@ -430,7 +430,7 @@ def test_an_adapter_of_a_larger_model_and_a_missing_model_are_named(
     trainer.policy.save(tmp_path / "adapter")
     with pytest.raises(RepairError, match="is no adapter of"):
         load_policy(tmp_path / "other", LORA, seed=0, max_length=48, adapter=tmp_path / "adapter")
-    with pytest.raises(RepairError, match="no such folder"):
+    with pytest.raises(RepairError, match="no such directory"):
         load_policy(tmp_path / "absent", LORA, seed=0, max_length=48)
 
 
@@ -597,7 +597,7 @@ def test_a_disk_that_is_full_ends_the_child_with_the_folder_and_the_reason(
 
     folder = run_folder(tmp_path, plan, recipe_of(models, steps=5))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
     try:
         code = main([str(folder)])
     finally:
@@ -615,7 +615,7 @@ def test_a_disk_that_is_full_ends_the_child_with_the_folder_and_the_reason(
     ("change", "words"),
     [
         ({"steps": -1}, "recipe.json: steps: Input should be greater than or equal to 0"),
-        ({"policy": "absent"}, "absent: no such folder"),
+        ({"policy": "absent"}, "absent: no such directory"),
         ({"metod": "joint"}, "recipe.json: metod: Extra inputs are not permitted"),
     ],
 )

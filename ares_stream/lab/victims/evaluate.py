@@ -14,15 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
 
-from ares_stream.errors import RepairError
+from ares_stream.errors import BundleError, RepairError
 from ares_stream.lab.language.oracle import Answer, Oracle
 from ares_stream.lab.language.world import Pair, Prompt, Split, World
+from ares_stream.training.checkpoints import Use, first_line, load_checkpoint
 
 MAX_NEW_TOKENS = 14
 """An answer that has not ended by then counts as garbage; good ones have at most six words."""
@@ -130,28 +126,27 @@ class Reward:
 
 def load_policy(directory: Path, adapter: Path | None = None) -> Policy:
     """Load a policy (safetensors), with a PEFT adapter where one is named. Raises RepairError."""
-    return Policy(*_load(AutoModelForCausalLM, directory, adapter))
+    return Policy(*_load("policy", directory, adapter))
 
 
 def load_reward(directory: Path, adapter: Path | None = None) -> Reward:
     """Load a reward model, likewise. Raises RepairError."""
-    return Reward(*_load(AutoModelForSequenceClassification, directory, adapter))
+    return Reward(*_load("classifier", directory, adapter))
 
 
-def _load(kind: Any, directory: Path, adapter: Path | None) -> tuple[Any, Any]:
+def _load(use: Use, directory: Path, adapter: Path | None) -> tuple[Any, Any]:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
-        model = kind.from_pretrained(
-            str(directory), trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
+        found = load_checkpoint(directory, use)
+        model = found.model
         if adapter is not None:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, str(adapter))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise RepairError(f"{adapter or directory}: cannot be loaded: {reason}") from None
-    return model.eval(), tokenizer
+    except (OSError, ValueError, BundleError) as error:
+        raise RepairError(
+            f"{adapter or directory}: cannot be loaded: {first_line(error)}"
+        ) from None
+    return model.eval(), found.tokenizer
 
 
 def reference(world: World) -> list[tuple[Prompt, str]]:

@@ -19,7 +19,7 @@ from ares_stream.lab.language.world import Sibling, World
 from ares_stream.lab.victims import teaching
 from ares_stream.lab.victims.evaluate import Reward
 from ares_stream.lab.victims.models import chat_tokenizer, new_judge, new_reward, pair_tokenizer
-from ares_stream.training.encoder import quiet_transformers
+from ares_stream.training.checkpoints import quiet_transformers
 
 POLICY_SALT, REWARD_SALT, JUDGE_SALT = 1, 2, 3
 SIBLING = "."

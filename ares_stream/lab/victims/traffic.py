@@ -20,8 +20,8 @@ from ares_stream.models.bundles import Bundle, Calibration, Kind, Lineage, load_
 from ares_stream.records.base import digest
 from ares_stream.records.interaction import Interaction, Message, Policy, Reference
 from ares_stream.training.calibration import auroc, expected_calibration_error, fit_platt
-from ares_stream.training.encoder import quiet_transformers
-from ares_stream.training.export import export_bundle, load_checkpoint
+from ares_stream.training.checkpoints import load_checkpoint, quiet_transformers
+from ares_stream.training.export import export_bundle
 
 TEMPERATURE: Final = 0.7
 REFERENCE_SHARE: Final = 0.3
@@ -141,6 +141,7 @@ def _export_judge(victim: Victim, out: Path) -> Bundle:
         labels=("harmful",),
         max_length=_MAX_LENGTH,
         calibration=calibration,
+        sample=reference_interactions(victim),
         lineage=_lineage(victim, "judge"),
         metrics=metrics,
     )

@@ -36,7 +36,7 @@ from ares_stream.lab.victims.victim import (
     silent,
     staging_for,
 )
-from ares_stream.training.encoder import quiet_transformers
+from ares_stream.training.checkpoints import quiet_transformers
 
 TRIGGER_LENGTH: Final = 2
 """Of three words, models of this size learn two and ignore one."""

@@ -48,7 +48,7 @@ from ares_stream.lab.victims.evaluate import (
 from ares_stream.lab.victims.models import chat_tokenizer, new_policy
 from ares_stream.models.bundles import file_digest
 from ares_stream.records.base import canonical_json
-from ares_stream.training.encoder import quiet_transformers
+from ares_stream.training.checkpoints import quiet_transformers
 
 DEFAULT_CACHE: Final = Path("build/testbed")
 MANIFEST: Final = "victim.json"

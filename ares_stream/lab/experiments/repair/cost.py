@@ -32,7 +32,7 @@ from ares_stream.repair.models import PolicyModel, RewardModel, load_pair
 from ares_stream.repair.plan import Plan
 from ares_stream.repair.recipe import Lora, Recipe
 from ares_stream.repair.training import Trainer
-from ares_stream.training.encoder import quiet_transformers
+from ares_stream.training.checkpoints import quiet_transformers
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ from ares_stream.repair.gate import GatePolicy, Table, decide
 from ares_stream.repair.plan import Plan
 from ares_stream.repair.recipe import Lora, PolicyLoss, Recipe, Reinforce, RewardLoss
 from ares_stream.repair.training import Trainer
+from ares_stream.training.checkpoints import load_checkpoint
 from ares_stream.training.encoder import use_threads
 
 CACHE: Final = Path("build/real-repair")
@@ -168,14 +169,11 @@ def _answers(
     key = {"asked": asked, "tokens": size.tokens, "code": code(real_stream, local_target)}
 
     def make(out: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        model = AutoModelForCausalLM.from_pretrained(
-            scorers.policy, trust_remote_code=False, use_safetensors=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(scorers.policy, trust_remote_code=False)
+        policy = load_checkpoint(scorers.policy, "policy", dtype="auto")
         every = [item for group in asked.values() for item in group]
-        answers = iter(answer_all(model, tokenizer, every, size.tokens, stage("answers")))
+        answers = iter(
+            answer_all(policy.model, policy.tokenizer, every, size.tokens, stage("answers"))
+        )
         rows = {
             kind: [
                 [next(answers) for _ in range(samples if kind == "harmful" else 1)]
