@@ -46,9 +46,10 @@ Data = Annotated[
 Sample = Annotated[
     list[Path] | None,
     typer.Option(
+        metavar="PATH",
         help="Conversations like those that it will read, JSON lines of {prompt, response} or of "
         "Interactions: its tokenizer and its export are checked on them. English sentences of our "
-        "own, if not given. May be repeated."
+        "own, if not given. May be repeated.",
     ),
 ]
 
