@@ -38,6 +38,22 @@ def command(
     policy_file: Annotated[
         Path | None, typer.Option(help="Detection policy in YAML; the default where left out.")
     ] = None,
+    labels_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            help="People's labels of a random sample, JSON lines of {interaction_id, harmful}: "
+            "takes the judge's error out of the rate.",
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD",
+            help="Attribute whose rows are alike (a goal, a user), or prompt: intervals by "
+            "cluster.",
+        ),
+    ] = None,
     provider: Annotated[Provider, typer.Option(help="Where the models run.")] = "cpu",
     allow_shared_lineage: Annotated[
         bool, typer.Option(help="Take a judge that shares its base or data with the reward model.")
@@ -51,6 +67,7 @@ def command(
     from ares_stream.files import open_lines
     from ares_stream.models.bundles import load_bundle, refuse_shared_lineage
     from ares_stream.records.mapping import load_mapping
+    from ares_stream.reporting.judged import read_labels
 
     policy = _policy(policy_file)
     mapping = load_mapping(map_file) if map_file else None
@@ -58,8 +75,14 @@ def command(
     reward_model = load_bundle(reward, "reward")
     if not allow_shared_lineage:
         refuse_shared_lineage(judges, reward_model)
+    labels: dict[str, bool] | None = None
+    if labels_file is not None:
+        with open_lines(labels_file) as lines:
+            labels = read_labels(lines, str(labels_file))
     with open_lines(file) as lines:
-        result = _run(file, lines, judges, reward_model, provider, policy, mapping, verdicts)
+        result = _run(
+            file, lines, judges, reward_model, provider, policy, mapping, verdicts, labels, cluster
+        )
     _write_outputs(result, report, json_file)
     _say(result)
     if result.bad_count:
@@ -99,6 +122,8 @@ def _run(
     policy: DetectionPolicy,
     mapping: Mapping | None,
     verdicts: Path,
+    labels: dict[str, bool] | None,
+    cluster: str | None,
 ) -> ScanResult:
     import asyncio
     import time
@@ -117,7 +142,7 @@ def _run(
     from ares_stream.files import written_whole
     from ares_stream.records.decoding import DecodingLimits
     from ares_stream.records.verdict import Verdict
-    from ares_stream.reporting.scan import BadLine, Source, scan
+    from ares_stream.reporting.scan import BadLine, Reference, Source, scan
     from ares_stream.scoring.panel import Panel, ScoringConfig
 
     survey = lines.survey()
@@ -125,6 +150,8 @@ def _run(
         raise SettingsError(f"{lines.name}: holds no lines")
     stamp = time.time() if str(file) == "-" else file.stat().st_mtime
     source = Source(lines.name, survey.digest, survey.lines, int(stamp * 1000))
+    scores = reward.manifest.reference
+    reference = Reference(scores.count, scores.version) if scores else None
     told = 0
 
     def tell(bad: BadLine) -> None:
@@ -151,6 +178,9 @@ def _run(
                     policy=policy,
                     limits=DecodingLimits(),
                     mapping=mapping,
+                    labels=labels,
+                    cluster=cluster,
+                    reference=reference,
                     on_verdict=write,
                     on_bad=tell,
                     on_progress=lambda line: progress.update(task, completed=line),
@@ -192,15 +222,28 @@ def _write_outputs(result: ScanResult, report: Path | None, json_file: Path | No
 
 
 def _say(result: ScanResult) -> None:
-    from ares_stream.detection.intervals import wilson
-    from ares_stream.reporting.charts import percent
+    from ares_stream.reporting.charts import percent, span
 
-    whole = result.main.total(wilson)
-    line = f"{result.scored:,} scored, {result.bad_count:,} refused"
-    if whole is not None:
-        rate = whole.cfr
-        line += (
-            f"; coupled-failure rate {percent(rate.value)} "
-            f"({percent(rate.low)} to {percent(rate.high)})"
+    judged = result.judged()
+    rate = judged.rate
+    typer.echo(f"{result.scored:,} scored, {result.bad_count:,} refused", err=True)
+    if not result.scored:
+        return
+    both = rate.contested_harmful
+    typer.echo(
+        f"coupled-failure rate {percent(rate.raw.value)} ({span(rate.raw)}) with contested answers "
+        f"as harmless, {percent(both.value)} ({span(both)}) as harmful",
+        err=True,
+    )
+    if rate.corrected is None:
+        typer.echo(f"not corrected for the judge's errors: {rate.reason}", err=True)
+    else:
+        typer.echo(
+            f"corrected by {judged.labels:,} labels: {percent(rate.corrected.value)} "
+            f"({span(rate.corrected)})",
+            err=True,
         )
-    typer.echo(line, err=True)
+    if judged.unmatched:
+        typer.echo(f"{judged.unmatched:,} labels belong to no scored line", err=True)
+    if result.reference and result.reference.few:
+        typer.echo(result.reference.note, err=True)

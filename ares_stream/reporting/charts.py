@@ -99,9 +99,7 @@ def quadrant(
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         body.append(_text(x(tick), top + size_y + 18, f"{tick:g}"))
         body.append(_text(left - 8, y(tick) + 4, f"{tick:g}", anchor="end"))
-    body.append(
-        _text(left + size_x / 2, height - 10, "reward quantile among benign answers", "axis")
-    )
+    body.append(_text(left + size_x / 2, height - 10, "reward quantile", "axis"))
     middle = top + size_y / 2
     body.append(
         f'<text transform="translate(14 {middle:.0f}) rotate(-90)" class="axis" '
@@ -204,6 +202,11 @@ def curve(series: Sequence[Series], steps: Sequence[str], label: str) -> Markup:
         body.append(_text(entry + 10, height - 12, line.name, "legend", "start"))
         entry += 34 + int(7.2 * len(line.name))
     return _svg(width, height, label, "".join(body))
+
+
+def span(interval: Interval) -> str:
+    """An interval's ends for people."""
+    return f"{percent(interval.low)} to {percent(interval.high)}"
 
 
 def percent(value: float) -> str:

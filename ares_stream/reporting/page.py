@@ -123,7 +123,7 @@ class Findings:
     ) -> None:
         self.policy = policy
         self.tally = Tally(policy)
-        self._lane: Lane = lane
+        self.lane: Lane = lane
         self._max_points = max_points
         self._max_failures = max_failures
         self._rng = random.Random(seed)  # noqa: S311 - which points are drawn is no secret
@@ -140,16 +140,17 @@ class Findings:
         self.tally.add(verdict)
         for model, digest in verdict.releases.items():
             self._releases.setdefault(model, set()).add(digest)
-        if verdict.lane != self._lane:
+        if verdict.lane != self.lane:
             return
         self._seen += 1
         harm, quantile = verdict.harm.probability, verdict.reward.quantile
         self._harm[min(int(harm * _BINS), _BINS - 1)] += 1
         self._reward[min(int(quantile * _BINS), _BINS - 1)] += 1
-        side = "harmful" if harm >= self.policy.harm_threshold else "safe"
-        liked = "liked" if is_scored_high(verdict.scored_high, self.policy) else "disliked"
-        corner = f"{side} {liked}"
-        self._corners[corner] = self._corners.get(corner, 0) + 1
+        if verdict.failure_class is not FailureClass.CONTESTED:
+            side = "harmful" if harm >= self.policy.harm_threshold else "safe"
+            liked = "liked" if is_scored_high(verdict.scored_high, self.policy) else "disliked"
+            corner = f"{side} {liked}"
+            self._corners[corner] = self._corners.get(corner, 0) + 1
         self._sample(charts.Point(quantile, harm, verdict.failure_class.value))
         if verdict.failure_class is FailureClass.COUPLED_FAILURE:
             self._keep(verdict, interaction)
@@ -184,7 +185,7 @@ class Findings:
 
     def total(self, rule: IntervalRule = confidence_sequence) -> Estimate | None:
         """The lane as a whole; None before its first verdict."""
-        key = SliceKey(self._lane, "", "", "")
+        key = SliceKey(self.lane, "", "", "")
         found = [item for item in self.tally.estimates(rule) if item.key == key]
         return found[0] if found else None
 
@@ -195,20 +196,23 @@ class Findings:
             return (Tile("interactions", "0"),)
         contested = whole.classes[FailureClass.CONTESTED]
         tiles = [
-            Tile("interactions", f"{whole.total:,}", f"{self._lane} lane"),
+            Tile("interactions", f"{whole.total:,}", f"{self.lane} lane"),
             _rate_tile("coupled-failure rate", whole.cfr, grave=True),
             _rate_tile("harmful answers", whole.harm),
         ]
         if whole.lift is not None:
             lift = whole.lift
-            note = f"{lift.low:.2f} to {lift.high:.2f}; 1 is independence"
+            note = f"{lift.low:.2f} to {lift.high:.2f}; 1 is independence; contested left out"
             tiles.append(Tile("coupling lift", f"{lift.value:.2f}", note))
         share = charts.percent(contested / whole.total)
         tiles.append(Tile("for people to decide", f"{contested:,}", share))
         return tuple(tiles)
 
-    def sections(self, rule: IntervalRule = confidence_sequence) -> tuple[Section, ...]:
-        """Everything that a report of verdicts shows, in reading order."""
+    def sections(
+        self, rule: IntervalRule = confidence_sequence, reference: str = ""
+    ) -> tuple[Section, ...]:
+        """Everything that a report of verdicts shows, in reading order. `reference` says what a
+        reward quantile is a place among."""
         whole = self.total(rule)
         if whole is None:
             return ()
@@ -216,18 +220,21 @@ class Findings:
             classes_section(whole.classes),
             self._quadrant(),
             rates_section(self.tally.estimates(rule)),
-            self._distributions(),
+            self._distributions(reference),
             failures_section(self.worst),
         )
 
     def _quadrant(self) -> Section:
         shares = {name: count / self._seen for name, count in self._corners.items()}
-        note = "Upper right is where policy and reward model fail together."
+        note = (
+            "Upper right is where policy and reward model fail together. The corners' shares are "
+            "of all interactions; contested ones, in the band, are in no corner."
+        )
         if self._seen > len(self._points):
             note += f" A random {len(self._points):,} of {self._seen:,} are drawn."
         return Section("Harm and reward", charts.quadrant(self._points, shares, self.policy), note)
 
-    def _distributions(self) -> Section:
+    def _distributions(self, reference: str) -> Section:
         policy = self.policy
         harm_marks = sorted({policy.abstain_above, policy.harm_threshold, policy.abstain_below})
         body = _fragment(
@@ -235,11 +242,12 @@ class Findings:
             first=charts.histogram(self._harm, "harm probability", harm_marks),
             second=charts.histogram(self._reward, "reward quantile", [policy.reward_quantile]),
         )
-        return Section("Scores", body, "Lines mark the policy's thresholds.")
+        note = f"Lines mark the policy's thresholds. {reference}".rstrip()
+        return Section("Scores", body, note)
 
 
 def _rate_tile(name: str, rate: Interval, grave: bool = False) -> Tile:
-    note = f"{charts.percent(rate.low)} to {charts.percent(rate.high)}"
+    note = f"{charts.span(rate)}; contested counted as harmless"
     return Tile(name, charts.percent(rate.value), note, grave and rate.value > 0)
 
 
@@ -256,10 +264,14 @@ def rates_section(estimates: Sequence[Estimate], max_rows: int = 60) -> Section:
     shown = estimates[:max_rows]
     ceiling = min(1.0, max((item.cfr.high for item in shown), default=1.0))
     rows = [(item, charts.whisker(item.cfr, ceiling)) for item in shown]
-    note = "95 % intervals. Lanes are never added together: probes look for failures."
+    note = (
+        "95 % intervals, rows taken for independent, contested counted as harmless. Lanes are "
+        "never added together: probes look for failures."
+    )
     if len(estimates) > len(shown):
         note += f" {len(estimates) - len(shown):,} more slices are in the JSON summary."
-    body = _fragment("rates", rows=rows, ceiling=charts.percent(ceiling))
+    weighted = any(item.weighted_cfr is not None for item in shown)
+    body = _fragment("rates", rows=rows, ceiling=charts.percent(ceiling), weighted=weighted)
     return Section("Coupled-failure rate by slice", body, note)
 
 

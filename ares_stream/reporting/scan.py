@@ -6,24 +6,31 @@ bounded by one window of lines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from ares_stream.detection.assess import Scored, assess
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.detection.intervals import wilson
 from ares_stream.errors import InputError, ScoringError
+from ares_stream.records.base import Interval
 from ares_stream.records.decoding import DecodingLimits, decode_interaction
 from ares_stream.records.interaction import Interaction, Lane
-from ares_stream.records.mapping import Mapping
+from ares_stream.records.mapping import Mapping as RecordMapping
 from ares_stream.records.verdict import FailureClass, SourceCoordinates, Verdict
-from ares_stream.reporting.page import Findings, Report, Section, table_section
+from ares_stream.reporting import charts
+from ares_stream.reporting.judged import Judged, JudgedCounts
+from ares_stream.reporting.page import Findings, Report, Section, Tile, table_section
 
 WINDOW_RECORDS = 256
 WINDOW_BYTES = 8 * 1024 * 1024
 MAX_TOLD = 100
 """Bad lines kept with their reasons; further ones are counted."""
+
+FEW_REFERENCE: Final = 200
+"""Reference answers below which a quantile near the middle is known to worse than 7 points."""
 
 Line = tuple[int, bytes]
 
@@ -61,6 +68,34 @@ class BadLine:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The reward bundle's reference: how many answers, and the digest that names the set."""
+
+    count: int
+    version: str
+
+    @property
+    def few(self) -> bool:
+        """Whether a quantile among so few says little."""
+        return self.count < FEW_REFERENCE
+
+    @property
+    def note(self) -> str:
+        """What a reward quantile is a place among, and a warning where the answers are few."""
+        text = (
+            f"Reward quantiles are places among the {self.count:,} reference answers of the bundle"
+        )
+        text += (
+            f" (set {self.version[:12]}); that these are good answers to harmless prompts is the "
+        )
+        text += "claim of whoever made it."
+        if self.few:
+            text += f" {self.count} are few (below {FEW_REFERENCE}): a quantile is uncertain by "
+            text += f"{1 / math.sqrt(self.count):.0%} either way."
+        return text
+
+
 @dataclass(slots=True)
 class ScanResult:
     """What a scan found. `bad` holds the first MAX_TOLD bad lines, `bad_count` counts all."""
@@ -68,6 +103,8 @@ class ScanResult:
     source: Source
     policy: DetectionPolicy
     findings: dict[Lane, Findings]
+    counts: dict[Lane, JudgedCounts]
+    reference: Reference | None = None
     scored: int = 0
     bad_count: int = 0
     bad: list[BadLine] = field(default_factory=list)
@@ -79,9 +116,17 @@ class ScanResult:
             self.findings.values(), key=lambda item: whole.total if (whole := item.total()) else 0
         )
 
+    def judged(self) -> Judged:
+        """The main lane's rate with what labels say of it."""
+        return self.counts[self.main.lane].judged()
+
     def summary(self) -> dict[str, Any]:
-        """JSON-ready, without any text of the conversations. Intervals are Wilson's, 95 %."""
+        """JSON-ready, without any text of the conversations. Intervals are Wilson's, 95 %, but for
+        the rates of the whole with a cluster field."""
         whole = self.main.total(wilson)
+        judged = self.judged().as_json()
+        if whole is None:
+            judged |= {"coupled_failure_rate": None, "contested_as_harmful": None}
         return {
             "schema": "ares.scan-summary/1",
             "input": {
@@ -95,7 +140,10 @@ class ScanResult:
                 {"line": item.line, "stage": item.stage, "reason": item.reason} for item in self.bad
             ],
             "classes": {name.value: whole.classes[name] if whole else 0 for name in FailureClass},
-            "coupled_failure_rate": whole.cfr.model_dump() if whole else None,
+            **judged,
+            "reward_reference": None
+            if self.reference is None
+            else {"count": self.reference.count, "version": self.reference.version},
             "rates": [item.as_json() for item in self.main.tally.estimates(wilson)],
             "releases": self.main.releases,
             "detection_policy": {
@@ -106,15 +154,22 @@ class ScanResult:
 
     def report(self) -> Report:
         """The page for people; see ares_stream.reporting.page.render."""
-        sections: list[Section] = list(self.main.sections(wilson))
+        main, judged = self.main, self.judged()
+        reference = self.reference.note if self.reference else ""
+        sections: list[Section] = list(main.sections(wilson, reference))
+        if judged.labels:
+            sections.insert(1, _judge_section(judged))
         if self.bad_count:
             rows = [[str(item.line), item.stage, item.reason] for item in self.bad]
             note = f"{self.bad_count:,} lines have no verdict."
             sections.append(table_section("Refused lines", ["line", "stage", "reason"], rows, note))
+        tiles = main.tiles(wilson)
+        if main.total() is not None:
+            tiles = (tiles[0], *_rate_tiles(judged), *tiles[2:])
         return Report(
             title="Scan report",
             subtitle=f"{self.source.name}: {self.scored:,} of {self.source.lines:,} lines scored",
-            tiles=self.main.tiles(wilson),
+            tiles=tiles,
             sections=tuple(sections),
             provenance={
                 "input": f"sha256 {self.source.digest}",
@@ -124,6 +179,53 @@ class ScanResult:
         )
 
 
+def _rate_tiles(judged: Judged) -> tuple[Tile, ...]:
+    """The rate with contested answers as harmless, as harmful, and corrected, or why it is not."""
+    rate = judged.rate
+    rows = "" if judged.clusters is None else f"; {judged.clusters:,} clusters"
+    tiles = [
+        Tile(
+            "coupled-failure rate",
+            charts.percent(rate.raw.value),
+            f"{charts.span(rate.raw)}{rows}; contested counted as harmless",
+            rate.raw.value > 0,
+        ),
+        Tile(
+            "if all contested are harmful",
+            charts.percent(rate.contested_harmful.value),
+            charts.span(rate.contested_harmful),
+        ),
+    ]
+    if rate.corrected is None:
+        tiles.append(Tile("corrected by labels", "no", rate.reason))
+    else:
+        note = f"{charts.span(rate.corrected)}; {judged.labels:,} labels"
+        tiles.append(Tile("corrected by labels", charts.percent(rate.corrected.value), note, True))
+    return tuple(tiles)
+
+
+def _judge_section(judged: Judged) -> Section:
+    """What the judge misses, where the reward model likes the answer and where it does not."""
+    rows = [
+        [name, *(_figure(item) for item in (error.sensitivity, error.specificity))]
+        for name, error in (("liked", judged.rate.liked), ("disliked", judged.rate.disliked))
+    ]
+    note = (
+        f"By {judged.labels:,} labels, contested counted as not flagged. A judge that misses more "
+        "where the reward model likes the answer makes the uncorrected rate too low."
+    )
+    if judged.unmatched:
+        note += f" {judged.unmatched:,} labels belong to no line of this lane."
+    header = ["reward model", "harmful answers found", "safe answers left alone"]
+    return table_section("The judge against people", header, rows, note)
+
+
+def _figure(item: Interval | None) -> str:
+    if item is None:
+        return "no label says"
+    return f"{charts.percent(item.value)} ({charts.span(item)}; {item.count} labels)"
+
+
 async def scan(
     lines: Iterable[Line],
     source: Source,
@@ -131,22 +233,27 @@ async def scan(
     *,
     policy: DetectionPolicy,
     limits: DecodingLimits,
-    mapping: Mapping | None = None,
+    mapping: RecordMapping | None = None,
+    labels: Mapping[str, bool] | None = None,
+    cluster: str | None = None,
+    reference: Reference | None = None,
     on_verdict: Callable[[Verdict], None],
     on_bad: Callable[[BadLine], None],
     on_progress: Callable[[int], None],
 ) -> ScanResult:
     """Score every line. Verdicts come in the order of the lines.
 
-    An interaction with probe lineage is of the probe lane, any other of production. The
-    source of a verdict is partition 0 at offset line - 1. `on_progress` hears of the number
-    of the last line that was settled.
+    `labels` are people's, by interaction id; `cluster` names the attribute whose rows are alike,
+    or is "prompt". An interaction with probe lineage is of the probe lane, any other of
+    production. The source of a verdict is partition 0 at offset line - 1. `on_progress` hears of
+    the number of the last line that was settled.
     """
     findings: dict[Lane, Findings] = {
         "production": Findings(policy, lane="production"),
         "probe": Findings(policy, lane="probe"),
     }
-    result = ScanResult(source=source, policy=policy, findings=findings)
+    counts = {lane: JudgedCounts(policy, labels, cluster) for lane in findings}
+    result = ScanResult(source, policy, findings, counts, reference)
 
     def refuse(number: int, stage: str, error: Exception) -> None:
         item = BadLine(number, stage, str(error))
@@ -189,6 +296,7 @@ async def scan(
             on_verdict(verdict)
             for item in findings.values():
                 item.add(verdict, interaction)
+            counts[lane].add(verdict, interaction)
         on_progress(window[-1][0])
     return result
 
