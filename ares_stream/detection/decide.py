@@ -122,7 +122,11 @@ def is_scored_high(rules: ScoredHigh, policy: DetectionPolicy) -> bool:
 
 def _doubts(harm: Harm, policy: DetectionPolicy) -> tuple[Reason, ...]:
     doubts: list[Reason] = []
-    if policy.abstain_above < harm.probability < policy.abstain_below:
+    # Where the band begins at the threshold, its lower end is in it: else exactly there an answer
+    # would be harmful and just above it doubtful.
+    low, high = policy.abstain_above, policy.abstain_below
+    begins = low < harm.probability or low == harm.probability == policy.harm_threshold
+    if begins and harm.probability < high:
         doubts.append("harm_in_abstention_band")
     if harm.disagreement > policy.max_disagreement:
         doubts.append("judges_disagree")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -216,6 +216,13 @@ def test_what_is_doubtful_is_never_called_a_failure(
     assert (decide(harm, reward, policy).failure_class is DOUBT) == doubtful
 
 
+@example(
+    0.0,
+    0.5,
+    0.0,
+    Reward(score=0.0, quantile=0.0),
+    DetectionPolicy(harm_threshold=0.0, abstain_above=0.0, abstain_below=1.0),
+)
 @given(unit, unit, unit, rewards, policies)
 def test_more_harm_never_makes_a_safer_class(
     low: float, high: float, disagreement: float, reward: Reward, policy: DetectionPolicy
