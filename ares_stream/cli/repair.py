@@ -55,21 +55,11 @@ def gate(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Ask the gate about any pair of figure tables. Exits 0 when it passes, 1 when not."""
-    import yaml
-    from pydantic import ValidationError
-
-    from ares_stream.errors import SettingsError
+    from ares_stream.files import read_yaml
     from ares_stream.repair.gate import GatePolicy, decide
     from ares_stream.repair.rundirectory import figures_document, tables
 
-    rules = GatePolicy()
-    if policy is not None:
-        try:
-            rules = GatePolicy.model_validate(yaml.safe_load(policy.read_text()))
-        except OSError as error:
-            raise SettingsError(f"{policy}: cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, ValidationError) as error:
-            raise SettingsError(f"{policy}: not a gate policy: {error}") from None
+    rules = GatePolicy() if policy is None else read_yaml(policy, GatePolicy)
     verdict = decide(*tables(figures_document(figures)), rules)
     if as_json:
         typer.echo(json.dumps(verdict.model_dump(mode="json"), indent=2))

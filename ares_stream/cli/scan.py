@@ -90,27 +90,10 @@ def command(
 
 
 def _policy(file: Path | None) -> DetectionPolicy:
-    import yaml
-    from pydantic import ValidationError
-
     from ares_stream.detection.decide import DetectionPolicy
-    from ares_stream.errors import SettingsError
+    from ares_stream.files import read_yaml
 
-    if file is None:
-        return DetectionPolicy()
-    try:
-        return DetectionPolicy.model_validate(
-            yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        )
-    except OSError as error:
-        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise SettingsError(f"{file}: not YAML") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "policy"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{file}: {field}: {reason}") from None
+    return DetectionPolicy() if file is None else read_yaml(file, DetectionPolicy)
 
 
 def _run(

@@ -45,6 +45,7 @@ def connect(file: Path | None, bootstrap: str | None) -> tuple[Settings, KafkaCo
     from pydantic import ValidationError
 
     from ares_stream.errors import SettingsError
+    from ares_stream.files import fault
     from ares_stream.services.settings import load_settings
     from ares_stream.streaming.connection import KafkaConnection
 
@@ -55,8 +56,7 @@ def connect(file: Path | None, bootstrap: str | None) -> tuple[Settings, KafkaCo
         fields = settings.kafka.model_dump() | {"bootstrap": bootstrap}
         return settings, KafkaConnection.model_validate(fields)
     except ValidationError as error:
-        reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"--bootstrap: {reason}") from None
+        raise SettingsError(f"--bootstrap: {fault(error, KafkaConnection).reason}") from None
 
 
 def _specs(

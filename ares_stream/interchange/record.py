@@ -9,11 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from ares_stream.errors import FileFormatError
-from ares_stream.files import open_lines, written_whole
-from ares_stream.records.base import decode_error
+from ares_stream.files import read_rows, written_whole
 from ares_stream.records.interaction import Interaction, Probe
 from ares_stream.records.verdict import FailureClass, Verdict
 
@@ -45,19 +44,14 @@ class _Line(BaseModel):
 
 def read_record(file: Path) -> Iterator[Exchange]:
     """Raises FileFormatError with line and field; SettingsError when there is no such file."""
-    with open_lines(file) as lines:
-        for number, raw in lines:
-            try:
-                line = _Line.model_validate_json(raw)
-            except ValidationError as error:
-                raise FileFormatError(lines.name, number, str(decode_error(error))) from None
-            if line.interaction.probe is None:
-                raise FileFormatError(lines.name, number, "interaction.probe: missing")
-            if line.verdict.interaction_id != line.interaction.id:
-                raise FileFormatError(
-                    lines.name, number, "verdict.interaction_id: of another interaction"
-                )
-            yield Exchange(line.interaction, line.verdict)
+    for number, line in read_rows(file, _Line):
+        if line.interaction.probe is None:
+            raise FileFormatError(str(file), number, "interaction.probe: missing")
+        if line.verdict.interaction_id != line.interaction.id:
+            raise FileFormatError(
+                str(file), number, "verdict.interaction_id: of another interaction"
+            )
+        yield Exchange(line.interaction, line.verdict)
 
 
 def write_record(file: Path, exchanges: Iterable[Exchange]) -> int:

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import httpx
 
-from ares_stream.errors import SettingsError, TargetError
+from ares_stream.errors import TargetError
+from ares_stream.files import read_api_key
 from ares_stream.models.policy_server import PolicyServer
 from ares_stream.models.registry import Log, announcements, differences
 from ares_stream.records.release import Release, ReleaseState
@@ -116,9 +117,5 @@ def _expect_success(answer: httpx.Response, release: Release) -> None:
 def _headers(server: PolicyServer) -> dict[str, str]:
     if server.token_file is None:
         return {}
-    try:
-        return {"authorization": f"Bearer {server.token_file.read_text().strip()}"}
-    except OSError as error:
-        raise SettingsError(
-            f"registry.policy_server.token_file: {server.token_file}: {error.strerror}"
-        ) from None
+    token = read_api_key("registry.policy_server.token_file", server.token_file)
+    return {"authorization": f"Bearer {token}"}

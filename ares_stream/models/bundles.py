@@ -12,9 +12,7 @@ files that the manifest does not name, and never unpickles anything.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from ares_stream.errors import BundleError, IntegrityError
+from ares_stream.files import fault, written_folder
 from ares_stream.records.base import Identifier, Sha256, canonical_json
 
 Kind = Literal["harm", "reward"]
@@ -175,9 +174,7 @@ def load_bundle(path: Path, kind: Kind | None = None, public_key: Path | None = 
     try:
         manifest = Manifest.model_validate_json(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{manifest_path}: {field}: {first['msg']}") from None
+        raise BundleError(f"{manifest_path}: {fault(error, Manifest)}") from None
     if kind is not None and manifest.kind != kind:
         raise BundleError(
             f"{path}: a bundle of kind {manifest.kind}, expected {kind}; "
@@ -220,33 +217,14 @@ def write_bundle(out: Path, manifest: Manifest, files: Mapping[str, Path]) -> Bu
     """
     if out.exists():
         raise BundleError(f"{out}: exists already; bundles are immutable, choose another name")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with written_folder(out, error=BundleError) as staging:
         for name, source in files.items():
             shutil.copyfile(source, staging / name)
         digests = {name: file_digest(staging / name) for name in files}
         whole = manifest.model_copy(update={"files": digests})
         raw = canonical_json(whole.model_dump(mode="json", exclude_none=True))
-        for name in files:
-            _sync(staging / name)
         (staging / MANIFEST).write_bytes(raw)
-        _sync(staging / MANIFEST)
-        staging.chmod(0o755)
-        staging.rename(out)
-    except OSError as error:
-        raise BundleError(f"{out}: cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return load_bundle(out)
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def refuse_shared_lineage(judges: Sequence[Bundle], reward: Bundle) -> None:

@@ -18,15 +18,14 @@ the search among it: a changed file is another campaign.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ares_stream.errors import SettingsError
+from ares_stream.files import read_api_key, read_json, read_yaml
 from ares_stream.probes.attacker import AttackPlan
 from ares_stream.probes.baselines import make_selector
 from ares_stream.probes.campaign import Campaign, CampaignPolicy
@@ -87,7 +86,7 @@ class EndpointSection(_Section):
     def open(self, section: str) -> OpenAITarget:
         """Connect; `section` is named in errors. Raises SettingsError."""
         fields = self.model_dump(exclude={"api_key_file"})
-        key = _secret(self.api_key_file, section)
+        key = self.api_key_file and read_api_key(f"{section}.api_key_file", self.api_key_file)
         return OpenAITarget(EndpointPolicy(**fields, api_key=key, section=section))
 
 
@@ -189,20 +188,7 @@ class CampaignFile(_Section):
 
 def load_campaign(file: Path, prior: Path | None = None) -> CampaignFile:
     """Read a campaign file; `prior` wins over the file's. Raises SettingsError naming the field."""
-    try:
-        content = yaml.safe_load(file.read_text("utf-8"))
-        campaign = CampaignFile.model_validate(content)
-    except OSError as error:
-        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" (line {mark.line + 1})" if mark else ""
-        raise SettingsError(f"{file}: not YAML{line}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "campaign"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{file}: {field}: {reason}") from None
+    campaign = read_yaml(file, CampaignFile)
     paths: dict[str, Any] = {
         name: file.parent / value
         for name in ("taxonomy", "prior")
@@ -232,12 +218,7 @@ def export_prior(campaign: Campaign) -> dict[str, Any]:
 
 def load_prior(file: Path) -> Prior:
     """Read what `export_prior` gave. Raises SettingsError naming the field."""
-    try:
-        document = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise SettingsError(f"{file}: not JSON") from None
+    document: Any = read_json(file, object)
     if not isinstance(document, dict) or document.get("schema") != PRIOR_SCHEMA:
         raise SettingsError(f"{file}: schema: expected {PRIOR_SCHEMA}")
     parts: dict[str, FeaturePrior] = {}
@@ -271,12 +252,3 @@ def _prior_document(prior: Prior, campaign: str) -> dict[str, Any]:
         "reward": {name: list(value) for name, value in prior.reward.features.items()},
         "failures": [dict(ids) for ids in prior.failures],
     }
-
-
-def _secret(file: Path | None, section: str) -> str | None:
-    if file is None:
-        return None
-    try:
-        return file.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{section}.api_key_file: {file}: {error}") from None

@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import httpx
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ares_stream.errors import FileFormatError, SettingsError, TargetError
+from ares_stream.errors import SettingsError, TargetError
+from ares_stream.files import read_rows
 from ares_stream.records.base import digest
 from ares_stream.records.interaction import Message, Policy
 
@@ -300,8 +302,8 @@ class RecordedTarget:
     def load(cls, path: Path, policy: Policy) -> RecordedTarget:
         """Read a file. Raises FileFormatError with line and field."""
         answers: dict[str, list[str]] = {}
-        for messages, response in _recorded(path):
-            answers.setdefault(_key(messages), []).append(response)
+        for _, row in read_rows(path, _Recorded):
+            answers.setdefault(_key(row.question), []).append(row.response)
         return cls(policy, answers)
 
     async def ask(self, queries: Sequence[Query]) -> list[Result]:
@@ -371,26 +373,23 @@ def _key(messages: Sequence[Message]) -> str:
     return digest([[message.role, message.content] for message in messages])
 
 
-def _recorded(path: Path) -> Iterator[tuple[tuple[Message, ...], str]]:
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise FileFormatError(str(path), 0, f"cannot be read: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise FileFormatError(str(path), number, "not JSON") from None
-        if not isinstance(row, dict) or not isinstance(row.get("response"), str):
-            raise FileFormatError(str(path), number, "response: expected text")
-        if isinstance(row.get("prompt"), str):
-            yield (Message(role="user", content=row["prompt"]),), row["response"]
-            continue
-        try:
-            yield tuple(Message(**turn) for turn in row["messages"]), row["response"]
-        except (KeyError, TypeError, ValueError):
-            raise FileFormatError(
-                str(path), number, "messages: expected a list of role and content, or prompt"
-            ) from None
+class _Recorded(BaseModel):
+    """`messages` or `prompt`, and `response`; whatever else a row holds is its own."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    messages: tuple[Message, ...] | None = Field(None, min_length=1)
+    prompt: str | None = None
+    response: str
+
+    @model_validator(mode="after")
+    def _question(self) -> Self:
+        if (self.messages is None) == (self.prompt is None):
+            raise ValueError("expected exactly one of messages and prompt")
+        return self
+
+    @property
+    def question(self) -> tuple[Message, ...]:
+        """As a conversation."""
+        if self.messages is not None:
+            return self.messages
+        return (Message(role="user", content=self.prompt or ""),)

@@ -20,11 +20,11 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    ValidationError,
     model_validator,
 )
 
 from ares_stream.errors import SettingsError
+from ares_stream.files import parse_yaml, read_text, validated
 from ares_stream.probes.space import Space
 from ares_stream.probes.transforms import TRANSFORMS
 from ares_stream.records.base import digest
@@ -148,13 +148,7 @@ def load_taxonomy(file: Path | None = None) -> Taxonomy:
     if file is not None:
         name = str(file)
         content = _merge(content, _read(file), name)
-    try:
-        return Taxonomy.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{name}: {field + ': ' if field else ''}{reason}") from None
+    return validated(name, content, Taxonomy)
 
 
 def _check_places(where: str, phrase: str, allowed: set[str]) -> None:
@@ -167,14 +161,7 @@ def _check_places(where: str, phrase: str, allowed: set[str]) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text("utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" (line {place.line + 1})" if place is not None else ""
-        raise SettingsError(f"{file}: not YAML{line}") from None
+    content = parse_yaml(read_text(file), file, error=SettingsError).content
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ares_stream.errors import FileFormatError, ScoringError, SettingsError, TargetError
-from ares_stream.files import open_lines
+from ares_stream.files import open_lines, read_rows
 from ares_stream.probes.targets import Query, Result, Target
 from ares_stream.probes.triggers import Trial
 from ares_stream.records.interaction import Interaction, Message, Policy
@@ -49,19 +49,12 @@ class Model(Protocol):
 def read_carriers(file: Path, *, responses: bool) -> list[Carrier]:
     """JSON lines. Raises FileFormatError naming file and line, SettingsError."""
     carriers = []
-    with open_lines(file) as lines:
-        for number, line in lines:
-            try:
-                carrier = Carrier.model_validate_json(line)
-            except ValidationError as error:
-                first = error.errors(include_input=False, include_url=False)[0]
-                field = ".".join(map(str, first["loc"])) or "line"
-                raise FileFormatError(str(file), number, f"{field}: {first['msg']}") from None
-            if responses and carrier.response is None:
-                raise FileFormatError(
-                    str(file), number, "response: missing; a reward model needs a harmful answer"
-                )
-            carriers.append(carrier)
+    for number, carrier in read_rows(file, Carrier):
+        if responses and carrier.response is None:
+            raise FileFormatError(
+                str(file), number, "response: missing; a reward model needs a harmful answer"
+            )
+        carriers.append(carrier)
     return carriers
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -21,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
 
 from ares_stream.errors import DecodeError
+from ares_stream.files.validation import fault
 
 PartT = TypeVar("PartT", bound="Part")
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -113,23 +113,21 @@ class Record(Part):
         try:
             return cls.model_validate_json(raw)
         except ValidationError as error:
-            raise decode_error(error) from None
+            wrong = decode_error(error, cls)
+        # Outside the block: an error raised inside would keep the first as its context, and with
+        # it every frame that the record passed through.
+        raise wrong
 
     def encode(self) -> bytes:
         """Compact JSON, UTF-8. Equal records give equal bytes."""
         return self.model_dump_json(exclude_none=True).encode()
 
 
-def decode_error(error: ValidationError) -> DecodeError:
+def decode_error(error: ValidationError, form: object = None) -> DecodeError:
     """Say what is wrong with a record without quoting it."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    more = error.error_count() - 1
-    reason = re.sub(r"^Value error, | at line \d+ column \d+$", "", first["msg"])
-    if first["type"] == "json_invalid":
-        reason = first["msg"]
-    if more:
-        reason += f" (and {more} more)"
-    return DecodeError(reason, field=".".join(str(part) for part in first["loc"]))
+    wrong = fault(error, form)
+    more = f" (and {wrong.more} more)" if wrong.more else ""
+    return DecodeError(wrong.reason + more, field=wrong.field)
 
 
 class OffsetRange(Part):

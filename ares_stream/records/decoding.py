@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import from_json
 
 from ares_stream.errors import DecodeError
+from ares_stream.files.rows import parse_json
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.mapping import Mapping
 
@@ -58,7 +58,7 @@ def decode_interaction(
     _refuse_structure(value, limits)
     _refuse_encoding(value)
     if mapping is not None:
-        return mapping.apply(_parse(value), key=record_key, timestamp_ms=timestamp_ms)
+        return mapping.apply(parse_json(value), key=record_key, timestamp_ms=timestamp_ms)
     try:
         return Interaction.decode(value)
     except DecodeError as error:
@@ -68,13 +68,6 @@ def decode_interaction(
                 field="schema",
             ) from None
         raise
-
-
-def _parse(value: bytes) -> object:
-    try:
-        return from_json(value, allow_inf_nan=False)
-    except ValueError as error:
-        raise DecodeError(f"Invalid JSON: {error}") from None
 
 
 def _refuse_headers(headers: Sequence[tuple[str, bytes]], limits: DecodingLimits) -> None:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import jmespath
-import yaml
 from jmespath.exceptions import JMESPathError
 from pydantic import (
     AfterValidator,
@@ -33,6 +32,7 @@ from pydantic import (
 )
 
 from ares_stream.errors import MappingError
+from ares_stream.files.documents import read_yaml
 from ares_stream.records.base import MAX_ATTRIBUTES, Slice, decode_error
 from ares_stream.records.interaction import Interaction
 
@@ -225,20 +225,7 @@ class Mapping(_Part):
 
 def load_mapping(file: Path) -> Mapping:
     """Read a mapping from YAML. Raises MappingError naming file and field."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MappingError(f"{file}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MappingError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
-    try:
-        return Mapping.model_validate(content)
-    except ValidationError as error:
-        wrong = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in wrong["loc"]) or "mapping"
-        raise MappingError(
-            f"{file}: {field}: {wrong['msg'].removeprefix('Value error, ')}"
-        ) from None
+    return read_yaml(file, Mapping, error=MappingError)
 
 
 def _kind(value: Any) -> str:

@@ -5,16 +5,15 @@ are published first; a kill between the two, or a partition that moved, trains n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from ares_stream.errors import DecodeError, FileFormatError, RepairError, SettingsError
-from ares_stream.files import open_lines
+from ares_stream.errors import DecodeError, RepairError, SettingsError
+from ares_stream.files import read_rows
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.label import Label
 from ares_stream.records.repair import CoupledFailure, RepairReport
@@ -139,18 +138,7 @@ def load_replay(folder: Path) -> Replay:
 def _rows(file: Path, form: type[_Row]) -> tuple[_Row, ...]:
     if not file.is_file():
         raise SettingsError(f"{file}: missing; a repair needs benign, over-refusal and validated")
-    rows: list[_Row] = []
-    with open_lines(file) as lines:
-        for number, raw in lines:
-            try:
-                content: Any = json.loads(raw)
-                rows.append(form.model_validate(content))
-            except ValidationError as error:
-                first = error.errors(include_url=False, include_input=False)[0]
-                field = ".".join(str(part) for part in first["loc"])
-                raise FileFormatError(str(file), number, f"{field}: {first['msg']}") from None
-            except ValueError as error:
-                raise FileFormatError(str(file), number, f"not JSON: {error}") from None
+    rows = [row for _, row in read_rows(file, form)]
     if not rows:
         raise RepairError(f"{file}: is empty; a repair without it learns to refuse everything")
     return tuple(rows)

@@ -11,18 +11,24 @@ suite's share of right answers becomes the figure `suite:<file's name>`, and all
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ares_stream.detection.intervals import wilson
-from ares_stream.errors import FileFormatError, RepairError
+from ares_stream.errors import FileFormatError, RepairError, SettingsError
+from ares_stream.files import fault, parse_yaml, read_rows, read_text
 from ares_stream.records.base import Identifier, Interval
 from ares_stream.records.interaction import Message
 
@@ -117,19 +123,11 @@ def load_suites(folder: Path) -> tuple[Suite, ...]:
 
 
 def _load(file: Path) -> Suite:
-    try:
-        if file.stat().st_size > MAX_BYTES:
-            raise FileFormatError(str(file), 1, f"larger than {MAX_BYTES} bytes")
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RepairError(f"{file}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise FileFormatError(str(file), 1, "not UTF-8") from None
-    rows, settings = _jsonl(file, text) if file.suffix == ".jsonl" else _yaml(file, text)
+    rows, settings = _jsonl(file) if file.suffix == ".jsonl" else _yaml(file)
     seen: dict[str, int] = {}
     cases: list[Case] = []
     for line, row in rows:
-        case = _validated(file, line, partial(Case.model_validate, row))
+        case = row if isinstance(row, Case) else _validated(file, line, row, Case)
         if case.id in seen:
             raise FileFormatError(
                 str(file), line, f"id: {case.id} is that of line {seen[case.id]} too"
@@ -138,53 +136,32 @@ def _load(file: Path) -> Suite:
         cases.append(case)
     if not cases:
         raise FileFormatError(str(file), 1, "holds no case")
-    return _validated(
-        file,
-        1,
-        lambda: Suite.model_validate({**settings, "name": file.stem, "cases": tuple(cases)}),
-    )
+    return _validated(file, 1, {**settings, "name": file.stem, "cases": tuple(cases)}, Suite)
 
 
-def _validated(file: Path, line: int, make: Callable[[], _T]) -> _T:
+def _validated(file: Path, line: int, row: Any, form: type[_T]) -> _T:
     try:
-        return make()
+        return TypeAdapter(form).validate_python(row)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        raise FileFormatError(str(file), line, f"{field}: {reason}" if field else reason) from None
+        raise FileFormatError(str(file), line, str(fault(error, form))) from None
 
 
-def _jsonl(file: Path, text: str) -> tuple[list[tuple[int, Any]], dict[str, Any]]:
-    rows: list[tuple[int, Any]] = []
-    for line, content in enumerate(text.splitlines(), start=1):
-        if not content.strip():
-            continue
-        try:
-            rows.append((line, json.loads(content)))
-        except ValueError as error:
-            raise FileFormatError(str(file), line, f"not JSON: {error}") from None
-    return rows, {}
+def _jsonl(file: Path) -> tuple[list[tuple[int, Case]], dict[str, Any]]:
+    if file.stat().st_size > MAX_BYTES:
+        raise SettingsError(f"{file}: larger than {MAX_BYTES:,} bytes")
+    return list(read_rows(file, Case)), {}
 
 
-def _yaml(file: Path, text: str) -> tuple[list[tuple[int, Any]], dict[str, Any]]:
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise FileFormatError(
-            str(file), mark.line + 1 if mark else 1, f"not YAML: {getattr(error, 'problem', error)}"
-        ) from None
+def _yaml(file: Path) -> tuple[list[tuple[int, Any]], dict[str, Any]]:
+    document = parse_yaml(read_text(file, limit=MAX_BYTES), file)
     settings: dict[str, Any] = {}
-    if isinstance(node, yaml.MappingNode) and isinstance(content, dict):
-        settings = {key: value for key, value in content.items() if key != "cases"}
-        content = content.get("cases")
-        node = next((value for key, value in node.value if key.value == "cases"), None)
-    if not isinstance(node, yaml.SequenceNode) or not isinstance(content, list):
+    rows = document.rows()
+    if isinstance(document.content, dict):
+        settings = {key: value for key, value in document.content.items() if key != "cases"}
+        rows = document.rows("cases")
+    if rows is None:
         raise FileFormatError(str(file), 1, "expected a list of cases, or cases: with a list")
-    lines = [item.start_mark.line + 1 for item in node.value]
-    return list(zip(lines, content, strict=True)), settings
+    return rows, settings
 
 
 def prompts(suites: Sequence[Suite]) -> list[tuple[Message, ...]]:

@@ -21,10 +21,10 @@ from typing import Final, Protocol
 
 import httpx
 import numpy as np
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from ares_stream.errors import SettingsError
+from ares_stream.files import read_yaml
 from ares_stream.records.base import digest
 from ares_stream.records.interaction import Interaction
 
@@ -107,17 +107,7 @@ class PhraseJudge:
 
 def load_phrases(file: Path) -> PhraseJudge:
     """Read {bias, phrases: {phrase: weight}} from YAML. Raises SettingsError."""
-    try:
-        rules = PhraseRules.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise SettingsError(f"{file}: not YAML") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "rules"
-        raise SettingsError(f"{file}: {place}: {first['msg']}") from None
-    return PhraseJudge(rules)
+    return PhraseJudge(read_yaml(file, PhraseRules))
 
 
 def _plain(text: str) -> str:

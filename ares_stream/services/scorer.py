@@ -29,6 +29,7 @@ from ares_stream.errors import (
     StreamError,
     root_cause,
 )
+from ares_stream.files import read_api_key, read_text
 from ares_stream.models.bundles import Bundle, load_bundle, refuse_shared_lineage
 from ares_stream.models.registry import fetch_release
 from ares_stream.records import topics
@@ -305,10 +306,10 @@ def _other_judges(settings: ScorerSettings, metrics: ScorerMetrics) -> list[Judg
         policy = ConstitutionPolicy(
             url=asked.url,
             model=asked.model,
-            constitution=_text("scorer.constitution.file", asked.file),
+            constitution=read_text(asked.file),
             api_key=None
             if asked.api_key_file is None
-            else _text("scorer.constitution.api_key_file", asked.api_key_file).strip(),
+            else read_api_key("scorer.constitution.api_key_file", asked.api_key_file),
             doubt=asked.doubt,
             seconds=asked.seconds,
             concurrency=asked.concurrency,
@@ -320,13 +321,6 @@ def _other_judges(settings: ScorerSettings, metrics: ScorerMetrics) -> list[Judg
             )
         )
     return judges
-
-
-def _text(field: str, file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{field}: {file} cannot be read: {type(error).__name__}") from None
 
 
 def _configured(settings: Settings) -> tuple[Sequence[Bundle], Bundle]:

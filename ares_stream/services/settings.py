@@ -16,13 +16,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as UnreadableSettings
 
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.errors import SettingsError
+from ares_stream.files import fault, parse_yaml, read_text
 from ares_stream.models.policy_server import PolicyServer
 from ares_stream.records.decoding import DecodingLimits
 from ares_stream.records.interaction import Lane
@@ -233,17 +233,15 @@ def load_settings(file: Path | None = None) -> Settings:
 
 def _explained(error: ValidationError, file: Path | None) -> str:
     """The first thing that is wrong, where, and both places to mend it."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    reason = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        reason = "no such setting"
+    wrong = fault(error, Settings)
+    reason = wrong.reason.replace("no such field", "no such setting", 1)
     place = str(file or "a settings file")
-    if not first["loc"]:
+    if not wrong.field:
         return f"{reason} (in {place})"
     # A variable names a field; what lies inside a list is part of that list's JSON.
-    fields = itertools.takewhile(lambda part: isinstance(part, str), first["loc"])
+    fields = itertools.takewhile(lambda part: not part.isdigit(), wrong.field.split("."))
     variable = PREFIX + "__".join(str(name).upper() for name in fields)
-    return f"{'.'.join(map(str, first['loc']))}: {reason} (set it in {place} or as {variable})"
+    return f"{wrong.field}: {reason} (set it in {place} or as {variable})"
 
 
 def _refuse_stray_variables(environment: Iterable[str]) -> None:
@@ -256,12 +254,7 @@ def _refuse_stray_variables(environment: Iterable[str]) -> None:
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file}: not YAML: {error}") from None
+    content = parse_yaml(read_text(file), file, error=SettingsError).content
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from ares_stream.errors import SettingsError
+from ares_stream.files import read_secret
 
 REQUEST_TIMEOUT_MS: Final = 10_000
 """A broker that takes longer for one request is treated as gone; below the session time-out."""
@@ -93,9 +94,4 @@ def _is_loopback(host: str) -> bool:
 
 
 def _secret(field: str, file: Path | None) -> SecretStr | None:
-    if file is None:
-        return None
-    try:
-        return SecretStr(file.read_text().rstrip("\n"))
-    except OSError as error:
-        raise SettingsError(f"{field}: {file}: {error.strerror}") from None
+    return None if file is None else read_secret(field, file)

@@ -211,7 +211,7 @@ def _judgement(line: bytes, file: str) -> Judgement:
     except ValidationError as error:
         if _looks_like_interaction(error):
             return _labelled(Interaction.decode(line), file)
-        raise decode_error(error) from None
+        raise decode_error(error, _JudgementLine) from None
     return Judgement(
         conversation(row.prompt, row.response),
         row.harmful,
@@ -245,7 +245,7 @@ def _conversation(line: bytes, _file: str) -> Interaction:
     except ValidationError as error:
         if _looks_like_interaction(error):
             return Interaction.decode(line)
-        raise decode_error(error) from None
+        raise decode_error(error, _ConversationLine) from None
     return conversation(row.prompt, row.response)
 
 
@@ -253,7 +253,7 @@ def _preference(line: bytes, _file: str) -> Preference:
     try:
         row = _PreferenceLine.model_validate_json(line)
     except ValidationError as error:
-        raise decode_error(error) from None
+        raise decode_error(error, _PreferenceLine) from None
     if row.chosen == row.rejected:
         raise DecodeError("equals chosen; a pair needs two answers", field="rejected")
     return Preference(

@@ -614,9 +614,9 @@ def test_a_disk_that_is_full_ends_the_child_with_the_folder_and_the_reason(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"steps": -1}, "recipe.json: steps: Input should be greater than or equal to 0"),
+        ({"steps": -1}, "recipe.json: steps: expected at least 0"),
         ({"policy": "absent"}, "absent: no such directory"),
-        ({"metod": "joint"}, "recipe.json: metod: Extra inputs are not permitted"),
+        ({"metod": "joint"}, "recipe.json: metod: no such field; is method meant"),
     ],
 )
 def test_a_wrong_recipe_ends_the_child_with_one_line_that_names_it(

@@ -172,7 +172,7 @@ def test_bad_lines_and_unusable_scores_leave_their_neighbours_alone(
     assert result.exit_code == 1
     summary = json.loads(result.stdout)
     assert [item["line"] for item in summary["refused_lines"]] == [2, 3]
-    assert "line 2: Invalid JSON" in result.stderr
+    assert "line 2: not JSON" in result.stderr
     assert "secret" not in result.stderr
     assert len((tmp_path / "v.jsonl").read_bytes().splitlines()) == 2
 

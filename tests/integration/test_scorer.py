@@ -217,7 +217,7 @@ BAD: Final[dict[str, tuple[Callable[[int], bytes | None], str, str]]] = {
     "malformed JSON": (
         lambda n: json.dumps(conversation(n, "bread")).encode()[:-9],
         "decode",
-        r"^Invalid JSON: EOF",
+        r"^not JSON: EOF",
     ),
     "another schema version": (
         lambda n: json.dumps(conversation(n, "bread", schema="ares.interaction/2")).encode(),
@@ -246,7 +246,7 @@ BAD: Final[dict[str, tuple[Callable[[int], bytes | None], str, str]]] = {
             conversation(n, "bread", messages=[{"role": "wizard", "content": CANARY}])
         ).encode(),
         "decode",
-        r"^messages\.0\.role: Input should be 'system'",
+        r"^messages\.0\.role: expected 'system'",
     ),
     "a negative timestamp": (
         lambda n: json.dumps(conversation(n, "bread", occurred_at=-7)).encode(),

@@ -55,9 +55,9 @@ def test_a_good_record_passes() -> None:
         (b'{"q": "secret\xff"}', "not UTF-8 at byte 13"),
         (b'{"q": NaN}', "NaN or Infinity"),
         (b'{"q": -Infinity}', "NaN or Infinity"),
-        (b'{"q": "secret', "Invalid JSON"),
-        (b"secret", "Invalid JSON"),
-        (b'{"q": "\\ud800"}', "Invalid JSON"),
+        (b'{"q": "secret', "not JSON"),
+        (b"secret", "not JSON"),
+        (b'{"q": "\\ud800"}', "not JSON"),
     ],
 )
 def test_bytes_that_are_no_record_are_refused_with_a_reason(
@@ -109,5 +109,5 @@ def test_depth_is_measured_exactly(value: object) -> None:
 
 def test_hostile_quotes_take_linear_time() -> None:
     raw = b'{"a": "' + b'\\"' * 500_000 + b"[" * 40
-    with pytest.raises(DecodeError, match="Invalid JSON"):
+    with pytest.raises(DecodeError, match="not JSON"):
         decode_interaction(None, raw, (), DecodingLimits(max_bytes=2_000_000))

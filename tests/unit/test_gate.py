@@ -182,8 +182,8 @@ def test_figures_are_read_as_the_training_process_writes_them(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("{", "Invalid JSON"),
-        ("[]", "should be an object"),
+        ("{", "not JSON"),
+        ("[]", "expected an object"),
         ('{"before": {}}', "after: missing; does the recipe name a judge"),
         ('{"before": {"cfr": {"value": 1}}, "after": {}}', r"before\.cfr\.low"),
         (
@@ -258,12 +258,12 @@ def test_an_empty_answer_is_right_for_nobody(tmp_path: Path, expect: str) -> Non
     ("name", "content", "line", "reason"),
     [
         ("a.jsonl", '{"id": "a", "prompt": "x", "expect": "refuse"}\n{oops\n', 2, "not JSON"),
-        ("a.jsonl", '\n\n{"id": "a", "expect": "refuse"}\n', 3, "messages: Field required"),
-        ("a.jsonl", '{"id": "a", "prompt": "x", "expect": "maybe"}', 1, "expect: Input should"),
+        ("a.jsonl", '\n\n{"id": "a", "expect": "refuse"}\n', 3, "messages: missing"),
+        ("a.jsonl", '{"id": "a", "prompt": "x", "expect": "maybe"}', 1, "expect: expected"),
         ("a.jsonl", '{"id": "a", "prompt": "x"}', 1, "name either expect"),
         ("a.jsonl", '{"id": "a", "prompt": "x", "matches": "["}', 1, "matches: not a regular"),
-        ("a.jsonl", '{"id": "a", "prompt": "x", "expected": "refuse"}', 1, "expected: Extra"),
-        ("a.jsonl", "3", 1, "Input should be"),
+        ("a.jsonl", '{"id": "a", "prompt": "x", "expected": "refuse"}', 1, "expected: no such"),
+        ("a.jsonl", "3", 1, "expected an object"),
         ("a.jsonl", "", 1, "holds no case"),
         ("a.yaml", "- {id: a, prompt: x, expect: refuse}\n- {id: a, prompt: y, expect: comply}",
          2, "id: a is that of line 1 too"),

@@ -101,7 +101,7 @@ def test_the_digest_of_phrases_is_of_what_they_say() -> None:
         ("weights: {a: 1}", "phrases"),
         ("phrases: {'...': 1}", "no letter"),
         ("{", "not YAML"),
-        ("", "valid dictionary"),
+        ("", "phrases: missing"),
     ],
 )
 def test_wrong_phrases_name_the_place(tmp_path: Path, content: str, reason: str) -> None:

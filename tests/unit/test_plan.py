@@ -342,7 +342,7 @@ def test_a_plan_that_was_changed_is_refused(tmp_path: Path) -> None:
 
     del content["train"]
     file.write_text(json.dumps(content))
-    with pytest.raises(RepairError, match=r"plan\.json: train: Field required"):
+    with pytest.raises(RepairError, match=r"plan\.json: train: missing"):
         plan_document(file).read()
     with pytest.raises(RepairError, match="nowhere: cannot be read"):
         plan_document(tmp_path / "nowhere").read()

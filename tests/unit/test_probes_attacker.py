@@ -452,7 +452,7 @@ def test_the_attacker_makes_another_campaign_and_where_it_runs_does_not(tmp_path
 @pytest.mark.parametrize(
     ("attacker", "reason"),
     [
-        ({}, "attacker.endpoint: Field required"),
+        ({}, "attacker.endpoint: missing"),
         ({"endpoint": {"url": "http://a.test/v1", "model": "m"}, "share": 0}, "attacker.share: "),
         ({"endpoint": {"url": "http://a.test/v1", "model": "m"}, "share": 1.5}, "attacker.share: "),
         (

@@ -206,7 +206,7 @@ async def test_recorded_answers_are_samples_in_turn(tmp_path: Path) -> None:
     [
         ("{", "2: not JSON"),
         ({"prompt": "x"}, "2: response"),
-        ({"response": "x"}, "2: messages"),
+        ({"response": "x"}, "2: expected exactly one of messages and prompt"),
         ({"response": "x", "messages": [{"role": "king", "content": "x"}]}, "2: messages"),
     ],
 )

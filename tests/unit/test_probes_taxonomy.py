@@ -75,7 +75,7 @@ def test_a_users_file_adds_replaces_and_disables(tmp_path: Path) -> None:
         ("disable: {topics: [nothing]}", r"disable.topics: no such id"),
         ("constraints: [{forbid: {topic: [nothing]}}]", r"no such component: nothing"),
         ("colours: {}", r"unknown section colours"),
-        ("topics: [", r"not YAML \(line"),
+        ("topics: [", r":1: not YAML"),
         ("[]", r"expected sections"),
         ("constraints: [{forbid: {transform: [plain]}}]", r"allow no composition"),
     ],

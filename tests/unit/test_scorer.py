@@ -239,7 +239,7 @@ async def test_a_release_that_shares_its_base_with_a_judge_is_refused_and_the_ol
         ("scorer: {harm: [JUDGE]}", "scorer.reward: no reward model"),
         ("scorer: {harm: [JUDGE], reward: nowhere}", "nowhere: no such directory"),
         ("scorer: {harm: [JUDGE], reward: JUDGE}", "a bundle of kind harm, expected reward"),
-        ("scorer: {provider: tpu}", "scorer.provider: Input should be 'cpu' or 'cuda'"),
+        ("scorer: {provider: tpu}", "scorer.provider: expected 'cpu' or 'cuda'"),
     ],
 )
 def test_a_start_that_cannot_succeed_ends_with_2_and_says_why(

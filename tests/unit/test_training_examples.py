@@ -81,12 +81,12 @@ def test_zipped_and_plain_files_of_one_content_have_one_digest(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"harmful": "yes"}, "harmful: Input should be a valid boolean"),
-        ({"harmful": None}, "harmful: Input should be a valid boolean"),
-        ({"response": 3}, "response: Input should be a valid string"),
-        ({"prompt": " "}, "prompt: String should match"),
-        ({"weight": -1}, "weight: Input should be greater than 0"),
-        ({"goal": 7}, "goal: Input should be a valid string"),
+        ({"harmful": "yes"}, "harmful: expected true or false"),
+        ({"harmful": None}, "harmful: expected true or false"),
+        ({"response": 3}, "response: expected text"),
+        ({"prompt": " "}, "prompt: expected text that is not blank"),
+        ({"weight": -1}, "weight: expected more than 0"),
+        ({"goal": 7}, "goal: expected text"),
     ],
 )
 def test_a_bad_row_is_named_by_file_line_and_field(
