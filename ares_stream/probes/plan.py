@@ -86,7 +86,8 @@ class EndpointSection(_Section):
     def open(self, section: str) -> OpenAITarget:
         """Connect; `section` is named in errors. Raises SettingsError."""
         fields = self.model_dump(exclude={"api_key_file"})
-        key = self.api_key_file and read_api_key(f"{section}.api_key_file", self.api_key_file)
+        file = self.api_key_file
+        key = None if file is None else read_api_key(f"{section}.api_key_file", file)
         return OpenAITarget(EndpointPolicy(**fields, api_key=key, section=section))
 
 
