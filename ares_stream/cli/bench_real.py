@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ares_stream.errors import SettingsError
-from ares_stream.files import write_document
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +38,8 @@ def repair(
     """Repair the real policy and print the figures."""
     from rich.console import Console
 
+    from ares_stream.files import write_document
+
     _known(profile)
     from ares_stream.lab.experiments.smollm2.repair import CACHE, FULL, QUICK, run
 
@@ -54,6 +55,8 @@ def repair(
 def probes(json_file: Path, data: Path, profile: str, *, quick: bool, cache: Path | None) -> None:
     """Search the real policy's failures and print what each method found."""
     from rich.console import Console
+
+    from ares_stream.files import write_document
 
     _known(profile)
     from ares_stream.lab.experiments.smollm2.probes import FULL, QUICK, run

@@ -9,7 +9,6 @@ import typer
 
 from ares_stream.cli import bench_real
 from ares_stream.errors import SettingsError
-from ares_stream.files import write_document
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,6 +55,7 @@ def repair(
 
     Exits 0 when measured; 2 for a wrong option; 1 when a victim misses its starting line.
     """
+    from ares_stream.files import write_document
     from ares_stream.lab.experiments.repair.methods import METHODS, run_bench
 
     if split not in ("test", "dev"):
@@ -85,6 +85,7 @@ def repair_cost(
     """Time the joint repair against TRL's RewardTrainer followed by its DPOTrainer."""
     from rich.console import Console
 
+    from ares_stream.files import write_document
     from ares_stream.lab.experiments.repair.cost import run_cost
 
     console = Console(stderr=True)
@@ -109,6 +110,7 @@ def repair_poison(
     Exits 0 when every poisoned repair was rejected or kept every figure, 1 otherwise; 2 for a
     wrong option.
     """
+    from ares_stream.files import write_document
     from ares_stream.lab.experiments.repair.poison import FIGURES, KINDS, SHARES, run_poison
 
     with _bars() as progress:
