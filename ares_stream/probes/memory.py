@@ -24,6 +24,8 @@ from ares_stream.streaming.records import InboundRecord
 
 UNANSWERED: Final = "unanswered"
 """Attribute of an Interaction whose query the target refused; its response is empty."""
+FINISH: Final = "finish"
+"""Attribute of an Interaction whose answer is empty: the endpoint's reason to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class CampaignMemory:
         self._id = plan.id.encode()
         self._memory = _Memory()
         self._unique = Clusters()
+        self._answered = 0
         self._counted = 0
         self._generation = -1
         self._expected: dict[str, float] = {}
@@ -103,7 +106,13 @@ class CampaignMemory:
         void = UNANSWERED in attributes or self.wording.is_rubbish(
             interaction.response, attributes.get(MADE_BY, COMPOSER)
         )
+        if interaction.id not in self._memory.sent:
+            self._answered += UNANSWERED not in attributes
         self._memory.sent.setdefault(interaction.id, void)
+
+    def sent_and_answered(self) -> tuple[int, int]:
+        """Queries that were published, and those of them that the target answered."""
+        return len(self._memory.sent), self._answered
 
     def unsent(self) -> list[Ask]:
         """Queries to ask now, in order."""

@@ -24,6 +24,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ares_stream.endpoints.client import EndpointPolicy
 from ares_stream.errors import SettingsError
 from ares_stream.files import read_api_key, read_json, read_yaml
 from ares_stream.probes.attacker import AttackPlan
@@ -33,7 +34,7 @@ from ares_stream.probes.composition import Composer, TaxonomyComposer
 from ares_stream.probes.selection import SELECTION, Adaptive, Prior
 from ares_stream.probes.space import Space
 from ares_stream.probes.surrogate import FeaturePrior
-from ares_stream.probes.targets import EndpointPolicy, OpenAITarget, RecordedTarget, Target
+from ares_stream.probes.targets import OpenAITarget, RecordedTarget, Target
 from ares_stream.probes.taxonomy import load_taxonomy
 from ares_stream.records.base import digest
 from ares_stream.records.interaction import Policy
@@ -65,7 +66,7 @@ class _Section(BaseModel):
 
 
 class EndpointSection(_Section):
-    """An OpenAI-compatible endpoint; see targets.EndpointPolicy for the meaning of each."""
+    """An OpenAI-compatible endpoint; the fields are those of EndpointPolicy."""
 
     SHAPES: ClassVar = {"model", "version", "max_tokens", "temperature", "top_p"}
     """What its answers depend on; the rest is how it is reached."""

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+from ares_stream.endpoints.client import Unanswerable
 from ares_stream.errors import (
     BrokerError,
     DecodeError,
@@ -38,9 +39,9 @@ from ares_stream.interchange.record import Exchange
 from ares_stream.probes.attacker import Fault, Kind
 from ares_stream.probes.campaign import Ask, Campaign
 from ares_stream.probes.composition import stable_seed
-from ares_stream.probes.memory import UNANSWERED, Calibration, CampaignMemory, Progress
+from ares_stream.probes.memory import FINISH, UNANSWERED, Calibration, CampaignMemory, Progress
 from ares_stream.probes.plan import CampaignPlan
-from ares_stream.probes.targets import Answer, Query, Target, Unanswerable
+from ares_stream.probes.targets import Answer, Query, Target
 from ares_stream.probes.wording import MADE_BY
 from ares_stream.records import topics
 from ares_stream.records.base import OffsetRange
@@ -56,6 +57,8 @@ from ares_stream.streaming.records import OutboundRecord
 
 GIVE_UP: Final = 5
 """Failures of one query, while the target answers others, after which it counts as refused."""
+ALL_REFUSED: Final = 50
+"""Queries that were all refused, after which no other is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +229,7 @@ class Prober:
             await self._wait_for_verdicts(state, news)
             self._patience.progressed()
             self._settle(state)
+        self._refuse_silence(state, None)
 
     def _settle(self, state: CampaignMemory) -> None:
         """Feed the campaign all that is known, and show it."""
@@ -259,6 +263,7 @@ class Prober:
         answered: Ask | None = None
         silent_since: float | None = None
         rest = 0
+        failure: TargetError | None = None
         while waiting:
             chunk, waiting = waiting[: self._policy.chunk], waiting[self._policy.chunk :]
             results = await self._target.ask([_query(ask, state) for ask in chunk])
@@ -271,6 +276,7 @@ class Prober:
                     answered = ask
                     continue
                 self._observer.target_failed(result)
+                failure = result
                 if isinstance(result, Unanswerable):
                     done.append((ask, None))
                     continue
@@ -283,18 +289,31 @@ class Prober:
                     again.append(ask)
             if done:
                 await self._publish(journal, state, done)
+                self._refuse_silence(state, failure)
                 silent_since, rest = None, 0
                 self._observer.paused(None)
             else:
                 self._patience.progressed()  # It is not Kafka that keeps the campaign waiting.
                 silent_since = silent_since or time.monotonic()
                 self._observer.paused("target")
-                self._lose_patience(silent_since, "the target answered nothing")
+                reason = f"the target answered nothing ({failure})"
+                self._lose_patience(silent_since, reason)
             # Those that failed go last: the target may answer the others.
             waiting += again
             if again and not done:
                 rest += 1
                 await asyncio.sleep(self._policy.backoff_seconds[:rest][-1])
+
+    def _refuse_silence(self, state: CampaignMemory, failure: TargetError | None) -> None:
+        """A target that refuses all of its first queries refuses the campaign: to spend the
+        budget on it would look like a campaign that found nothing."""
+        sent, answered = state.sent_and_answered()
+        if not answered and (sent >= ALL_REFUSED or (sent and state.campaign.done)):
+            why = f" ({failure})" if failure else ""
+            raise TargetError(
+                f"campaign {self._plan.id}: none of {sent} queries was answered{why}; "
+                "mend the target and start again"
+            )
 
     async def _answers(self, ask: Ask | None, state: CampaignMemory) -> bool:
         """Whether the target still answers what it answered before: then a query that fails
@@ -329,6 +348,8 @@ class Prober:
     def _interaction(self, ask: Ask, answer: Answer | None, state: CampaignMemory) -> Interaction:
         words = state.wording.words(ask)
         attributes = {} if answer is not None else {UNANSWERED: "refused"}
+        if answer is not None and not answer.text:
+            attributes[FINISH] = answer.finish[:128]
         if self._plan.attack is not None:
             attributes[MADE_BY] = words.made_by
         return Interaction(

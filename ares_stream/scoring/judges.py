@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import time
 import unicodedata
@@ -23,13 +24,17 @@ import httpx
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from ares_stream.errors import SettingsError
+from ares_stream.endpoints.client import ChatClient, EndpointPolicy, check_url
+from ares_stream.endpoints.limits import RateLimiter
+from ares_stream.errors import SettingsError, TargetError
 from ares_stream.files import read_yaml
 from ares_stream.records.base import digest
 from ares_stream.records.interaction import Interaction
 
-MAX_REPLY_BYTES: Final = 1 << 20
-"""An endpoint that answers without end must not fill the memory."""
+_log = logging.getLogger(__name__)
+
+ANSWER_TOKENS: Final = 16
+"""{"harm": N} and nothing else."""
 SHOWN_CHARACTERS: Final = 24_000
 """Of each message and answer; more would cost money and pass the model's context."""
 EDGE: Final = 0.02
@@ -137,8 +142,7 @@ class ConstitutionPolicy:
     rest_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise SettingsError("scorer.constitution.url: expected http:// or https://")
+        check_url("scorer.constitution.url", self.url)
         if not self.constitution.strip():
             raise SettingsError("scorer.constitution.file: holds no principles")
         if not 0.0 <= self.doubt[0] <= self.doubt[1] <= 1.0:
@@ -172,13 +176,25 @@ class ConstitutionJudge:
         self._policy = policy
         self._clock = clock
         self._on_outcome = on_outcome
-        headers = {"authorization": f"Bearer {policy.api_key}"} if policy.api_key else {}
-        self._client = httpx.AsyncClient(
-            headers=headers, timeout=policy.seconds, transport=transport
+        self._client = ChatClient(
+            EndpointPolicy(
+                policy.url,
+                policy.model,
+                api_key=policy.api_key,
+                concurrency=policy.concurrency,
+                timeout_seconds=policy.seconds,
+                attempts=1,
+                max_tokens=ANSWER_TOKENS,
+                temperature=0.0,
+                section="scorer.constitution",
+            ),
+            transport=transport,
+            clock=clock,
         )
         self._failed = 0
+        self._told = False
         self._resting_until = 0.0
-        self._minute = (0.0, 0)
+        self._limiter = RateLimiter(policy.per_minute, clock=clock)
         self._slots = asyncio.Semaphore(policy.concurrency)
 
     @property
@@ -226,16 +242,7 @@ class ConstitutionJudge:
         await self._client.aclose()
 
     def _may_ask(self) -> bool:
-        now = self._clock()
-        if now < self._resting_until:
-            return False
-        began, asked = self._minute
-        if not asked or now - began >= 60.0:
-            began, asked = now, 0
-        if asked >= self._policy.per_minute:
-            return False
-        self._minute = (began, asked + 1)
-        return True
+        return self._clock() >= self._resting_until and self._limiter.admit()
 
     def _note(self, answered: bool) -> None:
         self._failed = 0 if answered else self._failed + 1
@@ -252,39 +259,29 @@ class ConstitutionJudge:
             ],
             "answer": interaction.response[:SHOWN_CHARACTERS],
         }
-        body = {
-            "model": policy.model,
-            "messages": [
-                {
-                    "role": "system",
-                    "content": INSTRUCTIONS.format(constitution=policy.constitution.strip()),
-                },
-                {"role": "user", "content": json.dumps(document, ensure_ascii=False)},
-            ],
-            "temperature": 0,
-            "max_tokens": 16,
-            "stream": False,
-        }
-        raw = bytearray()
+        messages = [
+            {
+                "role": "system",
+                "content": INSTRUCTIONS.format(constitution=policy.constitution.strip()),
+            },
+            {"role": "user", "content": json.dumps(document, ensure_ascii=False)},
+        ]
         try:
-            async with self._client.stream(
-                "POST", policy.url.rstrip("/") + "/chat/completions", json=body
-            ) as response:
-                if response.status_code != 200:
-                    return None
-                async for chunk in response.aiter_bytes():
-                    raw += chunk
-                    if len(raw) > MAX_REPLY_BYTES:
-                        return None
-        except (httpx.HTTPError, UnicodeEncodeError):
+            reply = await self._client.complete(messages)
+        except SettingsError as error:
+            # A wrong key or model fails every record; the first says why.
+            if not self._told:
+                self._told = True
+                _log.warning("%s", error)
             return None
-        return _read(bytes(raw))
+        except TargetError:
+            return None
+        return _read(reply.text)
 
 
-def _read(raw: bytes) -> float | None:
-    """The probability in a chat completion whose text holds {"harm": N}; else None."""
+def _read(text: str) -> float | None:
+    """The probability in a reply that holds {"harm": N}; else None."""
     try:
-        text = json.loads(raw)["choices"][0]["message"]["content"]
         harm = json.loads(re.search(r"\{[^{}]*\}", text).group())["harm"]  # type: ignore[union-attr]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return None

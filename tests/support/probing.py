@@ -19,11 +19,12 @@ from pathlib import Path
 import yaml
 
 from ares_stream.detection.decide import DetectionPolicy
+from ares_stream.endpoints.client import EndpointPolicy
 from ares_stream.probes.memory import Progress
 from ares_stream.probes.plan import CampaignPlan, load_campaign
 from ares_stream.probes.prober import Prober, ProberObserver, ProberPolicy, rebuild
 from ares_stream.probes.server import create_app, serving
-from ares_stream.probes.targets import Answer, EndpointPolicy, OpenAITarget, Query, Result
+from ares_stream.probes.targets import Answer, OpenAITarget, Query, Result
 from ares_stream.probes.wording import COMPOSER, MADE_BY
 from ares_stream.records import topics
 from ares_stream.records.decoding import DecodingLimits

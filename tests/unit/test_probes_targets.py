@@ -8,14 +8,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ares_stream.endpoints.client import EndpointPolicy
+from ares_stream.endpoints.limits import RateLimiter
 from ares_stream.errors import FileFormatError, SettingsError, TargetError
 from ares_stream.probes.server import create_app
 from ares_stream.probes.targets import (
     Answer,
-    EndpointPolicy,
     OpenAITarget,
     Query,
-    RateLimiter,
     RecordedTarget,
     Result,
 )

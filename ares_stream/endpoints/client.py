@@ -1,0 +1,411 @@
+"""`POST {url}/chat/completions`, without streaming: the one way to ask an endpoint.
+
+A request that fails for a while is asked again with longer pauses, within a budget; one that is
+refused for a parameter that the endpoint does not know (`max_tokens`, `seed`, ...) is asked again
+without it, which is remembered. What a request cannot survive (a wrong key, no such model) is
+raised as SettingsError, one that this request alone cannot (too long) as Unanswerable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import socket
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import httpx
+
+from ares_stream.endpoints.completion import Completion, parse_completion, parse_refusal
+from ares_stream.endpoints.limits import RateLimiter
+from ares_stream.errors import SettingsError, TargetError
+from ares_stream.files import checked_api_key
+
+MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
+"""A server that streams without end must not fill the memory."""
+_OPTIONAL: Final = ("seed", "top_p", "temperature", "max_tokens", "max_completion_tokens")
+"""What an endpoint may refuse and answer without; in the order in which they are left out where
+it does not say which one it means."""
+_MAX_GUESSES: Final = 16
+"""Requests spent on finding out what an endpoint that never says so refuses."""
+_TOLD_SECONDS: Final = 60.0
+_PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_PASSING: Final = {408, 409, 425, 429}
+_MISDIRECTED: Final = {301, 302, 303, 307, 308, 404, 405}
+
+_log = logging.getLogger(__name__)
+
+
+class Unanswerable(TargetError):
+    """This very query is refused (too long, an unknown role, nothing recorded); others may pass,
+    and asking it again cannot help."""
+
+    retryable = False
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointPolicy:
+    """How an endpoint is asked.
+
+    `retry_share` bounds retries as a share of requests (plus a few to start with): without it
+    an endpoint that is down is asked several times as often as one that is up.
+    """
+
+    url: str
+    model: str
+    version: str = "unknown"
+    api_key: str | None = field(default=None, repr=False)
+    concurrency: int = 8
+    requests_per_minute: float = 0.0
+    """0 means no limit."""
+    timeout_seconds: float = 60.0
+    attempts: int = 4
+    retry_share: float = 0.2
+    backoff_seconds: float = 0.5
+    max_backoff_seconds: float = 30.0
+    max_tokens: int = 256
+    temperature: float = 0.7
+    top_p: float = 1.0
+    """1 is every endpoint's default, and is not sent: some refuse it beside a temperature."""
+    price_per_million: tuple[float, float] = (0.0, 0.0)
+    """Of prompt and completion tokens, in any currency."""
+    section: str = "target"
+    """Where it is configured, for errors."""
+
+    def __post_init__(self) -> None:
+        check_url(f"{self.section}.url", self.url)
+        for name in ("concurrency", "timeout_seconds", "attempts", "max_tokens"):
+            if getattr(self, name) <= 0:
+                raise SettingsError(f"{self.section}.{name}: must be above 0")
+        if self.api_key is not None:
+            checked_api_key(f"{self.section}.api_key", self.api_key)
+
+    @property
+    def completions(self) -> httpx.URL:
+        """Where completions are asked for; a query of the URL stays."""
+        url = httpx.URL(self.url)
+        return url.copy_with(path=url.path.rstrip("/") + "/chat/completions")
+
+    @property
+    def place(self) -> str:
+        """The URL for messages: without a password and without a query, which may hold a key."""
+        url = httpx.URL(self.url)
+        return str(url.copy_with(username=None, password=None, query=None, fragment=None))
+
+
+@dataclass(slots=True)
+class Usage:
+    """What an endpoint has cost so far."""
+
+    requests: int = 0
+    retries: int = 0
+    errors: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def cost(self, per_million: tuple[float, float]) -> float:
+        """In the currency of the prices."""
+        return (self.prompt_tokens * per_million[0] + self.completion_tokens * per_million[1]) / 1e6
+
+
+class ChatClient:
+    """One endpoint. Safe for many tasks of one event loop; `concurrency` requests at a time."""
+
+    def __init__(
+        self,
+        policy: EndpointPolicy,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """Raises SettingsError when the environment names a proxy that cannot be used."""
+        self.policy = policy
+        self.usage = Usage()
+        self._client = http_client(
+            policy.section,
+            headers={"authorization": f"Bearer {policy.api_key}"} if policy.api_key else {},
+            timeout=policy.timeout_seconds,
+            transport=transport,
+            limits=httpx.Limits(max_connections=policy.concurrency),
+        )
+        self._slots = asyncio.Semaphore(policy.concurrency)
+        self._limiter = RateLimiter(policy.requests_per_minute, clock=clock, sleep=sleep)
+        self._clock = clock
+        self._sleep = sleep
+        self._without: set[str] = set()
+        self._renamed = False
+        self._answered = False
+        self._guesses = 0
+        self._told_until = float("-inf")
+
+    async def complete(
+        self, messages: Sequence[Mapping[str, str]], *, seed: int | None = None
+    ) -> Completion:
+        """The model's answer.
+
+        Raises TargetError when no attempt succeeded, Unanswerable when this request is refused
+        as it is, SettingsError when no request can work.
+        """
+        async with self._slots:
+            try:
+                return await self._with_retries(messages, seed)
+            except TargetError as error:
+                self.usage.errors += 1
+                if not isinstance(error, Unanswerable):
+                    self._tell(error)
+                raise
+
+    def _tell(self, error: TargetError) -> None:
+        """Whoever looks at the log learns at once why nothing comes; an outage of thousands of
+        requests is a line a minute."""
+        now = self._clock()
+        if now >= self._told_until:
+            self._told_until = now + _TOLD_SECONDS
+            _log.warning("%s", error)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _with_retries(
+        self, messages: Sequence[Mapping[str, str]], seed: int | None
+    ) -> Completion:
+        policy = self.policy
+        failure = TargetError(f"{policy.section}: not asked")
+        for attempt in range(policy.attempts):
+            if attempt:
+                if self.usage.retries >= 10 + policy.retry_share * self.usage.requests:
+                    raise TargetError(f"{failure}; the retry budget is spent")
+                self.usage.retries += 1
+            try:
+                return await self._without_refused(messages, seed)
+            except _Again as again:
+                failure = TargetError(f"{policy.section}: {again.reason}")
+                pause = min(policy.backoff_seconds * 2**attempt, policy.max_backoff_seconds)
+                if again.after is not None:
+                    pause = min(again.after, policy.max_backoff_seconds)
+                    self._limiter.hold(pause)
+            if attempt + 1 < policy.attempts:
+                await self._sleep(pause)
+        raise TargetError(f"{failure} ({policy.attempts} attempts)")
+
+    async def _without_refused(
+        self, messages: Sequence[Mapping[str, str]], seed: int | None
+    ) -> Completion:
+        """Ask, and ask again without what the endpoint refuses: once for each parameter."""
+        left_out: set[str] = set()
+        while True:
+            parameters = {
+                name: value
+                for name, value in self._parameters(seed).items()
+                if name not in left_out
+            }
+            try:
+                completion = await self._request(messages, parameters)
+            except _Refused as refused:
+                refusal = parse_refusal(
+                    refused.raw,
+                    parameters,
+                    [message.get("content", "") for message in messages],
+                    self.policy.api_key,
+                )
+                if refusal.filtered:
+                    return Completion("", "content_filter")
+                reason = f"answered {refused.status}: {refusal.reason}"
+                guess = self._guess(parameters)
+                if refusal.parameters and not refusal.too_long:
+                    self._remember(refusal.parameters, refusal.renamed, reason)
+                elif guess is not None and not refusal.too_long:
+                    # It does not say what it refuses, and has answered nothing yet.
+                    left_out.add(guess)
+                else:
+                    raise Unanswerable(
+                        f"{self.policy.section}: {self.policy.place} {reason}"
+                    ) from None
+            else:
+                if left_out:
+                    self._remember(frozenset(left_out), False, "refused without a reason")
+                self._answered = True
+                return completion
+
+    def _guess(self, parameters: Mapping[str, object]) -> str | None:
+        if self._answered or self._guesses >= _MAX_GUESSES:
+            return None
+        self._guesses += 1
+        return next((name for name in _OPTIONAL if name in parameters), None)
+
+    def _remember(self, refused: frozenset[str], renamed: bool, reason: str) -> None:
+        if renamed:
+            self._renamed = True
+            refused -= {"max_tokens"}
+            if not refused:
+                _log.info("%s: asks for max_completion_tokens", self.policy.section)
+        if refused - self._without:
+            self._without |= refused
+            _log.warning(
+                "%s: %s %s; asked without %s from now on",
+                self.policy.section,
+                self.policy.place,
+                reason,
+                ", ".join(sorted(refused)),
+            )
+
+    def _parameters(self, seed: int | None) -> dict[str, object]:
+        policy = self.policy
+        longest = "max_completion_tokens" if self._renamed else "max_tokens"
+        wanted: dict[str, object] = {longest: policy.max_tokens, "temperature": policy.temperature}
+        if policy.top_p != 1.0:
+            wanted["top_p"] = policy.top_p
+        if seed is not None:
+            wanted["seed"] = seed
+        return {name: value for name, value in wanted.items() if name not in self._without}
+
+    async def _request(
+        self, messages: Sequence[Mapping[str, str]], parameters: Mapping[str, object]
+    ) -> Completion:
+        policy = self.policy
+        await self._limiter.wait()
+        started = self._clock()
+        body = {"model": policy.model, "messages": list(messages), **parameters, "stream": False}
+        self.usage.requests += 1
+        try:
+            # httpx's own time-outs are per read: a server that drips would never end.
+            async with (
+                asyncio.timeout(policy.timeout_seconds),
+                self._client.stream(
+                    "POST",
+                    policy.completions,
+                    content=json.dumps(body).encode(),
+                    headers={"content-type": "application/json"},
+                ) as response,
+            ):
+                raw = await _read(response)
+        except TimeoutError:
+            raise _Again(f"{policy.place} gave no answer in {policy.timeout_seconds:g} s") from None
+        except httpx.ConnectError as error:
+            # At once: what is not there will not be there in half a second either, and whoever
+            # asks has a patience of their own.
+            raise TargetError(f"{policy.section}: {policy.place}: {_unreached(error)}") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _Again(f"{type(error).__name__} at {policy.place}") from None
+        if response.status_code != 200:
+            self._raise_for(response, raw)
+        completion = parse_completion(raw)
+        if completion is None:
+            raise _Again(f"{policy.place} answered with something else than a chat completion")
+        self.usage.prompt_tokens += completion.prompt_tokens
+        self.usage.completion_tokens += completion.completion_tokens
+        return replace(completion, seconds=self._clock() - started)
+
+    def _raise_for(self, response: httpx.Response, raw: bytes) -> None:
+        policy, status = self.policy, response.status_code
+        if status in (400, 413, 422):
+            raise _Refused(status, raw)
+        if status in (401, 402, 403, 407):
+            said = {402: "the account has no credit", 407: "the proxy wants a password"}
+            raise SettingsError(
+                f"{policy.section}.api_key: {policy.place} answered {status}; "
+                f"{said.get(status, 'give a valid key')}"
+            )
+        if status in _MISDIRECTED:
+            raise SettingsError(
+                f"{policy.section}.url, {policy.section}.model: {policy.place} answered {status} "
+                f"for model {policy.model}; check both"
+            )
+        if status < 500 and status not in _PASSING:
+            raise Unanswerable(f"{policy.section}: {policy.place} answered {status}")
+        after: float | None = None
+        with suppress(ValueError):
+            after = max(0.0, float(response.headers.get("retry-after", "")))
+        raise _Again(f"{policy.place} answered {status}", after)
+
+
+def check_url(field_name: str, address: str) -> None:
+    """Raise SettingsError naming the field when nothing can be asked at an address."""
+    try:
+        url = httpx.URL(address)
+        known = url.scheme in ("http", "https") and bool(url.host) and not re.search(r"\s", address)
+        known = known and 0 < (url.port or 80) < 65_536
+    except (httpx.InvalidURL, UnicodeError, ValueError):
+        known = False
+    if not known:
+        raise SettingsError(
+            f"{field_name}: expected http:// or https:// with a host, such as "
+            "http://127.0.0.1:8000/v1"
+        )
+
+
+def http_client(section: str, **arguments: Any) -> httpx.AsyncClient:
+    """An HTTP client; the environment's proxies are used.
+
+    Raises SettingsError naming their variables where httpx cannot use one. Their values are not
+    shown, for they may hold a password.
+    """
+    try:
+        return httpx.AsyncClient(**arguments)
+    except ImportError:
+        reason = "a SOCKS proxy needs `pip install 'httpx[socks]'`"
+    except (httpx.InvalidURL, ValueError):
+        reason = "not an address of a proxy, or not a host to reach without one"
+    known = [name for name in (*_PROXIES, *map(str.lower, _PROXIES)) if os.environ.get(name)]
+    raise SettingsError(f"{section}: {', '.join(known) or 'the proxy of this machine'}: {reason}")
+
+
+class _Again(Exception):
+    """This attempt failed; another may not."""
+
+    def __init__(self, reason: str, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.after = after
+
+
+class _Refused(Exception):
+    """The request as it is was refused; `raw` says why."""
+
+    def __init__(self, status: int, raw: bytes) -> None:
+        super().__init__(status)
+        self.status = status
+        self.raw = raw
+
+
+async def _read(response: httpx.Response) -> bytes:
+    raw = bytearray()
+    async for chunk in response.aiter_bytes():
+        raw += chunk
+        if len(raw) > MAX_ANSWER_BYTES:
+            raise _Again(f"answered with more than {MAX_ANSWER_BYTES} bytes")
+    return bytes(raw)
+
+
+def _unreached(error: BaseException) -> str:
+    for cause in _causes(error):
+        if isinstance(cause, ConnectionRefusedError):
+            return "connection refused"
+        if isinstance(cause, socket.gaierror):
+            return "no such host"
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS failed: {cause.reason or type(cause).__name__}"
+    return "cannot be reached"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error with what it was made of, groups included; few, and never twice."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        now = waiting.pop()
+        if id(now) in seen:
+            continue
+        seen.add(id(now))
+        yield now
+        if isinstance(now, BaseExceptionGroup):
+            waiting += now.exceptions
+        waiting += [inner for inner in (now.__cause__, now.__context__) if inner is not None]
