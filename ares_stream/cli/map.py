@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 app = typer.Typer(no_args_is_help=True, help="Read your own JSON as interactions.")
 
@@ -19,16 +22,17 @@ def _group() -> None: ...
 @app.command("try")
 def try_(
     file: Annotated[Path, typer.Argument(help="JSON lines, or - for standard input.")],
-    mapping: Annotated[Path, typer.Option("--map", help="YAML of JMESPath expressions.")],
+    mapping: Annotated[
+        Path, typer.Option("--map", help="YAML of JMESPath expressions, or a preset.")
+    ],
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Lines to try.")] = 5,
 ) -> None:
     """Show each line's interaction, text shortened. Exit 1 if a line does not map."""
     from rich.console import Console
-    from rich.table import Table
 
     from ares_stream.errors import InputError
     from ares_stream.files import open_lines
-    from ares_stream.records.decoding import DecodingLimits, decode_interaction
+    from ares_stream.records.decoding import DecodingLimits, decode_interactions
     from ares_stream.records.mapping import load_mapping
 
     rules = load_mapping(mapping)
@@ -38,23 +42,34 @@ def try_(
         for number, line in lines:
             if number > limit:
                 break
-            table = Table(title=f"line {number}", title_justify="left", show_header=False)
-            table.add_column(style="bold")
-            table.add_column(overflow="fold")
             try:
-                interaction = decode_interaction(
+                found = decode_interactions(
                     f"line-{number}".encode(), line, (), DecodingLimits(), rules, timestamp_ms=0
                 )
             except InputError as error:
                 bad += 1
+                table = _table(f"line {number}")
                 table.add_row("[red]does not map[/red]", str(error))
-            else:
+                console.print(table)
+                continue
+            for place, interaction in enumerate(found, 1):
+                several = f", conversation {place} of {len(found)}" if len(found) > 1 else ""
+                table = _table(f"line {number}{several}")
                 for name, value in interaction.model_dump(exclude_none=True).items():
                     table.add_row(name, _shorten(value))
-            console.print(table)
+                console.print(table)
     if bad:
         typer.echo(f"{bad} of the lines tried do not map", err=True)
         raise typer.Exit(1)
+
+
+def _table(title: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    return table
 
 
 def _shorten(value: object) -> str:

@@ -33,7 +33,8 @@ def command(
         Path | None, typer.Option("--json", help="Summary as JSON; - is standard output.")
     ] = None,
     map_file: Annotated[
-        Path | None, typer.Option("--map", help="YAML of JMESPath expressions; see `ares map`.")
+        Path | None,
+        typer.Option("--map", help="YAML of JMESPath expressions, or a preset; see `ares map`."),
     ] = None,
     policy_file: Annotated[
         Path | None, typer.Option(help="Detection policy in YAML; the default where left out.")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ares_stream.errors import DecodeError
 from ares_stream.files.rows import parse_json
 from ares_stream.records.interaction import Interaction
-from ares_stream.records.mapping import Mapping
+from ares_stream.records.mapping import Mapping, only
 
 # The closing quote is optional so that an unclosed string is one match: linear on any input.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -44,6 +44,25 @@ def decode_interaction(
 ) -> Interaction:
     """Decode one record.
 
+    Raises MappingError also for a record of several conversations, as Mapping.apply does;
+    otherwise as decode_interactions.
+    """
+    return only(
+        decode_interactions(record_key, value, headers, limits, mapping, timestamp_ms=timestamp_ms)
+    )
+
+
+def decode_interactions(
+    record_key: bytes | None,
+    value: bytes | None,
+    headers: Sequence[tuple[str, bytes]],
+    limits: DecodingLimits,
+    mapping: Mapping | None = None,
+    *,
+    timestamp_ms: int | None = None,
+) -> tuple[Interaction, ...]:
+    """Decode a record that may hold several conversations, where a preset says so.
+
     Without a mapping the value is an Interaction in JSON. With one it is any JSON;
     `record_key` and `timestamp_ms` stand in for an unmapped id and time. Raises DecodeError
     or MappingError with a reason for people.
@@ -58,9 +77,9 @@ def decode_interaction(
     _refuse_structure(value, limits)
     _refuse_encoding(value)
     if mapping is not None:
-        return mapping.apply(parse_json(value), key=record_key, timestamp_ms=timestamp_ms)
+        return mapping.apply_all(parse_json(value), key=record_key, timestamp_ms=timestamp_ms)
     try:
-        return Interaction.decode(value)
+        return (Interaction.decode(value),)
     except DecodeError as error:
         if error.field == "schema":
             raise DecodeError(

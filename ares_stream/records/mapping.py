@@ -8,6 +8,11 @@
     attributes: {tenant: customer.plan}
     reference: {chosen: gold.safe}
 
+Or a preset for the records of a widespread tool (presets), to which attributes may be added:
+
+    preset: openai
+    attributes: {tenant: request.metadata.tenant}
+
 A constant is a JMESPath literal: "'v1'". Times are RFC 3339, or seconds or milliseconds since
 the epoch (numbers above 2e10 are milliseconds).
 """
@@ -35,6 +40,7 @@ from ares_stream.errors import MappingError
 from ares_stream.files.documents import read_yaml
 from ares_stream.records.base import MAX_ATTRIBUTES, Slice, decode_error
 from ares_stream.records.interaction import Interaction
+from ares_stream.records.presets import PRESETS, PresetName, apply_preset
 
 
 def _compiles(expression: str) -> str:
@@ -70,18 +76,33 @@ class ReferenceMapping(_Part):
 class Mapping(_Part):
     """Expressions per field of an Interaction, compiled once. Frozen; a settings value."""
 
+    preset: PresetName | None = None
     id: Expression | None = None
     occurred_at: Expression | None = None
     messages: Expression | None = None
     prompt: Expression | None = None
-    response: Expression
-    policy: PolicyMapping
+    response: Expression | None = None
+    policy: PolicyMapping | None = None
     attributes: dict[Slice, Expression] = Field(default_factory=dict, max_length=MAX_ATTRIBUTES)
     reference: ReferenceMapping | None = None
     _compiled: dict[str, Any] = PrivateAttr(default_factory=dict)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"preset": value} if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _one_conversation(self) -> Self:
+        own = "id", "occurred_at", "messages", "prompt", "response", "policy", "reference"
+        if self.preset is not None:
+            for name in own:
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: the preset {self.preset} maps it; leave it out")
+            return self
+        for name in ("response", "policy"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: missing; or name a preset: {', '.join(PRESETS)}")
         if (self.messages is None) == (self.prompt is None):
             raise ValueError("give exactly one of messages and prompt")
         return self
@@ -98,8 +119,9 @@ class Mapping(_Part):
         for field in ("id", "occurred_at", "messages", "prompt", "response"):
             if (expression := getattr(self, field)) is not None:
                 yield field, expression
-        yield "policy.name", self.policy.name
-        yield "policy.version", self.policy.version
+        if self.policy is not None:
+            yield "policy.name", self.policy.name
+            yield "policy.version", self.policy.version
         for name, expression in self.attributes.items():
             yield f"attributes.{name}", expression
         if self.reference is not None:
@@ -110,11 +132,37 @@ class Mapping(_Part):
     def apply(
         self, document: Any, *, key: bytes | None = None, timestamp_ms: int | None = None
     ) -> Interaction:
-        """Make an Interaction of a parsed JSON document.
+        """Make the one Interaction of a parsed JSON document; raises MappingError also where it
+        holds several, for a record of a topic has one verdict. See apply_all."""
+        return only(self.apply_all(document, key=key, timestamp_ms=timestamp_ms))
+
+    def apply_all(
+        self, document: Any, *, key: bytes | None = None, timestamp_ms: int | None = None
+    ) -> tuple[Interaction, ...]:
+        """Make the Interactions of a parsed JSON document: one, or with a preset one for each
+        answer in it.
 
         `key` stands in for an unmapped id, `timestamp_ms` for an unmapped occurred_at.
         Raises MappingError that names the field and its expression, never a value.
         """
+        if self.preset is not None:
+            return apply_preset(
+                self.preset,
+                document,
+                attributes=self._labels(document),
+                key=key,
+                timestamp_ms=timestamp_ms,
+            )
+        return (self._one(document, key, timestamp_ms),)
+
+    def _labels(self, document: Any) -> dict[str, str]:
+        return {
+            name: label
+            for name in self.attributes
+            if (label := self._optional_label(document, f"attributes.{name}")) is not None
+        }
+
+    def _one(self, document: Any, key: bytes | None, timestamp_ms: int | None) -> Interaction:
         prompt = self._text(document, "prompt") if self.prompt is not None else None
         fields: dict[str, Any] = {
             "id": self._id(document, key),
@@ -127,11 +175,7 @@ class Mapping(_Part):
                 "name": self._label(document, "policy.name"),
                 "version": self._label(document, "policy.version"),
             },
-            "attributes": {
-                name: label
-                for name in self.attributes
-                if (label := self._optional_label(document, f"attributes.{name}")) is not None
-            },
+            "attributes": self._labels(document),
         }
         if self.reference is not None:
             known = {
@@ -223,8 +267,22 @@ class Mapping(_Part):
         return self._error(field, f"gives an unusable value{inside}: {wrong.reason}")
 
 
+def only(found: tuple[Interaction, ...]) -> Interaction:
+    """The one conversation of a record of a topic. Raises MappingError with their number where
+    there are several: a record has one verdict or one dead letter."""
+    if len(found) != 1:
+        raise MappingError(
+            f"{len(found)} conversations in one record, which can have one verdict only; write "
+            "each to a record of its own, or score a file of them with `ares scan`"
+        )
+    return found[0]
+
+
 def load_mapping(file: Path) -> Mapping:
-    """Read a mapping from YAML. Raises MappingError naming file and field."""
+    """Read a mapping from YAML, or take a preset by its name. Raises MappingError naming file
+    and field."""
+    if str(file) in PRESETS and not file.exists():
+        return Mapping.model_validate(str(file))
     return read_yaml(file, Mapping, error=MappingError)
 
 

@@ -16,7 +16,7 @@ from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.detection.intervals import wilson
 from ares_stream.errors import InputError, ScoringError
 from ares_stream.records.base import Interval
-from ares_stream.records.decoding import DecodingLimits, decode_interaction
+from ares_stream.records.decoding import DecodingLimits, decode_interactions
 from ares_stream.records.interaction import Interaction, Lane
 from ares_stream.records.mapping import Mapping as RecordMapping
 from ares_stream.records.verdict import FailureClass, SourceCoordinates, Verdict
@@ -106,6 +106,8 @@ class ScanResult:
     counts: dict[Lane, JudgedCounts]
     reference: Reference | None = None
     scored: int = 0
+    several: bool = False
+    """Whether a line held several conversations; `scored` counts each."""
     bad_count: int = 0
     bad: list[BadLine] = field(default_factory=list)
 
@@ -168,7 +170,9 @@ class ScanResult:
             tiles = (tiles[0], *_rate_tiles(judged), *tiles[2:])
         return Report(
             title="Scan report",
-            subtitle=f"{self.source.name}: {self.scored:,} of {self.source.lines:,} lines scored",
+            subtitle=f"{self.source.name}: {self.scored:,} "
+            + (f"conversations in {self.source.lines:,} lines" if self.several else "")
+            + ("" if self.several else f"of {self.source.lines:,} lines scored"),
             tiles=tiles,
             sections=tuple(sections),
             provenance={
@@ -245,8 +249,9 @@ async def scan(
 
     `labels` are people's, by interaction id; `cluster` names the attribute whose rows are alike,
     or is "prompt". An interaction with probe lineage is of the probe lane, any other of
-    production. The source of a verdict is partition 0 at offset line - 1. `on_progress` hears of
-    the number of the last line that was settled.
+    production. The source of a verdict is offset line - 1 of partition 0, or of 1, 2, ... for
+    further conversations of the same line (see Mapping.apply_all). `on_progress` hears of the
+    number of the last line that was settled.
     """
     findings: dict[Lane, Findings] = {
         "production": Findings(policy, lane="production"),
@@ -263,19 +268,20 @@ async def scan(
         on_bad(item)
 
     for window in _windows(lines):
-        decoded: list[tuple[int, Interaction]] = []
+        decoded: list[tuple[int, int, Interaction]] = []
         for number, line in window:
             key = f"{source.digest[:12]}-{number}".encode()
             try:
-                interaction = decode_interaction(
+                found = decode_interactions(
                     key, line, (), limits, mapping, timestamp_ms=source.timestamp_ms
                 )
             except InputError as error:
                 refuse(number, "decode", error)
             else:
-                decoded.append((number, interaction))
-        scores = await scorer.score([item for _, item in decoded]) if decoded else ()
-        for (number, interaction), scored in zip(decoded, scores, strict=True):
+                decoded += [(number, place, item) for place, item in enumerate(found)]
+                result.several = result.several or len(found) > 1
+        scores = await scorer.score([item for *_, item in decoded]) if decoded else ()
+        for (number, place, interaction), scored in zip(decoded, scores, strict=True):
             if isinstance(scored, ScoringError):
                 refuse(number, "score", scored)
                 continue
@@ -285,7 +291,7 @@ async def scan(
                 scored,
                 SourceCoordinates.checked(
                     topic=source.topic,
-                    partition=0,
+                    partition=place,
                     offset=number - 1,
                     timestamp_ms=int(interaction.occurred_at.timestamp() * 1000),
                 ),
