@@ -56,11 +56,12 @@ def probes(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ares_stream.errors import SettingsError
-    from ares_stream.files import write_document
+    from ares_stream.files import check_outputs, write_document
     from ares_stream.lab.experiments.probes import search as probe_bench
     from ares_stream.lab.experiments.probes.jobs import bench
     from ares_stream.probes.baselines import METHODS
 
+    check_outputs({"--json": json_file}, {})
     if seeds is None:
         raise SettingsError("--seeds: missing; name the victims, for example 11,12,13")
     numbers = bench_repair.parse_seeds(seeds)
@@ -140,12 +141,21 @@ def cfr(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from ares_stream.detection.decide import DetectionPolicy
-    from ares_stream.files import write_document, written_whole
+    from ares_stream.files import check_outputs, write_document, written_whole
     from ares_stream.models.bundles import load_bundle, refuse_shared_lineage
     from ares_stream.probes.plan import EndpointSection, FileSection, TargetSection
     from ares_stream.probes.scorecard import as_markdown, score_card
     from ares_stream.scoring.panel import Panel
 
+    check_outputs(
+        {"--json": json_file, "--markdown": markdown},
+        {
+            **{f"--harm {path}": path for path in harm},
+            "--reward": reward,
+            "--api-key-file": api_key_file,
+            "--target": None if "://" in target else Path(target),
+        },
+    )
     judges = [load_bundle(path, "harm") for path in harm]
     reward_model = load_bundle(reward, "reward")
     if not allow_shared_lineage:

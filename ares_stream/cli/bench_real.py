@@ -38,8 +38,9 @@ def repair(
     """Repair the real policy and print the figures."""
     from rich.console import Console
 
-    from ares_stream.files import write_document
+    from ares_stream.files import check_outputs, write_document
 
+    check_outputs({"--json": json_file}, {})
     _known(profile)
     from ares_stream.lab.experiments.smollm2.repair import CACHE, FULL, QUICK, run
 
@@ -56,8 +57,9 @@ def probes(json_file: Path, data: Path, profile: str, *, quick: bool, cache: Pat
     """Search the real policy's failures and print what each method found."""
     from rich.console import Console
 
-    from ares_stream.files import write_document
+    from ares_stream.files import check_outputs, write_document
 
+    check_outputs({"--json": json_file}, {})
     _known(profile)
     from ares_stream.lab.experiments.smollm2.probes import FULL, QUICK, run
     from ares_stream.lab.experiments.smollm2.repair import CACHE

@@ -55,9 +55,10 @@ def repair(
 
     Exits 0 when measured; 2 for a wrong option; 1 when a victim misses its starting line.
     """
-    from ares_stream.files import write_document
+    from ares_stream.files import check_outputs, write_document
     from ares_stream.lab.experiments.repair.methods import METHODS, run_bench
 
+    check_outputs({"--json": json_file}, {})
     if split not in ("test", "dev"):
         raise SettingsError(f"--split {split}: is test or dev")
     if profile is not None:
@@ -85,9 +86,10 @@ def repair_cost(
     """Time the joint repair against TRL's RewardTrainer followed by its DPOTrainer."""
     from rich.console import Console
 
-    from ares_stream.files import write_document
+    from ares_stream.files import check_outputs, write_document
     from ares_stream.lab.experiments.repair.cost import run_cost
 
+    check_outputs({"--json": json_file}, {})
     console = Console(stderr=True)
     with console.status("training by both"):
         found = run_cost(seed, cache=cache)
@@ -110,9 +112,10 @@ def repair_poison(
     Exits 0 when every poisoned repair was rejected or kept every figure, 1 otherwise; 2 for a
     wrong option.
     """
-    from ares_stream.files import write_document
+    from ares_stream.files import check_outputs, write_document
     from ares_stream.lab.experiments.repair.poison import FIGURES, KINDS, SHARES, run_poison
 
+    check_outputs({"--json": json_file}, {})
     with _bars() as progress:
         found = run_poison(
             seed,

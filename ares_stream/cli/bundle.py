@@ -27,7 +27,13 @@ app.add_typer(bundle_train.app, name="train")
 
 Directory = Annotated[Path, typer.Argument(help="Bundle directory.")]
 Model = Annotated[str, typer.Argument(help="Directory or hub id, with safetensors.")]
-Out = Annotated[Path, typer.Option(help="Bundle directory to write; must not exist.")]
+
+Out = Annotated[
+    Path,
+    typer.Option(
+        callback=bundle_train.new_folder, help="Bundle directory to write; must not exist."
+    ),
+]
 Name = Annotated[str, typer.Option(help="The model's name in releases and verdicts.")]
 MaxLength = Annotated[int, typer.Option(min=9, max=32_768, help="Tokens the model reads.")]
 Base = Annotated[

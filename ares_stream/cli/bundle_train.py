@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,19 @@ app = typer.Typer(
 )
 
 Base = Annotated[str, typer.Option(help="Base model: a directory or a hub id; safetensors only.")]
-Out = Annotated[Path, typer.Option(help="Bundle directory to write; must not exist.")]
+
+
+def new_folder(out: Path) -> Path:
+    """Told before a model is loaded or trained, not after."""
+    from ares_stream.files import check_new_folder
+
+    check_new_folder("--out", out)
+    return out
+
+
+Out = Annotated[
+    Path, typer.Option(callback=new_folder, help="Bundle directory to write; must not exist.")
+]
 Name = Annotated[str, typer.Option(help="The model's name in releases and verdicts.")]
 Layers = Annotated[
     int | None, typer.Option(min=1, help="Keep this many of the base's lowest layers. [all]")
@@ -71,6 +82,7 @@ def harm(
     """Train, calibrate, measure, export."""
     from ares_stream.training.examples import read_judgements
 
+    _check(figures, data)
     rows, files = read_judgements(data)
     from ares_stream.training.classifier import Fitted, train_harm
     from ares_stream.training.encoder import Recipe, use_threads
@@ -127,6 +139,7 @@ def reward(
     """Train, measure, score the reference set, export."""
     from ares_stream.training.examples import read_conversations, read_preferences
 
+    _check(figures, pairs)
     rows, files = read_preferences(pairs)
     benign, _ = read_conversations(reference or [])
     from ares_stream.training.classifier import Fitted, train_reward
@@ -171,7 +184,15 @@ def _progress() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
         yield stage
 
 
+def _check(figures: Path | None, data: list[Path]) -> None:
+    from ares_stream.files import check_outputs
+
+    check_outputs({"--json": figures}, {f"--data {file}": file for file in data})
+
+
 def _tell(report: Report, file: Path | None) -> None:
+    from ares_stream.files import write_document
+
     figures = {
         "bundle": str(report.bundle.path),
         "name": report.bundle.manifest.name,
@@ -183,7 +204,7 @@ def _tell(report: Report, file: Path | None) -> None:
         },
     }
     if file is not None:
-        file.write_text(json.dumps(figures, indent=2) + "\n")
+        write_document(file, figures)
     for name, item in report.metrics.items():
         typer.echo(f"{name:24} {item.value:.3f}  [{item.low:.3f}, {item.high:.3f}]")
     typer.echo(f"{report.bundle.path}: bundle {report.bundle.digest[:12]}")

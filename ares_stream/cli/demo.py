@@ -44,7 +44,16 @@ def command(
     from ares_stream.cli.demo_view import TerminalView, conclude, make_console, save_picture
     from ares_stream.demo.contract import DemoOptions
     from ares_stream.demo.run import run_demo
+    from ares_stream.files import check_outputs
 
+    check_outputs(
+        {"--picture": picture},
+        {"--input": input_file, "--map": map_file, "--reward": reward}
+        | {f"--harm {path}": path for path in harm or ()},
+    )
+    check_outputs(
+        {"--out": out / "report.html", "--out ": out / "summary.json"}, {"--input": input_file}
+    )
     options = DemoOptions(
         out=out,
         conversations=conversations,

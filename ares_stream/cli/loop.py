@@ -32,7 +32,7 @@ def command(
     every round ended, 1 when no repair was decided in time, 2 for a wrong campaign, settings
     or topics, 3 when Kafka or the policy stays unreachable.
     """
-    from ares_stream.files import written_whole
+    from ares_stream.files import check_outputs, written_whole
     from ares_stream.probes.plan import CampaignPlan, load_campaign
     from ares_stream.probes.prober import ProberPolicy
     from ares_stream.probes.rounds import next_report, run_rounds
@@ -43,6 +43,7 @@ def command(
     from ares_stream.repair.intake import read_reports
     from ares_stream.services.settings import load_settings
 
+    check_outputs({"--json": figures}, {"CAMPAIGN": campaign, "--settings": settings_file})
     settings = load_settings(settings_file)
     file = load_campaign(campaign)
 

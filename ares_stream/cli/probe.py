@@ -36,11 +36,12 @@ def import_(
     import yaml
 
     from ares_stream.errors import SettingsError
-    from ares_stream.files import written_whole
+    from ares_stream.files import check_outputs, written_whole
     from ares_stream.interchange.seeds import as_interactions, as_taxonomy, read_seeds
 
     if taxonomy is None and conversations is None:
         raise SettingsError("nothing to write; give --taxonomy, --conversations or both")
+    check_outputs({"--taxonomy": taxonomy, "--conversations": conversations}, {"FILE": file})
     seeds = read_seeds(file, form)
     several = sum(sum(turn.role == "user" for turn in seed.messages) > 1 for seed in seeds)
     distinct = len({seed.id for seed in seeds})
@@ -75,9 +76,11 @@ def export_(
 
     Exit code 2: the record cannot be read (the message names line and field).
     """
+    from ares_stream.files import check_outputs
     from ares_stream.interchange.exports import export
     from ares_stream.interchange.record import read_record
 
+    check_outputs({"OUT": out}, {"RECORD": record})
     exchanges = [item for item in read_record(record) if campaign in (None, item.probe.campaign)]
     export(exchanges, form, out)
     typer.echo(f"{out}: {len(exchanges):,} queries")
@@ -114,11 +117,16 @@ def run(
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
+    from ares_stream.files import check_outputs
     from ares_stream.interchange.record import write_record
     from ares_stream.probes.plan import load_campaign
     from ares_stream.probes.prober import Prober, ProberObserver, ProberPolicy, campaign_record
     from ares_stream.services.settings import load_settings
 
+    check_outputs(
+        {"--record": record},
+        {"CAMPAIGN": campaign, "--settings": settings_file, "--prior": prior},
+    )
     settings = load_settings(settings_file)
     file = load_campaign(campaign, prior)
     plan = file.plan()
@@ -201,11 +209,14 @@ def export_prior_(
     """
     import asyncio
 
-    from ares_stream.files import write_document
+    from ares_stream.files import check_outputs, write_document
     from ares_stream.probes.plan import export_prior, load_campaign
     from ares_stream.probes.prober import rebuild
     from ares_stream.services.settings import load_settings
 
+    check_outputs(
+        {"OUT": out}, {"CAMPAIGN": campaign, "--settings": settings_file, "--prior": prior}
+    )
     settings = load_settings(settings_file)
     plan = load_campaign(campaign, prior).plan()
     state = asyncio.run(rebuild(settings.kafka, settings.topic_prefix, plan))

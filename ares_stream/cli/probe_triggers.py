@@ -46,13 +46,23 @@ def triggers(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from ares_stream.errors import SettingsError
-    from ares_stream.files import written_whole
+    from ares_stream.files import check_outputs, written_whole
     from ares_stream.models.bundles import load_bundle
     from ares_stream.probes.plan import EndpointSection, FileSection, TargetSection
     from ares_stream.probes.trigger_targets import Asked, read_carriers, read_vocabulary
     from ares_stream.probes.triggers import TriggerPolicy, find_triggers
     from ares_stream.scoring.model import ScoringModel
 
+    check_outputs(
+        {"--json": json_file},
+        {
+            "--carriers": carriers,
+            "--vocabulary": vocabulary,
+            "--harm": harm,
+            "--reward": reward,
+            "--api-key-file": api_key_file,
+        },
+    )
     if reward is not None and target is None and harm is None:
         bundle = load_bundle(reward, "reward")
     elif reward is None and target is not None and harm is not None:

@@ -65,11 +65,23 @@ def command(
     Exit code 0: every line has a verdict; 1: some lines were refused, the others' verdicts
     are written; 2: the input, a bundle or an option is wrong, nothing is written.
     """
-    from ares_stream.files import open_lines
+    from ares_stream.files import check_outputs, open_lines
     from ares_stream.models.bundles import load_bundle, refuse_shared_lineage
     from ares_stream.records.mapping import load_mapping
     from ares_stream.reporting.judged import read_labels
 
+    check_outputs(
+        {"--verdicts": verdicts, "--report": report, "--json": json_file},
+        {
+            "FILE": file,
+            **{f"--harm {path}": path for path in harm},
+            "--reward": reward,
+            "--map": map_file,
+            "--policy-file": policy_file,
+            "--labels": labels_file,
+        },
+        stdout=("--json",),
+    )
     policy = _policy(policy_file)
     mapping = load_mapping(map_file) if map_file else None
     judges = [load_bundle(path, "harm") for path in harm]

@@ -21,7 +21,7 @@ from ares_stream.files.documents import (
     read_yaml,
     validated,
 )
-from ares_stream.files.outputs import check_outputs
+from ares_stream.files.outputs import check_new_folder, check_outputs
 from ares_stream.files.reasons import said
 from ares_stream.files.rows import (
     MAX_LINE_BYTES,
@@ -39,7 +39,7 @@ from ares_stream.files.yaml_text import YamlDocument, parse_yaml
 
 __all__ = [
     "MAX_DOCUMENT_BYTES", "MAX_LINE_BYTES", "STDIO", "Fault", "Lines", "Survey", "YamlDocument",
-    "check_outputs", "checked_api_key", "fault", "open_lines", "parse_json", "parse_yaml",
-    "read_api_key", "read_json", "read_rows", "read_secret", "read_text", "read_yaml", "said",
-    "validated", "write_document", "write_whole", "written_folder", "written_whole",
+    "check_new_folder", "check_outputs", "checked_api_key", "fault", "open_lines", "parse_json",
+    "parse_yaml", "read_api_key", "read_json", "read_rows", "read_secret", "read_text", "read_yaml",
+    "said", "validated", "write_document", "write_whole", "written_folder", "written_whole",
 ]  # fmt: skip

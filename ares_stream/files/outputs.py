@@ -51,6 +51,17 @@ def check_outputs(
         taken[identity] = name
 
 
+def check_new_folder(name: str, folder: Path) -> None:
+    """Refuse, before any work, a folder that is there and not empty or cannot be made. Raises
+    SettingsError naming the option."""
+    if os.path.isdir(folder) and not os.listdir(folder):
+        _check_writable(name, folder / "x")
+    elif os.path.lexists(folder):
+        raise SettingsError(f"{name} {folder}: exists already; choose another name")
+    else:
+        _check_writable(name, folder)
+
+
 def _identity(path: Path) -> tuple[object, ...]:
     try:
         found = path.stat()
