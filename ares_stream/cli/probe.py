@@ -9,6 +9,9 @@ import typer
 
 from ares_stream.cli import probe_triggers
 
+_TOLD = 20
+"""Skipped rows that are told with their reasons; all are counted."""
+
 app = typer.Typer(no_args_is_help=True, help="Search for coupled failures; import and export.")
 app.command("triggers")(probe_triggers.triggers)
 
@@ -42,10 +45,16 @@ def import_(
     if taxonomy is None and conversations is None:
         raise SettingsError("nothing to write; give --taxonomy, --conversations or both")
     check_outputs({"--taxonomy": taxonomy, "--conversations": conversations}, {"FILE": file})
-    seeds = read_seeds(file, form)
+    imported = read_seeds(file, form)
+    seeds = imported.seeds
     several = sum(sum(turn.role == "user" for turn in seed.messages) > 1 for seed in seeds)
     distinct = len({seed.id for seed in seeds})
-    typer.echo(f"{len(seeds):,} entries, {distinct:,} different prompts")
+    for row in imported.skipped[:_TOLD]:
+        typer.echo(f"{file}:{row.line}: skipped: {row.reason}", err=True)
+    typer.echo(
+        f"{len(seeds):,} entries, {distinct:,} different prompts, "
+        f"{len(imported.skipped):,} rows skipped"
+    )
     if taxonomy is not None:
         with written_whole(taxonomy) as stream:
             content = yaml.safe_dump(as_taxonomy(seeds), sort_keys=False, allow_unicode=True)

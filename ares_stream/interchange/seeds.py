@@ -7,7 +7,7 @@ varies who asks and how) or, where the tool kept the policy's answer, conversati
 | name | file | read |
 |---|---|---|
 | garak | hit log or report, JSON lines | goal, prompt, output or outputs, probe, detector |
-| pyrit | seed dataset, YAML | seeds[].value, harm_categories (older files: prompts[]) |
+| pyrit | seed dataset, YAML | seeds[] (older files: prompts[]): value, role, sequence, group |
 | harmbench | behaviours, CSV | Behavior, SemanticCategory, ContextString, BehaviorID |
 | jailbreakbench | artefact, JSON | jailbreaks[].goal, prompt, response, category |
 | evals | openai/evals samples or log, JSON lines | input, or the sampling events |
@@ -20,21 +20,23 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
-from ares_stream.errors import FileFormatError, SettingsError
+from ares_stream.errors import DecodeError, FileFormatError, SettingsError
+from ares_stream.files import parse_json, parse_yaml, read_text
 from ares_stream.probes.taxonomy import load_taxonomy
 from ares_stream.records.base import digest
 from ares_stream.records.interaction import Interaction, Message, Policy
 
-MAX_FILE_BYTES: Final = 512 << 20
-"""Seed files are small; a file of another kind, given by mistake, must not fill the memory."""
 _ROLES: Final = {"system", "developer", "user", "assistant", "tool"}
+_MEDIA: Final = re.compile(
+    r"\S+\.(?:png|jpe?g|gif|webp|bmp|wav|mp3|ogg|flac|mp4|avi|mov|pdf)", re.I
+)
+_TEMPLATE: Final = re.compile(r"\{\{\s*\w+\s*\}\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,6 @@ class Seed:
     messages: tuple[Message, ...]
     category: str = ""
     response: str | None = None
-    line: int = 0
 
     @property
     def request(self) -> str:
@@ -53,32 +54,47 @@ class Seed:
         return next(turn.content for turn in reversed(self.messages) if turn.role == "user")
 
 
-def read_seeds(file: Path, form: str) -> tuple[Seed, ...]:
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A row that cannot be used, and why; the reason quotes nothing of it."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """The usable entries of a file in order, and the rows that are none."""
+
+    seeds: tuple[Seed, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def read_seeds(file: Path, form: str) -> Imported:
     """Every usable entry of a file, in order; an entry without any prompt (a null in
     JailbreakBench) is left out as that format means it.
 
-    Raises FileFormatError with line and field, SettingsError for an unknown format or a file
-    that cannot be read or holds no seed.
+    A row that cannot be used is skipped with its line and reason. Raises FileFormatError with the
+    line for a file that is not of the format as a whole, or of which no row can be used;
+    SettingsError for an unknown format or a file that cannot be read or holds no seed.
     """
     reader = _READERS.get(form)
     if reader is None:
         raise SettingsError(f"format {form}: unknown; one of {', '.join(FORMATS)}")
-    try:
-        with file.open("rb") as stream:
-            raw = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise SettingsError(f"{file}: larger than {MAX_FILE_BYTES >> 20} MiB; split it")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise FileFormatError(str(file), line, "not UTF-8") from None
-    seeds = tuple(reader(_Source(str(file)), text))
+    source = _Source(str(file))
+    seeds: list[Seed] = []
+    for line, make in reader(source, read_text(file)):
+        try:
+            seeds += make()
+        except _Unusable as error:
+            source.skipped.append(Skipped(error.line or line, error.reason))
+    skipped = tuple(sorted(source.skipped, key=lambda item: item.line))
+    if not seeds and skipped:
+        more = f" (and {len(skipped) - 1:,} more rows)" if len(skipped) > 1 else ""
+        raise FileFormatError(str(file), skipped[0].line, skipped[0].reason + more)
     if not seeds:
         raise SettingsError(f"{file}: holds no prompt in the format {form}")
-    return seeds
+    return Imported(tuple(seeds), skipped)
 
 
 def as_taxonomy(seeds: Sequence[Seed]) -> dict[str, Any]:
@@ -120,175 +136,290 @@ def as_interactions(seeds: Sequence[Seed], form: str, at: datetime) -> Iterator[
             )
 
 
+class _Unusable(Exception):
+    """This row cannot be used; others may."""
+
+    def __init__(self, reason: str, line: int = 0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.line = line
+
+
+_Row = tuple[int, Callable[[], list[Seed]]]
+"""A line, and what makes the seeds of its row or raises _Unusable."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The file, for messages that name it."""
+    """The file, for messages that name it, and its rows that were passed over."""
 
     name: str
+    skipped: list[Skipped] = field(default_factory=list)
 
     def bad(self, line: int, reason: str) -> FileFormatError:
         return FileFormatError(self.name, line, reason)
 
-    def text(self, row: dict[str, Any], field: str, line: int) -> str:
-        value = row.get(field)
-        if not isinstance(value, str) or not value.strip():
-            raise self.bad(line, f"{field}: expected text")
-        return value
-
-    def seed(
-        self, line: int, field: str, turns: Any, category: Any = "", response: Any = None
-    ) -> Seed:
-        """`turns`: text, or a list of role and content."""
-        if isinstance(turns, str):
-            turns = [{"role": "user", "content": turns}]
-        messages = []
-        for place, turn in enumerate(turns if isinstance(turns, list) else []):
-            role = turn.get("role") if isinstance(turn, dict) else None
-            content = turn.get("content") if isinstance(turn, dict) else None
-            if isinstance(content, dict):  # garak: content.text
-                content = content.get("text")
-            if role not in _ROLES or not isinstance(content, str):
-                raise self.bad(line, f"{field}.{place}: expected role and content")
-            messages.append(Message(role=role, content=content))
-        if not any(turn.role == "user" and turn.content.strip() for turn in messages):
-            raise self.bad(line, f"{field}: expected text, or turns with one of role user")
-        if response is not None and not isinstance(response, str):
-            raise self.bad(line, f"{field}: its answer is not text")
-        return Seed(
-            digest([[turn.role, turn.content] for turn in messages])[:16],
-            tuple(messages),
-            re.sub(r"\s+", " ", category)[:128] if isinstance(category, str) else "",
-            response,
-            line,
-        )
-
     def rows(self, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """JSON lines; each is an object."""
+        """JSON lines that are objects; others are skipped."""
         for line, raw in enumerate(text.split("\n"), 1):
             if not raw.strip():
                 continue
             try:
-                row = json.loads(raw)
-            except (ValueError, RecursionError):
-                raise self.bad(line, "not JSON") from None
+                row = parse_json(raw.encode(errors="surrogatepass"))
+            except DecodeError as error:
+                self.skipped.append(Skipped(line, str(error)))
+                continue
             if not isinstance(row, dict):
-                raise self.bad(line, "expected an object")
+                self.skipped.append(Skipped(line, "expected an object"))
+                continue
             yield line, row
 
 
-def _garak(source: _Source, text: str) -> Iterator[Seed]:
+def _seeds(place: str, turns: Any, category: Any = "", answers: Sequence[Any] = ()) -> list[Seed]:
+    """One seed for each answer, or one without; answers that are no text are refused.
+
+    `turns`: text, or a list of role and content. Raises _Unusable naming the place.
+    """
+    messages = _messages(place, turns)
+    identity = digest([[turn.role, turn.content] for turn in messages])[:16]
+    label = re.sub(r"\s+", " ", category)[:128] if isinstance(category, str) else ""
+    texts = [answer for answer in answers if isinstance(answer, str)]
+    if len(texts) < len(answers):
+        missing = len(answers) - len(texts)
+        raise _Unusable(f"{place}: {missing} of its {len(answers)} answers are not text")
+    if not texts:
+        return [Seed(identity, messages, label)]
+    return [Seed(identity, messages, label, answer) for answer in texts]
+
+
+def _messages(place: str, turns: Any) -> tuple[Message, ...]:
+    if isinstance(turns, str):
+        turns = [{"role": "user", "content": turns}]
+    if not isinstance(turns, list):
+        raise _Unusable(f"{place}: expected text, or turns of role and content")
+    messages = []
+    for number, turn in enumerate(turns):
+        here = f"{place}.{number}"
+        role = turn.get("role") if isinstance(turn, dict) else None
+        role = "tool" if role == "function" else role
+        if role not in _ROLES:
+            raise _Unusable(f"{here}: expected role and content")
+        messages.append(Message(role=role, content=_content(here, turn.get("content"))))
+    if not any(turn.role == "user" and turn.content.strip() for turn in messages):
+        raise _Unusable(f"{place}: is empty; expected text of the user")
+    return tuple(messages)
+
+
+def _content(place: str, content: Any) -> str:
+    """Text, also as garak's object and as parts; what is not text alone is refused."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, dict):  # garak
+        if content.get("data_path") or content.get("data_type"):
+            raise _Unusable(f"{place}: is not text, and only text can be asked")
+        content = content.get("text")
+        if isinstance(content, str):
+            return content
+    if isinstance(content, list) and content:
+        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        if all(isinstance(text, str) for text in texts):
+            return "\n".join(texts)
+        raise _Unusable(f"{place}: holds what is not text, and only text can be asked")
+    raise _Unusable(f"{place}: expected role and content")
+
+
+def _garak(source: _Source, text: str) -> Iterator[_Row]:
     """Hit logs hold one hit per line; reports hold entries of many kinds, of which the
     finished attempts (status 2) are read."""
     for line, row in source.rows(text):
         entry = row.get("entry_type")
-        if entry is not None and (entry != "attempt" or row.get("status") != 2):
-            continue
-        prompt = row.get("prompt")
-        if isinstance(prompt, dict):
-            prompt = prompt.get("turns")
-        outputs = row.get("outputs", [row.get("output")])
-        if not isinstance(outputs, list):
-            raise source.bad(line, "outputs: expected a list")
-        category = row.get("probe", row.get("probe_classname", ""))
-        for output in outputs or [None]:
-            answer = output.get("text") if isinstance(output, dict) else output
-            yield source.seed(line, "prompt", prompt, category, answer)
+        if entry is None or (entry == "attempt" and row.get("status") == 2):
+            yield line, partial(_garak_row, row)
 
 
-def _pyrit(source: _Source, text: str) -> Iterator[Seed]:
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise source.bad(mark.line + 1 if mark else 1, "not YAML") from None
-    if not isinstance(content, dict) or not isinstance(tree, yaml.MappingNode):
+def _garak_row(row: dict[str, Any]) -> list[Seed]:
+    prompt = row.get("prompt")
+    if isinstance(prompt, dict):
+        prompt = prompt.get("turns")
+    outputs = row.get("outputs", [row.get("output")])
+    if not isinstance(outputs, list):
+        raise _Unusable("outputs: expected a list")
+    answers = [_garak_output(output) for output in outputs]
+    # Null stands for an answer that the generator did not give.
+    given = [answer for answer in answers if answer is not None]
+    return _seeds("prompt", prompt, row.get("probe", row.get("probe_classname", "")), given)
+
+
+def _garak_output(output: Any) -> Any:
+    if not isinstance(output, dict):
+        return output
+    if output.get("data_path") or output.get("data_type"):
+        raise _Unusable("outputs: hold what is not text")
+    return output.get("text")
+
+
+def _pyrit(source: _Source, text: str) -> Iterator[_Row]:
+    """Seeds of one group with several sequence numbers are the turns of one conversation."""
+    document = parse_yaml(text, source.name)
+    content = document.content
+    if not isinstance(content, dict):
         raise source.bad(1, "expected a dataset with seeds")
-    field = "prompts" if "prompts" in content else "seeds"
-    rows = content.get(field)
-    if not isinstance(rows, list):
-        raise source.bad(1, f"{field}: expected a list")
-    entries = next(value for key, value in tree.value if key.value == field)
-    for place, (row, node) in enumerate(zip(rows, entries.value, strict=True)):
-        line = node.start_mark.line + 1
+    name = "prompts" if "prompts" in content else "seeds"
+    rows = document.rows(name)
+    if rows is None:
+        raise source.bad(1, f"{name}: expected a list")
+    groups: dict[object, list[tuple[int, str, dict[str, Any]]]] = {}
+    for place, (line, row) in enumerate(rows):
+        here = f"{name}.{place}"
         if not isinstance(row, dict):
-            raise source.bad(line, f"{field}.{place}: expected fields such as value")
-        if row.get("data_type", "text") != "text":
-            raise source.bad(line, f"{field}.{place}.data_type: only text can be asked")
-        categories = row.get("harm_categories") or content.get("harm_categories") or []
-        if not isinstance(categories, list):
-            raise source.bad(line, f"{field}.{place}.harm_categories: expected a list")
-        value = source.text(row, "value", line)
-        yield source.seed(line, f"{field}.{place}.value", value, ", ".join(map(str, categories)))
+            source.skipped.append(Skipped(line, f"{here}: expected fields such as value"))
+            continue
+        alias = row.get("prompt_group_alias", row.get("prompt_group_id"))
+        group = f"group {alias}" if isinstance(alias, str | int) else place
+        groups.setdefault(group, []).append((line, here, row))
+    for members in groups.values():
+        yield members[0][0], partial(_pyrit_group, members, content)
 
 
-def _harmbench(source: _Source, text: str) -> Iterator[Seed]:
+def _pyrit_group(
+    members: Sequence[tuple[int, str, dict[str, Any]]], dataset: dict[str, Any]
+) -> list[Seed]:
+    # A group's objective says what its prompts are after; alone it is a request itself.
+    prompts = [item for item in members if item[2].get("seed_type") != "objective"] or list(members)
+    turns: dict[int, list[dict[str, str]]] = {}
+    for line, here, row in prompts:
+        value = row.get("value")
+        kind = row.get("data_type", "text")
+        if kind != "text":
+            raise _Unusable(f"{here}.data_type: only text can be asked", line)
+        if not isinstance(value, str) or not value.strip():
+            raise _Unusable(f"{here}.value: expected text", line)
+        if _MEDIA.fullmatch(value.strip()):
+            raise _Unusable(f"{here}.value: names a file, and only text can be asked", line)
+        if _TEMPLATE.search(value):
+            raise _Unusable(f"{here}.value: a template; render it first", line)
+        place = row.get("sequence", 0)
+        if not isinstance(place, int):
+            raise _Unusable(f"{here}.sequence: expected a whole number", line)
+        role = row.get("role") or "user"
+        turns.setdefault(place, []).append({"role": role, "content": value})
+    first = prompts[0]
+    categories = first[2].get("harm_categories") or dataset.get("harm_categories") or []
+    if isinstance(categories, str):
+        categories = [categories]
+    if not isinstance(categories, list):
+        raise _Unusable(f"{first[1]}.harm_categories: expected a list", first[0])
+    label = ", ".join(map(str, categories))
+    if len(turns) == 1:
+        # Of one sequence number: prompts beside each other, not turns.
+        return [
+            seed
+            for turn in next(iter(turns.values()))
+            for seed in _seeds(f"{first[1]}.value", [turn], label)
+        ]
+    said = [turn for place in sorted(turns) for turn in turns[place]]
+    return _seeds(f"{first[1]}.value", said, label)
+
+
+def _harmbench(source: _Source, text: str) -> Iterator[_Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    names = reader.fieldnames or []
-    for field in ("Behavior", "BehaviorID"):
-        if field not in names:
-            raise source.bad(1, f"{field}: no such column; this is not a HarmBench CSV")
     try:
+        names = reader.fieldnames or []
+        for name in ("Behavior", "BehaviorID"):
+            if name not in names:
+                raise source.bad(1, f"{name}: no such column; this is not a HarmBench CSV")
         for row in reader:
-            behaviour = source.text(row, "Behavior", reader.line_num)
-            context = row.get("ContextString")
-            prompt = f"{context}\n\n---\n\n{behaviour}" if context else behaviour
-            yield source.seed(reader.line_num, "Behavior", prompt, row.get("SemanticCategory"))
+            yield reader.line_num, partial(_harmbench_row, row)
     except csv.Error as error:
         raise source.bad(reader.line_num, f"not CSV: {error}") from None
 
 
-def _jailbreakbench(source: _Source, text: str) -> Iterator[Seed]:
+def _harmbench_row(row: dict[str, Any]) -> list[Seed]:
+    behaviour, context = row.get("Behavior"), row.get("ContextString")
+    if not isinstance(behaviour, str) or not behaviour.strip():
+        raise _Unusable("Behavior: expected text")
+    if row.get(None):  # type: ignore[call-overload]
+        raise _Unusable("more fields than columns")
+    if row.get("ImageFileName"):
+        raise _Unusable("ImageFileName: only text can be asked")
+    prompt = f"{context}\n\n---\n\n{behaviour}" if context else behaviour
+    return _seeds("Behavior", prompt, row.get("SemanticCategory"))
+
+
+def _jailbreakbench(source: _Source, text: str) -> Iterator[_Row]:
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise source.bad(getattr(error, "lineno", 1), "not JSON") from None
+        content = parse_json(text.encode())
+    except DecodeError as error:
+        found = re.search(r"line (\d+)", error.reason)
+        raise source.bad(int(found[1]) if found else 1, error.reason) from None
     rows = content.get("jailbreaks") if isinstance(content, dict) else None
     if not isinstance(rows, list):
         raise source.bad(1, "jailbreaks: expected a list")
-    lines = _element_lines(text, len(rows))
-    for place, (row, line) in enumerate(zip(rows, lines, strict=True)):
-        if not isinstance(row, dict):
-            raise source.bad(line, f"jailbreaks.{place}: expected fields such as prompt")
-        if row.get("prompt") is not None:
-            yield source.seed(
-                line,
-                f"jailbreaks.{place}.prompt",
-                row["prompt"],
-                row.get("category"),
-                row.get("response"),
-            )
+    for place, (row, line) in enumerate(zip(rows, _element_lines(text, len(rows)), strict=True)):
+        yield line, partial(_jailbreakbench_row, row, f"jailbreaks.{place}")
+
+
+def _jailbreakbench_row(row: Any, here: str) -> list[Seed]:
+    if not isinstance(row, dict):
+        raise _Unusable(f"{here}: expected fields such as prompt")
+    if row.get("prompt") is None:
+        return []
+    response = row.get("response")
+    answers = response if isinstance(response, list) else [response]
+    given = [answer for answer in answers if answer is not None]
+    return _seeds(f"{here}.prompt", row["prompt"], row.get("category"), given)
 
 
 def _element_lines(text: str, count: int) -> list[int]:
-    """The line on which each element of "jailbreaks" begins."""
+    """The line on which each element of the document's "jailbreaks" begins. Of a key that stands
+    there twice the last counts, as for every reader of JSON; it may be written with escapes."""
     decoder = json.JSONDecoder()
-    at = text.index("[", text.index('"jailbreaks"')) + 1
-    lines = []
+    at, start = text.index("{") + 1, 0
+    while True:
+        at = _after(text, at)
+        if text[at] == "}":
+            break
+        name, at = decoder.raw_decode(text, at)
+        at = _after(text, at, ":")
+        if name == "jailbreaks":
+            start = at
+        _, at = decoder.raw_decode(text, at)
+    at, lines = start + 1, []
     for _ in range(count):
-        while text[at] in " \t\r\n,":
-            at += 1
+        at = _after(text, at)
         lines.append(text.count("\n", 0, at) + 1)
         _, at = decoder.raw_decode(text, at)
     return lines
 
 
-def _evals(source: _Source, text: str) -> Iterator[Seed]:
+def _after(text: str, at: int, sign: str = ",") -> int:
+    while text[at] in " \t\r\n" + sign:
+        at += 1
+    return at
+
+
+def _evals(source: _Source, text: str) -> Iterator[_Row]:
     for line, row in source.rows(text):
-        if "input" in row:
-            yield source.seed(line, "input", row["input"])
-        elif row.get("type") == "sampling":
-            data = row.get("data")
-            if not isinstance(data, dict):
-                raise source.bad(line, "data: expected prompt and sampled")
-            sampled = data.get("sampled")
-            answer = sampled[0] if isinstance(sampled, list) and sampled else sampled
-            yield source.seed(line, "data.prompt", data.get("prompt"), "", answer)
-        elif not {"spec", "final_report", "type"} & row.keys():
-            raise source.bad(line, "input: missing, and this is no line of a log either")
+        yield line, partial(_evals_row, row)
 
 
-_READERS: Final[dict[str, Callable[[_Source, str], Iterator[Seed]]]] = {
+def _evals_row(row: dict[str, Any]) -> list[Seed]:
+    if "input" in row:
+        return _seeds("input", row["input"])
+    if row.get("type") == "sampling":
+        data = row.get("data")
+        if not isinstance(data, dict):
+            raise _Unusable("data: expected prompt and sampled")
+        sampled = data.get("sampled")
+        answers = sampled if isinstance(sampled, list) else [sampled]
+        given = [answer for answer in answers if answer is not None]
+        return _seeds("data.prompt", data.get("prompt"), "", given)
+    if not {"spec", "final_report", "type"} & row.keys():
+        raise _Unusable("input: missing, and this is no line of a log either")
+    return []
+
+
+_READERS: Final[dict[str, Callable[[_Source, str], Iterator[_Row]]]] = {
     "garak": _garak,
     "pyrit": _pyrit,
     "harmbench": _harmbench,

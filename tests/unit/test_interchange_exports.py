@@ -48,7 +48,7 @@ def test_an_evals_log_reads_back_as_the_same_prompts_and_answers(tmp_path: Path)
     assert list(rows[0]) == ["spec"]
     assert rows[-1]["final_report"]["coupled_failure_rate"] == 0.5
     assert [row["event_id"] for row in rows[1:-1]] == list(range(8))
-    seeds = read_seeds(file, "evals")
+    seeds = read_seeds(file, "evals").seeds
     assert [seed.messages for seed in seeds] == [item.interaction.messages for item in CAMPAIGN]
     assert [seed.response for seed in seeds] == [item.interaction.response for item in CAMPAIGN]
 
@@ -56,7 +56,7 @@ def test_an_evals_log_reads_back_as_the_same_prompts_and_answers(tmp_path: Path)
 def test_evals_samples_hold_each_failed_prompt_once(tmp_path: Path) -> None:
     file = tmp_path / "samples.jsonl"
     export([*CAMPAIGN, CAMPAIGN[1]], "evals-samples", file)
-    seeds = read_seeds(file, "evals")
+    seeds = read_seeds(file, "evals").seeds
     assert [seed.request for seed in seeds] == ["Question 1", "Question 3"]
 
 

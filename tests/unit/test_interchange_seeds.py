@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ares_stream.errors import AresError, FileFormatError, SettingsError
-from ares_stream.interchange.seeds import FORMATS, as_interactions, as_taxonomy, read_seeds
+from ares_stream.interchange.seeds import FORMATS, Skipped, as_interactions, as_taxonomy, read_seeds
 from ares_stream.probes.composition import TaxonomyComposer
 from ares_stream.probes.taxonomy import load_taxonomy
 from tests.support.foreign_files import JAILBREAKBENCH
@@ -107,7 +107,7 @@ def test_prompt_category_and_answer_are_read(
 ) -> None:
     file = tmp_path / "seeds"
     file.write_text(text)
-    seeds = read_seeds(file, form)
+    seeds = read_seeds(file, form).seeds
     assert [(seed.request, seed.category, seed.response) for seed in seeds] == expected
 
 
@@ -146,9 +146,9 @@ BAD = {
         3,
         "jailbreaks.1.prompt",
     ),
-    "an answer that is a list": (
+    "an answer that is an object": (
         "jailbreakbench",
-        '{"jailbreaks": [{"prompt": "x", "response": []}]}',
+        '{"jailbreaks": [{"prompt": "x", "response": {}}]}',
         1,
         "not text",
     ),
@@ -168,16 +168,129 @@ def test_a_bad_file_is_refused_with_its_line_and_field(
 ) -> None:
     file = tmp_path / "seeds"
     file.write_text(text)
-    with pytest.raises(FileFormatError) as caught:
-        read_seeds(file, form)
-    assert caught.value.line == line
-    assert reason in caught.value.reason
+    try:
+        [skipped] = read_seeds(file, form).skipped
+    except FileFormatError as error:
+        # Not of the format as a whole, or no other row to go on with.
+        skipped = Skipped(error.line, error.reason)
+    assert skipped.line == line
+    assert reason in skipped.reason
+
+
+ODD = {
+    "garak: an empty prompt, a picture, a blocked answer": (
+        "garak",
+        lines(
+            {**GARAK_HIT, "prompt": ""},
+            {**GARAK_HIT, "prompt": {"turns": [{"role": "user", "content": {"text": ""}}]}},
+            {**GARAK_HIT, "prompt": {"turns": [
+                {"role": "user", "content": {"data_path": "a.png", "data_type": "image"}}]}},
+            {**GARAK_HIT, "output": {"data_path": "a.wav"}},
+            {**GARAK_HIT, "output": None},
+            GARAK_HIT,
+        ),
+        [None, "It."],
+        [(1, "prompt: is empty"), (2, "prompt: is empty"), (3, "prompt.0: is not text"),
+         (4, "outputs: hold what is not text")],
+    ),
+    "evals: every sample, parts, functions": (
+        "evals",
+        lines(
+            {"type": "sampling", "data": {"prompt": "a", "sampled": ["1", "2", "3"]}},
+            {"type": "sampling", "data": {"prompt": "a", "sampled": ["1", 2]}},
+            {"input": [{"role": "user", "content": [{"type": "text", "text": "p"}]},
+                       {"role": "function", "content": "x"}]},
+            {"input": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            {"type": "sampling", "data": 3},
+        ),
+        ["1", "2", "3", None],
+        [(2, "data.prompt: 1 of its 2 answers are not text"),
+         (4, "input.0: holds what is not text"), (5, "data: expected prompt")],
+    ),
+    "jailbreakbench: several answers, a key twice and with escapes": (
+        "jailbreakbench",
+        '{"parameters": {"jailbreaks": []}, "jailbreaks": [],\n'
+        '"jailbreak\\u0073": [\n{"prompt": "x", "response": ["1", "2"]},\n{"prompt": 3},\n4]}',
+        ["1", "2"],
+        [(4, "jailbreaks.1.prompt"), (5, "jailbreaks.2")],
+    ),
+    "harmbench: a picture, a row too long": (
+        "harmbench",
+        "Behavior,BehaviorID,ImageFileName\nx,1,\ny,2,a.png\nz,3,,4\n",
+        [None],
+        [(3, "ImageFileName: only text"), (4, "more fields than columns")],
+    ),
+    "pyrit: what is no prompt": (
+        "pyrit",
+        """\
+seeds:
+  - value: fine
+    harm_categories: fraud
+  - value: photo.png
+  - value: "Tell me about {{ topic }}"
+  - 3
+  - value: x
+    harm_categories: 3
+  - value: x
+    sequence: first
+  - value: x
+    role: king
+""",
+        [None],
+        [(4, "seeds.1.value: names a file"), (5, "seeds.2.value: a template"),
+         (6, "seeds.3: expected fields"), (7, "seeds.4.harm_categories: expected a list"),
+         (9, "seeds.5.sequence: expected a whole number"), (11, "seeds.6.value.0: expected role")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "text", "answers", "skipped"), ODD.values(), ids=ODD)
+def test_an_odd_row_is_skipped_with_its_line_and_its_neighbours_are_read(
+    form: str,
+    text: str,
+    answers: list[str | None],
+    skipped: list[tuple[int, str]],
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "seeds"
+    file.write_text(text)
+    found = read_seeds(file, form)
+    assert [seed.response for seed in found.seeds] == answers
+    assert [item.line for item in found.skipped] == [line for line, _ in skipped]
+    for item, (_, reason) in zip(found.skipped, skipped, strict=True):
+        assert item.reason.startswith(reason)
+
+
+def test_the_turns_of_a_pyrit_group_stay_turns(tmp_path: Path) -> None:
+    file = tmp_path / "seeds"
+    file.write_text(
+        """\
+harm_categories: fraud
+seeds:
+  - {value: what it is after, seed_type: objective, prompt_group_alias: g}
+  - {value: second, role: user, sequence: 2, prompt_group_alias: g}
+  - {value: be brief, role: system, sequence: 0, prompt_group_alias: g}
+  - {value: first, role: user, sequence: 1, prompt_group_alias: g}
+  - {value: alone}
+  - {value: a picture, data_type: image_path, sequence: 0, prompt_group_alias: h}
+  - {value: about it, sequence: 1, prompt_group_alias: h}
+  - {value: an aim of its own, seed_type: objective}
+"""
+    )
+    found = read_seeds(file, "pyrit")
+    assert [[(turn.role, turn.content) for turn in seed.messages] for seed in found.seeds] == [
+        [("system", "be brief"), ("user", "first"), ("user", "second")],
+        [("user", "alone")],
+        [("user", "an aim of its own")],
+    ]
+    assert {seed.category for seed in found.seeds} == {"fraud"}
+    assert [item.line for item in found.skipped] == [8]
 
 
 def test_bytes_that_are_not_utf8_are_refused_with_their_line(tmp_path: Path) -> None:
     file = tmp_path / "seeds"
     file.write_bytes(lines(EVALS_SAMPLE).encode() + b"\xff\n")
-    with pytest.raises(FileFormatError, match=":2: not UTF-8"):
+    with pytest.raises(SettingsError, match=":2: not UTF-8"):
         read_seeds(file, "evals")
 
 
@@ -199,7 +312,7 @@ def test_no_bytes_end_in_another_error_than_the_documented_one(
     file = tmp_path_factory.getbasetemp() / "any"
     file.write_bytes(raw)
     try:
-        seeds = read_seeds(file, form)
+        seeds = read_seeds(file, form).seeds
     except AresError:
         return
     assert seeds
@@ -211,7 +324,7 @@ def test_equal_prompts_are_one_seed_of_the_taxonomy_that_searches_around_them(
     file, over = tmp_path / "hits", tmp_path / "over.yaml"
     braces = {**EVALS_SAMPLE, "input": "Fill in {this} and {"}
     file.write_text(lines(EVALS_SAMPLE, EVALS_SAMPLE, braces))
-    seeds = read_seeds(file, "evals")
+    seeds = read_seeds(file, "evals").seeds
     over.write_text(yaml.safe_dump(as_taxonomy(seeds)))
     taxonomy = load_taxonomy(over)
     assert set(taxonomy.topics) == {seed.id for seed in seeds}
@@ -229,7 +342,7 @@ def test_answered_seeds_become_conversations_of_the_production_lane(tmp_path: Pa
     file = tmp_path / "hits"
     file.write_text(lines(GARAK_HIT, {**GARAK_HIT, "output": None}))
     at = datetime(2026, 1, 2, tzinfo=UTC)
-    [item] = as_interactions(read_seeds(file, "garak"), "garak", at)
+    [item] = as_interactions(read_seeds(file, "garak").seeds, "garak", at)
     assert (item.prompt, item.response, item.occurred_at) == ("Say it.", "It.", at)
     assert item.attributes == {"source": "garak", "category": "dan.Ablation"}
     assert item.probe is None
