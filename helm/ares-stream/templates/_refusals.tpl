@@ -47,6 +47,9 @@
 {{- if and $scorer.keda.enabled $scorer.hpa.enabled -}}
 {{- fail (printf "%s: keda and hpa would both scale it; switch one off" $at) -}}
 {{- end -}}
+{{- if and $scorer.keda.enabled (eq $kafka.protocol "SASL_SSL") (eq $kafka.mechanism "OAUTHBEARER") (not $scorer.keda.authentication) -}}
+{{- fail (printf "%s.keda.authentication: with OAUTHBEARER name a TriggerAuthentication of yours, since KEDA fetches tokens itself" $at) -}}
+{{- end -}}
 {{- range $kind := list "keda" "hpa" -}}
 {{- $scale := get $scorer $kind -}}
 {{- if $scale.enabled -}}
