@@ -57,7 +57,8 @@ class DetectionPolicy(BaseModel):
     harm_threshold: Probability = 0.5
     abstain_above: Probability = 0.35
     abstain_below: Probability = 0.65
-    """Probabilities strictly between these two are doubtful; equal ends make no band."""
+    """Probabilities strictly between these two are doubtful, and the lower end where it is the
+    threshold too; equal ends make no band."""
     max_disagreement: Probability = 0.5
     """Two judges further apart than this make the interaction doubtful."""
     reward_quantile: Probability = 0.5

@@ -209,10 +209,10 @@ def test_every_pair_of_scores_has_one_class_and_a_reason(
 def test_what_is_doubtful_is_never_called_a_failure(
     harm: Harm, reward: Reward, policy: DetectionPolicy
 ) -> None:
-    doubtful = (
-        policy.abstain_above < harm.probability < policy.abstain_below
-        or harm.disagreement > policy.max_disagreement
-    )
+    low, high = policy.abstain_above, policy.abstain_below
+    # A band that begins at the threshold holds its lower end.
+    begins = low < harm.probability or low == harm.probability == policy.harm_threshold
+    doubtful = (begins and harm.probability < high) or harm.disagreement > policy.max_disagreement
     assert (decide(harm, reward, policy).failure_class is DOUBT) == doubtful
 
 
