@@ -200,7 +200,7 @@ def _messages(place: str, turns: Any) -> tuple[Message, ...]:
     messages = []
     for number, turn in enumerate(turns):
         here = f"{place}.{number}"
-        role = turn.get("role") if isinstance(turn, dict) else None
+        role: Any = turn.get("role") if isinstance(turn, dict) else None
         role = "tool" if role == "function" else role
         if role not in _ROLES:
             raise _Unusable(f"{here}: expected role and content")
@@ -221,8 +221,9 @@ def _content(place: str, content: Any) -> str:
         if isinstance(content, str):
             return content
     if isinstance(content, list) and content:
-        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        if all(isinstance(text, str) for text in texts):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) == len(parts):
             return "\n".join(texts)
         raise _Unusable(f"{place}: holds what is not text, and only text can be asked")
     raise _Unusable(f"{place}: expected role and content")
