@@ -4,21 +4,22 @@ local model with tools that speak to an endpoint."""
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import uvicorn
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ares_stream.errors import BrokerError, TargetError
+from ares_stream.errors import BrokerError, DecodeError, InputError, TargetError
+from ares_stream.files import parse_json
 from ares_stream.probes.targets import Query, Target
 from ares_stream.records.interaction import Message
+from ares_stream.records.presets.chat import turns
 
 MAX_BODY_BYTES = 1024 * 1024
 START_SECONDS = 10.0
@@ -32,15 +33,9 @@ def create_app(target: Target) -> Starlette:
         if len(body) > MAX_BODY_BYTES:
             return _error(413, "the request is larger than 1 MiB")
         try:
-            document = json.loads(body)
-            query = Query(
-                tuple(Message(**turn) for turn in document["messages"]),
-                int(document.get("seed") or 0),
-            )
-        except (ValueError, KeyError, TypeError, ValidationError):
-            return _error(400, "messages: expected a list of role and content")
-        if document.get("stream"):
-            return _error(400, "stream: not supported")
+            query = _query(parse_json(body))
+        except InputError as error:
+            return _error(400, str(error))
         [result] = await target.ask([query])
         if isinstance(result, TargetError):
             return _error(503, "the target gave no answer")
@@ -79,6 +74,29 @@ def create_app(target: Target) -> Starlette:
             Route("/v1/models", models),
             Route("/health", health),
         ]
+    )
+
+
+def _query(document: Any) -> Query:
+    """What a request asks. Raises InputError naming the field; what is not supported is refused,
+    for to answer without it would be another answer than was asked for."""
+    if not isinstance(document, dict):
+        raise DecodeError("expected an object")
+    if document.get("stream"):
+        raise DecodeError("not supported", field="stream")
+    if document.get("n", 1) not in (1, None):
+        raise DecodeError("one answer at a time", field="n")
+    seed = 0 if document.get("seed") is None else document["seed"]
+    if not isinstance(seed, int):
+        raise DecodeError("expected a whole number", field="seed")
+    if not isinstance(document.get("messages"), list):
+        raise DecodeError("expected a list of role and content", field="messages")
+    said = turns(document["messages"], "messages")
+    if any(turn.left_out for turn in said):
+        raise DecodeError("hold what is not text", field="messages")
+    return Query(
+        tuple(Message.model_validate({"role": turn.role, "content": turn.text}) for turn in said),
+        seed,
     )
 
 

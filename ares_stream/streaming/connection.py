@@ -4,17 +4,22 @@ off this machine unless someone said so."""
 from __future__ import annotations
 
 import ipaddress
+import re
 import ssl
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from ares_stream.errors import SettingsError
 from ares_stream.files import read_secret
 
 REQUEST_TIMEOUT_MS: Final = 10_000
 """A broker that takes longer for one request is treated as gone; below the session time-out."""
+
+_SERVER: Final = re.compile(
+    r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[\w.-]+))(?::(?P<port>[0-9]{1,5}))?"
+)
 
 
 class KafkaConnection(BaseModel):
@@ -32,6 +37,19 @@ class KafkaConnection(BaseModel):
     key_file: Path | None = None
     key_password_file: Path | None = None
 
+    @field_validator("bootstrap")
+    @classmethod
+    def _servers(cls, value: str) -> str:
+        servers = [server.strip() for server in value.split(",")]
+        for number, server in enumerate(servers, 1):
+            found = _SERVER.fullmatch(server)
+            if found is None or (found["port"] and not 0 < int(found["port"]) < 65_536):
+                raise ValueError(
+                    f"server {number} of {len(servers)}: expected host:port, with commas between "
+                    "servers, such as kafka-1:9092,[::1]:9092"
+                )
+        return ",".join(servers)
+
     @model_validator(mode="after")
     def _coherent(self) -> Self:
         if self.protocol == "PLAINTEXT" and not self.allow_plaintext:
@@ -48,8 +66,8 @@ class KafkaConnection(BaseModel):
         return self
 
     def _hosts(self) -> list[str]:
-        servers = [server.strip() for server in self.bootstrap.split(",")]
-        return [server.rsplit(":", 1)[0].strip("[]") for server in servers]
+        found = [_SERVER.fullmatch(server) for server in self.bootstrap.split(",")]
+        return [(server["ipv6"] or server["host"]) for server in found if server is not None]
 
     def client_arguments(self) -> dict[str, Any]:
         """Keyword arguments for any aiokafka client. Reads the secret files now."""

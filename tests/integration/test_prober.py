@@ -19,6 +19,7 @@ from ares_stream.probes.memory import UNANSWERED, Progress
 from ares_stream.probes.metrics import ProberMetrics
 from ares_stream.probes.plan import CampaignPlan, load_campaign
 from ares_stream.probes.prober import (
+    ALL_REFUSED,
     ProberObserver,
     ProberPolicy,
     campaign_record,
@@ -173,6 +174,23 @@ async def test_a_target_that_refuses_the_key_ends_the_campaign_with_its_reason(
     async with scoring(kafka, prefix, tmp_path) as connection, serving(app(forbid)) as url:
         with pytest.raises(SettingsError, match=r"target.api_key: .* answered 401"):
             await run(connection, prefix, plan(tmp_path), url)
+
+
+@pytest.mark.parametrize(("budget", "asked"), [(20, 20), (400, ALL_REFUSED)])
+async def test_a_target_that_refuses_every_query_ends_the_campaign_with_its_reason(
+    kafka: str, prefix: str, tmp_path: Path, budget: int, asked: int
+) -> None:
+    async def refuse(request: Request, prompt: str, number: int) -> Response:
+        return JSONResponse({"error": {"message": "no such voice"}}, 400)
+
+    async with scoring(kafka, prefix, tmp_path) as connection, serving(app(refuse)) as url:
+        with pytest.raises(TargetError, match=r"none of .* queries was answered") as caught:
+            await run(connection, prefix, plan(tmp_path, budget), url)
+        sent = await published(connection, prefix)
+    assert asked <= len(sent) < asked + 25
+    assert caught.value.exit_code == 3
+    if budget > ALL_REFUSED:
+        assert "answered 400: no such voice" in str(caught.value)
 
 
 async def test_rubbish_and_what_cannot_be_scored_earn_nothing(

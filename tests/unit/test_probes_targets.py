@@ -231,3 +231,31 @@ async def test_the_built_in_server_serves_any_target(tmp_path: Path) -> None:
         assert (await http.get("/v1/models")).json()["data"][0]["id"] == "tape"
         bad = await http.post("/v1/chat/completions", json={"messages": "no"})
         assert bad.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"[" * 5000, "not JSON"),
+        (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "not JSON"),
+        (b"[]", "expected an object"),
+        (b"{}", "messages: expected a list of role and content"),
+        (b'{"messages": [{"role": "king", "content": "x"}]}', "messages[0].role"),
+        (b'{"messages": "x", "n": 2}', "n: one answer"),
+        (b'{"messages": "x", "stream": true}', "stream: not supported"),
+        (b'{"messages": "x", "seed": {}}', "seed: expected a whole number"),
+        (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "not text"),
+    ],
+)
+async def test_the_built_in_server_refuses_what_it_cannot_answer(
+    tmp_path: Path, body: bytes, reason: str
+) -> None:
+    file = recorded(tmp_path, {"prompt": "hello", "response": "one"})
+    app = create_app(RecordedTarget.load(file, Policy(name="tape", version="1")))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://l") as http:
+        answer = await http.post("/v1/chat/completions", content=body)
+        assert answer.status_code == 400
+        assert reason in answer.json()["error"]["message"]
+        parts = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
+        good = await http.post("/v1/chat/completions", json={"messages": parts})
+        assert good.json()["choices"][0]["message"]["content"] == "one"

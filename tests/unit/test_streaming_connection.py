@@ -64,3 +64,24 @@ def test_certificates_that_cannot_be_loaded_are_a_settings_error(tmp_path: Path)
     connection = KafkaConnection(protocol="SSL", ca_file=tmp_path / "ca.pem")
     with pytest.raises(SettingsError, match="certificates cannot be loaded"):
         connection.client_arguments()
+
+
+@pytest.mark.parametrize(
+    "bootstrap",
+    ["localhost:", "localhost:x", "localhost:0", "localhost:65536", "localhost:99999999",
+     "localhost:9092,", ",localhost:9092", "localhost:9092,,localhost:9093", "localhost 9092",
+     "kafka://localhost:9092", "user:word@localhost:9092", "::1:9092", "[::1:9092", "a;b",
+     "localhost:9092;localhost:9093", " "],
+)  # fmt: skip
+def test_servers_that_are_none_are_refused_by_their_place_and_not_shown(bootstrap: str) -> None:
+    with pytest.raises(ValidationError, match=r"server \d of \d: expected host:port") as caught:
+        KafkaConnection(bootstrap=bootstrap)
+    assert "word" not in caught.value.errors()[0]["msg"]
+
+
+@pytest.mark.parametrize(
+    "bootstrap", ["localhost", "localhost:9092, 127.0.0.1:9093", "[::1]:9092", "[::1]", "127.0.0.1"]
+)
+def test_servers_of_this_machine_need_no_security(bootstrap: str) -> None:
+    connection = KafkaConnection(bootstrap=bootstrap)
+    assert " " not in connection.bootstrap
