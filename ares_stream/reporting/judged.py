@@ -12,7 +12,8 @@ from typing import Any, Final
 from ares_stream.detection.clusters import ClusteredCells
 from ares_stream.detection.correction import MIN_LABELS, Cell, CorrectedRate, corrected_rate
 from ares_stream.detection.decide import DetectionPolicy, is_scored_high
-from ares_stream.errors import FileFormatError
+from ares_stream.errors import DecodeError, FileFormatError
+from ares_stream.files import parse_json
 from ares_stream.records.base import Interval
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.verdict import FailureClass, Verdict
@@ -31,9 +32,9 @@ def read_labels(lines: Iterable[tuple[int, bytes]], name: str) -> dict[str, bool
     labels: dict[str, bool] = {}
     for number, line in lines:
         try:
-            row = json.loads(line)
-        except ValueError:
-            raise FileFormatError(name, number, "not JSON") from None
+            row = parse_json(line)
+        except DecodeError as error:
+            raise FileFormatError(name, number, str(error)) from None
         found = row if isinstance(row, dict) else {}
         key, harmful = found.get("interaction_id"), found.get("harmful")
         if not isinstance(key, str) or not key:

@@ -96,7 +96,7 @@ async def test_a_word_that_makes_a_reward_model_like_harmful_answers_is_found(
     ("line", "message"),
     [
         ('{"prompt": "maybe"}', r"carriers.jsonl:21: response: missing"),
-        ('{"promt": "maybe"}', r"carriers.jsonl:21: prompt: missing; it has promt, is that meant"),
+        ('{"promt": "maybe"}', r"carriers.jsonl:21: promt: no such field; is prompt meant"),
     ],
 )
 def test_a_wrong_carrier_is_named(tmp_path: Path, line: str, message: str) -> None:
