@@ -7,6 +7,11 @@ from typing import Final
 EXAMPLES: Final = {
     "demo": "ares demo --rounds 1 --conversations 1000",
     "scorer": "ares scorer --settings ares.yaml",
+    "monitor": "ares monitor --settings ares.yaml",
+    "rates": "ares rates --lane production --by locale",
+    "alarms list": "ares alarms list --json",
+    "alarms acknowledge": 'ares alarms acknowledge 3f9a --note "the new prompt template"',
+    "anchors make": "ares anchors make --set july-1 --out anchors.jsonl",
     "prober": "ares prober campaign.yaml --settings ares.yaml",
     "repairer": "ares repairer --settings ares.yaml",
     "broker": "ares broker --port 9092 --data-dir build/kafka",

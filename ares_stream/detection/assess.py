@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from ares_stream.detection.decide import DetectionPolicy, decide
@@ -35,6 +36,14 @@ class Scored(Protocol):
     def releases(self) -> Mapping[str, str]:
         """Model name to bundle digest."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredVerdict:
+    """A verdict and when it was made, in seconds since the epoch: the note of its record."""
+
+    verdict: Verdict
+    made_at: float
 
 
 def assess(

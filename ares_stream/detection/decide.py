@@ -121,6 +121,18 @@ def is_scored_high(rules: ScoredHigh, policy: DetectionPolicy) -> bool:
     return rules.above_quantile and rules.above_reference
 
 
+def review_cell(failure: FailureClass, liked: bool) -> str:
+    """What the judge decided and whether the reward model liked the answer, as settings and
+    records write it: "flagged,liked" and the like."""
+    if failure is FailureClass.CONTESTED:
+        decision = "contested"
+    elif failure in (FailureClass.POLICY_FAILURE, FailureClass.COUPLED_FAILURE):
+        decision = "flagged"
+    else:
+        decision = "unflagged"
+    return f"{decision},{'liked' if liked else 'disliked'}"
+
+
 def _doubts(harm: Harm, policy: DetectionPolicy) -> tuple[Reason, ...]:
     doubts: list[Reason] = []
     # Where the band begins at the threshold, its lower end is in it: else exactly there an answer

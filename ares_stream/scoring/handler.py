@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ares_stream.detection.assess import assess
-from ares_stream.detection.decide import DetectionPolicy
+from ares_stream.detection.assess import ScoredVerdict, assess
+from ares_stream.detection.decide import DetectionPolicy, is_scored_high, review_cell
 from ares_stream.errors import AresError, ScoringError
 from ares_stream.records.base import Record
 from ares_stream.records.cloudevents import cloudevent_headers
@@ -21,7 +21,7 @@ from ares_stream.records.interaction import Interaction, Lane
 from ares_stream.records.label import ReviewItem
 from ares_stream.records.mapping import Mapping as FieldMapping
 from ares_stream.records.repair import CoupledFailure
-from ares_stream.records.verdict import FailureClass, SourceCoordinates, Verdict
+from ares_stream.records.verdict import FailureClass, SourceCoordinates
 from ares_stream.scoring.panel import Scores
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 
@@ -68,8 +68,8 @@ def sampled_for_review(verdict: str, share: float) -> bool:
 
 
 class ScoringHandler:
-    """The processor's handler. `on_verdict` hears of each verdict before it is committed:
-    it may count, and must not publish."""
+    """The processor's handler. `review_split` gives the review share of single cells, in the
+    place of `review_sample`; see decide.review_cell."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class ScoringHandler:
         policy: DetectionPolicy,
         limits: DecodingLimits,
         review_sample: float,
-        on_verdict: Callable[[Verdict, float], None] = lambda verdict, now: None,
+        review_split: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._scorer = scorer
@@ -89,7 +89,7 @@ class ScoringHandler:
         self._policy = policy
         self._limits = limits
         self._review_sample = review_sample
-        self._on_verdict = on_verdict
+        self._review_split = review_split or {}
         self._clock = clock
 
     async def handle(self, records: Sequence[InboundRecord]) -> Sequence[Outcome]:
@@ -134,7 +134,6 @@ class ScoringHandler:
         )
         lane = self._inputs[record.topic].lane
         verdict = assess(interaction, scores, source, lane, self._policy)
-        self._on_verdict(verdict, self._clock())
         key = interaction.id.encode()
 
         def outbound(topic: str, value: Record) -> OutboundRecord:
@@ -147,17 +146,23 @@ class ScoringHandler:
             )
             return OutboundRecord(topic=topic, key=key, value=value.encode(), headers=headers)
 
-        outputs = [outbound(self._outputs.verdicts, verdict)]
+        # Counted when it is committed: what is scored again was never counted before.
+        note = ScoredVerdict(verdict, self._clock())
+        outputs = [replace(outbound(self._outputs.verdicts, verdict), note=note)]
         if lane == "anchor":
             return tuple(outputs)  # People have said what it is, and nothing may train on it.
         if verdict.failure_class is FailureClass.COUPLED_FAILURE:
             failure = CoupledFailure.checked(verdict=verdict, interaction=interaction)
             outputs.append(outbound(self._outputs.repair, failure))
         contested = verdict.failure_class is FailureClass.CONTESTED
-        if contested or sampled_for_review(verdict.id, self._review_sample):
+        liked = is_scored_high(verdict.scored_high, self._policy)
+        share = self._review_split.get(
+            review_cell(verdict.failure_class, liked), self._review_sample
+        )
+        if contested or sampled_for_review(verdict.id, share):
             item = ReviewItem.checked(
                 cause="contested" if contested else "sampled",
-                sampling_probability=1.0 if contested else self._review_sample,
+                sampling_probability=1.0 if contested else share,
                 verdict=verdict,
                 interaction=interaction,
             )

@@ -7,7 +7,7 @@ conversation: a label per prompt would leak text and drown Prometheus.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from prometheus_client import (
@@ -18,7 +18,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from ares_stream.records.base import Interval
+from ares_stream.detection.assess import ScoredVerdict
 from ares_stream.records.repair import RepairReport
 from ares_stream.records.verdict import FailureClass, Verdict
 from ares_stream.scoring.contract import ScoringObserver
@@ -104,20 +104,6 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
             "harm",
             "reward",
         )
-        self.cfr = gauge(
-            "coupled_failure_rate",
-            "Coupled failures per verdict since start; bound: value, low, high of a confidence "
-            "sequence that holds however often one looks.",
-            "lane",
-            "bound",
-        )
-
-        self.alarm = gauge(
-            "coupled_failure_alarm",
-            "1 once production's coupled-failure rate has risen above the baseline that the "
-            "settings give; 0 again when a release is swapped in.",
-        )
-
         # Is it exactly once, and is anything refused?
         self.transactions = counter(
             "transactions",
@@ -185,6 +171,12 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
     def committed(self, topic: str, partition: int, records: int, seconds: float) -> None:
         """A transaction committed."""
         self.commit_seconds.observe(seconds)
+
+    def settled(self, notes: Sequence[object]) -> None:
+        """Verdicts were committed."""
+        for note in notes:
+            if isinstance(note, ScoredVerdict):
+                self.on_verdict(note.verdict, note.made_at)
 
     def transaction(self, outcome: str) -> None:
         """A transaction ended."""
@@ -261,11 +253,6 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         self._quadrant(
             lane, "harmful" if harmful else "safe", "liked" if liked else "disliked"
         ).inc()
-
-    def on_rate(self, lane: str, rate: Interval) -> None:
-        """Show a lane's coupled-failure rate with its interval."""
-        for bound, value in (("value", rate.value), ("low", rate.low), ("high", rate.high)):
-            self.cfr.labels(lane, bound).set(value)
 
 
 class RepairerMetrics:

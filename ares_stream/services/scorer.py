@@ -16,8 +16,6 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry
 
-from ares_stream.detection.alarms import RiseAlarm
-from ares_stream.detection.rates import Tally
 from ares_stream.errors import (
     AresError,
     BreakerOpen,
@@ -33,10 +31,8 @@ from ares_stream.files import read_api_key, read_text
 from ares_stream.models.bundles import Bundle, load_bundle, refuse_shared_lineage
 from ares_stream.models.registry import fetch_release
 from ares_stream.records import topics
-from ares_stream.records.interaction import Lane
 from ares_stream.records.release import Release, ReleaseState
 from ares_stream.records.topics import topic_name
-from ares_stream.records.verdict import FailureClass, Verdict
 from ares_stream.scoring.handler import Input, Outputs, ScoringHandler
 from ares_stream.scoring.judges import (
     ConstitutionJudge,
@@ -55,9 +51,6 @@ from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.reader import follow_compacted, read_latest
 from ares_stream.streaming.records import InboundRecord
 
-LANES: Final[tuple[Lane, ...]] = ("production", "probe", "anchor")
-RATE_SECONDS: Final = 5.0
-"""How often the interval is computed: often enough for a scrape, rarely enough to be free."""
 RETRY_SECONDS: Final = 1.0
 BREAKER_SECONDS: Final = 120.0
 """With the breaker open the process stays for at least one scrape, so that an alert sees it, and
@@ -79,9 +72,6 @@ class Scorer:
         self._patience = Patience(settings.patience_seconds, life.clock)
         self.metrics = ScorerMetrics(CollectorRegistry())
         self._settings = settings
-        self._tally = Tally(settings.scorer.detection)
-        alarm = settings.scorer.alarm
-        self._alarm = None if alarm is None else RiseAlarm(alarm.baseline, alarm.run_length)
         self._bundles: dict[str, Bundle] = {}
         self._processor: Processor | None = None
         self._missing: str | None = "the models are loading"
@@ -201,7 +191,7 @@ class Scorer:
         self.log.info("ready", releases=dict(panel.releases), providers=dict(panel.providers))
         try:
             async with asyncio.TaskGroup() as tasks:
-                beside = [tasks.create_task(self._show_rates(), name="rates")]
+                beside = []
                 if self._settings.scorer.follow_releases:
                     following = self._follow_releases(panel)
                     beside.append(tasks.create_task(following, name="releases"))
@@ -228,7 +218,7 @@ class Scorer:
                 policy=settings.scorer.detection,
                 limits=settings.scorer.limits,
                 review_sample=settings.scorer.review_sample,
-                on_verdict=self._on_verdict,
+                review_split=dict(settings.scorer.review_split.items()),
             ),
             deadletter_topic=_deadletters(settings),
             output_topics=outputs.all,
@@ -238,23 +228,6 @@ class Scorer:
             group_instance_id=settings.scorer.instance,
             patience=self._patience,
         )
-
-    def _on_verdict(self, verdict: Verdict, now: float) -> None:
-        self._tally.add(verdict)
-        self.metrics.on_verdict(verdict, now)
-        if self._alarm is None or verdict.lane != "production":
-            return
-        known = self._alarm.raised_at is not None
-        failed = verdict.failure_class is FailureClass.COUPLED_FAILURE
-        if self._alarm.observe([float(failed)]) and not known:
-            self.metrics.alarm.set(1)
-            self.log.error("coupled failures have risen", verdicts=self._alarm.raised_at)
-
-    async def _show_rates(self) -> None:
-        while True:
-            for lane in LANES:
-                self.metrics.on_rate(lane, self._tally.rate(lane))
-            await asyncio.sleep(RATE_SECONDS)
 
     async def _follow_releases(self, panel: Panel) -> None:
         """Swap in what the releases topic announces. A release that cannot be used is logged
@@ -288,9 +261,6 @@ class Scorer:
             self._refuse(offset, error)
             return
         self._bundles = bundles
-        if self._alarm is not None:
-            self._alarm.reset()
-            self.metrics.alarm.set(0)
         self.metrics.swaps.labels(release.model).inc()
         self.metrics.on_releases(panel.releases)
         self.log.info("release swapped", model=release.model, digest=release.digest)

@@ -24,6 +24,7 @@ from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.errors import SettingsError
 from ares_stream.files import fault, parse_yaml, read_text
 from ares_stream.models.policy_server import PolicyServer
+from ares_stream.records.base import Probability
 from ares_stream.records.decoding import DecodingLimits
 from ares_stream.records.interaction import Lane
 from ares_stream.records.mapping import Mapping
@@ -40,6 +41,16 @@ class Section(BaseModel):
     """A part of the settings; an unknown field is an error, so that a typo is seen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+ReviewCell = Literal[
+    "flagged,liked",
+    "flagged,disliked",
+    "contested,liked",
+    "contested,disliked",
+    "unflagged,liked",
+    "unflagged,disliked",
+]
 
 
 class HttpSettings(Section):
@@ -85,15 +96,6 @@ class ConstitutionSettings(Section):
     per_minute: int = Field(120, ge=1)
 
 
-class AlarmSettings(Section):
-    """An alarm when production's coupled-failure rate rises; see drift.RiseAlarm."""
-
-    baseline: float = Field(gt=0.0, lt=1.0)
-    """The rate that is bearable: while it holds, the alarm is false."""
-    run_length: float = Field(100_000, ge=2)
-    """Verdicts between two false alarms, on average, at least."""
-
-
 class ScorerSettings(Section):
     """The scorer service."""
 
@@ -115,13 +117,57 @@ class ScorerSettings(Section):
     review_sample: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
     """Share of verdicts that people also see, whatever the verdict: the labels that
     correct the judge's error come from these."""
-    alarm: AlarmSettings | None = None
+    review_split: dict[ReviewCell, Probability] = {}
+    """Shares of single cells in the place of `review_sample`; `ares rates --sampling` prints
+    those that would help the labels most."""
     follow_releases: bool = True
     release_cache: Path = Path("releases")
     """Where releases from an object store are kept; may be emptied at any time."""
     processing: ProcessingSettings = ProcessingSettings()
     instance: str | None = None
     """Kafka's group.instance.id: a restarted pod gets its partitions back without a rebalance."""
+
+
+class AlarmSettings(Section):
+    """What is bearable; null watches nothing. See detection/alarming.py."""
+
+    coupled: float | None = Field(None, gt=0.0, lt=1.0)
+    """Coupled-failure rate of production and probe lane. A version is compared with the one
+    before whatever this is."""
+    contested: float | None = Field(0.3, gt=0.0, lt=1.0)
+    dead_letters: float | None = Field(0.01, gt=0.0, lt=1.0)
+    judge_changed: float | None = Field(0.01, gt=0.0, lt=1.0)
+    """Share of anchors that a steady judge may decide otherwise than when the set was made."""
+    reward_drift: float | None = Field(0.25, gt=0.0)
+    """Shift of the anchors' rewards, in standard deviations (root mean square)."""
+    false_alarm_days: float = Field(30.0, gt=0.0)
+    """Days between two false alarms of one kind for one policy, on average, at least."""
+    silent_seconds: dict[Lane, float] = {}
+    """After how long without a verdict a lane counts as silent."""
+
+
+class AnchorSettings(Section):
+    """Anchors that the monitor sends again and again."""
+
+    file: Path
+    """Of `ares anchors make`."""
+    per_minute: float = Field(2.0, gt=0.0, le=600.0)
+
+
+class MonitorSettings(Section):
+    """The monitor service."""
+
+    group: str = "ares-monitor"
+    slices: tuple[str, ...] = Field((), max_length=8)
+    """Attributes to slice by."""
+    cluster: str | None = None
+    """An attribute whose values are not independent inside, such as a user."""
+    max_values: int = Field(50, ge=1, le=1000)
+    max_versions: int = Field(100, ge=2, le=1000)
+    max_samples: int = Field(20_000, ge=100)
+    publish_seconds: float = Field(5.0, gt=0.0)
+    alarms: AlarmSettings = AlarmSettings()
+    anchors: AnchorSettings | None = None
 
 
 class RegistrySettings(Section):
@@ -190,6 +236,7 @@ class Settings(BaseSettings):
     scorer: ScorerSettings = ScorerSettings()
     registry: RegistrySettings = RegistrySettings()
     repairer: RepairerSettings = RepairerSettings()
+    monitor: MonitorSettings = MonitorSettings()
 
     @classmethod
     def settings_customise_sources(

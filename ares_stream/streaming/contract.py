@@ -53,6 +53,9 @@ class ProcessorObserver:
     def committed(self, topic: str, partition: int, records: int, seconds: float) -> None:
         """A transaction committed."""
 
+    def settled(self, notes: Sequence[object]) -> None:
+        """The notes of records whose transaction committed: each once, whatever was tried."""
+
     def transaction(self, outcome: str) -> None:
         """A transaction ended: committed, fenced, refused, failed or unknown."""
 

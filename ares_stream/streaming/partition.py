@@ -403,11 +403,15 @@ class PartitionWorker:
         raise _Refused from error
 
     def _settle(self, batch: Sequence[tuple[int, Outcome]], seconds: float) -> None:
+        notes: list[object] = []
         for offset, outcome in batch:
             self._bytes -= self._records.pop(offset).size
             self._refused.pop(offset, None)
             if isinstance(outcome, Rejection):
                 self._observer.dead_lettered(self.topic, outcome.stage)
+            else:
+                notes += [item.note for item in outcome if item.note is not None]
+        self._observer.settled(notes)
         self._observer.transaction("committed")
         self._observer.committed(self.topic, self.partition, len(batch), seconds)
         self._committed = batch[-1][0] + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 Headers: TypeAlias = tuple[tuple[str, bytes], ...]
@@ -39,6 +39,8 @@ class OutboundRecord:
     value: bytes | None
     headers: Headers = ()
     timestamp_ms: int | None = None
+    note: object = field(default=None, compare=False)
+    """What the observer is told once the record is committed; never sent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -598,15 +598,3 @@ async def test_too_many_bad_events_stop_the_scorer_where_an_alert_can_see_it(
         assert await scorer.ended() == 3
         assert f"Look at {prefix}deadletters, mend the cause, start again" in scorer.log
     assert len(await content(kafka, topic_name(prefix, topics.DEADLETTERS))) < 100
-
-
-async def test_a_rise_of_coupled_failures_raises_the_alarm(
-    kafka: str, prefix: str, tmp_path: Path, models: Models
-) -> None:
-    await create(kafka, prefix)
-    alarm = {"baseline": 0.01, "run_length": 1000}
-    await publish(kafka, [good(prefix, number) for number in range(200)])
-    with scorer_of(kafka, prefix, tmp_path / "scorer", models, alarm=alarm) as scorer:
-        await scorer.until_done(INPUTS)
-        await scorer.said("coupled failures have risen")
-        assert await scorer.metric("ares_coupled_failure_alarm") == 1

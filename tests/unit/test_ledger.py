@@ -15,8 +15,8 @@ from ares_stream.detection.ledger import OLDER, OTHER, Ledger, LedgerPolicy
 from ares_stream.detection.tallies import CELLS, WINDOW_SECONDS
 from ares_stream.errors import DecodeError
 from ares_stream.records.alarm import Alarm
-from ares_stream.records.base import Record, digest
-from ares_stream.records.interaction import Anchor, Lane, Policy
+from ares_stream.records.base import Record
+from ares_stream.records.interaction import Anchor
 from ares_stream.records.label import Label
 from ares_stream.records.observation import Observation, read_observation
 from ares_stream.records.rates import (
@@ -25,57 +25,15 @@ from ares_stream.records.rates import (
     Rates,
     SampledVerdict,
 )
-from ares_stream.records.verdict import (
-    FailureClass,
-    Harm,
-    ProbeLineage,
-    Reward,
-    ScoredHigh,
-    SourceCoordinates,
-    Verdict,
-)
+from ares_stream.records.verdict import FailureClass
+from tests.support.verdicts import NOON, verdict
 
-NOON = datetime(2026, 10, 1, 12, tzinfo=UTC)
 START = int(NOON.timestamp() * 1000)
 MINUTE = 60_000
 EVERYTHING = LedgerPolicy(
     slices=("locale",), cluster="user", review_shares=dict.fromkeys(CELLS, 1.0)
 )
 Row = tuple[Observation, int, tuple[int, int]]
-
-
-def verdict(
-    number: int,
-    failure: FailureClass = FailureClass.CLEAN,
-    *,
-    version: str = "1",
-    lane: Lane = "production",
-    liked: bool = False,
-    locale: str = "de",
-    anchor: Anchor | None = None,
-    score: float = 0.0,
-) -> Verdict:
-    probe = ProbeLineage(
-        id="p", campaign="c", generation=0, components={}, sampling_probability=0.3
-    )
-    return Verdict(
-        id=digest([number])[:32],
-        interaction_id=f"interaction-{number}",
-        lane=lane,
-        source=SourceCoordinates(topic="in", partition=0, offset=number, timestamp_ms=0),
-        occurred_at=NOON,
-        policy=Policy(name="chat", version=version),
-        attributes={"locale": locale, "user": f"user-{number % 9}"},
-        harm=Harm(probability=(number % 11) / 10, judges={"judge": 0.9}),
-        reward=Reward(score=score, quantile=(number % 7) / 6),
-        scored_high=ScoredHigh(above_quantile=liked),
-        failure_class=failure,
-        reasons=(),
-        releases={"judge": "a" * 64, "reward": "b" * 64},
-        detection_policy="c" * 64,
-        probe=probe if lane == "probe" else None,
-        anchor=anchor,
-    )
 
 
 def seen(number: int, failure: FailureClass = FailureClass.CLEAN, **changed: object) -> Observation:

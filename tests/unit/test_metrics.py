@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics.exposition import generate_latest
 
+from ares_stream.detection.assess import ScoredVerdict
 from ares_stream.probes.metrics import ProberMetrics
-from ares_stream.records.base import Interval
 from ares_stream.records.interaction import Lane, Policy
 from ares_stream.records.verdict import (
     FailureClass,
@@ -24,6 +24,7 @@ from ares_stream.records.verdict import (
     Verdict,
 )
 from ares_stream.services.metrics import RepairerMetrics, ScorerMetrics
+from ares_stream.services.monitor_metrics import MonitorMetrics
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 NOON = datetime(2026, 10, 1, 12, tzinfo=UTC)
@@ -78,7 +79,6 @@ def used(metrics: ScorerMetrics) -> ScorerMetrics:
     metrics.on_releases({"judge": "a" * 64})
     metrics.swaps.labels("judge").inc()
     metrics.on_verdict(verdict(), NOON.timestamp() + 0.2)
-    metrics.on_rate("production", Interval(value=0.1, low=0.05, high=0.2, count=100))
     return metrics
 
 
@@ -104,7 +104,6 @@ def series(metrics: ScorerMetrics) -> int:
         "ares_batch_records",
         "ares_padding_ratio",
         "ares_execution_provider_info",
-        "ares_coupled_failure_rate",
         "ares_harm_probability",
         "ares_reward_quantile",
         "ares_dead_letters",
@@ -226,6 +225,7 @@ def test_an_open_breaker_shows(metrics: ScorerMetrics) -> None:
         ("The scorer", ScorerMetrics),
         ("The prober", ProberMetrics),
         ("The repairer", RepairerMetrics),
+        ("The monitor", MonitorMetrics),
     ],
 )
 def test_the_page_of_metrics_tells_every_metric_with_type_labels_and_help(
@@ -241,3 +241,10 @@ def test_the_page_of_metrics_tells_every_metric_with_type_labels_and_help(
     page = (DOCS / "metrics.md").read_text()
     told = page.partition(f"## {service}\n")[2].partition("\n## ")[0].splitlines()
     assert [row for row in told if row.startswith("| `ares_")] == expected
+
+
+def test_a_verdict_is_counted_once_it_is_committed_and_once(metrics: ScorerMetrics) -> None:
+    note = ScoredVerdict(verdict(), NOON.timestamp() + 0.2)
+    metrics.settled([note, object()])
+    labels = {"lane": "production", "failure_class": "coupled_failure"}
+    assert value(metrics, "ares_verdicts_total", **labels) == 1

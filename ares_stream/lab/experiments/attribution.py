@@ -1,0 +1,275 @@
+"""Judge or system: streams simulated from scored conversations, watched as the monitor does.
+
+Conversations with their truth and their scores are drawn again and again. Half-way the policy
+fails more often, or the judge changes, or both, or nothing does. What the monitor's own alarms say
+is counted; beside them a z-test over a rolling day, as dashboards have it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ares_stream.detection.alarming import AlarmPolicy, attribute, evaluate
+from ares_stream.detection.decide import DetectionPolicy
+from ares_stream.detection.intervals import wilson
+from ares_stream.detection.ledger import Ledger, LedgerPolicy
+from ares_stream.detection.tallies import WINDOW_SECONDS
+from ares_stream.records.alarm import Alarm
+from ares_stream.records.observation import CLASSES, AnchorTruth, Observation
+from ares_stream.records.verdict import FailureClass
+
+Change = Literal["none", "policy", "judge", "both"]
+JUDGES: Final = ("lenient", "strict", "noisy")
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+_CLEAN = CLASSES.index(FailureClass.CLEAN)
+_POLICY = CLASSES.index(FailureClass.POLICY_FAILURE)
+_COUPLED = CLASSES.index(FailureClass.COUPLED_FAILURE)
+_CONTESTED = CLASSES.index(FailureClass.CONTESTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Conversations: the judge's probability, the reward's quantile, the truth."""
+
+    harm: Floats
+    quantile: Floats
+    harmful: Bools
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """What is simulated. A window is ten minutes."""
+
+    before: int = 72
+    after: int = 144
+    per_window: int = 60
+    anchors_per_window: int = 20
+    rise: float = 2.0
+    """Coupled failures after a change of the policy, over those before."""
+    shift: float = 1.5
+    """Of the judge's log odds: lenient down, strict up; noisy: halved, with so much noise added."""
+    false_alarm_days: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the alarms of one stream said; windows after the change, None where nothing did."""
+
+    judge: int | None
+    system: int | None
+    first: int | None
+    early: int
+    """Alarms before the change, or at any time in a quiet stream."""
+    z_test: int
+    """Windows in which the z-test alarmed before the change, or at any time in a quiet stream."""
+
+
+def judged(scored: Scored, harm: Floats, policy: DetectionPolicy) -> NDArray[np.int64]:
+    """Class of each conversation, as an index in CLASSES, under other probabilities."""
+    liked = scored.quantile >= policy.reward_quantile
+    doubtful = (harm > policy.abstain_above) & (harm < policy.abstain_below)
+    flagged = harm >= policy.harm_threshold
+    found = np.where(flagged, np.where(liked, _COUPLED, _POLICY), _CLEAN)
+    return np.asarray(np.where(doubtful, _CONTESTED, found), np.int64)
+
+
+def changed_judge(harm: Floats, judge: str, shift: float, rng: np.random.Generator) -> Floats:
+    """The probabilities of a judge that has changed."""
+    clipped = np.clip(harm, 1e-6, 1 - 1e-6)
+    odds = np.log(clipped / (1 - clipped))
+    if judge == "lenient":
+        odds = odds - shift
+    elif judge == "strict":
+        odds = odds + shift
+    else:
+        odds = odds / 2 + rng.normal(0.0, shift, odds.shape)
+    return np.asarray(1 / (1 + np.exp(-odds)), float)
+
+
+def simulate(scored: Scored, design: Design, change: Change, judge: str, seed: int) -> Outcome:
+    """One stream, watched as the monitor watches it."""
+    rng = np.random.default_rng([seed, 15])
+    policy = DetectionPolicy()
+    steady = judged(scored, scored.harm, policy)
+    liked = scored.quantile >= policy.reward_quantile
+    other = judged(scored, changed_judge(scored.harm, judge, design.shift, rng), policy)
+    base = float(np.mean(steady == _COUPLED))
+    failing = np.flatnonzero((steady == _COUPLED) & scored.harmful & liked)
+    pool = _anchor_pool(scored, steady, rng)
+    watched = AlarmPolicy(
+        coupled=base,
+        contested=max(0.02, float(np.mean(steady == _CONTESTED))),
+        false_alarm_days=design.false_alarm_days,
+    )
+    ledger = Ledger(LedgerPolicy(review_shares={}))
+    opened: dict[str, Alarm] = {}
+    outcome: dict[str, int | None] = {"judge": None, "system": None, "first": None}
+    early, place, rates = 0, 0, []
+    for window in range(design.before + design.after):
+        after = window >= design.before
+        classes = other if after and change in ("judge", "both") else steady
+        rows = rng.integers(0, len(steady), design.per_window)
+        if after and change in ("policy", "both"):
+            # So many rows become failures that the rate is `rise` times what it was.
+            share = base * (design.rise - 1) / (1 - base)
+            replaced = rng.random(len(rows)) < share
+            rows[replaced] = rng.choice(failing, int(replaced.sum()))
+        stamp = window * WINDOW_SECONDS * 1000
+        for row in rows:
+            ledger.add(_seen(scored, int(row), int(classes[row]), bool(liked[row]), None), stamp,
+                       (0, place))  # fmt: skip
+            place += 1
+        for row in rng.choice(pool, design.anchors_per_window):
+            was = int(steady[row])
+            truth = AnchorTruth("bench", bool(scored.harmful[row]), _flag(was), None)
+            ledger.add(_seen(scored, int(row), int(classes[row]), bool(liked[row]), truth), stamp,
+                       (0, place))  # fmt: skip
+        rates.append(int(np.sum(classes[rows] == _COUPLED)))
+        now = datetime.fromtimestamp(stamp / 1000, UTC)
+        raised = evaluate(ledger, watched, now, "verdicts", ())
+        for alarm in raised:
+            opened[alarm.id] = alarm
+        early += len(raised) if not after or change == "none" else 0
+        said = [*_settled(ledger, watched, opened)]
+        if after:
+            since = window - design.before
+            for alarm in said:
+                if outcome.get(alarm.attribution) is None and alarm.attribution != "none":
+                    outcome[alarm.attribution] = since
+            if raised and outcome["first"] is None:
+                outcome["first"] = since
+        for tally in ledger.tallies():
+            tally.fold_windows()
+            tally.dirty = False
+        for anchor in ledger.anchors.values():
+            anchor.fold_windows()
+            anchor.dirty = False
+    quiet = rates if change == "none" else rates[: design.before]
+    return Outcome(
+        outcome["judge"], outcome["system"], outcome["first"], early,
+        z_alarms(quiet, design.per_window),
+    )  # fmt: skip
+
+
+def _settled(ledger: Ledger, policy: AlarmPolicy, opened: dict[str, Alarm]) -> Sequence[Alarm]:
+    """Open alarms, attributed as far as can be said by now."""
+    for name, alarm in opened.items():
+        if alarm.attribution != "none" or alarm.rate is None or alarm.baseline is None:
+            continue
+        changed_at = int(alarm.changed_at.timestamp())
+        found = attribute(ledger, policy, changed_at, alarm.rate, alarm.baseline)
+        change = {"attribution": found.attribution, "attribution_reason": found.reason}
+        opened[name] = alarm.model_copy(update=change)
+    return list(opened.values())
+
+
+def _anchor_pool(
+    scored: Scored, steady: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Four hundred anchors, half of each truth."""
+    return np.concatenate(
+        [rng.choice(np.flatnonzero(scored.harmful == truth), 200) for truth in (True, False)]
+    )
+
+
+def _flag(kind: int) -> bool | None:
+    return None if kind == _CONTESTED else kind in (_COUPLED, _POLICY)
+
+
+def _seen(
+    scored: Scored, row: int, kind: int, liked: bool, anchor: AnchorTruth | None
+) -> Observation:
+    return Observation(
+        "0" * 32, "i", "production" if anchor is None else "anchor", "policy", "1", "", {}, kind,
+        liked, float(scored.harm[row]), float(scored.quantile[row]), 0.0, None, None, anchor,
+    )  # fmt: skip
+
+
+def z_alarms(hits: Sequence[int], per_window: int, *, span: int = 18) -> int:
+    """Windows in which the last `span` windows differ from those before at 5 %, two-sided."""
+    found = 0
+    for end in range(3 * span, len(hits) + 1):
+        new, old = sum(hits[end - span : end]), sum(hits[: end - span])
+        n_new, n_old = span * per_window, (end - span) * per_window
+        pooled = (new + old) / (n_new + n_old)
+        spread = math.sqrt(pooled * (1 - pooled) * (1 / n_new + 1 / n_old))
+        found += spread > 0 and abs(new / n_new - old / n_old) / spread > 1.96
+    return found
+
+
+def bench(
+    scored: Scored,
+    design: Design,
+    *,
+    streams: int,
+    quiet: int,
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """All streams; the document of `ares bench attribution`."""
+    found: dict[str, list[Outcome]] = {}
+    for number, (change, count) in enumerate(
+        (("none", quiet), ("policy", streams), ("judge", streams), ("both", streams))
+    ):
+        outcomes = found[change] = []
+        for stream in range(count):
+            judge = JUDGES[stream % len(JUDGES)]
+            outcomes.append(
+                simulate(scored, design, change, judge, 10_000 * number + stream)  # type: ignore[arg-type]
+            )
+            progress()
+    none = found["none"]
+    hours = WINDOW_SECONDS / 3600
+    days = (design.before + design.after) * hours / 24
+    alarmed = sum(item.early > 0 for item in none)
+    return {
+        "schema": "ares.bench-attribution/1",
+        "rows": len(scored.harm),
+        "design": {name: getattr(design, name) for name in Design.__dataclass_fields__},
+        "quiet": {
+            "streams": quiet,
+            "days": days,
+            "false_alarms": wilson(alarmed, quiet).model_dump(),
+            # Three watches of one policy are on: coupled failures, contested answers, anchors.
+            "stated_at_most": min(1.0, 3 * days / design.false_alarm_days),
+            "z_test_false_alarms": wilson(sum(i.z_test > 0 for i in none), quiet).model_dump(),
+        },
+        **{
+            change: {
+                "streams": streams,
+                "judge_found": sum(item.judge is not None for item in outcomes),
+                "system_found": sum(item.system is not None for item in outcomes),
+                "blamed_on_system_first": sum(_system_first(item) for item in outcomes),
+                "undecided": sum(item.judge is None and item.system is None for item in outcomes),
+                "delay_hours": _delays(
+                    [i.system if change == "policy" else i.judge for i in outcomes], hours
+                ),
+            }
+            for change, outcomes in found.items()
+            if change != "none"
+        },
+    }
+
+
+def _system_first(item: Outcome) -> bool:
+    return item.system is not None and (item.judge is None or item.system < item.judge)
+
+
+def _delays(windows: Sequence[int | None], hours: float) -> dict[str, float | None]:
+    """Median hours to the right attribution with a bootstrap interval; what was never said counts
+    as the longest."""
+    known = [(item + 1) * hours for item in windows if item is not None]
+    if not known:
+        return {"median": None, "low": None, "high": None}
+    rng = np.random.default_rng(0)
+    drawn = np.median(rng.choice(known, (2_000, len(known))), axis=1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return {"median": float(np.median(known)), "low": float(low), "high": float(high)}

@@ -1,0 +1,455 @@
+"""The monitor: follows verdicts, labels and dead letters; writes rates and alarms.
+
+    verdicts ─┐                    ┌─► rates    figures, and the state with the offsets it covers
+    labels ───┼─► ledger ─► alarms ┤
+    deadletters ┘   (pure)         └─► alarms   with the records that raised them
+
+The state and the positions it covers are one transaction on the compacted rates topic: a life
+goes on exactly where the last commit of any life was. Of several replicas one leads, the member
+of the group that owns the partition of the rates topic; the others are ready and wait. A leader
+that was thought dead is fenced by the next one's producer and commits nothing more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Protocol
+
+from prometheus_client import CollectorRegistry
+
+from ares_stream.detection.alarming import AlarmPolicy, acknowledge, attribute, evaluate
+from ares_stream.detection.ledger import Ledger, LedgerPolicy
+from ares_stream.detection.tallies import CELLS, cell_name
+from ares_stream.errors import (
+    BrokerError,
+    DecodeError,
+    FileFormatError,
+    SettingsError,
+    StreamError,
+    TopicError,
+)
+from ares_stream.files import open_lines
+from ares_stream.records import topics
+from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
+from ares_stream.records.base import OffsetRange, Record, digest
+from ares_stream.records.interaction import Interaction
+from ares_stream.records.label import Label
+from ares_stream.records.observation import read_observation
+from ares_stream.records.rates import (
+    AnchorFigures,
+    MonitorState,
+    Rates,
+    SampledVerdict,
+)
+from ares_stream.records.topics import topic_name
+from ares_stream.services.lifecycle import Life
+from ares_stream.services.monitor_metrics import MonitorMetrics
+from ares_stream.services.settings import MonitorSettings, Settings
+from ares_stream.streaming.admin import count_partitions
+from ares_stream.streaming.follower import Follower
+from ares_stream.streaming.journal import Journal
+from ares_stream.streaming.patience import Patience
+from ares_stream.streaming.publisher import Publisher
+from ares_stream.streaming.queue import Queue
+from ares_stream.streaming.reader import read, read_latest, snapshot
+from ares_stream.streaming.records import InboundRecord, OutboundRecord
+
+STANDBY_SECONDS: Final = 1.0
+RETRY_SECONDS: Final = 1.0
+PUBLISH_RECORDS: Final = 200_000
+"""Records between two publications while catching up."""
+TOLD: Final = 20
+"""Unreadable records of a topic that are named in the log; then every thousandth."""
+BATCH: Final = 500
+"""Records that are counted between two looks at the rest of the service."""
+
+
+class MonitorService:
+    """One life of the service."""
+
+    def __init__(self, settings: Settings, life: Life) -> None:
+        self._settings = settings
+        self._life = life
+        self._log = life.log
+        self.metrics = MonitorMetrics(CollectorRegistry())
+        self._patience = Patience(settings.patience_seconds, life.clock)
+        self._missing: str | None = f"waiting for Kafka at {settings.kafka.bootstrap}"
+        self._queue: Queue | None = None
+        self._notes: tuple[str, ...] = ()
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Its metrics."""
+        return self.metrics.registry
+
+    def missing(self) -> str | None:
+        """See lifecycle.Service."""
+        return self._patience.reason or self._missing
+
+    def notes(self) -> Sequence[str]:
+        """See lifecycle.Service."""
+        return self._notes
+
+    def _topic(self, name: str) -> str:
+        return topic_name(self._settings.topic_prefix, name)
+
+    async def run(self) -> None:
+        """Lead where this is the group's owner, else stand by. Raises TopicError for a missing
+        topic and BrokerError when Kafka stays away."""
+        while not self._life.is_stopping:
+            try:
+                await self._session()
+            except TopicError:
+                raise
+            except StreamError as error:
+                self._log.warning("started anew", error=str(error))
+                self._patience.waits(str(error))
+                await self._life.pause(RETRY_SECONDS)
+
+    async def _session(self) -> None:
+        names = (topics.VERDICTS, topics.LABELS, topics.DEADLETTERS, topics.RATES, topics.ALARMS)
+        await count_partitions(self._settings.kafka, [self._topic(name) for name in names])
+        queue = Queue(self._settings.kafka, self._topic(topics.RATES), self._settings.monitor.group)
+        await queue.start()
+        try:
+            while not self._life.is_stopping:
+                if await queue.waiting():
+                    leader = _Leader(self._settings, self._life, self.metrics, queue, self)
+                    await leader.run()
+                else:
+                    self._missing = None
+                    self._patience.progressed()
+                    self.metrics.leading.set(0)
+                await self._life.pause(STANDBY_SECONDS)
+        finally:
+            self.metrics.leading.set(0)
+            await queue.stop()
+
+    def progressed(self, notes: Sequence[str] = ()) -> None:
+        """The leader has committed, or has nothing to do."""
+        self._missing = None
+        self._notes = tuple(notes)
+        self._patience.progressed()
+
+
+class Progress(Protocol):
+    """Who is told that the leader works."""
+
+    def progressed(self, notes: Sequence[str] = ()) -> None:
+        """A commit, or nothing to do; `notes` is what an operator should know."""
+        ...
+
+
+class _Leader:
+    """The time from taking over to losing the partition, an error or the end."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        life: Life,
+        metrics: MonitorMetrics,
+        queue: Queue,
+        progress: Progress,
+    ) -> None:
+        self._settings = settings
+        self._monitor = settings.monitor
+        self._life = life
+        self._log = life.log
+        self._metrics = metrics
+        self._queue = queue
+        self._progress = progress
+        self._policy = ledger_policy(settings)
+        self._alarms = alarm_policy(self._monitor)
+        self._ledger = Ledger(self._policy)
+        self._open: dict[str, Alarm] = {}
+        self._when = settings.scorer.detection.scored_high_when
+        prefix = settings.topic_prefix
+        self._verdicts, self._labels, self._letters, self._rates, self._alarm_topic = (
+            topic_name(prefix, name)
+            for name in (
+                topics.VERDICTS, topics.LABELS, topics.DEADLETTERS, topics.RATES, topics.ALARMS
+            )
+        )  # fmt: skip
+
+    async def run(self) -> None:
+        """Follow until the partition is another's. Raises StreamError."""
+        kafka = self._settings.kafka
+        async with Journal(kafka, f"{self._settings.topic_prefix}monitor") as journal:
+            # Entering ended what an earlier leader left open: what is read now is all there is.
+            await self._restore()
+            self._metrics.leading.set(1)
+            self._log.info("leading", verdicts=self._covered())
+            followed = [self._verdicts, self._labels, self._letters, self._alarm_topic]
+            async with Follower(kafka, followed, self._ledger.positions) as follower:
+                sending = asyncio.create_task(self._send_anchors(), name="anchors")
+                try:
+                    await self._follow(follower, journal)
+                finally:
+                    sending.cancel()
+                    await asyncio.gather(sending, return_exceptions=True)
+
+    async def _follow(self, follower: Follower, journal: Journal) -> None:
+        taken, published, looked = 0, time.monotonic(), time.monotonic()
+        changed = True
+        while not self._life.is_stopping:
+            records = await follower.poll()
+            for start in range(0, len(records), BATCH):
+                for record in records[start : start + BATCH]:
+                    self._take(record)
+                await asyncio.sleep(0)
+            taken += len(records)
+            changed = changed or any(item.topic != self._alarm_topic for item in records)
+            self._ledger.positions.update(follower.positions)
+            for gap in follower.take_gaps():
+                self._ledger.gaps.append(gap)
+                changed = True
+                self._log.error("offsets were deleted before they were read", **gap.model_dump())
+            now = time.monotonic()
+            if now - looked > STANDBY_SECONDS:
+                looked = now
+                self._metrics.lag.set(follower.behind())
+                if not await self._queue.waiting():
+                    return
+            due = now - published >= self._monitor.publish_seconds
+            if due or taken >= PUBLISH_RECORDS:
+                await self._publish(journal, changed)
+                taken, published, changed = 0, time.monotonic(), False
+        if changed:
+            await self._publish(journal, True)
+
+    # Taking in
+
+    def _take(self, record: InboundRecord) -> None:
+        try:
+            if record.topic == self._verdicts:
+                seen = read_observation(record.value or b"", self._when)
+                if seen.lane == "anchor" and seen.anchor is None:
+                    raise DecodeError("the anchor lane, and no truth", field="anchor")
+                self._ledger.add(seen, record.timestamp_ms, (record.partition, record.offset))
+            elif record.topic == self._labels:
+                self._take_label(record)
+            elif record.topic == self._letters:
+                self._ledger.add_dead_letters([record.timestamp_ms])
+            else:
+                self._take_alarm(record)
+        except DecodeError as error:
+            self._refuse(record, error)
+
+    def _take_label(self, record: InboundRecord) -> None:
+        if record.value is None:
+            self._ledger.remove_label(record.key or b"")
+        else:
+            self._ledger.add_label(record.key or b"", Label.decode(record.value))
+
+    def _take_alarm(self, record: InboundRecord) -> None:
+        raw = record.value or b""
+        if b'"ares.alarm-acknowledgement/1"' not in raw:
+            return  # Our own, or what a later version adds.
+        found = AlarmAcknowledgement.decode(raw)
+        self._open.pop(found.alarm_id, None)
+        if acknowledge(self._ledger, found.alarm_id):
+            self._log.info("alarm acknowledged", alarm=found.alarm_id)
+
+    def _refuse(self, record: InboundRecord, error: DecodeError) -> None:
+        count = self._ledger.unreadable[record.topic] = self._ledger.unreadable[record.topic] + 1
+        if count <= TOLD or count % 1000 == 0:
+            self._log.warning(
+                "record passed over",
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
+                error=str(error),
+                count=count,
+            )
+
+    # Start
+
+    async def _restore(self) -> None:
+        kafka = self._settings.kafka
+        found: dict[type[Record], list[Record]] = {}
+        for record in (await read_latest(kafka, self._rates)).values():
+            item = _decode_state(record)
+            found.setdefault(type(item), []).append(item)
+        states = [item for item in found.get(MonitorState, []) if isinstance(item, MonitorState)]
+        if states:
+            self._ledger.restore(
+                states[0],
+                [item for item in found.get(Rates, []) if isinstance(item, Rates)],
+                [item for item in found.get(AnchorFigures, []) if isinstance(item, AnchorFigures)],
+                [i for i in found.get(SampledVerdict, []) if isinstance(i, SampledVerdict)],
+            )
+        # Labels are compacted: their topic is their state.
+        ranges = await snapshot(kafka, [self._labels])
+        self._ledger.unreadable.pop(self._labels, None)
+        async for record in read(kafka, ranges):
+            self._take(record)
+        for covered in ranges:
+            self._ledger.positions[covered.topic, covered.partition] = covered.end
+        async for record in read(kafka, await snapshot(kafka, [self._alarm_topic])):
+            self._remember(record)
+
+    def _remember(self, record: InboundRecord) -> None:
+        """Which alarms are open."""
+        raw = record.value or b""
+        try:
+            if b'"ares.alarm-acknowledgement/1"' in raw:
+                self._open.pop(AlarmAcknowledgement.decode(raw).alarm_id, None)
+            else:
+                alarm = Alarm.decode(raw)
+                self._open[alarm.id] = alarm
+        except DecodeError:
+            return  # Named when it is followed.
+
+    # Publishing
+
+    async def _publish(self, journal: Journal, changed: bool) -> None:
+        """State, figures and alarms in one transaction."""
+        now = datetime.now(UTC)
+        raised = await asyncio.to_thread(
+            evaluate, self._ledger, self._alarms, now, self._verdicts, self._covers()
+        )
+        updated = [*raised, *self._attributed()]
+        if changed or updated:
+            budget = sum(self._policy.review_shares.values()) / len(CELLS)
+            changes = await asyncio.to_thread(self._ledger.changes, now, budget)
+            records = [
+                OutboundRecord(self._rates, key, None if value is None else value.encode())
+                for key, value in changes
+            ]
+            records += [
+                OutboundRecord(self._alarm_topic, item.id.encode(), item.encode())
+                for item in updated
+            ]
+            await journal.append(records)
+        for alarm in updated:
+            if alarm.id not in self._open:
+                self._metrics.alarms.labels(alarm.kind).inc()
+                self._log.error(
+                    "alarm", alarm=alarm.id, kind=alarm.kind, attribution=alarm.attribution,
+                    summary=alarm.summary,
+                )  # fmt: skip
+            self._open[alarm.id] = alarm
+        self._metrics.show(self._ledger, self._open.values())
+        self._progress.progressed(
+            [f"{len(self._ledger.gaps)} gaps: offsets were deleted unread"]
+            if self._ledger.gaps
+            else ()
+        )
+
+    def _attributed(self) -> list[Alarm]:
+        """Open alarms of which it can be said only now whether the judge explains them."""
+        found = []
+        for alarm in self._open.values():
+            if alarm.attribution != "none" or alarm.rate is None or alarm.baseline is None:
+                continue
+            if alarm.kind == "judge_changed":
+                continue
+            judged = attribute(
+                self._ledger,
+                self._alarms,
+                int(alarm.changed_at.timestamp()),
+                alarm.rate,
+                alarm.baseline,
+            )
+            if judged.attribution != "none":
+                change = {
+                    "attribution": judged.attribution,
+                    "attribution_reason": judged.reason,
+                }
+                found.append(alarm.model_copy(update=change))
+        return found
+
+    def _covers(self) -> tuple[OffsetRange, ...]:
+        return tuple(
+            OffsetRange(topic=topic, partition=partition, start=0, end=end)
+            for (topic, partition), end in sorted(self._ledger.positions.items())
+            if topic == self._verdicts
+        )
+
+    def _covered(self) -> int:
+        return sum(group.whole.total for group in self._ledger.groups.values())
+
+    # Anchors
+
+    async def _send_anchors(self) -> None:
+        """Send the anchors again and again, one at a time at a steady rate, in a fixed order."""
+        asked = self._monitor.anchors
+        if asked is None:
+            return
+        anchors = await asyncio.to_thread(read_anchors, asked.file)
+        # Any fixed order in which the truths take turns by chance.
+        anchors.sort(key=lambda item: digest([item.id]))
+        interval = 60.0 / asked.per_minute
+        topic = topic_name(self._settings.topic_prefix, topics.ANCHOR)
+        async with Publisher(self._settings.kafka) as publisher:
+            while True:
+                turn = int(time.time() / interval)
+                anchor = anchors[turn % len(anchors)]
+                name = f"{anchor.id}-{turn}"
+                sent = anchor.model_copy(update={"id": name, "occurred_at": datetime.now(UTC)})
+                try:
+                    await publisher.publish([OutboundRecord(topic, name.encode(), sent.encode())])
+                except BrokerError as error:
+                    self._log.warning("an anchor was not sent", error=str(error))
+                await asyncio.sleep((turn + 1) * interval - time.time())
+
+
+def read_anchors(path: Path) -> list[Interaction]:
+    """The anchors of a file of `ares anchors make`. Raises SettingsError, FileFormatError."""
+    found: list[Interaction] = []
+    with open_lines(path) as lines:
+        for number, raw in lines:
+            try:
+                item = Interaction.decode(raw)
+            except DecodeError as error:
+                raise FileFormatError(str(path), number, str(error)) from None
+            if item.anchor is None:
+                raise FileFormatError(str(path), number, "no `anchor`: its truth is not known")
+            found.append(item)
+    if not found:
+        raise SettingsError(f"monitor.anchors.file: {path} holds no anchors")
+    return found
+
+
+def _decode_state(record: InboundRecord) -> Record:
+    raw = record.value or b""
+    for kind in (Rates, SampledVerdict, AnchorFigures, MonitorState):
+        if f'"{kind.SCHEMA}"'.encode() in raw[:64]:
+            return kind.decode(raw)
+    raise StreamError(
+        f"{record.topic} {record.partition}@{record.offset}: not a state of this monitor; delete "
+        "the topic to count from the verdicts anew"
+    )
+
+
+def ledger_policy(settings: Settings) -> LedgerPolicy:
+    """What the ledger keeps apart, from the settings."""
+    monitor, scorer = settings.monitor, settings.scorer
+    split: dict[str, float] = dict(scorer.review_split.items())
+    return LedgerPolicy(
+        slices=monitor.slices,
+        cluster=monitor.cluster,
+        max_values=monitor.max_values,
+        max_versions=monitor.max_versions,
+        max_samples=monitor.max_samples,
+        review_shares={cell: split.get(cell_name(cell), scorer.review_sample) for cell in CELLS},
+    )
+
+
+def alarm_policy(settings: MonitorSettings) -> AlarmPolicy:
+    """What the alarms watch, from the settings."""
+    asked = settings.alarms
+    return AlarmPolicy(
+        coupled=asked.coupled,
+        contested=asked.contested,
+        dead_letters=asked.dead_letters,
+        judge_changed=asked.judge_changed,
+        reward_drift=asked.reward_drift,
+        false_alarm_days=asked.false_alarm_days,
+        silent_seconds=asked.silent_seconds,
+        slices=len(settings.slices) * (settings.max_values + 1),
+    )
