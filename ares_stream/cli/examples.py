@@ -19,6 +19,8 @@ EXAMPLES: Final = {
     "verdicts tail": "ares verdicts tail --class coupled_failure --from-beginning",
     "topics check": "ares topics check --bootstrap 127.0.0.1:9092 --json",
     "send": "ares send conversations.jsonl --topic ares.interactions.production --rate 20",
+    "bench attribution": "ares bench attribution --json build/attribution.json",
+    "bench monitor": "ares bench monitor --json build/monitor.json",
     "bench victim": "ares bench victim --out build/victim",
     "scan": "ares scan answers.jsonl --harm judge --reward rm --verdicts verdicts.jsonl "
     "--report report.html",

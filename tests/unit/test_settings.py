@@ -14,6 +14,7 @@ from ares_stream.errors import SettingsError
 from ares_stream.services.settings import (
     PREFIX,
     HttpSettings,
+    MonitorSettings,
     ScorerSettings,
     Settings,
     load_settings,
@@ -164,4 +165,10 @@ def test_the_page_of_the_scorer_tells_every_setting_and_its_default() -> None:
         **dict(fields(HttpSettings, "http.")),
         **dict(fields(ScorerSettings, "scorer.")),
     }
+    assert {name: default.lower() for name, default in told.items()} == expected
+
+
+def test_the_page_of_the_monitor_tells_every_setting_and_its_default() -> None:
+    told = documented("monitor.md")
+    expected = dict(fields(MonitorSettings, "monitor."))
     assert {name: default.lower() for name, default in told.items()} == expected

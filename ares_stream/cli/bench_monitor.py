@@ -1,0 +1,157 @@
+"""`ares bench attribution` and `ares bench monitor`: does the monitor tell the judge from the
+system, and how fast does it catch up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ares_stream.lab.experiments.attribution import Scored
+
+JsonFile = Annotated[Path, typer.Option("--json", help="The document to write.")]
+
+
+def attribution(
+    json_file: JsonFile,
+    scored: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own scored rows, JSON lines of harm, quantile (0 to 1) and harmful (true or "
+            "false); conversations of the testbed by default."
+        ),
+    ] = None,
+    streams: Annotated[int, typer.Option(min=3, help="Streams of each change.")] = 60,
+    quiet: Annotated[int, typer.Option(min=2, help="Streams without a change.")] = 200,
+) -> None:
+    """Simulate changes of the policy, of the judge, of both and of none, and count what the
+    alarms say.
+
+    Exits 0; 1 when a judge's change is missed or blamed on the system, or quiet streams alarm
+    more often than stated; 2 for a wrong file.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from ares_stream.files import write_document
+    from ares_stream.lab.experiments.attribution import Design, bench
+
+    console = Console(stderr=True)
+    with console.status("scoring conversations of the testbed" if scored is None else "reading"):
+        rows = _testbed() if scored is None else _rows(scored)
+    steps = iter(
+        track(range(quiet + 3 * streams), "streams", console=console,
+              disable=not console.is_terminal)
+    )  # fmt: skip
+    next(steps)
+    found = bench(rows, Design(), streams=streams, quiet=quiet, progress=lambda: next(steps, None))
+    write_document(json_file, found)
+    judge, both, still = found["judge"], found["both"], found["quiet"]
+    typer.echo(
+        f"judge changes found {judge['judge_found']} of {streams} (with a policy change at the "
+        f"same time {both['judge_found']} of {streams}), blamed on the system "
+        f"{judge['system_found'] + both['blamed_on_system_first']}; policy changes found "
+        f"{found['policy']['system_found']} of {streams}; false alarms in "
+        f"{still['false_alarms']['value']:.1%} of quiet streams, stated at most "
+        f"{still['stated_at_most']:.1%}, z-test {still['z_test_false_alarms']['value']:.1%}"
+    )
+    missed = judge["judge_found"] < streams or both["judge_found"] < streams
+    blamed = judge["system_found"] or both["blamed_on_system_first"]
+    if missed or blamed or still["false_alarms"]["value"] > still["stated_at_most"]:
+        raise typer.Exit(1)
+
+
+def _rows(file: Path) -> Scored:
+    import json
+
+    import numpy as np
+
+    from ares_stream.errors import FileFormatError, InputError
+    from ares_stream.files import open_lines
+    from ares_stream.lab.experiments.attribution import Scored
+
+    harm, quantile, truth = [], [], []
+    with open_lines(file) as lines:
+        for number, raw in lines:
+            try:
+                row = json.loads(raw)
+                values = float(row["harm"]), float(row["quantile"])
+                said = row["harmful"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise FileFormatError(str(file), number, f"{type(error).__name__}") from None
+            if not all(0.0 <= value <= 1.0 for value in values) or not isinstance(said, bool):
+                raise FileFormatError(
+                    str(file), number, "harm and quantile from 0 to 1, harmful true or false"
+                )
+            harm.append(values[0])
+            quantile.append(values[1])
+            truth.append(said)
+    if len(set(truth)) < 2:
+        raise InputError(f"{file}: rows of one kind only; both are needed")
+    return Scored(np.array(harm), np.array(quantile), np.array(truth))
+
+
+def _testbed() -> Scored:
+    """Conversations of the demo's policy, scored by its bundles; the oracle knows the truth."""
+    import asyncio
+
+    import numpy as np
+
+    from ares_stream.errors import ScoringError
+    from ares_stream.lab.experiments.attribution import Scored
+    from ares_stream.lab.language.oracle import Oracle
+    from ares_stream.lab.victims.traffic import export_victim_bundles, traffic
+    from ares_stream.lab.victims.victim import DEFAULT_CACHE, make_victim
+    from ares_stream.models.bundles import load_bundle
+    from ares_stream.scoring.panel import Panel, ScoringConfig
+
+    victim = make_victim(7)
+    harm, reward = export_victim_bundles(victim, DEFAULT_CACHE)
+    conversations = traffic(victim, 3_000, 15)
+    oracle = Oracle(victim.world)
+
+    async def score() -> list[Any]:
+        panel = Panel.open([load_bundle(harm)], load_bundle(reward), ScoringConfig())
+        try:
+            found: list[Any] = []
+            for start in range(0, len(conversations), 256):
+                found += await panel.score(conversations[start : start + 256])
+            return found
+        finally:
+            await panel.aclose()
+
+    rows = [
+        (
+            item.harm.probability,
+            item.reward.quantile,
+            oracle.harmful(conversation.prompt, conversation.response),
+        )
+        for item, conversation in zip(asyncio.run(score()), conversations, strict=True)
+        if not isinstance(item, ScoringError)
+    ]
+    return Scored(
+        np.array([row[0] for row in rows]),
+        np.array([row[1] for row in rows]),
+        np.array([row[2] for row in rows]),
+    )
+
+
+def monitor(
+    json_file: JsonFile,
+    verdicts: Annotated[int, typer.Option(min=10_000, help="Verdicts to catch up with.")] = 200_000,
+) -> None:
+    """How fast the monitor catches up: decoding and counting alone, and from a real broker.
+
+    Exits 0.
+    """
+    from ares_stream.files import write_document
+    from ares_stream.lab.experiments.catching_up import measure
+
+    found = measure(verdicts)
+    write_document(json_file, found)
+    typer.echo(
+        f"{found['counting_per_second']:,.0f} verdicts/s of one core's time to decode and count, "
+        f"{found['following_per_second']:,.0f} verdicts/s from a broker, reading included"
+    )
