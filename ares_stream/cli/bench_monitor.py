@@ -33,7 +33,7 @@ def attribution(
     more often than stated; 2 for a wrong file.
     """
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ares_stream.files import write_document
     from ares_stream.lab.experiments.attribution import Design, bench
@@ -41,12 +41,16 @@ def attribution(
     console = Console(stderr=True)
     with console.status("scoring conversations of the testbed" if scored is None else "reading"):
         rows = _testbed() if scored is None else _rows(scored)
-    steps = iter(
-        track(range(quiet + 3 * streams), "streams", console=console,
-              disable=not console.is_terminal)
-    )  # fmt: skip
-    next(steps)
-    found = bench(rows, Design(), streams=streams, quiet=quiet, progress=lambda: next(steps, None))
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("streams", total=quiet + 3 * streams)
+        found = bench(
+            rows,
+            Design(),
+            streams=streams,
+            quiet=quiet,
+            progress=lambda: bar.advance(task),
+        )
     write_document(json_file, found)
     judge, both, still = found["judge"], found["both"], found["quiet"]
     typer.echo(
