@@ -18,6 +18,11 @@ app = typer.Typer(no_args_is_help=True, help="Make the anchors that watch judge 
 MIN_ANCHORS = 50
 
 
+@app.callback()
+def _group() -> None:
+    """Keeps `make` a command of its own: a group of one would be that command."""
+
+
 @app.command()
 def make(
     out: Annotated[Path, typer.Option(help="Where to write them, JSON lines with text.")],
