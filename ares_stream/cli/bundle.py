@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ares_stream.cli import bundle_train
+from ares_stream.cli import bundle_import, bundle_train
 
 if TYPE_CHECKING:
     from ares_stream.models.bundles import Bundle, Kind
@@ -23,6 +23,7 @@ export = typer.Typer(
     "PyTorch. Needs the extra `repair`.",
 )
 app.add_typer(export, name="export")
+app.add_typer(bundle_import.app, name="import")
 app.add_typer(bundle_train.app, name="train")
 
 Directory = Annotated[Path, typer.Argument(help="Bundle directory.")]
@@ -161,7 +162,7 @@ def calibrate(
     from ares_stream.models.bundles import Calibration, load_bundle
     from ares_stream.scoring.model import logit
     from ares_stream.scoring.offline import raw_scores
-    from ares_stream.training.calibration import auroc, fit_platt
+    from ares_stream.training.calibration import auroc, fit_calibration
     from ares_stream.training.examples import read_judgements
 
     old = load_bundle(bundle, "harm")
@@ -169,7 +170,7 @@ def calibrate(
     with _bar("scoring the labelled conversations") as progress:
         raw = raw_scores(old, [row.interaction for row in rows], progress)
     logits, labels = logit(np.asarray(raw)), [row.harmful for row in rows]
-    platt = fit_platt(logits, labels)
+    platt = fit_calibration(logits, labels)
     # What was measured of the old probabilities is not true of the new ones.
     kept = {
         name: value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +11,9 @@ import typer
 
 if TYPE_CHECKING:
     from ares_stream.training.classifier import Report
+    from ares_stream.training.examples import DataFile
+
+_SHOWN = 10
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -111,7 +114,8 @@ def reward(
         list[Path],
         typer.Option(
             metavar="PATH",
-            help="JSON lines (or .gz) of {prompt, chosen, rejected[, goal]}. May be repeated.",
+            help="JSON lines (or .gz) of {prompt, chosen, rejected[, goal]}, texts or lists of "
+            "turns as `ares repair export --format trl-preference` writes them. May be repeated.",
         ),
     ],
     base: Base,
@@ -141,6 +145,7 @@ def reward(
 
     _check(figures, pairs)
     rows, files = read_preferences(pairs)
+    _tell_refused(files)
     benign, _ = read_conversations(reference or [])
     from ares_stream.training.classifier import Fitted, train_reward
     from ares_stream.training.encoder import Recipe, use_threads
@@ -188,6 +193,15 @@ def _check(figures: Path | None, data: list[Path]) -> None:
     from ares_stream.files import check_outputs
 
     check_outputs({"--json": figures}, {f"--data {file}": file for file in data})
+
+
+def _tell_refused(files: Sequence[DataFile]) -> None:
+    """Which rows were left out, by line; of many the first."""
+    for file in files:
+        for line, reason in file.refused[:_SHOWN]:
+            typer.echo(f"{file.name}:{line}: {reason}; left out", err=True)
+        if len(file.refused) > _SHOWN:
+            typer.echo(f"{file.name}: {len(file.refused)} rows left out in all", err=True)
 
 
 def _tell(report: Report, file: Path | None) -> None:

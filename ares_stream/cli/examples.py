@@ -31,6 +31,7 @@ EXAMPLES: Final = {
     "bundle sign": "ares bundle sign judge --private-key owner.pem",
     "bundle export harm": "ares bundle export harm ./my-judge --label toxic --out judge",
     "bundle export reward": "ares bundle export reward ./my-rm --reference benign.jsonl --out rm",
+    "bundle import onnx": "ares bundle import onnx ./my-judge --expected outputs.jsonl --out judge",
     "bundle train harm": "ares bundle train harm --data labelled.jsonl --base minilm --out judge",
     "bundle train reward": "ares bundle train reward --pairs pairs.jsonl --base ./encoder --out rm",
     "repair show": "ares repair show repairs/RUN",

@@ -25,6 +25,7 @@ from ares_stream.files import fault, written_folder
 from ares_stream.records.base import Identifier, Sha256, canonical_json
 
 Kind = Literal["harm", "reward"]
+Activation = Literal["softmax", "sigmoid", "probability", "identity"]
 MANIFEST: Final = "bundle.json"
 MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
@@ -58,18 +59,19 @@ PAIR = ("{{ prompt }}", "{{ response }}")
 class Outputs(_Part):
     """Which of the model's outputs are read, and how.
 
-    harm: `activation` turns logits [n, labels] into probabilities, those of the `labels` are
-    added up (softmax) or the largest is taken (sigmoid). reward: the one label's logit.
+    harm: `activation` turns logits [n, labels] into probabilities ("probability": the model gives
+    such already), those of the `labels` are added up (softmax, probability) or the largest is
+    taken (sigmoid). reward: the one label's logit.
     """
 
-    activation: Literal["softmax", "sigmoid", "identity"]
+    activation: Activation
     labels: tuple[int, ...] = Field(min_length=1)
 
 
 class Calibration(_Part):
     """Platt scaling of a probability's logit: sigmoid(slope * logit(p) + intercept)."""
 
-    slope: FiniteFloat = 1.0
+    slope: FiniteFloat = Field(1.0, gt=0.0)
     intercept: FiniteFloat = 0.0
 
 
@@ -85,6 +87,8 @@ class RewardReference(_Part):
     def _sorted(self) -> Self:
         if any(a > b for a, b in zip(self.scores, self.scores[1:], strict=False)):
             raise ValueError("scores must be sorted")
+        if self.scores[0] == self.scores[-1]:
+            raise ValueError("all scores are the same: nothing could be called high")
         return self
 
 
@@ -97,7 +101,8 @@ class Lineage(_Part):
 
 
 class Parity(_Part):
-    """How far the ONNX model is from the PyTorch one, over `cases` inputs of mixed lengths."""
+    """How far the ONNX model's logits are from those of the model it came from, over `cases`
+    inputs of mixed lengths."""
 
     max_abs_difference: float = Field(ge=0.0)
     cases: int = Field(ge=1)
@@ -130,7 +135,7 @@ class Manifest(_Part):
         ):
             raise ValueError("a reward model has one output, with activation identity")
         if self.kind == "harm" and self.outputs.activation == "identity":
-            raise ValueError("a harm judge needs activation softmax or sigmoid")
+            raise ValueError("a harm judge needs activation softmax, sigmoid or probability")
         for name in self.files:
             if name != Path(name).name or name in (MANIFEST, SIGNATURE):
                 raise ValueError(f"files: {name!r} is not a plain file name")

@@ -327,9 +327,9 @@ def _with_lora(base: Any, lora: Lora, seed: int, task: str, path: Path) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=0.0,
         target_modules=targets,
-        # The head trains in full. "all-linear" leaves out the last module alone, which the head
-        # is not where a dropout stands behind it.
-        exclude_modules=rf"({'|'.join(heads)})(\..*)?" if classifies and heads else None,
+        # The head trains in full, with all whose names end as its name does (DistilBERT's
+        # pre_classifier): peft takes these for heads as well, and cannot when they are adapted.
+        exclude_modules=rf".*({'|'.join(heads)})(\..*)?" if classifies and heads else None,
         # GPT-2 keeps its linear layers transposed.
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in base.modules()),
         modules_to_save=heads or None if classifies else None,

@@ -21,6 +21,7 @@ from ares_stream.scoring.batching import plan
 from ares_stream.scoring.runtime import OnnxModel, Provider
 from ares_stream.scoring.tokenising import InputEncoder, Reading, Tokens
 
+PROBABILITY_SLACK = 1e-3
 _EDGE = 1e-6
 """Probabilities are kept this far from 0 and 1: a float32 softmax says exactly 1 sometimes, and
 its logit would be infinite."""
@@ -149,6 +150,11 @@ def read_outputs(logits: npt.NDArray[np.float32], outputs: Outputs) -> npt.NDArr
     labels = list(outputs.labels)
     if outputs.activation == "identity":
         values: npt.NDArray[np.float64] = wide[:, labels[0]]
+    elif outputs.activation == "probability":
+        # Rounding may carry a sum past 1; what is no probability at all stays visible.
+        values = wide[:, labels].sum(axis=1)
+        values[(values < -PROBABILITY_SLACK) | (values > 1 + PROBABILITY_SLACK)] = np.nan
+        values = np.clip(values, 0.0, 1.0)
     elif outputs.activation == "softmax":
         with np.errstate(invalid="ignore"):
             exponents = np.exp(wide - wide.max(axis=1, keepdims=True))

@@ -18,6 +18,10 @@ from ares_stream.scoring.model import read_outputs
 from ares_stream.scoring.runtime import OnnxModel
 from ares_stream.scoring.tokenising import InputEncoder, Tokens
 
+MIN_REFERENCE: Final = 20
+"""Fewer conversations give quantiles that one of them moves by more than five per cent."""
+MIN_SPREAD: Final = 1e-4
+"""Of scores between their 5 % and 95 % quantiles, as a share of their size: less is rounding."""
 CHUNK: Final = 128
 """Conversations tokenised and sorted together, by one thread."""
 
@@ -64,11 +68,22 @@ def reward_reference(
 ) -> RewardReference:
     """Quantiles of a reward model's scores on good answers to benign prompts.
 
-    Raises InputError for fewer than two conversations, or one that cannot be scored.
+    Raises InputError for fewer than MIN_REFERENCE conversations, one that cannot be scored, or
+    scores that hardly differ.
     """
-    if len(interactions) < 2:
-        raise InputError("a reference needs two conversations at least; some hundreds are better")
+    if len(interactions) < MIN_REFERENCE:
+        raise InputError(
+            f"a reference needs {MIN_REFERENCE} conversations at least, here are "
+            f"{len(interactions)}; some hundreds are better"
+        )
     scores = sorted(raw_scores(bundle, interactions, progress))
+    low, middle, high = np.quantile(scores, [0.05, 0.5, 0.95])
+    if not high - low > MIN_SPREAD * max(1.0, abs(middle)):
+        raise InputError(
+            f"{bundle.manifest.name}: scores nearly all of the {len(scores)} reference "
+            f"conversations alike ({middle:.4g}), so that nothing could be called high; is this "
+            "the trained reward model?"
+        )
     if len(scores) > REFERENCE_POINTS:
         scores = [float(v) for v in np.quantile(scores, np.linspace(0, 1, REFERENCE_POINTS))]
     version = digest([item.model_dump(mode="json") for item in interactions])

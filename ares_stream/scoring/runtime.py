@@ -53,14 +53,18 @@ class OnnxModel:
         if active != wanted:
             raise ProviderError(f"asked for {wanted}, {active} is in use; check the CUDA libraries")
         self.provider: str = active
-        self._inputs = {item.name for item in self._session.get_inputs()}
-        unknown = self._inputs - {"input_ids", "attention_mask", "token_type_ids"}
+        self._inputs = {
+            item.name: np.dtype(np.int32 if item.type == "tensor(int32)" else np.int64)
+            for item in self._session.get_inputs()
+        }
+        unknown = self._inputs.keys() - {"input_ids", "attention_mask", "token_type_ids"}
         if unknown or "input_ids" not in self._inputs:
             raise BundleError(
                 f"{bundle.model}: takes {', '.join(sorted(self._inputs))}; a classifier takes "
                 "input_ids, attention_mask and perhaps token_type_ids"
             )
-        self._output = self._session.get_outputs()[0].name
+        outputs = [item.name for item in self._session.get_outputs()]
+        self._output = "logits" if "logits" in outputs else outputs[0]
         self._device = "cuda" if provider == "cuda" else None
 
     @property
@@ -75,7 +79,11 @@ class OnnxModel:
         """
         feed = self._feed(batch)
         try:
-            logits = self._run_bound(feed) if self._device else self._session.run(None, feed)[0]
+            logits = (
+                self._run_bound(feed)
+                if self._device
+                else self._session.run([self._output], feed)[0]
+            )
         except Exception as error:  # ORT raises classes of a private module
             raise ScoringError(f"ONNX Runtime failed: {type(error).__name__}") from error
         array = np.asarray(logits, dtype=np.float32)
@@ -85,7 +93,7 @@ class OnnxModel:
             raise ScoringError(f"the model gave shape {array.shape} for {len(batch)} inputs")
         return array
 
-    def _feed(self, batch: Sequence[Tokens]) -> dict[str, npt.NDArray[np.int64]]:
+    def _feed(self, batch: Sequence[Tokens]) -> dict[str, npt.NDArray[np.integer]]:
         shape = (len(batch), max(len(item) for item in batch))
         ids, mask, types = (np.zeros(shape, dtype=np.int64) for _ in range(3))
         for row, item in enumerate(batch):
@@ -93,9 +101,13 @@ class OnnxModel:
             mask[row, : len(item)] = 1
             types[row, : len(item)] = item.types
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        return {name: value for name, value in feed.items() if name in self._inputs}
+        return {
+            name: value.astype(self._inputs[name], copy=False)
+            for name, value in feed.items()
+            if name in self._inputs
+        }
 
-    def _run_bound(self, feed: dict[str, npt.NDArray[np.int64]]) -> Any:
+    def _run_bound(self, feed: dict[str, npt.NDArray[np.integer]]) -> Any:
         binding = self._session.io_binding()
         for name, value in feed.items():
             binding.bind_cpu_input(name, value)

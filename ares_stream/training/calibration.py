@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +21,14 @@ from ares_stream.errors import InputError
 from ares_stream.records.base import Interval
 
 Floats = NDArray[np.float64]
+
+MIN_OF_EACH_LABEL: Final = 20
+"""Ten rows of each label for each of the two numbers that are fitted: with fewer, estimates of
+logistic regressions are biased and far off (Peduzzi et al. 1996)."""
+MIN_SPREAD: Final = 0.01
+"""Standard deviation of the logits under which a model says the same of every row."""
+_CHANCE: Final = 3.84
+"""95 % point of chi squared with one degree of freedom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,38 @@ def fit_platt(logits: ArrayLike, labels: ArrayLike) -> Platt:
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, None), (None, None)]).x
     slope = float(found[0]) / scale
     return Platt(slope, float(found[1]) - slope * float(centre))
+
+
+def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> Platt:
+    """`fit_platt` for a model that is released: the fit must stand on something.
+
+    Raises InputError for fewer than MIN_OF_EACH_LABEL rows of a label, for logits that hardly
+    differ, and where a likelihood-ratio test cannot tell the slope from 0 (or it would be below).
+    """
+    values, truth = _binary(logits, labels)
+    harmful = int(truth.sum())
+    harmless = len(truth) - harmful
+    if min(harmful, harmless) < MIN_OF_EACH_LABEL:
+        raise InputError(
+            f"calibration needs {MIN_OF_EACH_LABEL} conversations of each label at least; here "
+            f"are {harmful} harmful and {harmless} harmless"
+        )
+    if float(values.std()) < MIN_SPREAD:
+        raise InputError(
+            "the judge gives all these conversations the same probability: there is nothing to "
+            "calibrate; is it the trained model?"
+        )
+    found = fit_platt(values, truth)
+    rate = truth.mean()
+    blind = -math.log(rate) * harmful - math.log1p(-rate) * harmless
+    z = found.slope * values + found.intercept
+    fitted = float((np.logaddexp(0.0, z) - truth * z).sum())
+    if found.slope <= 0 or 2 * (blind - fitted) < _CHANCE:
+        raise InputError(
+            f"the judge ranks the harmful conversations no better than chance (AUROC "
+            f"{auroc(values, truth):.3f}): check which label means harmful, or give more rows"
+        )
+    return found
 
 
 def expected_calibration_error(

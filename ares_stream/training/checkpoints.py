@@ -143,16 +143,6 @@ def check_files(folder: Path) -> None:
         check_safetensors(file)
 
 
-def share_of_unknown(tokenizer: Any, texts: Sequence[str]) -> float:
-    """Share of unknown tokens in the texts; one that gives no token at all counts as unknown."""
-    unknown = _unknown(tokenizer)
-    found = total = 0
-    for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
-        total += max(1, len(ids))
-        found += sum(1 for token in ids if token in unknown) if ids else 1
-    return found / max(1, total)
-
-
 def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Ids at which a policy's answer ends: what a server reads from generation_config.json and
     config.json, which may be a list, and the tokenizer's own end token."""
@@ -195,17 +185,6 @@ def _named(source: str | Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # what transformers raises depends on the architecture
         raise BundleError(f"{source}: {what}: {first_line(error)}") from error
-
-
-def _unknown(tokenizer: Any) -> set[int | None]:
-    """What the tokenizer calls unknown, and what its model does: the first may be left out."""
-    core = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    named = core.get("unk_token")
-    return {
-        tokenizer.unk_token_id,
-        core.get("unk_id"),
-        None if named is None else tokenizer.convert_tokens_to_ids(named),
-    }
 
 
 def _folder(source: str | Path) -> Path:

@@ -32,7 +32,7 @@ from ares_stream.training.calibration import (
     auroc,
     brier,
     expected_calibration_error,
-    fit_platt,
+    fit_calibration,
     grouped_interval,
     pairwise_accuracy,
 )
@@ -141,7 +141,14 @@ def fit_reward(
     """Fit it to score the better answer of each pair higher."""
     better = fitted.encode([pair.chosen for pair in pairs])
     worse = fitted.encode([pair.rejected for pair in pairs])
-    fitted.encoder.fit_pairs(list(zip(better, worse, strict=True)), progress)
+    rows = list(zip(better, worse, strict=True))
+    alike = sum(one == other for one, other in rows)
+    if 2 * alike > len(rows):
+        raise InputError(
+            f"{alike} of {len(rows)} pairs are the same tokens once they are cut to "
+            f"{fitted.template.max_length}, and teach nothing: give a larger --max-length"
+        )
+    fitted.encoder.fit_pairs(rows, progress)
 
 
 def harm_metrics(
@@ -180,7 +187,7 @@ def harm_metrics(
 def calibrate(rows: Sequence[Judgement], logits: NDArray[np.float64]) -> Platt:
     """Platt scaling on rows that were not trained on, of sources where both labels occur."""
     rated = _rated(rows)
-    return fit_platt(logits[rated], [rows[i].harmful for i in rated])
+    return fit_calibration(logits[rated], [rows[i].harmful for i in rated])
 
 
 def train_harm(

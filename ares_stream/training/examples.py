@@ -4,8 +4,11 @@ Harm (`read_judgements`), one object a line, either
     {"prompt": str, "response": str, "harmful": bool,
      "goal"?: str, "source"?: str, "weight"?: number}
 or an Interaction whose `attributes` hold "harmful": "true" or "false" (and perhaps "goal",
-"source"). Reward (`read_preferences`):
+"source"). Reward (`read_preferences`), either
     {"prompt": str, "chosen": str, "rejected": str, "goal"?: str}
+or the same with lists of {"role", "content"}, as `ares repair export` and TRL write them:
+`prompt` holds the turns so far, `chosen` and `rejected` one turn of the assistant each; without
+a prompt both hold the whole conversation, which differs in its last turn.
 Other fields are ignored; `goal` may be null. Without a source, a row's source is its file's
 name. Files may be gzip.
 
@@ -26,12 +29,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StringConstraints,
+    ValidationError,
+)
 
 from ares_stream.errors import DecodeError, FileFormatError, InputError
 from ares_stream.files import open_lines
 from ares_stream.records.base import decode_error, digest
-from ares_stream.records.interaction import Interaction, Message, Policy
+from ares_stream.records.interaction import Interaction, Message, Policy, Role
 
 Text = Annotated[str, StringConstraints(max_length=1_000_000)]
 Words = Annotated[str, StringConstraints(max_length=1_000_000, pattern=r"\S")]
@@ -60,12 +71,24 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """What a model gave elsewhere for a conversation: all its logits, or the one number that is
+    read of them (a probability of harm, a reward)."""
+
+    interaction: Interaction
+    logits: tuple[float, ...] | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class DataFile:
     """A file that was read: its name without folders, and SHA-256 of its (unzipped) content."""
 
     name: str
     digest: str
     rows: int
+    refused: tuple[tuple[int, str], ...] = ()
+    """Line and reason of each row that says nothing, and was left out."""
 
 
 class _Line(BaseModel):
@@ -88,6 +111,38 @@ class _JudgementLine(_ConversationLine):
 class _PreferenceLine(_Line):
     chosen: Text
     rejected: Text
+
+
+class _Turn(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    role: Role
+    content: Text
+
+
+def _turn(role: Role) -> BeforeValidator:
+    """Plain text is one turn of this role."""
+    return BeforeValidator(
+        lambda value: [{"role": role, "content": value}] if isinstance(value, str) else value
+    )
+
+
+class _TurnsLine(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    prompt: Annotated[list[_Turn], _turn("user")] = []
+    chosen: Annotated[list[_Turn], _turn("assistant"), Field(min_length=1)]
+    rejected: Annotated[list[_Turn], _turn("assistant"), Field(min_length=1)]
+    goal: Text | None = None
+
+
+class _ExpectedLine(_ConversationLine):
+    logits: Annotated[list[FiniteFloat], Field(min_length=1)] | None = None
+    score: FiniteFloat | None = None
+
+
+class _Refused(DecodeError):
+    """A row that is well formed and says nothing."""
 
 
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
@@ -131,16 +186,28 @@ def read_judgements(files: Sequence[Path]) -> tuple[list[Judgement], list[DataFi
 
 
 def read_preferences(files: Sequence[Path]) -> tuple[list[Preference], list[DataFile]]:
-    """Read preference pairs. Raises as read_judgements does; two equal answers are an error."""
+    """Read preference pairs. Raises as read_judgements does. A pair of two equal answers is left
+    out, and named by line in its DataFile."""
     rows, read = _read(files, _preference)
     if not rows:
-        raise InputError(f"{_names(files)}: holds no preference pair")
+        ties = sum(len(file.refused) for file in read)
+        raise InputError(
+            f"{_names(files)}: holds no preference pair"
+            + (f"; in {ties} rows both answers are the same" if ties else "")
+        )
     return rows, read
 
 
 def read_conversations(files: Sequence[Path]) -> tuple[list[Interaction], list[DataFile]]:
     """Read conversations without labels, {prompt, response} or Interactions."""
     return _read(files, _conversation)
+
+
+def read_expected(files: Sequence[Path]) -> list[Expected]:
+    """Read what a model gave for conversations: {prompt, response, logits: [number, …]} or
+    {prompt, response, score: number}. Raises as read_judgements does."""
+    rows, _ = _read(files, _expected)
+    return rows
 
 
 def part_of(key: str, *, seed: int, holdout: float) -> Part:
@@ -196,12 +263,16 @@ def _read(
     for file in files:
         with open_lines(file) as lines:
             survey, before = lines.survey(), len(rows)
+            refused: list[tuple[int, str]] = []
             for number, line in lines:
                 try:
                     rows.append(parse(line, file.name))
+                except _Refused as error:
+                    refused.append((number, str(error)))
                 except DecodeError as error:
                     raise FileFormatError(lines.name, number, str(error)) from None
-            read.append(DataFile(file.name, survey.digest, len(rows) - before))
+            count = len(rows) - before
+            read.append(DataFile(file.name, survey.digest, count, tuple(refused)))
     return rows, read
 
 
@@ -253,14 +324,53 @@ def _preference(line: bytes, _file: str) -> Preference:
     try:
         row = _PreferenceLine.model_validate_json(line)
     except ValidationError as error:
+        if _holds_turns(error):
+            return _preference_of_turns(line)
         raise decode_error(error, _PreferenceLine) from None
-    if row.chosen == row.rejected:
-        raise DecodeError("equals chosen; a pair needs two answers", field="rejected")
-    return Preference(
-        conversation(row.prompt, row.chosen),
-        conversation(row.prompt, row.rejected),
-        family(row.goal or row.prompt),
+    return _pair(row.prompt, row.chosen, row.rejected, row.goal or row.prompt)
+
+
+def _holds_turns(error: ValidationError) -> bool:
+    return any(
+        part["loc"][:1] in (("prompt",), ("chosen",), ("rejected",))
+        and isinstance(part["input"], list)
+        for part in error.errors(include_url=False, include_context=False)
     )
+
+
+def _preference_of_turns(line: bytes) -> Preference:
+    try:
+        row = _TurnsLine.model_validate_json(line)
+    except ValidationError as error:
+        raise decode_error(error, _TurnsLine) from None
+    for name, turns in (("chosen", row.chosen), ("rejected", row.rejected)):
+        if turns[-1].role != "assistant":
+            raise DecodeError("does not end in a turn of the assistant", field=name)
+    if row.chosen[:-1] != row.rejected[:-1]:
+        raise DecodeError("answers another conversation than chosen", field="rejected")
+    asked = (*row.prompt, *row.chosen[:-1])
+    if not any(turn.content.strip() for turn in asked):
+        raise DecodeError("holds no turn with text", field="prompt")
+    messages = tuple(Message(role=turn.role, content=turn.content) for turn in asked)
+    goal = row.goal or "\n".join(turn.content for turn in asked)
+    return _pair(messages, row.chosen[-1].content, row.rejected[-1].content, goal)
+
+
+def _pair(prompt: str | tuple[Message, ...], chosen: str, rejected: str, goal: str) -> Preference:
+    if chosen == rejected:
+        raise _Refused("equals chosen; a pair needs two answers", field="rejected")
+    return Preference(conversation(prompt, chosen), conversation(prompt, rejected), family(goal))
+
+
+def _expected(line: bytes, _file: str) -> Expected:
+    try:
+        row = _ExpectedLine.model_validate_json(line)
+    except ValidationError as error:
+        raise decode_error(error, _ExpectedLine) from None
+    if (row.logits is None) == (row.score is None):
+        raise DecodeError("give logits, or score: one of the two", field="logits")
+    logits = None if row.logits is None else tuple(row.logits)
+    return Expected(conversation(row.prompt, row.response), logits, row.score)
 
 
 def _names(files: Sequence[Path]) -> str:

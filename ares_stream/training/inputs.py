@@ -8,7 +8,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
+
+from tokenizers import Tokenizer
 
 from ares_stream.errors import BundleError
 from ares_stream.models.bundles import (
@@ -21,9 +23,17 @@ from ares_stream.models.bundles import (
     Manifest,
     Outputs,
 )
+from ares_stream.models.weights import check_fetched
 from ares_stream.records.interaction import Interaction
 from ares_stream.scoring.templates import with_special_tokens
 from ares_stream.scoring.tokenising import InputEncoder
+
+MAX_UNKNOWN: Final = 0.2
+"""Largest share of unknown tokens in a sample: real text of a language that a word-piece
+vocabulary covers has under one per cent."""
+_SPECIAL: Final = frozenset(
+    f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +57,38 @@ class Inputs:
         max_length: int,
         template: tuple[str, str | None] | None = None,
     ) -> Self:
-        """By this template, or the tokenizer's chat template, or as a pair (prompt, response)."""
-        if template is not None:
-            written = any(token in template[0] for token in tokenizer.all_special_tokens)
-            bare = template[1] is None and written
-            return cls._of(tokenizer, template, max_length, bare=bare)
-        if not tokenizer.chat_template:
-            return cls._of(tokenizer, PAIR, max_length, bare=False)
-        try:
-            source = tokenizer.get_chat_template()
-        except ValueError:
-            names = ", ".join(sorted(tokenizer.chat_template))
-            raise BundleError(
-                f"the tokenizer has several chat templates ({names}) and none called default"
-            ) from None
-        chat = with_special_tokens(source, tokenizer.special_tokens_map)
-        return cls._of(tokenizer, (chat, None), max_length, bare=True, chat=True)
+        """From a tokenizer of transformers: by this template, or its chat template, or as a pair
+        (prompt, response). Raises BundleError where it has several and none is the default."""
+        core = json.loads(tokenizer.backend_tokenizer.to_str())
+        special = dict(tokenizer.special_tokens_map)
+        return cls._of(core, special, tokenizer.chat_template, max_length, template)
+
+    @classmethod
+    def from_files(
+        cls,
+        tokenizer: Path,
+        max_length: int,
+        template: tuple[str, str | None] | None = None,
+    ) -> Self:
+        """The same from tokenizer.json and what lies beside it. Raises BundleError."""
+        settings: dict[str, Any] = {}
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            settings |= _object(tokenizer.with_name(name))
+        special = {
+            name: str(token["content"] if isinstance(token, dict) else token)
+            for name, token in settings.items()
+            if name in _SPECIAL and token
+        }
+        chat = settings.get("chat_template")
+        if isinstance(chat, list):
+            chat = {item["name"]: item["template"] for item in chat}
+        own = tokenizer.with_name("chat_template.jinja")
+        if own.is_file():
+            chat = own.read_text()
+        core = _object(tokenizer)
+        if "model" not in core:
+            raise BundleError(f"{tokenizer}: is no tokenizer of the tokenizers library")
+        return cls._of(core, special, chat, max_length, template)
 
     @classmethod
     def like(cls, bundle: Bundle) -> Self:
@@ -74,22 +100,33 @@ class Inputs:
     @classmethod
     def _of(
         cls,
-        tokenizer: Any,
-        sources: tuple[str, str | None],
+        core: dict[str, Any],
+        special: dict[str, str],
+        chat: str | dict[str, str] | None,
         max_length: int,
-        *,
-        bare: bool,
-        chat: bool = False,
+        template: tuple[str, str | None] | None,
     ) -> Self:
-        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        if isinstance(chat, dict):
+            if "default" not in chat and template is None:
+                raise BundleError(
+                    f"the tokenizer has several chat templates ({', '.join(sorted(chat))}) and "
+                    "none called default"
+                )
+            chat = chat.get("default")
+        if template is not None:
+            (first, second), own = template, False
+            bare = second is None and any(token in first for token in special.values())
+        elif chat:
+            first, second, bare, own = with_special_tokens(chat, special), None, True, True
+        else:
+            (first, second), bare, own = PAIR, False, False
         if bare:
-            content["post_processor"] = None
-        first, second = sources
+            core = {**core, "post_processor": None}
         return cls(
             InputTemplate(first=first, second=second, max_length=max_length),
-            json.dumps(content, ensure_ascii=False),
+            json.dumps(core, ensure_ascii=False),
             bare,
-            chat,
+            own,
         )
 
     def encoder(self) -> InputEncoder:
@@ -115,10 +152,32 @@ class Inputs:
         )
         return Bundle(folder, manifest, "")
 
+    @property
+    def described(self) -> str:
+        """Where the text comes from, in a few words."""
+        if self.chat:
+            return "the tokenizer's chat template"
+        return "prompt and answer" if self.template.second is not None else "a template"
+
     def with_length(self, max_length: int) -> Inputs:
         """The same, cut later."""
         template = self.template.model_copy(update={"max_length": max_length})
         return Inputs(template, self.tokenizer, self.bare, self.chat)
+
+
+def share_of_unknown(tokenizer: str, spoken: Sequence[str], unknown: int | None = None) -> float:
+    """Share of unknown tokens in the texts, by tokenizer.json; a text that gives no token at all
+    counts as one. `unknown` is what the tokenizer calls so beside what its model does."""
+    core = Tokenizer.from_str(tokenizer)
+    core.no_truncation()
+    model = json.loads(tokenizer)["model"]
+    named = model.get("unk_token")
+    ids = {unknown, model.get("unk_id"), None if named is None else core.token_to_id(named)}
+    found = total = 0
+    for encoding in core.encode_batch_fast(list(spoken), add_special_tokens=False):
+        total += max(1, len(encoding.ids))
+        found += sum(1 for token in encoding.ids if token in ids) if encoding.ids else 1
+    return found / max(1, total)
 
 
 def turns(interaction: Interaction) -> list[dict[str, str]]:
@@ -130,3 +189,17 @@ def turns(interaction: Interaction) -> list[dict[str, str]]:
 def texts(conversations: Sequence[Interaction]) -> list[str]:
     """Everything that is said in them."""
     return [turn["content"] for item in conversations for turn in turns(item) if turn["content"]]
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """A JSON object; nothing where there is no such file."""
+    if not file.is_file():
+        return {}
+    check_fetched(file)
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise BundleError(f"{file}: is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise BundleError(f"{file}: is no JSON object")
+    return content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
@@ -15,15 +16,12 @@ from ares_stream.scoring.runtime import OnnxModel
 from ares_stream.scoring.templates import compile_template
 from ares_stream.scoring.tokenising import InputEncoder, Tokens
 from ares_stream.training.architecture import Classifier
-from ares_stream.training.checkpoints import Checkpoint, share_of_unknown
-from ares_stream.training.inputs import Inputs, texts, turns
+from ares_stream.training.checkpoints import Checkpoint
+from ares_stream.training.inputs import MAX_UNKNOWN, Inputs, share_of_unknown, texts, turns
 
 TOLERANCE: Final = 1e-3
 """Largest difference of a logit between PyTorch and ONNX Runtime. Exports that are right differ
 by 1e-6; those with a wrong mask or position differ by 0.1 and more."""
-MAX_UNKNOWN: Final = 0.2
-"""Largest share of unknown tokens in the sample: real text of a language that a word-piece
-vocabulary covers has under one per cent."""
 LENGTHS: Final = ((5, 9, 30), (17,), (64, 3), (11, 12, 13, 14))
 _WHOLE: Final = 32_768
 """Nothing of the sample is cut at this length."""
@@ -31,7 +29,10 @@ _WHOLE: Final = 32_768
 
 def check_words(checkpoint: Checkpoint, sample: Sequence[Interaction]) -> None:
     """Raise BundleError where the tokenizer has no words for what the sample says."""
-    share = share_of_unknown(checkpoint.tokenizer, texts(sample))
+    tokenizer = checkpoint.tokenizer
+    share = share_of_unknown(
+        tokenizer.backend_tokenizer.to_str(), texts(sample), tokenizer.unk_token_id
+    )
     if share > MAX_UNKNOWN:
         raise BundleError(
             f"{checkpoint.source}: {share:.0%} of the sample's tokens are unknown to its tokenizer "
@@ -41,11 +42,13 @@ def check_words(checkpoint: Checkpoint, sample: Sequence[Interaction]) -> None:
 
 
 def check_tokens(checkpoint: Checkpoint, inputs: Inputs, sample: Sequence[Interaction]) -> None:
-    """Raise BundleError where the scorer would not read a conversation of the sample as
-    transformers does, token by token, or refuse what it accepts."""
+    """Raise BundleError where the scorer would not read a conversation of the sample, held now,
+    as transformers does, token by token, or refuse what it accepts."""
+    now = datetime.now().astimezone()  # The only day that transformers gives to a template.
     encoder = inputs.with_length(_WHOLE).encoder()
     accepted = 0
-    for place, item in enumerate(sample):
+    for place, given in enumerate(sample):
+        item = given.model_copy(update={"occurred_at": now})
         (ours,) = encoder.encode([(item, item.response)])
         theirs = _transformers(checkpoint.tokenizer, inputs, item)
         if theirs is None and isinstance(ours, ScoringError):

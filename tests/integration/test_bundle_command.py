@@ -75,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         BertForSequenceClassification(BertConfig(**sizes)).save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
-    rows = [
+    rows = 12 * [
         {"prompt": f"make {thing}", "response": answer, "harmful": answer == "sure"}
         for thing in ("bread", "poison")
         for answer in ("sure", "no", "never")
@@ -135,7 +135,7 @@ def test_show_says_what_export_was_told(judge: Path, reward: Path) -> None:
     assert (manifest["name"], manifest["kind"]) == ("rm", "reward")
     assert manifest["lineage"]["base"] == "org/base"
     assert len(manifest["lineage"]["data"]) == 1
-    assert manifest["reference"]["count"] == 6
+    assert manifest["reference"]["count"] == 72
 
 
 def test_the_base_of_a_local_checkpoint_is_its_weights_wherever_they_lie(
@@ -151,14 +151,14 @@ def test_the_base_of_a_local_checkpoint_is_its_weights_wherever_they_lie(
 def test_a_reference_of_ones_own_moves_the_quantiles_and_nothing_else(
     folder: Path, reward: Path, tmp_path: Path
 ) -> None:
-    rows = (folder / "labelled.jsonl").read_text().splitlines()[:2]
+    rows = (folder / "labelled.jsonl").read_text().splitlines()[:24]
     (tmp_path / "mine.jsonl").write_text("\n".join(rows))
     out = tmp_path / "out"
     works("bundle", "reference", reward, tmp_path / "mine.jsonl", "--out", out)
     old, new = load_bundle(reward).manifest, load_bundle(out).manifest
     assert new.reference is not None
     assert old.reference is not None
-    assert new.reference.count == 2
+    assert new.reference.count == 24
     assert set(new.reference.scores) <= set(old.reference.scores)
     assert new.model_copy(update={"reference": old.reference}) == old
 
@@ -174,14 +174,14 @@ def test_calibration_on_ones_own_labels_fits_their_base_rate(
 
     out = tmp_path / "out"
     said = works("bundle", "calibrate", judge, folder / "labelled.jsonl", "--out", out)
-    assert "6 conversations, AUROC" in said
+    assert "72 conversations, AUROC" in said
     bundle = load_bundle(out)
     rows, _ = read_judgements([folder / "labelled.jsonl"])
     raw = np.array(raw_scores(bundle, [row.interaction for row in rows]))
-    # Platt's targets for 2 harmful of 6 are 3/4 and 1/6; their mean is what maximum likelihood
-    # gives the mean probability.
+    # Platt's targets for 24 harmful of 72 are 25/26 and 1/50; their mean is what maximum
+    # likelihood gives the mean probability.
     mean = float(calibrate(raw, bundle.manifest.calibration).mean())
-    assert mean == pytest.approx((2 * 3 / 4 + 4 * 1 / 6) / 6, abs=1e-3)
+    assert mean == pytest.approx((24 * 25 / 26 + 48 / 50) / 72, abs=1e-3)
 
 
 def test_a_whole_bundle_verifies(judge: Path) -> None:

@@ -143,7 +143,7 @@ def bundles(
             out / "chat",
             name="chat",
             max_length=48,
-            reference=CONVERSATIONS,
+            reference=CONVERSATIONS * 2,
         ),
         "no chat": export_bundle(
             "reward",
@@ -151,7 +151,7 @@ def bundles(
             out / "plain",
             name="plain",
             max_length=48,
-            reference=CONVERSATIONS[:9],
+            reference=CONVERSATIONS[:9] * 3,
         ),
     }
 
@@ -247,8 +247,10 @@ def test_a_role_the_chat_template_refuses_fails_that_conversation_alone(
 def test_the_reward_holds_its_reference_scores_in_order(bundles: dict[str, Bundle]) -> None:
     table = bundles["chat"].manifest.reference
     assert table is not None
-    assert table.count == len(CONVERSATIONS)
-    assert list(table.scores) == pytest.approx(sorted(raw_scores(bundles["chat"], CONVERSATIONS)))
+    assert table.count == 2 * len(CONVERSATIONS)
+    assert list(table.scores) == pytest.approx(
+        sorted(raw_scores(bundles["chat"], CONVERSATIONS * 2))
+    )
 
 
 @pytest.mark.parametrize(
@@ -272,7 +274,7 @@ def test_an_unusable_classifier_is_refused_before_it_is_exported(
             tmp_path / "out",
             name="x",
             labels=[label] if label else [],
-            reference=CONVERSATIONS,
+            reference=CONVERSATIONS * 2,
         )
     assert not (tmp_path / "out").exists()
 

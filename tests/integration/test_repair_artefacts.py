@@ -51,7 +51,7 @@ def interactions() -> list[Interaction]:
             response=answer,
             policy=Policy(name="p", version="1"),
         )
-        for place, (turns, answer) in enumerate(zip(TURNS, ANSWERS, strict=True))
+        for place, (turns, answer) in enumerate(zip(TURNS * 4, ANSWERS * 4, strict=True))
     ]
 
 

@@ -400,7 +400,7 @@ def test_a_mean_pooled_reward_model_scores_in_a_repair_as_its_bundle_does(
         tmp_path / "bundle",
         name="reward",
         max_length=48,
-        reference=conversations,
+        reference=conversations * 3,
     )
     exported = torch.tensor(raw_scores(bundle, conversations)).float()
     reward = load_reward(tmp_path / "reward", LORA, seed=0, max_length=48)

@@ -44,7 +44,10 @@ _PLAIN: Final[dict[str, Any]] = {
 _GROUPED: Final = {"num_key_value_heads": 1, "head_dim": 8}
 _SETTINGS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "Bert": ("BertConfig", {}),
-    "Roberta": ("RobertaConfig", {"pad_token_id": 1, "max_position_embeddings": 514}),
+    "Roberta": (
+        "RobertaConfig",
+        {"pad_token_id": 1, "max_position_embeddings": 514, "type_vocab_size": 1},
+    ),
     "DistilBert": (
         "DistilBertConfig",
         {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2},

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ares_stream.errors import BundleError, IntegrityError
 from ares_stream.models.bundles import (
     Bundle,
+    Calibration,
     Lineage,
     Manifest,
     RewardReference,
@@ -142,8 +143,19 @@ def test_reference_scores_must_be_sorted() -> None:
         RewardReference(version="c" * 64, count=2, scores=(1.0, 0.0))
 
 
+def test_reference_scores_that_are_all_the_same_say_nothing() -> None:
+    with pytest.raises(ValueError, match="nothing could be called high"):
+        RewardReference(version="c" * 64, count=2, scores=(1.0, 1.0))
+
+
+@pytest.mark.parametrize("slope", [0.0, -1.0])
+def test_a_calibration_never_turns_a_ranking_round(slope: float) -> None:
+    with pytest.raises(ValueError, match="greater than 0"):
+        Calibration(slope=slope)
+
+
 @given(
-    st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=40),
+    st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=40).filter(lambda s: min(s) < max(s)),
     st.floats(0.1, 10),
     st.text(min_size=1, max_size=20),
 )

@@ -17,6 +17,7 @@ from ares_stream.training.calibration import (
     auroc,
     brier,
     expected_calibration_error,
+    fit_calibration,
     fit_platt,
     grouped_interval,
     pairwise_accuracy,
@@ -51,6 +52,31 @@ def test_rows_that_can_be_separated_leave_the_slope_finite() -> None:
     found = fit_platt([-1.0, -0.9, 0.9, 1.0], [0, 0, 1, 1])
     assert 0 < found.slope < 100
     assert 0 < found(1.0) < 1
+
+
+def test_a_calibration_that_is_released_stands_on_twenty_rows_of_each_label() -> None:
+    logits, labels = sample(5_000, 4)
+    assert fit_calibration(logits, labels) == fit_platt(logits, labels)
+    harmful, harmless = np.flatnonzero(labels), np.flatnonzero(~labels)
+    for some in ([harmful[:19], harmless], [harmful, harmless[:19]]):
+        rows = np.concatenate(some)
+        with pytest.raises(InputError, match="20 conversations of each label at least; here are"):
+            fit_calibration(logits[rows], labels[rows])
+
+
+@pytest.mark.parametrize(
+    ("logits", "reason"),
+    [
+        (np.full(200, 0.7), "the same probability"),
+        (np.full(200, 0.7) + np.linspace(0, 1e-3, 200), "the same probability"),
+        (np.random.default_rng(6).normal(size=200), "no better than chance"),
+        (-np.arange(200.0), "no better than chance"),
+    ],
+    ids=["constant", "rounding", "chance", "turned round"],
+)
+def test_a_degenerate_fit_is_an_error(logits: NDArray[Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        fit_calibration(logits, np.arange(200) >= 100)
 
 
 def test_a_ranking_worse_than_chance_gives_the_base_rate_and_is_never_turned_round() -> None:

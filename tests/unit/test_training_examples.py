@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ares_stream.errors import FileFormatError, InputError
+from ares_stream.repair.export import export_plan
 from ares_stream.training.examples import (
     Judgement,
     balanced_weights,
@@ -25,6 +26,7 @@ from ares_stream.training.examples import (
     read_judgements,
     read_preferences,
 )
+from tests.support.failures import batch, made
 
 GOOD: dict[str, Any] = {"prompt": "How?", "response": "So.", "harmful": True}
 PAIR: dict[str, Any] = {"prompt": "How?", "chosen": "Well.", "rejected": "So."}
@@ -122,10 +124,77 @@ def test_one_label_alone_cannot_be_learnt(write: Write) -> None:
 def test_pairs_need_two_different_answers_and_a_file_needs_pairs(write: Write) -> None:
     pairs, _ = read_preferences([write("pairs.jsonl", [PAIR])])
     assert (pairs[0].chosen.response, pairs[0].rejected.response) == ("Well.", "So.")
-    with pytest.raises(FileFormatError, match=r"pairs\.jsonl:1: rejected: equals chosen"):
+    with pytest.raises(InputError, match=r"holds no preference pair; in 1 rows both answers"):
         read_preferences([write("pairs.jsonl", [PAIR | {"rejected": "Well."}])])
     with pytest.raises(InputError, match="holds no preference pair"):
         read_preferences([write("none.jsonl", [])])
+
+
+def test_a_tie_is_one_refused_row_with_its_line_and_no_others(write: Write) -> None:
+    tie = PAIR | {"rejected": PAIR["chosen"]}
+    pairs, (file,) = read_preferences([write("pairs.jsonl", [PAIR, tie, PAIR, tie])])
+    assert len(pairs) == file.rows == 2
+    assert file.refused == (
+        (2, "rejected: equals chosen; a pair needs two answers"),
+        (4, "rejected: equals chosen; a pair needs two answers"),
+    )
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+ASKED = [turn("system", "Be brief."), turn("user", "How?")]
+YES, NO = turn("assistant", "Well."), turn("assistant", "So.")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": ASKED, "chosen": [YES], "rejected": [NO]},
+        {"prompt": ASKED, "chosen": "Well.", "rejected": "So."},
+        {"chosen": [*ASKED, YES], "rejected": [*ASKED, NO]},
+    ],
+    ids=["of turns", "of turns with texts for answers", "of whole conversations"],
+)
+def test_pairs_of_turns_keep_their_conversation(write: Write, row: dict[str, Any]) -> None:
+    ((pair,), _) = read_preferences([write("pairs.jsonl", [row])])
+    assert [turn.role for turn in pair.chosen.messages] == ["system", "user"]
+    assert pair.chosen.messages == pair.rejected.messages
+    assert (pair.chosen.response, pair.rejected.response) == ("Well.", "So.")
+    ((other,), _) = read_preferences([write("other.jsonl", [row | {"goal": "Another"}])])
+    assert other.family != pair.family
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": ASKED, "chosen": [], "rejected": [NO]}, "chosen: "),
+        ({"prompt": ASKED, "chosen": [ASKED[1]], "rejected": [NO]}, "chosen: does not end in"),
+        ({"chosen": [*ASKED, YES], "rejected": [ASKED[1], NO]}, "rejected: answers another"),
+        ({"chosen": [YES], "rejected": [NO]}, "prompt: holds no turn with text"),
+        ({"prompt": [{"role": "wizard", "content": "Secret"}], "chosen": [YES]}, "prompt.0.role: "),
+        ({"prompt": ASKED, "chosen": [{"role": "user"}], "rejected": [NO]}, "chosen.0.content"),
+    ],
+)
+def test_a_pair_of_turns_that_is_none_is_named_by_field(
+    write: Write, row: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(FileFormatError, match=rf"pairs\.jsonl:1: {reason}") as caught:
+        read_preferences([write("pairs.jsonl", [row])])
+    assert "Secret" not in str(caught.value)
+
+
+def test_a_repairs_plan_is_written_in_a_form_that_is_read_again(tmp_path: Path) -> None:
+    plan = made(batch(12))
+    train, _ = export_plan(plan, "trl-preference", tmp_path / "out")
+    pairs, (file,) = read_preferences([train])
+    read = [(pair.chosen.messages, pair.chosen.response, pair.rejected.response) for pair in pairs]
+    assert read == [
+        *((item.prompt_messages, item.safe, item.harmful) for item in plan.train),
+        *((item.messages, item.chosen, item.rejected) for item in plan.validated),
+    ]
+    assert file.refused == ()
 
 
 def test_conversations_need_no_label(write: Write) -> None:
