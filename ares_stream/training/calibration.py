@@ -113,7 +113,7 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> Platt:
     fitted = float((np.logaddexp(0.0, z) - truth * z).sum())
     if found.slope <= 0 or 2 * (blind - fitted) < _CHANCE:
         raise InputError(
-            f"the judge ranks the harmful conversations no better than chance (AUROC "
+            f"that the judge ranks harmful conversations above harmless ones may be chance (AUROC "
             f"{auroc(values, truth):.3f}): check which label means harmful, or give more rows"
         )
     return found

@@ -172,11 +172,23 @@ def test_calibration_on_ones_own_labels_fits_their_base_rate(
     from ares_stream.scoring.offline import raw_scores
     from ares_stream.training.examples import read_judgements
 
+    # Labels that the judge knows something of: of the six conversations the two that it scores
+    # highest, each given twelve times.
+    given, _ = read_judgements([folder / "labelled.jsonl"])
+    scores = raw_scores(load_bundle(judge), [row.interaction for row in given])
+    high = sorted(set(scores))[-2]
+    labelled = tmp_path / "labelled.jsonl"
+    lines = [
+        {"prompt": row.interaction.prompt, "response": row.interaction.response}
+        | {"harmful": score >= high}
+        for row, score in zip(given, scores, strict=True)
+    ]
+    labelled.write_text("\n".join(json.dumps(line) for line in lines))
     out = tmp_path / "out"
-    said = works("bundle", "calibrate", judge, folder / "labelled.jsonl", "--out", out)
+    said = works("bundle", "calibrate", judge, labelled, "--out", out)
     assert "72 conversations, AUROC" in said
     bundle = load_bundle(out)
-    rows, _ = read_judgements([folder / "labelled.jsonl"])
+    rows, _ = read_judgements([labelled])
     raw = np.array(raw_scores(bundle, [row.interaction for row in rows]))
     # Platt's targets for 24 harmful of 72 are 25/26 and 1/50; their mean is what maximum
     # likelihood gives the mean probability.
@@ -250,5 +262,5 @@ def test_what_the_trainers_wrote_cannot_stand_in_for_the_other_kind(
 def test_a_bundle_is_never_written_over(judge: Path, folder: Path) -> None:
     before = load_bundle(judge).digest
     said = fails("bundle", "export", "harm", folder / "judge", "--out", judge)
-    assert "immutable" in said
+    assert "exists already; choose another name" in said
     assert load_bundle(judge).digest == before
