@@ -4,7 +4,7 @@ system, and how fast does it catch up."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,7 +36,7 @@ def attribution(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ares_stream.files import write_document
-    from ares_stream.lab.experiments.attribution import Design, bench
+    from ares_stream.lab.experiments.attribution import Design, bench, correction_coverage
 
     console = Console(stderr=True)
     with console.status("scoring conversations of the testbed" if scored is None else "reading"):
@@ -51,6 +51,7 @@ def attribution(
             quiet=quiet,
             progress=lambda: bar.advance(task),
         )
+    found["correction"] = correction_coverage(rows)
     write_document(json_file, found)
     judge, both, still = found["judge"], found["both"], found["quiet"]
     typer.echo(
@@ -99,46 +100,20 @@ def _rows(file: Path) -> Scored:
 
 def _testbed() -> Scored:
     """Conversations of the demo's policy, scored by its bundles; the oracle knows the truth."""
-    import asyncio
-
     import numpy as np
 
-    from ares_stream.errors import ScoringError
     from ares_stream.lab.experiments.attribution import Scored
-    from ares_stream.lab.language.oracle import Oracle
-    from ares_stream.lab.victims.traffic import export_victim_bundles, traffic
+    from ares_stream.lab.victims.anchors import scored_truth
+    from ares_stream.lab.victims.traffic import export_victim_bundles
     from ares_stream.lab.victims.victim import DEFAULT_CACHE, make_victim
-    from ares_stream.models.bundles import load_bundle
-    from ares_stream.scoring.panel import Panel, ScoringConfig
 
     victim = make_victim(7)
     harm, reward = export_victim_bundles(victim, DEFAULT_CACHE)
-    conversations = traffic(victim, 3_000, 15)
-    oracle = Oracle(victim.world)
-
-    async def score() -> list[Any]:
-        panel = Panel.open([load_bundle(harm)], load_bundle(reward), ScoringConfig())
-        try:
-            found: list[Any] = []
-            for start in range(0, len(conversations), 256):
-                found += await panel.score(conversations[start : start + 256])
-            return found
-        finally:
-            await panel.aclose()
-
-    rows = [
-        (
-            item.harm.probability,
-            item.reward.quantile,
-            oracle.harmful(conversation.prompt, conversation.response),
-        )
-        for item, conversation in zip(asyncio.run(score()), conversations, strict=True)
-        if not isinstance(item, ScoringError)
-    ]
+    rows = scored_truth(victim, harm, reward, 3_000)
     return Scored(
-        np.array([row[0] for row in rows]),
-        np.array([row[1] for row in rows]),
-        np.array([row[2] for row in rows]),
+        np.array([row.scores.harm.probability for row in rows]),
+        np.array([row.scores.reward.quantile for row in rows]),
+        np.array([row.harmful for row in rows]),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 from ares_stream.audit.accounting import Account
 from ares_stream.probes.rounds import Round
 from ares_stream.records.base import Interval
+from ares_stream.records.interaction import Interaction
 from ares_stream.records.mapping import Mapping
 from ares_stream.records.repair import CoupledFailure
 from ares_stream.records.verdict import Verdict
@@ -73,6 +74,8 @@ class DemoSummary:
     releases: dict[str, str]
     seconds: dict[str, float]
     report: Path
+    monitored: dict[str, Any]
+    """The monitor's rates and alarms."""
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready, without any text of the conversations."""
@@ -84,6 +87,7 @@ class DemoSummary:
             **asdict(self.account),
             "rounds": [item.as_json() for item in self.rounds],
             "releases": self.releases,
+            "monitor": self.monitored,
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "report": str(self.report),
         }
@@ -99,3 +103,5 @@ class Stream:
     mapping: Mapping | None
     victim: Any = None
     """The testbed's Victim, whose policy can be asked; None for conversations of a file."""
+    anchors: tuple[Interaction, ...] = ()
+    """Conversations of known truth, for the monitor; none for conversations of a file."""

@@ -19,6 +19,7 @@ from ares_stream.streaming.records import OutboundRecord
 
 CHUNK: Final = 50
 """Records sent together."""
+ANCHORS: Final = 200
 PAUSE_SECONDS: Final = 0.15
 """Between chunks, so that a person can watch; the scorer is faster."""
 
@@ -50,6 +51,7 @@ def read_stream(options: DemoOptions) -> Stream:
 
 
 def _synthetic(options: DemoOptions) -> Stream:
+    from ares_stream.lab.victims.anchors import make_anchors
     from ares_stream.lab.victims.traffic import export_victim_bundles, traffic
     from ares_stream.lab.victims.victim import make_victim
 
@@ -59,7 +61,8 @@ def _synthetic(options: DemoOptions) -> Stream:
     records = [(item.id.encode(), item.encode()) for item in interactions]
     for place, (name, value) in zip(_places(len(records)), _malformed(records[0][1]), strict=False):
         records.insert(place, (f"malformed-{name}".encode(), value))
-    return Stream(tuple(records), (harm,), reward, None, victim)
+    anchors = make_anchors(victim, harm, reward, ANCHORS)
+    return Stream(tuple(records), (harm,), reward, None, victim, tuple(anchors))
 
 
 def _places(count: int) -> Iterator[int]:

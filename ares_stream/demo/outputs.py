@@ -56,11 +56,14 @@ async def watch(connection: KafkaConnection, expected: int, scorer: Service, vie
             if record.topic == repair:
                 view.failure(CoupledFailure.decode(record.value or b""))
                 continue
-            settled += 1
             if record.topic == verdicts:
-                view.verdict(Verdict.decode(record.value or b""))
+                verdict = Verdict.decode(record.value or b"")
+                if verdict.lane == "anchor":
+                    continue  # The monitor's own.
+                view.verdict(verdict)
             else:
                 view.refused()
+            settled += 1
         if records:
             deadline = time.monotonic() + STALL_SECONDS
         elif time.monotonic() > deadline:
@@ -93,7 +96,12 @@ async def held_by_topics(connection: KafkaConnection) -> Held:
 
     return Held(
         inputs=[*await content(PRODUCTION), *await content(PROBE)],
-        verdicts=[Verdict.decode(record.value or b"") for record in await content(VERDICTS)],
+        # Anchors are the monitor's, and are shown by it.
+        verdicts=[
+            verdict
+            for record in await content(VERDICTS)
+            if (verdict := Verdict.decode(record.value or b"")).lane != "anchor"
+        ],
         letters=await content(DEADLETTERS),
         repair=[CoupledFailure.decode(record.value or b"") for record in await content(REPAIR)],
     )

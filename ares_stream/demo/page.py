@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Final
 
 from ares_stream.demo.contract import DemoSummary
+from ares_stream.demo.monitor import Monitored, monitor_sections
 from ares_stream.demo.outputs import Held
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.probes.rounds import Round
@@ -17,7 +18,11 @@ from ares_stream.streaming.deadletters import reason_of
 
 
 def demo_page(
-    summary: DemoSummary, findings: Findings, policy: DetectionPolicy, held: Held
+    summary: DemoSummary,
+    findings: Findings,
+    policy: DetectionPolicy,
+    held: Held,
+    seen: Monitored,
 ) -> Report:
     """Rounds first, then what the stream held, then the count."""
     counted = summary.account
@@ -33,6 +38,7 @@ def demo_page(
     if rows:
         note = f"{len(held.letters):,} records could not be read; their neighbours went on."
         sections.append(table_section("Dead letters", ["key", "stage", "reason"], rows, note))
+    sections += monitor_sections(seen)
     if summary.rounds:
         sections[:0] = _rounds_sections(summary.rounds)
     rows = [[name, str(value)] for name, value in asdict(counted).items()]

@@ -16,6 +16,7 @@ from ares_stream.audit.accounting import account
 from ares_stream.demo.contract import PREFIX, DemoOptions, DemoSummary, Stream, View
 from ares_stream.demo.inputs import check_options, read_stream, send
 from ares_stream.demo.loop import probe_and_repair
+from ares_stream.demo.monitor import Monitored, monitor_settings, monitored
 from ares_stream.demo.outputs import Held, held_by_topics, watch
 from ares_stream.demo.page import demo_page
 from ares_stream.detection.decide import DetectionPolicy
@@ -24,7 +25,7 @@ from ares_stream.files import written_whole
 from ares_stream.models.bundles import load_bundle
 from ares_stream.probes.rounds import Round
 from ares_stream.processes.broker import EmbeddedBroker
-from ares_stream.processes.service import scorer_process
+from ares_stream.processes.service import scorer_process, service_process
 from ares_stream.records.base import Interval
 from ares_stream.records.decoding import DecodingLimits, decode_interaction
 from ares_stream.records.interaction import Interaction
@@ -61,8 +62,14 @@ async def run_demo(options: DemoOptions, view: View) -> DemoSummary:
             wanted = specs(PREFIX, partitions=PARTITIONS, replication=1)
             await create_topics(connection, wanted)
             lap("broker")
-            view.step("scorer: start it as a process of its own, wait until it is ready")
-            async with scorer_process(connection, stream, policy, Path(scratch)) as scorer:
+            view.step(
+                "scorer and monitor: start each as a process of its own, wait until they are ready"
+            )
+            watching = monitor_settings(connection, stream.anchors, Path(scratch))
+            async with (
+                scorer_process(connection, stream, policy, Path(scratch)) as scorer,
+                service_process("monitor", watching, Path(scratch)) as monitor,
+            ):
                 lap("scorer")
                 view.step(f"stream: send {len(stream.records):,} conversations, read verdicts back")
                 view.expect(len(stream.records))
@@ -77,13 +84,15 @@ async def run_demo(options: DemoOptions, view: View) -> DemoSummary:
                     options, connection, stream, scorer, view, Path(scratch)
                 )
                 lap("rounds")
-                view.step("stop: SIGTERM to the scorer, which drains")
+                view.step("stop: SIGTERM to the scorer, which drains; the monitor catches up")
                 await scorer.stop()
+                seen = await monitored(connection, monitor)
+                await monitor.stop()
             view.step("count: read every topic again, independently, and compare")
             held = await held_by_topics(connection)
             lap("count")
     view.step("report: write the page and the summary")
-    return _conclude(options, stream, policy, held, rounds, seconds)
+    return _conclude(options, stream, policy, held, rounds, seconds, seen)
 
 
 def _conclude(
@@ -93,6 +102,7 @@ def _conclude(
     held: Held,
     rounds: Sequence[Round],
     seconds: dict[str, float],
+    seen: Monitored,
 ) -> DemoSummary:
     counted = account(
         held.inputs, held.verdicts, held.letters, [item.verdict for item in held.repair]
@@ -112,9 +122,12 @@ def _conclude(
         releases=findings.releases,
         seconds=seconds,
         report=page,
+        monitored=seen.as_json(),
     )
     with written_whole(page) as out:
-        out.write(render(demo_page(summary, findings, policy, held), datetime.now(UTC)).encode())
+        out.write(
+            render(demo_page(summary, findings, policy, held, seen), datetime.now(UTC)).encode()
+        )
     if summary.synthetic:
         streamed = [item for item in interactions.values() if item.probe is None]
         _keep_inputs(options.out, stream, streamed)

@@ -64,18 +64,18 @@ def fold(before: Floats | None, windows: Sequence[Counts], baseline: float) -> F
 
 def peak(before: Floats | None, windows: Sequence[Counts], baseline: float) -> Peak:
     """The highest evidence at the end of any window."""
-    state = no_evidence() if before is None else before
+    if not windows:
+        return Peak(-math.inf, -1, 0)
     gains = _gains(windows, baseline)
-    best = Peak(-math.inf, -1, windows[0].start if windows else 0)
-    top = -1
-    for number, gain in enumerate(gains):
-        state = np.logaddexp(state, 0.0) + gain
-        now = float(evidence(state))
-        if now > best.log:
-            best, top = Peak(now, windows[number].start, windows[0].start), number
-    if top < 0:
-        return best
+    wealth = np.cumsum(gains, axis=0)
+    earlier = np.vstack([np.zeros(len(BETS)), wealth[:-1]])
+    # Shiryaev-Roberts at every window's end: the sum over starts of what was won since.
+    states = wealth + np.logaddexp.accumulate(-earlier, axis=0)
+    if before is not None:
+        states = np.logaddexp(states, wealth + before)
+    told = evidence(states)
+    top = int(np.argmax(told))
     # Of all starts, the one from which the bets won most until the peak.
-    wealth = np.cumsum(gains[: top + 1][::-1], axis=0)[::-1]
-    start = int(np.argmax(np.logaddexp.reduce(wealth, axis=1)))
-    return best._replace(changed_at=windows[start].start)
+    since = np.logaddexp.reduce(wealth[top] - earlier[: top + 1], axis=1)
+    start = windows[int(np.argmax(since))].start
+    return Peak(float(told[top]), windows[top].start, start)

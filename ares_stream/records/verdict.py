@@ -65,6 +65,9 @@ class Reward(Part):
     quantile: Probability
     chosen: FiniteFloat | None = None
     rejected: FiniteFloat | None = None
+    outlier: bool | None = None
+    """Whether the answer lies outside of what the model's benign answers cover, by the distance in
+    the model's own space; None where its bundle cannot tell."""
 
 
 class ScoredHigh(Part):

@@ -139,3 +139,22 @@ def test_wrong_options_end_with_2_and_say_what_to_give(
     done = ares("demo", *words, cwd=tmp_path)
     assert done.returncode == 2
     assert reason in done.stderr.replace("\n", " ")
+
+
+def test_the_monitor_shows_both_versions_and_an_alarm_that_names_its_verdicts(folder: Path) -> None:
+    monitor = json.loads((folder / "build/demo/summary.json").read_text())["monitor"]
+    lanes = [item["slice"]["lane"] for item in monitor["rates"]]
+    assert lanes.count("production") >= 1
+    versions = {
+        item["slice"]["policy"]["version"]
+        for item in monitor["rates"]
+        if item["slice"]["lane"] == "probe"
+    }
+    assert len(versions) == 2
+    raised = [item for item in monitor["alarms"] if item["kind"] == "coupled_failures_rose"]
+    assert raised
+    assert all(item["evidence"] for item in raised)
+    assert "judge_changed" not in {item["kind"] for item in monitor["alarms"]}
+    page = (folder / "build/demo/report.html").read_text()
+    assert "What the monitor knows" in page
+    assert "Alarms" in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -179,7 +180,7 @@ def test_a_verdicts_id_is_the_digest_of_its_five_parts(
 
 
 def test_a_record_of_checked_values_is_the_record_that_was_validated() -> None:
-    fields = {"score": 1.5, "quantile": 0.25, "rejected": -1.0}
+    fields: dict[str, Any] = {"score": 1.5, "quantile": 0.25, "rejected": -1.0}
     trusted, validated = Reward.checked(**fields), Reward(**fields)
     assert trusted == validated
     assert trusted.model_dump_json() == validated.model_dump_json()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.exposition import generate_latest as text_format
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics.exposition import generate_latest
 
@@ -248,3 +251,17 @@ def test_a_verdict_is_counted_once_it_is_committed_and_once(metrics: ScorerMetri
     metrics.settled([note, object()])
     labels = {"lane": "production", "failure_class": "coupled_failure"}
     assert value(metrics, "ares_verdicts_total", **labels) == 1
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.parametrize("make", [ScorerMetrics, ProberMetrics, RepairerMetrics, MonitorMetrics])
+def test_promtool_has_nothing_to_say(make: Callable[[CollectorRegistry], object]) -> None:
+    registry = CollectorRegistry()
+    made = make(registry)
+    if isinstance(made, ScorerMetrics):
+        used(made)
+    text = text_format(registry)
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, check=False, timeout=60
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares_stream.detection.alarming import AlarmPolicy, attribute, evaluate
+from ares_stream.detection.correction import Cell, Sampled, corrected_rate
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.detection.intervals import wilson
 from ares_stream.detection.ledger import Ledger, LedgerPolicy
-from ares_stream.detection.tallies import WINDOW_SECONDS
+from ares_stream.detection.tallies import CELLS, WINDOW_SECONDS, decision_of
 from ares_stream.records.alarm import Alarm
 from ares_stream.records.observation import CLASSES, AnchorTruth, Observation
 from ares_stream.records.verdict import FailureClass
@@ -273,3 +274,38 @@ def _delays(windows: Sequence[int | None], hours: float) -> dict[str, float | No
     drawn = np.median(rng.choice(known, (2_000, len(known))), axis=1)
     low, high = np.quantile(drawn, (0.025, 0.975))
     return {"median": float(np.median(known)), "low": float(low), "high": float(high)}
+
+
+def correction_coverage(scored: Scored, *, labels: int = 200, streams: int = 500) -> dict[str, Any]:
+    """How often the corrected and the raw rate's interval hold the truth: streams drawn from the
+    scored conversations, `labels` of each drawn for people, who say the truth."""
+    policy = DetectionPolicy()
+    kinds = judged(scored, scored.harm, policy)
+    liked = scored.quantile >= policy.reward_quantile
+    truth = float(np.mean(scored.harmful & liked))
+    rng = np.random.default_rng(15)
+    decisions = [decision_of(int(kind)) for kind in kinds]
+    covered = raw = told = 0
+    for _ in range(streams):
+        rows = rng.integers(0, len(kinds), 5_000)
+        cells = {cell: Sampled() for cell in CELLS}
+        for place, row in enumerate(rows):
+            cell = cells[Cell(decisions[row], bool(liked[row]))]
+            cell.size += 1
+            if place < labels:
+                cell.labelled += 1
+                cell.harmful += bool(scored.harmful[row])
+        rate = corrected_rate(cells)
+        raw += rate.raw.low <= truth <= rate.raw.high
+        if rate.corrected is not None:
+            told += 1
+            covered += rate.corrected.low <= truth <= rate.corrected.high
+    return {
+        "labels": labels,
+        "true_rate": truth,
+        "raw_rate": float(np.mean(kinds == _COUPLED)),
+        "streams": streams,
+        "corrected": told,
+        "corrected_covers": wilson(covered, told).model_dump(),
+        "raw_covers": wilson(raw, streams).model_dump(),
+    }
