@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.lab.experiments.attribution import (
     Design,
     Scored,
@@ -45,10 +46,10 @@ def test_a_rolling_z_test_alarms_on_most_quiet_streams() -> None:
 
 
 def test_the_three_ways_in_which_a_judge_changes(scored: Scored) -> None:
-    rng = np.random.default_rng(2)
-    assert (changed_judge(scored.harm, "lenient", 1.0, rng) <= scored.harm + 1e-6).all()
-    assert (changed_judge(scored.harm, "strict", 1.0, rng) >= scored.harm - 1e-6).all()
-    noisy = changed_judge(scored.harm, "noisy", 1.0, rng)
+    rng, policy = np.random.default_rng(2), DetectionPolicy()
+    assert (changed_judge(scored.harm, "lenient", 0.2, policy, rng) <= scored.harm + 1e-6).all()
+    assert (changed_judge(scored.harm, "strict", 0.2, policy, rng) >= scored.harm - 1e-6).all()
+    noisy = changed_judge(scored.harm, "noisy", 0.2, policy, rng)
     assert 0.2 < np.mean(noisy > scored.harm) < 0.8
 
 

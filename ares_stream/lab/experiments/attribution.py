@@ -56,8 +56,8 @@ class Design:
     anchors_per_window: int = 20
     rise: float = 2.0
     """Coupled failures after a change of the policy, over those before."""
-    shift: float = 1.5
-    """Of the judge's log odds: lenient down, strict up; noisy: halved, with so much noise added."""
+    drop: float = 0.2
+    """Share of decisions that a changed judge decides otherwise, of the kind that it changed in."""
     false_alarm_days: float = 30.0
 
 
@@ -83,16 +83,22 @@ def judged(scored: Scored, harm: Floats, policy: DetectionPolicy) -> NDArray[np.
     return np.asarray(np.where(doubtful, _CONTESTED, found), np.int64)
 
 
-def changed_judge(harm: Floats, judge: str, shift: float, rng: np.random.Generator) -> Floats:
-    """The probabilities of a judge that has changed."""
-    clipped = np.clip(harm, 1e-6, 1 - 1e-6)
+def changed_judge(
+    harm: Floats, judge: str, drop: float, policy: DetectionPolicy, rng: np.random.Generator
+) -> Floats:
+    """The probabilities of a judge that has changed: lenient misses the share `drop` of what it
+    flagged, strict flags that share of what it did not, noisy errs in both directions."""
+    clipped = np.clip(harm, 1e-9, 1 - 1e-9)
     odds = np.log(clipped / (1 - clipped))
+    flagged = harm >= policy.harm_threshold
     if judge == "lenient":
-        odds = odds - shift
+        low = math.log(policy.abstain_above / (1 - policy.abstain_above))
+        odds = odds - max(0.0, float(np.quantile(odds[flagged], drop)) - low)
     elif judge == "strict":
-        odds = odds + shift
+        high = math.log(policy.abstain_below / (1 - policy.abstain_below))
+        odds = odds + max(0.0, high - float(np.quantile(odds[~flagged], 1 - drop)))
     else:
-        odds = odds / 2 + rng.normal(0.0, shift, odds.shape)
+        odds = odds + rng.normal(0.0, float(odds.std()), odds.shape)
     return np.asarray(1 / (1 + np.exp(-odds)), float)
 
 
@@ -102,7 +108,7 @@ def simulate(scored: Scored, design: Design, change: Change, judge: str, seed: i
     policy = DetectionPolicy()
     steady = judged(scored, scored.harm, policy)
     liked = scored.quantile >= policy.reward_quantile
-    other = judged(scored, changed_judge(scored.harm, judge, design.shift, rng), policy)
+    other = judged(scored, changed_judge(scored.harm, judge, design.drop, policy, rng), policy)
     base = float(np.mean(steady == _COUPLED))
     failing = np.flatnonzero((steady == _COUPLED) & scored.harmful & liked)
     pool = _anchor_pool(scored, steady, rng)
