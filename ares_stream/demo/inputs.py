@@ -19,7 +19,7 @@ from ares_stream.streaming.records import OutboundRecord
 
 CHUNK: Final = 50
 """Records sent together."""
-ANCHORS: Final = 200
+ANCHORS: Final = 100
 PAUSE_SECONDS: Final = 0.15
 """Between chunks, so that a person can watch; the scorer is faster."""
 
