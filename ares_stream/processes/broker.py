@@ -17,7 +17,7 @@ import tempfile
 import time
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -123,11 +123,19 @@ class EmbeddedBroker:
             print(broker.bootstrap)
 
     `data_dir` keeps topics between runs; without it they are deleted at the end. `port` fixes
-    the first node's port. Raises BrokerError, with the end of its log, for a node that dies.
+    the first node's port. `properties` are written over ours, such as the listeners that a test of
+    security needs, and `scram` ("SCRAM-SHA-256=[name=...,password=...]") are users to begin with.
+    Raises BrokerError, with the end of its log, for a node that dies.
     """
 
     def __init__(
-        self, *, nodes: int = 1, data_dir: Path | None = None, port: int | None = None
+        self,
+        *,
+        nodes: int = 1,
+        data_dir: Path | None = None,
+        port: int | None = None,
+        properties: Mapping[str, str] | None = None,
+        scram: Sequence[str] = (),
     ) -> None:
         if not 1 <= nodes <= MAX_NODES:
             raise SettingsError(f"nodes: {nodes} is not between 1 and {MAX_NODES}")
@@ -135,6 +143,8 @@ class EmbeddedBroker:
         self._root = data_dir
         self._count = nodes
         self._port = port
+        self._more = dict(properties or {})
+        self._scram = tuple(scram)
         self._nodes: list[_Node] = []
         self._java: list[str] = []
 
@@ -270,7 +280,9 @@ class EmbeddedBroker:
             if (node.directory / "data" / "meta.properties").exists():
                 continue
             quorum = ["--standalone"] if self._count == 1 else ["--initial-controllers", initial]
+            users = [option for user in self._scram for option in ("--add-scram", user)]
             command = [*self._java, "kafka.tools.StorageTool", "format", "-t", cluster, *quorum]
+            command += users
             done = subprocess.run(
                 [*command, "-c", str(properties)],
                 capture_output=True,
@@ -312,7 +324,8 @@ class EmbeddedBroker:
             "broker.session.timeout.ms=3000",
             "broker.heartbeat.interval.ms=500",
         )
-        return "\n".join(lines) + "\n"
+        merged = dict(line.split("=", 1) for line in lines) | self._more
+        return "".join(f"{name}={value}\n" for name, value in merged.items())
 
     def _spawn(self, node: _Node) -> None:
         log: IO[bytes] = node.log.open("ab")

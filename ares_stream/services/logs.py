@@ -7,13 +7,19 @@ into an event never reaches the log whole.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import Any
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+FOLD_SECONDS: Final = 30.0
+"""How often a line that a library repeats is written again, with its count."""
 MAX_FIELD = 512
 """Longest string of a log field; an error's message fits, a conversation does not."""
 
@@ -43,21 +49,92 @@ def configure(*, level: str = "info", pretty: bool = False) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Stderr())),
     )
     logging.basicConfig(
-        level=max(threshold, logging.WARNING), handlers=[_FromLibraries()], force=True
+        level=max(threshold, logging.WARNING), handlers=[FromLibraries()], force=True
     )
 
 
-class _FromLibraries(logging.Handler):
-    """Passes a library's record on, without its traceback: a message may quote what was read."""
+class _Stderr:
+    """Standard error, where a line that cannot be written is dropped: a full disk behind it, or
+    a reader that has gone, must not end a service."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return sys.stderr.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+
+@dataclass(slots=True)
+class _Fold:
+    """What one line of a library's code has said since it was written last."""
+
+    written: float
+    record: logging.LogRecord
+    repeated: int = 0
+
+
+class FromLibraries(logging.Handler):
+    """Passes a library's record on, without its traceback: a message may quote what was read.
+
+    While a broker is away a client says the same many times a second. The first is written; what
+    the same line of code says after it is counted, and written with its count (`repeated`) once
+    every `seconds`.
+    """
+
+    def __init__(
+        self, seconds: float = FOLD_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._clock = clock
+        self._folds: dict[tuple[str, str, int], _Fold] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        event: dict[str, str] = {"library": record.name}
-        if record.exc_info and record.exc_info[0]:
-            event["error"] = record.exc_info[0].__name__
-        structlog.get_logger().log(record.levelno, record.getMessage(), **event)
+        """Write or count a record."""
+        now = self._clock()
+        place = (record.name, record.pathname, record.lineno)
+        fold = self._folds.get(place)
+        if fold is None:
+            self._folds[place] = _Fold(now, record)
+            _write(record, 0)
+        else:
+            fold.record = record
+            fold.repeated += 1
+        self._unfold(now)
+
+    def flush(self) -> None:
+        """Write what is counted and not yet written."""
+        self._unfold(float("inf"))
+
+    def close(self) -> None:
+        """Write the rest."""
+        self.flush()
+        super().close()
+
+    def _unfold(self, now: float) -> None:
+        for place, fold in list(self._folds.items()):
+            if now - fold.written < self._seconds:
+                continue
+            if fold.repeated:
+                _write(fold.record, fold.repeated)
+                fold.written, fold.repeated = now, 0
+            else:
+                del self._folds[place]
+
+
+def _write(record: logging.LogRecord, repeated: int) -> None:
+    event: dict[str, Any] = {"library": record.name}
+    if record.exc_info and record.exc_info[0]:
+        event["error"] = record.exc_info[0].__name__
+    if repeated:
+        event["repeated"] = repeated
+    structlog.get_logger().log(record.levelno, record.getMessage(), **event)
 
 
 def get(service: str) -> Any:

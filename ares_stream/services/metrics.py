@@ -23,6 +23,7 @@ from ares_stream.records.repair import RepairReport
 from ares_stream.records.verdict import FailureClass, Verdict
 from ares_stream.scoring.contract import ScoringObserver
 from ares_stream.streaming.contract import ProcessorObserver
+from ares_stream.streaming.resume import OffsetLoss
 
 # A second series per counter, with the time of its start, which nothing here asks for.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -125,7 +126,9 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         )
         self.rebalances = counter("rebalances", "Partitions assigned or revoked.", "change")
         self.unread = counter(
-            "skipped_offsets", "Offsets that retention deleted before they were read.", "topic"
+            "skipped_offsets",
+            "Offsets passed over because the log no longer held what the group had committed.",
+            "topic",
         )
 
         # Which models made the verdicts?
@@ -200,9 +203,9 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         with contextlib.suppress(KeyError):
             self.lag_records.remove(topic, str(partition))
 
-    def skipped(self, topic: str, partition: int, records: int) -> None:
-        """Retention was faster than this service."""
-        self.unread.labels(topic).inc(records)
+    def lost(self, loss: OffsetLoss) -> None:
+        """The log did not hold the committed offset."""
+        self.unread.labels(loss.topic).inc(loss.records)
 
     def breaker(self, reason: str) -> None:
         """Too much was refused."""

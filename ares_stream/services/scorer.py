@@ -374,4 +374,9 @@ def processor_policy(settings: ProcessingSettings) -> ProcessorPolicy:
         commit_records=settings.commit_records,
         commit_seconds=settings.commit_milliseconds / 1000,
         drain_seconds=settings.drain_seconds,
+        session_seconds=settings.session_seconds,
+        heartbeat_seconds=settings.session_seconds / 9,
+        metadata_seconds=settings.metadata_seconds,
+        stall_seconds=settings.stall_seconds,
+        offset_reset=settings.offset_reset,
     )

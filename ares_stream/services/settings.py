@@ -33,6 +33,7 @@ from ares_stream.repair.plan import PlanPolicy
 from ares_stream.repair.recipe import Recipe
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.patience import PATIENCE_SECONDS
+from ares_stream.streaming.resume import OffsetReset
 
 PREFIX: Final = "ARES_"
 
@@ -78,6 +79,11 @@ class ProcessingSettings(Section):
     commit_records: int = Field(250, ge=1)
     commit_milliseconds: int = Field(250, ge=10)
     drain_seconds: float = Field(25.0, gt=0)
+    session_seconds: float = Field(9.0, ge=6.0)
+    """A process that is silent this long loses its partitions."""
+    metadata_seconds: float = Field(30.0, ge=1.0)
+    stall_seconds: float = Field(60.0, ge=1.0)
+    offset_reset: OffsetReset = "earliest"
 
 
 class ConstitutionSettings(Section):

@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from ares_stream.errors import BrokerError, TopicError
 from ares_stream.records.topics import ActualTopic, TopicSpec
 from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.faults import client_faults
 
 ADMIN_SECONDS: Final = 30.0
 """Bounds a whole command: aiokafka waits for ever for a controller that never answers."""
@@ -25,9 +26,10 @@ _UNKNOWN_TOPIC: Final = 3
 async def _admin(connection: KafkaConnection, seconds: float) -> AsyncIterator[AIOKafkaAdminClient]:
     client = AIOKafkaAdminClient(**connection.client_arguments())
     try:
-        async with asyncio.timeout(seconds):
-            await client.start()
-            yield client
+        with client_faults():
+            async with asyncio.timeout(seconds):
+                await client.start()
+                yield client
     except TimeoutError:
         raise BrokerError(
             f"Kafka at {connection.bootstrap} did not answer within {seconds:.0f} s"

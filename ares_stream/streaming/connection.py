@@ -8,8 +8,17 @@ import re
 import ssl
 from pathlib import Path
 from typing import Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from ares_stream.errors import SettingsError
 from ares_stream.files import read_secret
@@ -28,10 +37,20 @@ class KafkaConnection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bootstrap: str = Field("127.0.0.1:9092", min_length=1)
-    protocol: Literal["PLAINTEXT", "SSL", "SASL_SSL"] = "PLAINTEXT"
+    protocol: Literal["PLAINTEXT", "SSL", "SASL_SSL", "SASL_PLAINTEXT"] = "PLAINTEXT"
     allow_plaintext: bool = False
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = "SCRAM-SHA-512"
+    """Of SASL."""
     username: str | None = None
+    """For PLAIN and SCRAM."""
     password_file: Path | None = None
+    token_file: Path | None = None
+    """For OAUTHBEARER: a token that somebody else renews, read at each connection."""
+    token_endpoint: str | None = None
+    """For OAUTHBEARER: where client credentials are given for a token."""
+    token_client_id: str | None = None
+    token_client_secret_file: Path | None = None
+    token_scope: str | None = None
     ca_file: Path | None = None
     certificate_file: Path | None = None
     key_file: Path | None = None
@@ -50,20 +69,42 @@ class KafkaConnection(BaseModel):
                 )
         return ",".join(servers)
 
+    _token_provider: Any = PrivateAttr(default=None)
+
     @model_validator(mode="after")
     def _coherent(self) -> Self:
-        if self.protocol == "PLAINTEXT" and not self.allow_plaintext:
+        if self.protocol.endswith("PLAINTEXT") and not self.allow_plaintext:
             exposed = [host for host in self._hosts() if not _is_loopback(host)]
             if exposed:
                 raise ValueError(
-                    f"PLAINTEXT to {', '.join(exposed)} would send conversations readable over "
-                    "the network; set protocol SSL or SASL_SSL, or allow_plaintext: true"
+                    f"{self.protocol} to {', '.join(exposed)} would send conversations readable "
+                    "over the network; set protocol SSL or SASL_SSL, or allow_plaintext: true"
                 )
-        if self.protocol == "SASL_SSL" and not (self.username and self.password_file):
-            raise ValueError("SASL_SSL needs username and password_file")
+        if self.protocol.startswith("SASL"):
+            self._check_sasl()
         if bool(self.certificate_file) != bool(self.key_file):
             raise ValueError("certificate_file and key_file belong together")
         return self
+
+    def _check_sasl(self) -> None:
+        if self.mechanism != "OAUTHBEARER":
+            if not (self.username and self.password_file):
+                raise ValueError(f"{self.mechanism} needs username and password_file")
+            return
+        if bool(self.token_file) == bool(self.token_endpoint):
+            raise ValueError("OAUTHBEARER needs token_file or token_endpoint, and not both")
+        if self.token_endpoint is None:
+            return
+        if not (self.token_client_id and self.token_client_secret_file):
+            raise ValueError("token_endpoint needs token_client_id and token_client_secret_file")
+        place = urlsplit(self.token_endpoint)
+        if not place.hostname or place.scheme not in ("http", "https"):
+            raise ValueError("token_endpoint is not a URL that begins with https://")
+        if place.scheme == "http" and not _is_loopback(place.hostname):
+            raise ValueError(
+                "token_endpoint: http would send the client's secret readable over the network; "
+                "use https"
+            )
 
     def _hosts(self) -> list[str]:
         found = [_SERVER.fullmatch(server) for server in self.bootstrap.split(",")]
@@ -71,19 +112,48 @@ class KafkaConnection(BaseModel):
 
     def client_arguments(self) -> dict[str, Any]:
         """Keyword arguments for any aiokafka client. Reads the secret files now."""
+        # Settings are read by commands that reach no broker, and aiokafka takes .3 s to import.
+        from ares_stream.streaming.existing import never_create_topics
+
         arguments: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap,
             "security_protocol": self.protocol,
             "request_timeout_ms": REQUEST_TIMEOUT_MS,
         }
-        if self.protocol != "PLAINTEXT":
+        never_create_topics()
+        if self.protocol.endswith("SSL"):
             arguments["ssl_context"] = self._ssl_context()
-        if self.protocol == "SASL_SSL":
-            arguments["sasl_mechanism"] = "SCRAM-SHA-512"
-            arguments["sasl_plain_username"] = self.username
-            password = _secret("kafka.password_file", self.password_file)
-            arguments["sasl_plain_password"] = password.get_secret_value() if password else None
+        if self.protocol.startswith("SASL"):
+            arguments["sasl_mechanism"] = self.mechanism
+            if self.mechanism == "OAUTHBEARER":
+                arguments["sasl_oauth_token_provider"] = self._tokens()
+            else:
+                password = _secret("kafka.password_file", self.password_file)
+                arguments["sasl_plain_username"] = self.username
+                arguments["sasl_plain_password"] = password.get_secret_value() if password else None
         return arguments
+
+    def _tokens(self) -> Any:
+        """One provider for all clients of this connection: they share its token."""
+        from ares_stream.streaming.tokens import ClientCredentials, FileToken
+
+        if self.token_file is not None:
+            return FileToken(self.token_file)
+        if self._token_provider is None:
+            file = self.token_client_secret_file
+
+            def secret() -> str:
+                value = _secret("kafka.token_client_secret_file", file)
+                return value.get_secret_value() if value else ""
+
+            self._token_provider = ClientCredentials(
+                str(self.token_endpoint),
+                str(self.token_client_id),
+                secret,
+                self.token_scope,
+                ca_file=self.ca_file,
+            )
+        return self._token_provider
 
     def _ssl_context(self) -> ssl.SSLContext:
         # Settings are read by commands that reach no broker, and aiokafka takes .3 s to import.

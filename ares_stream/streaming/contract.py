@@ -9,6 +9,7 @@ from typing import Protocol
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.deadletters import BreakerPolicy
 from ares_stream.streaming.records import InboundRecord, Outcome
+from ares_stream.streaming.resume import OffsetLoss, OffsetReset
 
 
 class Handler(Protocol):
@@ -35,6 +36,21 @@ class ProcessorPolicy:
     commit_seconds: float = 0.25
     transaction_seconds: float = 30.0
     drain_seconds: float = 25.0
+    session_seconds: float = 9.0
+    """A process that is silent this long loses its partitions; nine heartbeats may be late. It
+    bounds how long the partitions of a killed process stand still."""
+    heartbeat_seconds: float = 1.0
+    rebalance_seconds: float = 60.0
+    """Time to finish open transactions before partitions move."""
+    poll_interval_seconds: float = 300.0
+    """A handler that takes longer for what is in flight counts as stuck."""
+    metadata_seconds: float = 30.0
+    """A new partition is read within this."""
+    stall_seconds: float = 60.0
+    """Work that moves nothing for this long is told by readiness; twice as long, and the session
+    is made anew."""
+    offset_reset: OffsetReset = "earliest"
+    """Where a partition is read on whose committed offset its log does not hold."""
     fetch_bytes: int = 8 << 20
     partition_fetch_bytes: int = 4 << 20
     """A larger record comes too, alone (KIP-74)."""
@@ -71,8 +87,8 @@ class ProcessorObserver:
     def revoked(self, topic: str, partition: int) -> None:
         """A partition is no longer processed here."""
 
-    def skipped(self, topic: str, partition: int, records: int) -> None:
-        """Offsets that retention deleted before they were read here: they were never handled."""
+    def lost(self, loss: OffsetLoss) -> None:
+        """The log of a partition does not hold its committed offset."""
 
     def breaker(self, reason: str) -> None:
         """Too much was refused; processing stops."""

@@ -20,6 +20,7 @@ from ares_stream.errors import BrokerError, InputError, StreamError
 from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.publisher import MAX_REQUEST_BYTES, end_producer, retrieve
 from ares_stream.streaming.reader import POLL_MS, inbound
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
@@ -56,8 +57,9 @@ class Journal:
             max_request_size=MAX_REQUEST_BYTES,
         )
         try:
-            async with asyncio.timeout(OPEN_SECONDS):
-                await self._producer.start()
+            with client_faults():
+                async with asyncio.timeout(OPEN_SECONDS):
+                    await self._producer.start()
         except (KafkaError, OSError, TimeoutError) as error:
             await self._end()
             raise self._explained(error) from error
@@ -81,20 +83,21 @@ class Journal:
         if producer is None:
             raise BrokerError(f"{self._name}: the journal is not open")
         try:
-            async with asyncio.timeout(TRANSACTION_SECONDS), producer.transaction():
-                sent: list[asyncio.Future[Any]] = []
-                for record in records:
-                    future = await producer.send(
-                        record.topic,
-                        value=record.value,
-                        key=record.key,
-                        headers=list(record.headers),
-                        timestamp_ms=record.timestamp_ms,
-                    )
-                    future.add_done_callback(retrieve)
-                    sent.append(future)
-                # A commit after a failed send would succeed without it.
-                await asyncio.gather(*sent)
+            with client_faults():
+                async with asyncio.timeout(TRANSACTION_SECONDS), producer.transaction():
+                    sent: list[asyncio.Future[Any]] = []
+                    for record in records:
+                        future = await producer.send(
+                            record.topic,
+                            value=record.value,
+                            key=record.key,
+                            headers=list(record.headers),
+                            timestamp_ms=record.timestamp_ms,
+                        )
+                        future.add_done_callback(retrieve)
+                        sent.append(future)
+                    # A commit after a failed send would succeed without it.
+                    await asyncio.gather(*sent)
         except (KafkaError, OSError, TimeoutError) as error:
             raise self._explained(error) from error
 
@@ -127,15 +130,16 @@ async def follow(
         isolation_level="read_committed",
     )
     try:
-        async with asyncio.timeout(FOLLOW_SECONDS):
-            await consumer.start()
-        consumer.assign([TopicPartition(item.topic, item.partition) for item in ranges])
-        for item in ranges:
-            consumer.seek(TopicPartition(item.topic, item.partition), item.end)
-        while True:
-            for records in (await consumer.getmany(timeout_ms=POLL_MS)).values():
-                for record in records:
-                    yield inbound(record)
+        with client_faults():
+            async with asyncio.timeout(FOLLOW_SECONDS):
+                await consumer.start()
+            consumer.assign([TopicPartition(item.topic, item.partition) for item in ranges])
+            for item in ranges:
+                consumer.seek(TopicPartition(item.topic, item.partition), item.end)
+            while True:
+                for records in (await consumer.getmany(timeout_ms=POLL_MS)).values():
+                    for record in records:
+                        yield inbound(record)
     except (KafkaError, OSError, TimeoutError) as error:
         raise BrokerError(
             f"Kafka at {connection.bootstrap}: {type(error).__name__}: {error}"
@@ -155,11 +159,12 @@ async def group_lag(connection: KafkaConnection, group: str, topics: Sequence[st
         **connection.client_arguments(), group_id=group, enable_auto_commit=False
     )
     try:
-        async with asyncio.timeout(FOLLOW_SECONDS):
-            await consumer.start()
-            starts = await consumer.beginning_offsets(partitions)
-            ends = await consumer.end_offsets(partitions)
-            committed = {item: await consumer.committed(item) for item in partitions}
+        with client_faults():
+            async with asyncio.timeout(FOLLOW_SECONDS):
+                await consumer.start()
+                starts = await consumer.beginning_offsets(partitions)
+                ends = await consumer.end_offsets(partitions)
+                committed = {item: await consumer.committed(item) for item in partitions}
     except (KafkaError, OSError, TimeoutError) as error:
         raise BrokerError(
             f"Kafka at {connection.bootstrap}: {type(error).__name__}: {error}"

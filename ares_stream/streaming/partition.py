@@ -33,6 +33,7 @@ from aiokafka.errors import (
 from ares_stream.errors import BrokerError, StreamError
 from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.deadletters import dead_letter
+from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.publisher import end_producer, retrieve
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 from ares_stream.streaming.watermark import Watermark
@@ -44,9 +45,9 @@ CLOSE_SECONDS: Final = 20.0
 SLOW_COMMIT_SECONDS: Final = 5.0
 """KAFKA-17754: after a commit this slow a late EndTxn could end a later transaction of the same
 epoch, so the producer is replaced, which starts a new epoch."""
-MAX_REOPENINGS: Final = 5
-"""In a row without a commit between them; then the whole session starts anew."""
 REOPEN_PAUSE_SECONDS: Final = 0.2
+MAX_PAUSE_SECONDS: Final = 2.0
+"""A worker opens again and again: the session's watch says when that is no use."""
 MAX_REQUEST_BYTES: Final = 100 << 20
 """A broker's own limit on a request: what is too large for a topic, the topic says. A producer
 with a limit below it would refuse the dead letter of a record that was read."""
@@ -121,8 +122,13 @@ class PartitionWorker:
         self.position = 0
         """The next offset to read."""
         self.highwater = 0
+        self.commits = 0
+        """Transactions committed."""
         self._state = PartitionState.OPENING
         self._committed = 0
+        self._advance_to = 0
+        self._reopening = False
+        self._failure = ""
         self._spec = spec
         self._policy = spec.policy
         self._observer = spec.observer
@@ -149,7 +155,7 @@ class PartitionWorker:
     @property
     def is_open(self) -> bool:
         """Whether records may be added."""
-        return self._state is PartitionState.OPEN
+        return self._state is PartitionState.OPEN and not self._reopening
 
     def _is_closing(self) -> bool:
         return self._state in (PartitionState.CLOSING, PartitionState.CLOSED)
@@ -160,6 +166,17 @@ class PartitionWorker:
                 f"{self.topic}-{self.partition}: {self._state.value} cannot become {state.value}"
             )
         self._state = state
+
+    @property
+    def committed(self) -> int:
+        """The offset after the last one that is settled."""
+        return self._committed
+
+    def missing(self) -> str | None:
+        """Why no record is taken in, if none is."""
+        if self._state is not PartitionState.OPENING:
+            return None
+        return f"{self.topic}-{self.partition} does not open yet{self._failure}"
 
     @property
     def inflight_records(self) -> int:
@@ -191,6 +208,19 @@ class PartitionWorker:
                 self._oldest_ready = time.monotonic()
             self._changed.set()
 
+    def advance(self, position: int) -> None:
+        """Have the group's offset moved to `position` when nothing is in flight before it: behind
+        the last record stand the marker of its transaction and what was aborted, which nobody
+        reads and everybody counts as lag (KEDA#5675)."""
+        if self.is_open and not self._records and position > self._committed:
+            self._advance_to = position
+            self._changed.set()
+
+    def reopen(self) -> None:
+        """Commit what is in flight, then read the committed offset again."""
+        self._reopening = True
+        self._changed.set()
+
     def report_lag(self) -> None:
         """Tell the observer how far the last commit is behind what was written."""
         behind = max(self.highwater, self.position) - self._committed
@@ -200,33 +230,35 @@ class PartitionWorker:
         """Return once nothing is in flight."""
         await self._idle.wait()
 
-    async def close(self) -> None:
-        """Commit what is ready, end the producer. Returns within CLOSE_SECONDS."""
+    async def close(self, *, seconds: float = CLOSE_SECONDS) -> None:
+        """Commit what is ready, end the producer. Returns within `seconds`."""
         if not self._is_closing():
             self._enter(PartitionState.CLOSING)
         self._changed.set()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
+            async with asyncio.timeout(seconds):
                 await self._closed.wait()
 
     async def run(self, seek: Callable[[PartitionWorker], Awaitable[int]]) -> None:
         """Live until `close`. `seek` puts the consumer on the committed offset and returns it.
 
-        Raises PartitionLost when another owner fenced this one, KafkaError when opening fails
-        again and again, and StreamError for what only a person can mend.
+        Raises PartitionLost when another owner fenced this one, and StreamError for what only a
+        person can mend. Whatever else fails is tried again until `close`.
         """
         failures = 0
         owned = False
         try:
             while not self._is_closing():
                 try:
-                    await self._open(seek)
-                    if not owned:
-                        owned = True
-                        self._observer.assigned(self.topic, self.partition)
-                    while await self._due():
-                        await self._commit()
-                        failures = 0
+                    with client_faults():
+                        await self._open(seek)
+                        if not owned:
+                            owned = True
+                            self._observer.assigned(self.topic, self.partition)
+                        while await self._due():
+                            await self._commit()
+                            failures = 0
+                            self._failure = ""
                 except (ProducerFenced, InvalidProducerEpoch) as error:
                     self._observer.transaction("fenced")
                     if self._is_closing():
@@ -239,10 +271,10 @@ class PartitionWorker:
                     ) from error
                 except (KafkaError, OSError, TimeoutError, _Refused) as error:
                     self._observer.transaction(_outcome_of(error))
-                    failures += not isinstance(error, _Refused)
-                    if failures > MAX_REOPENINGS and not self._is_closing():
-                        raise
-                    await asyncio.sleep(REOPEN_PAUSE_SECONDS * failures)
+                    if not isinstance(error, _Refused):
+                        failures += 1
+                        self._failure = f": {type(error).__name__} {error}".rstrip()
+                    await asyncio.sleep(min(MAX_PAUSE_SECONDS, REOPEN_PAUSE_SECONDS * failures))
         finally:
             if self._state is not PartitionState.CLOSED:
                 self._enter(PartitionState.CLOSED)
@@ -257,10 +289,11 @@ class PartitionWorker:
         if self._state is PartitionState.OPEN:
             self._enter(PartitionState.OPENING)
         self.epoch += 1
+        self.highwater = 0
         self._clear()
         await self._start_producer()
         async with asyncio.timeout(OPEN_SECONDS):
-            self.position = self._committed = await seek(self)
+            self.position = self._committed = self._advance_to = await seek(self)
         if not self._is_closing():
             self._enter(PartitionState.OPEN)
 
@@ -291,9 +324,15 @@ class PartitionWorker:
             await end_producer(producer)
 
     async def _due(self) -> bool:
-        """Wait until a batch should be committed; False when closing and none is ready."""
+        """Wait until there is something to commit; False when closing or opening again, and none
+        is ready."""
         while True:
             ready = self._watermark.ready
+            if self._reopening and not self._records:
+                self._reopening = False
+                return False
+            if not self._records and self._advance_to > self._committed and not self._is_closing():
+                return True
             if ready and (self._is_closing() or ready >= self._policy.commit_records):
                 return True
             if self._is_closing():
@@ -313,10 +352,10 @@ class PartitionWorker:
         """One transaction: outputs, dead letters and the offset after them."""
         single = bool(self._records) and min(self._records) <= self._singly_until
         batch = self._watermark.take(1 if single else self._policy.commit_records)
+        end = batch[-1][0] + 1 if batch else self._advance_to
         if not self._watermark.ready:
             self._oldest_ready = None
         outputs = self._outputs(batch)
-        last = batch[-1][0]
         started = time.monotonic()
         async with asyncio.timeout(self._policy.transaction_seconds):
             assert self._producer is not None  # noqa: S101 - the worker is open
@@ -325,14 +364,14 @@ class PartitionWorker:
             await self._send(outputs, batch)
             self._observer.step("sent")
             await self._producer.send_offsets_to_transaction(
-                {TopicPartition(self.topic, self.partition): last + 1}, self._spec.group
+                {TopicPartition(self.topic, self.partition): end}, self._spec.group
             )
             self._observer.step("offsets")
             committing = time.monotonic()
             await self._producer.commit_transaction()
             self._observer.step("committed")
         ended = time.monotonic()
-        self._settle(batch, ended - started)
+        self._settle(batch, end, ended - started)
         if ended - committing > SLOW_COMMIT_SECONDS:
             await self._start_producer()
 
@@ -402,7 +441,7 @@ class PartitionWorker:
             self._refused[first] = Rejection("publish", reason)
         raise _Refused from error
 
-    def _settle(self, batch: Sequence[tuple[int, Outcome]], seconds: float) -> None:
+    def _settle(self, batch: Sequence[tuple[int, Outcome]], end: int, seconds: float) -> None:
         notes: list[object] = []
         for offset, outcome in batch:
             self._bytes -= self._records.pop(offset).size
@@ -414,7 +453,8 @@ class PartitionWorker:
         self._observer.settled(notes)
         self._observer.transaction("committed")
         self._observer.committed(self.topic, self.partition, len(batch), seconds)
-        self._committed = batch[-1][0] + 1
+        self.commits += 1
+        self._committed = end
         self.report_lag()
         if not self._records:
             self._idle.set()

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from ares_stream.errors import BreakerOpen
+from ares_stream.errors import BreakerOpen, BrokerError
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.contract import (
@@ -29,9 +30,12 @@ from ares_stream.streaming.contract import (
     SessionSpec,
 )
 from ares_stream.streaming.deadletters import Breaker
+from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.patience import Patience
+from ares_stream.streaming.resume import OffsetLoss
 from ares_stream.streaming.session import PASSING, Session
 
+MAX_NOTES: Final = 20
 BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -76,6 +80,7 @@ class Processor:
         )
         self._output_topics = tuple(output_topics)
         self._patience = patience or Patience()
+        self._losses: deque[OffsetLoss] = deque(maxlen=MAX_NOTES)
         self._breaker = Breaker(self._spec.policy.breaker)
         self._stopping = asyncio.Event()
         self._session: Session | None = None
@@ -92,8 +97,8 @@ class Processor:
         return self._patience.reason or "no session with Kafka yet"
 
     def notes(self) -> tuple[str, ...]:
-        """What an operator should know although it works."""
-        return ()
+        """What an operator should know although it works: the latest losses of offsets."""
+        return tuple(map(str, self._losses))
 
     def stop(self) -> None:
         """Read no more; `run` commits what is in flight and returns. Safe in a signal handler."""
@@ -101,11 +106,15 @@ class Processor:
 
     async def run(self) -> None:
         """Process until `stop`. See the class for what it raises."""
-        await self._check_topics()
         failures = 0
+        checked = False
         while not self._stopping.is_set():
             try:
-                await self._run_session()
+                if not checked:
+                    await self._check_topics()
+                    checked = True
+                with client_faults():
+                    await self._run_session()
             except PASSING as error:
                 failures = 1 if self._patience.reason is None else failures + 1
                 where = self._spec.connection.bootstrap
@@ -120,7 +129,11 @@ class Processor:
 
     async def _run_session(self) -> None:
         session = Session(
-            self._spec, stopping=self._stopping, judge=self._judge, patience=self._patience
+            self._spec,
+            stopping=self._stopping,
+            judge=self._judge,
+            patience=self._patience,
+            losses=self._losses,
         )
         self._session = session
         try:
@@ -139,7 +152,10 @@ class Processor:
             )
 
     async def _check_topics(self) -> None:
-        await count_partitions(
-            self._spec.connection,
-            [*self._spec.topics, *self._output_topics, self._spec.deadletter_topic],
-        )
+        try:
+            await count_partitions(
+                self._spec.connection,
+                [*self._spec.topics, *self._output_topics, self._spec.deadletter_topic],
+            )
+        except BrokerError as error:
+            raise ConnectionError(str(error)) from error

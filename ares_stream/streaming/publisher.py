@@ -19,6 +19,7 @@ from aiokafka.errors import (
 
 from ares_stream.errors import BrokerError, InputError, TopicError
 from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.records import OutboundRecord
 
 PUBLISH_SECONDS: Final = 30.0
@@ -65,8 +66,9 @@ class Publisher:
         take, BrokerError when Kafka fails or does not answer within the publisher's deadline.
         """
         try:
-            async with asyncio.timeout(self._seconds):
-                await self._send(records)
+            with client_faults():
+                async with asyncio.timeout(self._seconds):
+                    await self._send(records)
         except BaseException as error:
             # A failed batch has used its sequence numbers: this producer can send no more.
             await self.aclose()

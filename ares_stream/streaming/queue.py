@@ -18,10 +18,13 @@ from aiokafka.errors import IllegalStateError, KafkaError
 from ares_stream.errors import BrokerError
 from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.faults import client_faults
 
 SESSION_TIMEOUT_MS: Final = 30_000
 NEVER_MS: Final = 2**31 - 1
 """The consumer fetches nothing, so how long it fetched nothing says nothing of its health."""
+METADATA_MS: Final = 30_000
+"""A new partition is waited on within this."""
 KAFKA_SECONDS: Final = 15.0
 """For one request: aiokafka repeats some for ever while a group rebalances."""
 
@@ -50,20 +53,22 @@ class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
             isolation_level="read_committed",
             session_timeout_ms=SESSION_TIMEOUT_MS,
             max_poll_interval_ms=NEVER_MS,
+            metadata_max_age_ms=METADATA_MS,
         )
 
     async def start(self) -> None:
         """Join the group."""
         try:
-            async with asyncio.timeout(KAFKA_SECONDS):
-                await self._consumer.start()
+            with client_faults():
+                async with asyncio.timeout(KAFKA_SECONDS):
+                    await self._consumer.start()
         except (KafkaError, OSError, TimeoutError) as error:
             raise self._failed(error) from error
         self._consumer.subscribe([self._topic], listener=self)
 
     async def stop(self) -> None:
         """Leave the group; a broker that is gone is not waited for."""
-        with contextlib.suppress(KafkaError, OSError, TimeoutError):
+        with contextlib.suppress(KafkaError, OSError, TimeoutError), client_faults():
             async with asyncio.timeout(KAFKA_SECONDS):
                 await self._consumer.stop()
 
@@ -73,20 +78,17 @@ class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
         if not partitions:
             return []
         try:
-            async with asyncio.timeout(KAFKA_SECONDS):
-                stable = await self._consumer.end_offsets(partitions)
-                first = await self._consumer.beginning_offsets(partitions)
-                return [
-                    Waiting(
-                        item.partition,
-                        await self._consumer.committed(item) or 0,
-                        first[item],
-                        stable[item],
-                    )
-                    for item in partitions
-                ]
+            with client_faults():
+                async with asyncio.timeout(KAFKA_SECONDS):
+                    stable = await self._consumer.end_offsets(partitions)
+                    first = await self._consumer.beginning_offsets(partitions)
+                    committed = [await self._consumer.committed(item) or 0 for item in partitions]
         except (KafkaError, OSError, TimeoutError) as error:
             raise self._failed(error) from error
+        return [
+            Waiting(item.partition, done, first[item], stable[item])
+            for item, done in zip(partitions, committed, strict=True)
+        ]
 
     async def commit(self, ranges: Sequence[OffsetRange]) -> None:
         """Settle what lies before the ends of the ranges, of partitions that are still ours."""
@@ -96,8 +98,9 @@ class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
         if not offsets:
             return
         try:
-            async with asyncio.timeout(KAFKA_SECONDS):
-                await self._consumer.commit(offsets)
+            with client_faults():
+                async with asyncio.timeout(KAFKA_SECONDS):
+                    await self._consumer.commit(offsets)
         except (KafkaError, IllegalStateError, OSError, TimeoutError) as error:
             raise self._failed(error) from error
 

@@ -20,6 +20,7 @@ from ares_stream.errors import BrokerError, ReadError, TopicError
 from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.records import InboundRecord
 
 POLL_MS: Final = 200
@@ -46,9 +47,10 @@ async def _consumer(
         isolation_level=isolation,
     )
     try:
-        async with asyncio.timeout(STALL_SECONDS):
-            await consumer.start()
-        yield consumer
+        with client_faults():
+            async with asyncio.timeout(STALL_SECONDS):
+                await consumer.start()
+            yield consumer
     except OffsetOutOfRangeError as error:
         raise ReadError(f"truncated while it was read: {error}") from error
     except (KafkaError, OSError, TimeoutError) as error:

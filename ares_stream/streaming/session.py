@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from ares_stream.errors import StreamError, root_cause
 from ares_stream.streaming.contract import SessionSpec
+from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.partition import PartitionLost, PartitionWorker
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.reader import inbound
 from ares_stream.streaming.records import InboundRecord, Outcome, Rejection
+from ares_stream.streaming.resume import OffsetLoss, resume
+from ares_stream.streaming.watch import Watch
 
-HEARTBEAT_MS: Final = 3_000
-SESSION_TIMEOUT_MS: Final = 30_000
-"""A process that is silent this long loses its partitions; ten heartbeats may be late."""
-REBALANCE_TIMEOUT_MS: Final = 60_000
-"""Time to finish open transactions before partitions move; aiokafka would take the session's."""
-MAX_POLL_INTERVAL_MS: Final = 300_000
-"""A handler that takes longer for what is in flight counts as stuck."""
+_log = logging.getLogger(__name__)
 POLL_MS: Final = 200
+START_SECONDS: Final = 30.0
+SEEK_SECONDS: Final = 3.0
+"""A broker that comes back may for a moment know less of its log than it has."""
+STOP_SECONDS: Final = 5.0
+"""After the drain: for what hangs on a broker that is gone."""
+MAX_IDLE_SHARE: Final = 0.25
+"""Of the poll interval: then a member that has nothing to read shows itself."""
+NOBODY: Final = TopicPartition("", -1)
+"""Asking for it fetches nothing and counts as a poll."""
 PASSING: Final = (KafkaError, PartitionLost, OSError, TimeoutError)
 """What a new session may mend."""
 
@@ -50,19 +57,24 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         stopping: asyncio.Event,
         judge: Callable[[bool], None],
         patience: Patience,
+        losses: deque[OffsetLoss],
     ) -> None:
         self._spec = spec
         self._policy = spec.policy
         self._observer = spec.observer
         self._stopping = stopping
         self._judge = judge
-        self._patience = patience
+        self._losses = losses
         self._workers: dict[TopicPartition, PartitionWorker] = {}
         self._pending: deque[_Item] = deque()
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
+        self._living: set[asyncio.Task[None]] = set()
         self._polling = True
+        self._joined = False
+        self._polled = 0.0
+        self._settled: dict[TopicPartition, int] = {}
         # Values stay bytes: a deserializer that raises makes getmany return nothing for ever.
         # The three defaults of aiokafka that lose or invent records are set right here.
         self._consumer = AIOKafkaConsumer(
@@ -70,14 +82,25 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             group_id=spec.group,
             group_instance_id=spec.group_instance_id,
             enable_auto_commit=False,
-            auto_offset_reset="earliest",
+            # A position that the log does not hold is ours to judge, never skipped in silence.
+            auto_offset_reset="none",
             isolation_level="read_committed",
-            session_timeout_ms=SESSION_TIMEOUT_MS,
-            heartbeat_interval_ms=HEARTBEAT_MS,
-            rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
-            max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
+            session_timeout_ms=int(spec.policy.session_seconds * 1000),
+            heartbeat_interval_ms=int(spec.policy.heartbeat_seconds * 1000),
+            rebalance_timeout_ms=int(spec.policy.rebalance_seconds * 1000),
+            max_poll_interval_ms=int(spec.policy.poll_interval_seconds * 1000),
+            metadata_max_age_ms=int(spec.policy.metadata_seconds * 1000),
             fetch_max_bytes=spec.policy.fetch_bytes,
             max_partition_fetch_bytes=spec.policy.partition_fetch_bytes,
+        )
+
+        self._watch = Watch(
+            spec,
+            self._consumer,
+            self._workers,
+            buffered=self._is_buffered,
+            has_joined=lambda: self._joined,
+            patience=patience,
         )
 
     def open_partitions(self) -> tuple[tuple[str, int], ...]:
@@ -87,13 +110,15 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         )
 
     def missing(self) -> str | None:
-        """What keeps it from reading and committing now; None while nothing does."""
-        return None
+        """What keeps it from reading and committing now; None while nothing does. A member
+        without partitions is a standby, and lacks nothing."""
+        return self._watch.missing()
 
     async def run(self) -> None:
         """Read until the processor stops, then drain. Raises the one error that ended it."""
         try:
-            await self._consumer.start()
+            if not await self._started():
+                return
             async with asyncio.TaskGroup() as tasks:
                 await self._work_until_stopped(tasks)
         except BaseExceptionGroup as group:
@@ -101,9 +126,28 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             raise root_cause(group, PASSING) from group
         finally:
             # A consumer that cannot say goodbye must not hold up the next session.
-            with contextlib.suppress(KafkaError, OSError, TimeoutError):
-                async with asyncio.timeout(10):
+            with contextlib.suppress(KafkaError, OSError, TimeoutError), client_faults():
+                async with asyncio.timeout(STOP_SECONDS):
                     await self._consumer.stop()
+
+    async def _started(self) -> bool:
+        """Connect, unless the processor stops first."""
+        start = asyncio.create_task(self._start_consumer(), name="start")
+        stop = asyncio.create_task(self._stopping.wait(), name="stop")
+        try:
+            await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if start.done():
+                start.result()
+            return start.done()
+        finally:
+            for task in (start, stop):
+                task.cancel()
+            await asyncio.gather(start, stop, return_exceptions=True)
+
+    async def _start_consumer(self) -> None:
+        with client_faults():
+            async with asyncio.timeout(START_SECONDS):
+                await self._consumer.start()
 
     async def _work_until_stopped(self, tasks: asyncio.TaskGroup) -> None:
         self._tasks = tasks
@@ -113,6 +157,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             for number in range(self._policy.concurrency)
         ]
         poll = tasks.create_task(self._poll(), name="poll")
+        watch = tasks.create_task(self._watch.run(), name="watch")
         await self._stopping.wait()
         deadline = asyncio.get_running_loop().time() + self._policy.drain_seconds
         self._polling = False
@@ -121,9 +166,13 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         await asyncio.wait({poll}, timeout=self._policy.drain_seconds)
         poll.cancel()
         await self._drain(deadline)
-        for task in handlers:
+        for task in (*handlers, watch):
             task.cancel()
-        await asyncio.gather(*(worker.close() for worker in self._workers.values()))
+        await asyncio.gather(
+            *(worker.close(seconds=STOP_SECONDS) for worker in self._workers.values())
+        )
+        for task in self._living:  # They hang on a broker that is gone.
+            task.cancel()
         self._workers.clear()
 
     # Reading
@@ -138,13 +187,45 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_MS / 1000):
                         await self._room.wait()
+                await self._stay_in_group()
                 continue
             # Never cancelled, since a cancelled getmany blinds the poll-interval check; and
             # asked for ready partitions instead of pausing, which would drop their buffers.
             limit = max(1, self._policy.inflight_records - self._records())
-            batches = await self._consumer.getmany(*ready, timeout_ms=POLL_MS, max_records=limit)
+            try:
+                with client_faults():
+                    batches = await self._consumer.getmany(
+                        *ready, timeout_ms=POLL_MS, max_records=limit
+                    )
+            except OffsetOutOfRangeError as error:
+                self._reopen(error)
+                continue
+            self._polled = asyncio.get_running_loop().time()
             for partition, records in batches.items():
                 self._accept(partition, records)
+
+    async def _stay_in_group(self) -> None:
+        """A member that polls nothing is thrown out of the group: one without partitions, or
+        whose partitions do not open. One that is stuck with what it has is not spared."""
+        now = asyncio.get_running_loop().time()
+        patient = self._policy.poll_interval_seconds * MAX_IDLE_SHARE
+        if not self._records() and now - self._polled >= patient:
+            self._polled = now
+            with client_faults():
+                await self._consumer.getmany(NOBODY, timeout_ms=0)
+
+    def _reopen(self, error: OffsetOutOfRangeError) -> None:
+        """The log no longer holds the position: what is in flight is committed first, then the
+        worker looks where to go on."""
+        assert self._tasks is not None  # noqa: S101 - polling comes after the group is open
+        for partition in error.args[0]:
+            worker = self._workers.get(partition)
+            if worker is not None:
+                worker.reopen()
+
+    def _is_buffered(self, partition: TopicPartition) -> bool:
+        """Whether records of a partition were fetched that its worker does not know yet."""
+        return False
 
     def _accept(self, partition: TopicPartition, records: Sequence[Any]) -> None:
         worker = self._workers.get(partition)
@@ -237,6 +318,8 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         """A worker for each."""
         # First of all and without an await: aiokafka fetches before this returns.
         self._consumer.pause(*assigned)
+        self._joined = True
+        self._polled = asyncio.get_running_loop().time()
         assert self._tasks is not None  # noqa: S101 - subscribe comes after the group is open
         for partition in assigned:
             worker = PartitionWorker(
@@ -247,30 +330,48 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
                 room=self._made_room,
             )
             self._workers[partition] = worker
-            self._tasks.create_task(
+            life = self._tasks.create_task(
                 worker.run(self._seek), name=f"partition {partition.topic}-{partition.partition}"
             )
+            self._living.add(life)
+            life.add_done_callback(self._living.discard)
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         """Their workers commit what is ready and end before the group goes on."""
+        self._joined = False
         leaving = [self._workers.pop(tp) for tp in revoked if tp in self._workers]
         await asyncio.gather(*(worker.close() for worker in leaving))
+        for worker in leaving:
+            self._settled[TopicPartition(worker.topic, worker.partition)] = worker.committed
         self._report()
 
     async def _seek(self, worker: PartitionWorker) -> int:
         """Put the consumer on the worker's committed offset; returns that offset."""
         partition = TopicPartition(worker.topic, worker.partition)
         self._consumer.pause(partition)
-        committed = await self._consumer.committed(partition)
-        beginning = (await self._consumer.beginning_offsets([partition]))[partition]
-        if committed is not None and committed < beginning:
-            # aiokafka would go on at the beginning and tell nobody.
-            self._observer.skipped(worker.topic, worker.partition, beginning - committed)
-        committed = max(committed or 0, beginning)
-        self._consumer.seek(partition, committed)
+        committed: int | None = await self._consumer.committed(partition)
+        if committed is None:
+            # A topic that is deleted takes the group's offsets with it.
+            committed = max(worker.committed, self._settled.get(partition, 0)) or None
+        deadline = asyncio.get_running_loop().time() + SEEK_SECONDS
+        while True:
+            beginning = (await self._consumer.beginning_offsets([partition]))[partition]
+            end = (await self._consumer.end_offsets([partition]))[partition]
+            known = committed is None or committed <= end
+            if known or asyncio.get_running_loop().time() > deadline:
+                break
+            await asyncio.sleep(SEEK_SECONDS / 10)
+        offset, loss = resume(
+            worker.topic, worker.partition, committed, beginning, end, self._policy.offset_reset
+        )
+        if loss is not None:
+            _log.error("%s", loss)
+            self._losses.append(loss)
+            self._observer.lost(loss)
+        self._consumer.seek(partition, offset)
         self._consumer.resume(partition)
         self._room.set()
-        return int(committed)
+        return offset
 
     async def _drain(self, deadline: float) -> None:
         """Wait until all that was read is committed, or the deadline (loop time) has passed."""

@@ -15,6 +15,7 @@ from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.contract import ProcessorObserver, ProcessorPolicy
 from ares_stream.streaming.deadletters import BreakerPolicy
+from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
@@ -93,7 +94,10 @@ class Stage:
             await publisher.publish(records)
 
     def processor(
-        self, observer: ProcessorObserver, policy: ProcessorPolicy | None = None
+        self,
+        observer: ProcessorObserver,
+        policy: ProcessorPolicy | None = None,
+        patience: Patience | None = None,
     ) -> Processor:
         return Processor(
             self.connection,
@@ -105,6 +109,7 @@ class Stage:
             id_prefix=self.prefix,
             policy=policy,
             observer=observer,
+            patience=patience,
         )
 
     async def read(self, topic: str) -> list[InboundRecord]:
@@ -273,5 +278,5 @@ async def test_a_missing_topic_is_named(kafka: str, prefix: str) -> None:
 
 async def test_an_unreachable_broker_is_named() -> None:
     stage = Stage("127.0.0.1:1", "nowhere-")
-    with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1"):
-        await stage.processor(Counting()).run()
+    with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1: .*no progress for 1 s"):
+        await stage.processor(Counting(), patience=Patience(1.0)).run()

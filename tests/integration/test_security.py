@@ -1,21 +1,21 @@
-"""The processor over mutual TLS and over SASL_SSL with SCRAM-SHA-512, and who is kept out."""
+"""The processor over every way to authenticate that the settings know, and who is kept out."""
 
 import asyncio
-import ipaddress
-import subprocess
+import base64
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from ares_stream.errors import BrokerError
-from ares_stream.processes import broker as embedded
 from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
@@ -24,130 +24,90 @@ from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome
+from tests.support.secured import PASSWORD, USER, SecuredBroker, free_ports, unsecured_token
 
 pytestmark = pytest.mark.kafka
 
 RECORDS = 50
-USER, PASSWORD = "ares", "hunter2"
-
-
-def certificates(folder: Path) -> None:
-    """ca.pem, and NAME.pem with NAME.key for server and client, all for 127.0.0.1."""
-    now = datetime.now(UTC)
-
-    def issue(
-        name: str, signer: ec.EllipticCurvePrivateKey | None, *, authority: bool = False
-    ) -> ec.EllipticCurvePrivateKey:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")]))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(minutes=5))
-            .not_valid_after(now + timedelta(days=1))
-            .add_extension(x509.BasicConstraints(authority, None), critical=True)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-                critical=False,
-            )
-            .sign(signer or key, hashes.SHA256())
-        )
-        (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        (folder / f"{name}.key").write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-        return key
-
-    authority_key = issue("ca", None, authority=True)
-    for name in ("server", "client"):
-        issue(name, authority_key)
-
-
-class SecuredBroker(embedded.EmbeddedBroker):
-    """The embedded broker with two more listeners: SASL_SSL, and SSL that asks for a
-    certificate."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._folder = folder
-        sasl, tls = embedded._free_ports(2)
-        self.sasl, self.tls = f"127.0.0.1:{sasl}", f"127.0.0.1:{tls}"
-
-    def _properties(self, node: embedded._Node) -> str:
-        keystore = self._folder / "keystore.pem"
-        keystore.write_bytes(
-            (self._folder / "server.key").read_bytes() + (self._folder / "server.pem").read_bytes()
-        )
-        lines = []
-        for line in super()._properties(node).splitlines():
-            if line.startswith(("listeners=", "advertised.listeners=")):
-                line += f",SASL_SSL://{self.sasl},SSL://{self.tls}"
-            elif line.startswith("listener.security.protocol.map="):
-                line += ",SASL_SSL:SASL_SSL,SSL:SSL"
-            lines.append(line)
-        return "\n".join(
-            [
-                *lines,
-                "inter.broker.listener.name=PLAINTEXT",
-                "sasl.enabled.mechanisms=SCRAM-SHA-512",
-                "listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config="
-                "org.apache.kafka.common.security.scram.ScramLoginModule required;",
-                "ssl.keystore.type=PEM",
-                f"ssl.keystore.location={keystore}",
-                "ssl.truststore.type=PEM",
-                f"ssl.truststore.location={self._folder / 'ca.pem'}",
-                "listener.name.ssl.ssl.client.auth=required",
-                "",
-            ]
-        )
-
-    def add_user(self, name: str, password: str) -> None:
-        """Give a SCRAM user its password, with Kafka's own tool."""
-        subprocess.run(
-            [
-                *self._java,
-                "kafka.admin.ConfigCommand",
-                *("--bootstrap-server", self.bootstrap, "--alter"),
-                *("--entity-type", "users", "--entity-name", name),
-                *("--add-config", f"SCRAM-SHA-512=[password={password}]"),
-            ],
-            check=True,
-            capture_output=True,
-            timeout=60,
-        )
 
 
 @dataclass(frozen=True)
 class Ways:
-    """Two ways in, and three that must stay shut."""
+    """Ways in, and those that must stay shut."""
 
-    scram: KafkaConnection
-    mutual_tls: KafkaConnection
+    open: dict[str, KafkaConnection]
     shut: dict[str, KafkaConnection]
 
 
+OPEN = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "token file", "token endpoint", "mutual TLS")
+SHUT = (
+    *("a wrong password, PLAIN", "a wrong password, SCRAM-SHA-256"),
+    *("a wrong password, SCRAM-SHA-512", "an expired token", "a wrong client secret"),
+    *("no certificate", "an unknown authority"),
+)
+
+
+async def give_token(request: Request) -> JSONResponse:
+    """A token endpoint that knows one client."""
+    form = dict(parse_qsl((await request.body()).decode()))
+    known = base64.b64encode(f"client:{PASSWORD}".encode()).decode()
+    if request.headers.get("authorization") != f"Basic {known}":
+        return JSONResponse({"error": "invalid_client"}, 401)
+    if form.get("grant_type") != "client_credentials" or form.get("scope") != "kafka":
+        return JSONResponse({"error": "invalid_request"}, 400)
+    return JSONResponse({"access_token": unsecured_token(), "expires_in": 600})
+
+
 @pytest.fixture(scope="module")
-def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
+def token_endpoint() -> Iterator[str]:
+    """In a thread of its own, since every test has an event loop of its own."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            Starlette(routes=[Route("/token", give_token, methods=["POST"])]),
+            host="127.0.0.1",
+            port=free_ports(1)[0],
+            log_config=None,
+        )
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    yield f"http://127.0.0.1:{server.config.port}/token"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory: pytest.TempPathFactory, token_endpoint: str) -> Iterator[Ways]:
     folder = tmp_path_factory.mktemp("tls")
-    certificates(folder)
     (folder / "password").write_text(f"{PASSWORD}\n")
     (folder / "wrong").write_text("guess\n")
+    (folder / "token").write_text(unsecured_token())
+    (folder / "expired").write_text(unsecured_token(seconds=-3600.0))
     with SecuredBroker(folder) as broker:
-        broker.add_user(USER, PASSWORD)
-        scram = KafkaConnection(
+        sasl = KafkaConnection(
             bootstrap=broker.sasl,
             protocol="SASL_SSL",
             username=USER,
             password_file=folder / "password",
             ca_file=folder / "ca.pem",
         )
+        by_password = {
+            name: sasl.model_copy(update={"mechanism": name})
+            for name in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+        }
+        bearer = {
+            "bootstrap": broker.sasl,
+            "protocol": "SASL_SSL",
+            "mechanism": "OAUTHBEARER",
+            "ca_file": folder / "ca.pem",
+        }
+        endpoint = {
+            **bearer,
+            "ca_file": folder / "ca.pem",
+            "token_endpoint": token_endpoint,
+            "token_client_id": "client",
+            "token_scope": "kafka",
+        }
         mutual_tls = KafkaConnection(
             bootstrap=broker.tls,
             protocol="SSL",
@@ -155,14 +115,32 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
             certificate_file=folder / "client.pem",
             key_file=folder / "client.key",
         )
-        shut = {
-            "a wrong password": scram.model_copy(update={"password_file": folder / "wrong"}),
-            "no certificate": mutual_tls.model_copy(
-                update={"certificate_file": None, "key_file": None}
-            ),
-            "an unknown authority": scram.model_copy(update={"ca_file": None}),
-        }
-        yield Ways(scram, mutual_tls, shut)
+
+        def of(fields: dict[str, Any], **more: Any) -> KafkaConnection:
+            return KafkaConnection.model_validate({**fields, **more})
+
+        yield Ways(
+            open={
+                **by_password,
+                "token file": of(bearer, token_file=folder / "token"),
+                "token endpoint": of(endpoint, token_client_secret_file=folder / "password"),
+                "mutual TLS": mutual_tls,
+            },
+            shut={
+                **{
+                    f"a wrong password, {name}": way.model_copy(
+                        update={"password_file": folder / "wrong"}
+                    )
+                    for name, way in by_password.items()
+                },
+                "an expired token": of(bearer, token_file=folder / "expired"),
+                "a wrong client secret": of(endpoint, token_client_secret_file=folder / "wrong"),
+                "no certificate": mutual_tls.model_copy(
+                    update={"certificate_file": None, "key_file": None}
+                ),
+                "an unknown authority": sasl.model_copy(update={"ca_file": None}),
+            },
+        )
 
 
 class Echo:
@@ -186,10 +164,10 @@ class Enough(ProcessorObserver):
             self.reached.set()
 
 
-@pytest.mark.parametrize("way", ["scram", "mutual_tls"])
+@pytest.mark.parametrize("way", OPEN)
 async def test_records_go_through_exactly_once(ways: Ways, way: str) -> None:
-    connection: KafkaConnection = getattr(ways, way)
-    topics = [f"{way}.{name}" for name in ("in", "out", "dead")]
+    connection, prefix = ways.open[way], way.replace(" ", "-")
+    topics = [f"{prefix}.{name}" for name in ("in", "out", "dead")]
     await create_topics(connection, [TopicSpec(name, 1, 1) for name in topics])
     async with Publisher(connection) as publisher:
         await publisher.publish(
@@ -198,8 +176,8 @@ async def test_records_go_through_exactly_once(ways: Ways, way: str) -> None:
     observer = Enough()
     processor = Processor(
         connection,
-        service=way,
-        group=way,
+        service=prefix,
+        group=prefix,
         topics=topics[:1],
         handler=Echo(topics[1]),
         deadletter_topic=topics[2],
@@ -215,7 +193,14 @@ async def test_records_go_through_exactly_once(ways: Ways, way: str) -> None:
     assert copied == [b"%d" % number for number in range(RECORDS)]
 
 
-@pytest.mark.parametrize("key", ["a wrong password", "no certificate", "an unknown authority"])
-async def test_who_may_not_come_in_stays_out(ways: Ways, key: str) -> None:
-    with pytest.raises(BrokerError):
-        await create_topics(ways.shut[key], [TopicSpec("intruder", 1, 1)])
+@pytest.mark.parametrize("key", SHUT)
+async def test_who_may_not_come_in_stays_out_and_no_secret_is_told(
+    ways: Ways, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = ways.shut[key]
+    caplog.set_level("INFO")
+    with pytest.raises(BrokerError) as told:
+        await create_topics(connection, [TopicSpec("intruder", 1, 1)])
+    said = f"{told.value} {connection!r} {connection.model_dump_json()} {caplog.text}"
+    for secret in (PASSWORD, "guess", unsecured_token().split(".")[0]):
+        assert secret not in said

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 
 from ares_stream.errors import BrokerError
-from ares_stream.streaming import session
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.contract import ProcessorObserver, ProcessorPolicy
 from ares_stream.streaming.processor import Processor
@@ -80,7 +79,13 @@ async def main(bootstrap: str, prefix: str, instance: str, sabotage: str = "") -
         deadletter_topic=f"{prefix}dead",
         id_prefix=prefix,
         # Many small transactions: many places to die in.
-        policy=ProcessorPolicy(window_records=16, commit_records=20, commit_seconds=0.02),
+        policy=ProcessorPolicy(
+            window_records=16,
+            commit_records=20,
+            commit_seconds=0.02,
+            # The least that a broker allows: a test need not wait for a dead member.
+            session_seconds=float(os.environ.get("COPIER_SESSION_SECONDS", "6")),
+        ),
         observer=observer,
         group_instance_id=instance or None,
     )
@@ -90,9 +95,6 @@ async def main(bootstrap: str, prefix: str, instance: str, sabotage: str = "") -
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
-    # The least that a broker allows: a test need not wait half a minute for a dead member.
-    session.SESSION_TIMEOUT_MS = 6_000  # type: ignore[misc]
-    session.HEARTBEAT_MS = 1_000  # type: ignore[misc]
     try:
         asyncio.run(main(*sys.argv[1:]))
     except BrokerError as error:

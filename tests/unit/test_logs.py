@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterator
@@ -57,6 +58,37 @@ def test_what_is_below_the_level_is_not_written(capsys: pytest.CaptureFixture[st
     logs.get("scorer").info("ready")
     logs.get("scorer").warning("waiting")
     assert [line["event"] for line in lines(capsys)] == ["waiting"]
+
+
+def test_what_a_library_repeats_is_written_once_and_then_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure()
+    now = [0.0]
+    handler = logs.FromLibraries(30.0, lambda: now[0])
+    library = logging.getLogger("aiokafka.client.folded")
+    library.propagate = False
+    library.addHandler(handler)
+    for second in range(70):
+        now[0] = float(second)
+        for _ in range(10):
+            library.error("Unable to connect to node %s", second)
+    library.error("Another line of code has a count of its own")
+    handler.close()
+    said = [(line["event"].rpartition(" ")[2], line.get("repeated")) for line in lines(capsys)]
+    assert said == [("0", None), ("30", 300), ("60", 300), ("own", None), ("69", 99)]
+    library.removeHandler(handler)
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stderr", full)
+        logs.configure()
+        for _ in range(3):
+            logs.get("scorer").error("the disk behind standard error is full", number="x" * 400)
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
 
 
 def test_libraries_log_in_the_same_form_from_warning_up_without_tracebacks(

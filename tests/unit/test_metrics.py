@@ -28,6 +28,7 @@ from ares_stream.records.verdict import (
 )
 from ares_stream.services.metrics import RepairerMetrics, ScorerMetrics
 from ares_stream.services.monitor_metrics import MonitorMetrics
+from ares_stream.streaming.resume import OffsetLoss
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 NOON = datetime(2026, 10, 1, 12, tzinfo=UTC)
@@ -73,7 +74,7 @@ def used(metrics: ScorerMetrics) -> ScorerMetrics:
     metrics.dead_lettered("in", "decode")
     metrics.lag("in", 0, 3)
     metrics.assigned("in", 0)
-    metrics.skipped("in", 0, 5)
+    metrics.lost(OffsetLoss("in", 0, 5, 10, 20, 10))
     metrics.restarted("KafkaConnectionError")
     for stage in ("tokenise", "queue", "infer"):
         metrics.stage(stage, 0.01)

@@ -83,7 +83,7 @@ def test_the_environment_wins_over_the_file_field_by_field(
         ),
         ("scorer: {detection: {harm_threshold: 0.9}}", r"^scorer\.detection: harm_threshold must"),
         ("kafka: {bootstrap: 'k:9092'}", r"^kafka: PLAINTEXT to k .*allow_plaintext: true"),
-        ("kafka: {protocol: SASL_SSL}", r"^kafka: SASL_SSL needs username and password_file"),
+        ("kafka: {protocol: SASL_SSL}", r"^kafka: SCRAM-SHA-512 needs username and password_file"),
         ("- a\n- b", r"^FILE: not a mapping of names to values"),
         ("1: 2", r"^FILE: not a mapping of names to values"),
         ("a: [", r"^FILE:1: not YAML: "),

@@ -26,7 +26,41 @@ def test_plain_text_to_another_machine_is_refused_unless_allowed(host: str) -> N
     [
         ({"protocol": "SASL_SSL"}, "needs username and password_file"),
         ({"protocol": "SSL", "certificate_file": "c.pem"}, "belong together"),
-        ({"protocol": "SASL_PLAINTEXT"}, "Input should be"),
+        ({"protocol": "SASL_PLAINTEXT"}, "needs username and password_file"),
+        ({"protocol": "SASL_SSL", "mechanism": "PLAIN"}, "PLAIN needs username"),
+        ({"protocol": "SASL_SSL", "mechanism": "GSSAPI"}, "Input should be"),
+        (
+            {"protocol": "SASL_PLAINTEXT", "bootstrap": "kafka:1", "username": "a"},
+            "readable over the network",
+        ),
+        ({"protocol": "SASL_SSL", "mechanism": "OAUTHBEARER"}, "token_file or token_endpoint"),
+        (
+            {
+                "protocol": "SASL_SSL",
+                "mechanism": "OAUTHBEARER",
+                "token_file": "t",
+                "token_endpoint": "https://idp/token",
+            },
+            "and not both",
+        ),
+        (
+            {
+                "protocol": "SASL_SSL",
+                "mechanism": "OAUTHBEARER",
+                "token_endpoint": "https://idp/token",
+            },
+            "token_client_id and token_client_secret_file",
+        ),
+        (
+            {
+                "protocol": "SASL_SSL",
+                "mechanism": "OAUTHBEARER",
+                "token_endpoint": "http://idp/token",
+                "token_client_id": "c",
+                "token_client_secret_file": "s",
+            },
+            "use https",
+        ),
         ({"bootstrap": ""}, "at least 1 character"),
         ({"bootstap": "x"}, "Extra inputs"),
     ],

@@ -1,0 +1,71 @@
+"""Where a partition is read on when its committed offset and its log disagree. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from ares_stream.errors import ReadError
+
+OffsetReset: TypeAlias = Literal["earliest", "latest", "stop"]
+"""`earliest` reads all that the log still holds, `latest` only what comes, `stop` asks a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetLoss:
+    """A committed offset that the log does not hold: what lay between was deleted unread, or the
+    log is another one (truncated, restored, its topic made anew)."""
+
+    topic: str
+    partition: int
+    committed: int
+    beginning: int
+    end: int
+    resumed: int
+
+    @property
+    def records(self) -> int:
+        """Offsets that were passed over: never read here, or no longer there."""
+        if self.committed < self.beginning:
+            return self.resumed - self.committed
+        return self.committed - self.end + self.resumed - self.beginning
+
+    def __str__(self) -> str:
+        if self.committed < self.beginning:
+            cause = "retention was faster than the reader"
+        else:
+            cause = "the log was truncated, restored or made anew"
+        return (
+            f"{self.topic}-{self.partition}: committed offset {self.committed}, the log holds "
+            f"{self.beginning} to {self.end}: {cause}; {self.records} offsets are lost, reading "
+            f"goes on at {self.resumed}"
+        )
+
+
+def resume(
+    topic: str,
+    partition: int,
+    committed: int | None,
+    beginning: int,
+    end: int,
+    reset: OffsetReset,
+) -> tuple[int, OffsetLoss | None]:
+    """The offset to read next, and what was lost before it.
+
+    `committed` is None where the group has not committed yet: all that the log holds is read, and
+    nothing is lost. `beginning` and `end` are those of the log, which holds beginning to end - 1.
+    Raises ReadError where something is lost and `reset` is stop.
+    """
+    if committed is None:
+        return beginning, None
+    if beginning <= committed <= end:
+        return committed, None
+    resumed = end if reset == "latest" else beginning
+    loss = OffsetLoss(topic, partition, committed, beginning, end, resumed)
+    if reset == "stop":
+        raise ReadError(
+            f"{topic}-{partition}: committed offset {committed}, but the log holds {beginning} to "
+            f"{end}; set the group's offset with kafka-consumer-groups, or offset_reset to "
+            "earliest or latest"
+        )
+    return resumed, loss

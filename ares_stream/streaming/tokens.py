@@ -1,0 +1,111 @@
+"""Bearer tokens for SASL/OAUTHBEARER: from a file that somebody renews, or from a token endpoint
+by client credentials (RFC 6749, section 4.4)."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import httpx
+from aiokafka.abc import AbstractTokenProvider
+from aiokafka.errors import KafkaError
+
+TOKEN_SECONDS: Final = 10.0
+"""Below the time that a broker gives a client to authenticate (connections.max.reauth aside)."""
+MAX_ANSWER_BYTES: Final = 64 << 10
+DEFAULT_LIFE_SECONDS: Final = 300.0
+"""Of a token whose endpoint does not say."""
+RENEW_SHARE: Final = 0.8
+"""A token is renewed when so much of its life has passed, as Kafka's own clients do."""
+
+
+class FileToken(AbstractTokenProvider):  # type: ignore[misc]
+    """The token in a file, read at each connection: whoever renews it replaces the file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    async def token(self) -> str:
+        """Raises KafkaError where the file cannot be read or is empty."""
+        try:
+            text = (await asyncio.to_thread(self._file.read_text, "ascii")).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise KafkaError(f"kafka.token_file: {self._file}: {type(error).__name__}") from None
+        if not text:
+            raise KafkaError(f"kafka.token_file: {self._file} is empty")
+        return text
+
+
+class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
+    """Tokens of a token endpoint, kept for most of their life. `secret` is read when it is
+    needed, so that it may be rotated."""
+
+    def __init__(
+        self,
+        url: str,
+        client_id: str,
+        secret: Callable[[], str],
+        scope: str | None = None,
+        *,
+        ca_file: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._url = url
+        self._client_id = client_id
+        self._secret = secret
+        self._scope = scope
+        self._ca_file = ca_file
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._kept = ""
+        self._until = float("-inf")
+
+    async def token(self) -> str:
+        """Raises KafkaError where the endpoint gives none; its answer is not quoted."""
+        async with self._lock:
+            if self._clock() >= self._until:
+                await self._renew()
+            return self._kept
+
+    def _trusted(self) -> ssl.SSLContext:
+        """The system's authorities, and the one of the brokers."""
+        context = ssl.create_default_context()
+        if self._ca_file is not None:
+            context.load_verify_locations(self._ca_file)
+        return context
+
+    async def _renew(self) -> None:
+        form = {"grant_type": "client_credentials"}
+        if self._scope:
+            form["scope"] = self._scope
+        try:
+            async with (
+                asyncio.timeout(TOKEN_SECONDS),
+                httpx.AsyncClient(trust_env=False, verify=self._trusted()) as client,
+                client.stream(
+                    "POST", self._url, data=form, auth=(self._client_id, self._secret())
+                ) as answer,
+            ):
+                body = b""
+                async for part in answer.aiter_bytes():
+                    body += part
+                    if len(body) > MAX_ANSWER_BYTES:
+                        raise KafkaError(f"{self._url}: an answer too large for a token")
+                status = answer.status_code
+        except (httpx.HTTPError, OSError, TimeoutError) as error:
+            raise KafkaError(f"kafka.token_endpoint: {self._url}: {type(error).__name__}") from None
+        if status != httpx.codes.OK:
+            raise KafkaError(f"kafka.token_endpoint: {self._url} answers {status}")
+        try:
+            fields = httpx.Response(status, content=body).json()
+            token, life = fields["access_token"], fields.get("expires_in", DEFAULT_LIFE_SECONDS)
+            self._until = self._clock() + RENEW_SHARE * float(life)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise KafkaError(f"kafka.token_endpoint: {self._url} answers without a token") from None
+        if not isinstance(token, str) or not token:
+            raise KafkaError(f"kafka.token_endpoint: {self._url} answers without a token")
+        self._kept = token

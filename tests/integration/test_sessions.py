@@ -1,0 +1,365 @@
+"""Sessions with a real broker: standby, lag, lost offsets, outages, readiness."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
+from confluent_kafka import Consumer as StockConsumer
+from confluent_kafka import TopicPartition as StockPartition
+
+from ares_stream.errors import BrokerError, ReadError, TopicError
+from ares_stream.processes.broker import EmbeddedBroker
+from ares_stream.records.topics import TopicSpec
+from ares_stream.streaming.admin import count_partitions, create_topics, describe_topics
+from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.patience import Patience
+from ares_stream.streaming.publisher import Publisher
+from ares_stream.streaming.reader import snapshot
+from ares_stream.streaming.records import OutboundRecord
+from tests.support.proxy import Proxy
+from tests.support.sessions import Copying, Seen, running, until
+
+pytestmark = pytest.mark.kafka
+
+INIT_PRODUCER_ID = 22
+ADD_PARTITIONS_TO_TXN = 24
+FETCH = 1
+
+
+def stock_lag(copying: Copying, partition: int = 0) -> int:
+    """What a stock tool sees: the group's offset and the log's end, by another client library."""
+    consumer = StockConsumer(
+        {"bootstrap.servers": copying.direct.bootstrap, "group.id": copying.group}
+    )
+    try:
+        place = StockPartition(copying.input, partition)
+        [committed] = consumer.committed([place], timeout=10)
+        _, end = consumer.get_watermark_offsets(place, timeout=10)
+        return int(end - max(0, committed.offset))
+    finally:
+        consumer.close()
+
+
+@contextlib.asynccontextmanager
+async def transactional(copying: Copying):  # type: ignore[no-untyped-def]
+    producer = AIOKafkaProducer(
+        bootstrap_servers=copying.direct.bootstrap, transactional_id=f"{copying.prefix}producer"
+    )
+    await producer.start()
+    try:
+        yield producer
+    finally:
+        await producer.stop()
+
+
+async def test_a_member_without_partitions_stays_in_the_group_and_takes_over(
+    kafka: str, prefix: str
+) -> None:
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    first, second = Seen(), Seen()
+    pair = [copying.processor(seen, poll_interval_seconds=4.0) for seen in (first, second)]
+    async with running(pair[0]), running(pair[1]):
+        await until(lambda: all(item.missing() is None for item in pair))
+        await asyncio.sleep(6.0)  # Longer than the poll interval, in which a standby polls nothing.
+        assert [item.missing() for item in pair] == [None, None]
+        holder = 0 if first.held else 1
+        pair[holder].stop()
+        await until(lambda: not (first, second)[holder].held)
+        await copying.send(3)
+        await until(lambda: (first, second)[1 - holder].records == 3)
+        assert pair[1 - holder].missing() is None
+
+
+async def test_a_drained_partition_has_no_lag_behind_a_transactional_producer(
+    kafka: str, prefix: str
+) -> None:
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    seen = Seen()
+    async with transactional(copying) as producer, running(copying.processor(seen)):
+        for _ in range(3):
+            async with producer.transaction():
+                await producer.send_and_wait(copying.input, b"value")
+        await until(lambda: seen.records == 3)
+        await until(lambda: seen.lags.get(0) == 0)
+        assert await asyncio.to_thread(stock_lag, copying) == 0
+        with contextlib.suppress(RuntimeError):
+            async with producer.transaction():
+                await producer.send_and_wait(copying.input, b"aborted")
+                raise RuntimeError
+        ends = await asyncio.to_thread(stock_lag, copying)
+        await until(lambda: seen.lags.get(0) == 0)
+        async with asyncio.timeout(20):
+            while ends:
+                ends = await asyncio.to_thread(stock_lag, copying)
+    assert seen.records == 3
+
+
+async def test_records_behind_an_open_transaction_count_as_lag_and_hold_up_nobody(
+    kafka: str, prefix: str
+) -> None:
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    seen = Seen()
+    processor = copying.processor(seen)
+    async with transactional(copying) as producer, running(processor):
+        await until(lambda: seen.held)
+        await producer.begin_transaction()
+        for _ in range(5):
+            await producer.send_and_wait(copying.input, b"value")
+        await copying.send(4)
+        await until(lambda: seen.lags.get(0) == 9)
+        await asyncio.sleep(3.0)  # Longer than a stall: it is the producer that waits, not we.
+        assert processor.missing() is None
+        await producer.commit_transaction()
+        await until(lambda: seen.records == 9)
+        await until(lambda: seen.lags.get(0) == 0)
+
+
+async def test_new_partitions_are_read_within_the_metadata_age(kafka: str, prefix: str) -> None:
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    seen = Seen()
+    async with running(copying.processor(seen, metadata_seconds=1.0)):
+        await until(lambda: seen.held == {0})
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+        await admin.start()
+        await admin.create_partitions({copying.input: NewPartitions(3)})
+        await admin.close()
+        await until(lambda: seen.held == {0, 1, 2}, 20)
+
+
+async def commit(copying: Copying, offset: int) -> None:
+    """The group's offset as another run left it."""
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=copying.direct.bootstrap,
+        group_id=copying.group,
+        enable_auto_commit=False,
+    )
+    await consumer.start()
+    place = TopicPartition(copying.input, 0)
+    consumer.assign([place])
+    await consumer.commit({place: offset})
+    await consumer.stop()
+
+
+async def delete_before(copying: Copying, offset: int) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=copying.direct.bootstrap)
+    await admin.start()
+    place = TopicPartition(copying.input, 0)
+    await admin.delete_records({place: RecordsToDelete(offset)})
+    await admin.close()
+
+
+@pytest.mark.parametrize(
+    ("committed", "reset", "lost", "read"),
+    [
+        (2, "earliest", 4, 4),  # Retention deleted 0 to 5; 6 to 9 are there.
+        (2, "latest", 8, 0),
+        (25, "earliest", 15, 4),  # The log ends before the group's offset.
+        (25, "latest", 19, 0),
+    ],
+)
+async def test_an_offset_that_the_log_does_not_hold_is_counted_told_and_passed_by_the_policy(
+    kafka: str, prefix: str, committed: int, reset: str, lost: int, read: int
+) -> None:
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    await copying.send(10)
+    await delete_before(copying, 6)
+    await commit(copying, committed)
+    seen = Seen()
+    processor = copying.processor(seen, offset_reset=reset)
+    async with running(processor):
+        await until(lambda: processor.missing() is None)
+        [loss] = seen.losses
+        assert loss.records == lost
+        [note] = processor.notes()
+        assert f"committed offset {committed}, the log holds 6 to 10" in note
+        await copying.send(2)
+        await until(lambda: seen.records == read + 2)
+
+
+async def test_the_policy_may_be_to_stop_and_ask_a_person(kafka: str, prefix: str) -> None:
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    await copying.send(4)
+    await commit(copying, 9)
+    with pytest.raises(ReadError, match="committed offset 9, but the log holds 0 to 4"):
+        async with asyncio.timeout(30):
+            await copying.processor(Seen(), offset_reset="stop").run()
+
+
+async def test_retention_that_overtakes_a_running_reader_is_counted(
+    kafka: str, prefix: str
+) -> None:
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    seen = Seen()
+    async with running(copying.processor(seen)):
+        await copying.send(3)
+        await until(lambda: seen.records == 3)
+        # The topic made anew, under a reader: its log ends before the reader's position.
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+        await admin.start()
+        await admin.delete_topics([copying.input])
+        await admin.close()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    await create_topics(copying.direct, [TopicSpec(copying.input, 1, 1)])
+                    break
+                except (TopicError, BrokerError):
+                    await asyncio.sleep(0.2)
+        await copying.send(2)
+        await until(lambda: seen.records == 5, 60)
+        assert [loss.committed for loss in seen.losses] == [3]
+
+
+async def test_a_coordinator_that_cannot_be_reached_ends_readiness_and_then_the_patience(
+    kafka: str, prefix: str
+) -> None:
+    host, _, port = kafka.partition(":")
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    await copying.send(5)
+    seen = Seen()
+    async with Proxy(host, int(port)) as proxy:
+        # The group's coordinator answers, that of transactions does not.
+        proxy.mute(INIT_PRODUCER_ID, ADD_PARTITIONS_TO_TXN)
+        through = KafkaConnection(bootstrap=f"127.0.0.1:{proxy.port}")
+        copying.connection = through
+        processor = copying.processor(seen, Patience(8.0))
+        with rerouted(kafka, proxy):
+            task = asyncio.create_task(processor.run())
+            await until(lambda: "does not open yet" in (processor.missing() or ""))
+            with pytest.raises(BrokerError, match=r"does not open yet.*no progress for 8 s"):
+                async with asyncio.timeout(40):
+                    await task
+    assert seen.records == 0
+
+
+async def test_a_black_hole_is_told_and_survived(kafka: str, prefix: str) -> None:
+    host, _, port = kafka.partition(":")
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    seen = Seen()
+    async with Proxy(host, int(port)) as proxy:
+        copying.connection = KafkaConnection(bootstrap=f"127.0.0.1:{proxy.port}")
+        processor = copying.processor(seen)
+        with rerouted(kafka, proxy):
+            async with running(processor):
+                await copying.send(3)
+                await until(lambda: seen.records == 3)
+                proxy.deaf = True
+                await until(lambda: processor.missing() is not None)
+                proxy.heal()
+                await copying.send(3)
+                await until(lambda: seen.records == 6, 60)
+                await until(lambda: processor.missing() is None, 30)
+
+
+async def test_a_reader_that_fetches_no_more_is_found_out_and_made_anew(
+    kafka: str, prefix: str
+) -> None:
+    host, _, port = kafka.partition(":")
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    seen = Seen()
+    async with Proxy(host, int(port)) as proxy:
+        copying.connection = KafkaConnection(bootstrap=f"127.0.0.1:{proxy.port}")
+        processor = copying.processor(seen)
+        with rerouted(kafka, proxy):
+            async with running(processor):
+                await copying.send(1)
+                await until(lambda: seen.records == 1)
+                assert processor._session is not None
+                stuck = processor._session._consumer
+                stuck._fetcher._fetch_task.cancel()  # aiokafka#1154: nothing fetches any more.
+                await asyncio.sleep(1.0)  # The last fetch on its way comes back empty.
+                await copying.send(2)
+                await until(lambda: "nothing was read" in (processor.missing() or ""))
+                await until(lambda: seen.records == 3, 60)
+                assert seen.restarts
+
+
+@contextlib.contextmanager
+def rerouted(kafka: str, proxy: Proxy) -> Iterator[None]:
+    """Clients that came through the proxy stay behind it: the broker tells its own address."""
+    from aiokafka import client
+
+    original = client.create_conn
+    behind = int(kafka.rpartition(":")[2])
+
+    async def create_conn(host: str, port: int, **more: object) -> object:
+        return await original(host, proxy.port if port == behind else port, **more)
+
+    client.create_conn = create_conn
+    try:
+        yield
+    finally:
+        client.create_conn = original
+
+
+async def test_a_broker_that_makes_topics_by_itself_is_not_made_to() -> None:
+    with EmbeddedBroker(properties={"auto.create.topics.enable": "true"}) as broker:
+        connection = KafkaConnection(bootstrap=broker.bootstrap)
+        wanted = ["a.in", "a.out", "a.dead"]
+        assert await describe_topics(connection, wanted) == {}
+        with pytest.raises(TopicError, match="missing on"):
+            await count_partitions(connection, wanted)
+        with pytest.raises(TopicError, match="missing on"):
+            await snapshot(connection, ["a.read"])
+        copying = Copying(broker.bootstrap, "a.")
+        with pytest.raises(TopicError, match="missing on"):
+            await copying.processor(Seen()).run()
+        with pytest.raises((TopicError, BrokerError)):
+            async with Publisher(connection, publish_seconds=3) as publisher:
+                await publisher.publish([OutboundRecord("a.sent", None, b"x")])
+        admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
+        await admin.start()
+        made = await admin.list_topics()
+        await admin.close()
+        assert [name for name in made if name.startswith("a.")] == []
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+async def test_a_stop_that_meets_a_dead_broker_ends_in_peace_within_the_drain(fault: str) -> None:
+    with EmbeddedBroker() as broker:
+        copying = Copying(broker.bootstrap, "a.")
+        await copying.create()
+        seen = Seen()
+        processor = copying.processor(seen, drain_seconds=3.0)
+        task = asyncio.create_task(processor.run())
+        await copying.send(3)
+        await until(lambda: seen.records == 3)
+        getattr(broker, fault)()
+        await until(lambda: processor.missing() is not None)
+        processor.stop()
+        async with asyncio.timeout(20):
+            await task
+
+
+async def test_a_broker_that_is_away_for_longer_than_a_session_is_waited_for() -> None:
+    with EmbeddedBroker() as broker:
+        copying = Copying(broker.bootstrap, "a.", partitions=3)
+        await copying.create()
+        seen = Seen()
+        processor = copying.processor(seen, Patience(300.0))
+        async with running(processor):
+            await copying.send(30)
+            await until(lambda: seen.records == 30)
+            broker.kill()
+            await until(lambda: processor.missing() is not None)
+            await asyncio.sleep(10.0)  # Longer than the session's time-out.
+            assert processor.missing() is not None
+            await asyncio.to_thread(broker.restart)
+            await copying.send(30)
+            await until(lambda: seen.records == 60, 60)
+            await until(lambda: processor.missing() is None)

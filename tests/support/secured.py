@@ -1,0 +1,128 @@
+"""A broker with every way to authenticate that the settings know, and what its clients need."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import json
+import socket
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from ares_stream.processes.broker import EmbeddedBroker
+
+USER: Final = "ares"
+PASSWORD: Final = "hunter2"
+MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
+
+
+def certificates(folder: Path) -> None:
+    """ca.pem, and NAME.pem with NAME.key for server and client, all for 127.0.0.1."""
+    now = datetime.now(UTC)
+
+    def issue(
+        name: str, signer: ec.EllipticCurvePrivateKey | None, *, authority: bool = False
+    ) -> ec.EllipticCurvePrivateKey:
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")]))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(minutes=5))
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(x509.BasicConstraints(authority, None), critical=True)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+                critical=False,
+            )
+            .sign(signer or key, hashes.SHA256())
+        )
+        (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        (folder / f"{name}.key").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        return key
+
+    authority_key = issue("ca", None, authority=True)
+    for name in ("server", "client"):
+        issue(name, authority_key)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on now."""
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(listener.getsockname()[1]) for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+def unsecured_token(subject: str = USER, seconds: float = 600.0) -> str:
+    """A JSON web token without a signature, as Kafka's validator for tests takes it."""
+
+    def part(fields: dict[str, object]) -> str:
+        return base64.urlsafe_b64encode(json.dumps(fields).encode()).rstrip(b"=").decode()
+
+    now = time.time()
+    claims: dict[str, object] = {"sub": subject, "iat": now, "exp": now + seconds}
+    return f"{part({'alg': 'none'})}.{part(claims)}."
+
+
+class SecuredBroker(EmbeddedBroker):
+    """Three listeners: `sasl` (SASL_SSL, every mechanism), `tls` (SSL that asks for a
+    certificate) and `bootstrap`, which is open."""
+
+    def __init__(self, folder: Path) -> None:
+        certificates(folder)
+        keystore = folder / "keystore.pem"
+        keystore.write_bytes(
+            (folder / "server.key").read_bytes() + (folder / "server.pem").read_bytes()
+        )
+        plain, control, sasl, tls = free_ports(4)
+        self.sasl, self.tls = f"127.0.0.1:{sasl}", f"127.0.0.1:{tls}"
+        listeners = (
+            f"PLAINTEXT://127.0.0.1:{plain},CONTROLLER://127.0.0.1:{control},"
+            f"SASL_SSL://{self.sasl},SSL://{self.tls}"
+        )
+        (folder / "kafka").mkdir()
+        (folder / "kafka" / "ports.json").write_text(json.dumps([plain, control]))
+        of_sasl = "listener.name.sasl_ssl"
+        scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+        super().__init__(
+            data_dir=folder / "kafka",
+            properties={
+                "listeners": listeners,
+                "advertised.listeners": listeners,
+                "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,"
+                "SASL_SSL:SASL_SSL,SSL:SSL",
+                "inter.broker.listener.name": "PLAINTEXT",
+                f"{of_sasl}.sasl.enabled.mechanisms": ",".join(MECHANISMS),
+                f"{of_sasl}.plain.sasl.jaas.config": "org.apache.kafka.common.security.plain."
+                f'PlainLoginModule required user_{USER}="{PASSWORD}";',
+                f"{of_sasl}.scram-sha-256.sasl.jaas.config": scram,
+                f"{of_sasl}.scram-sha-512.sasl.jaas.config": scram,
+                f"{of_sasl}.oauthbearer.sasl.jaas.config": "org.apache.kafka.common.security."
+                "oauthbearer.OAuthBearerLoginModule required "
+                'unsecuredLoginStringClaim_sub="broker";',
+                "ssl.keystore.type": "PEM",
+                "ssl.keystore.location": str(keystore),
+                "ssl.truststore.type": "PEM",
+                "ssl.truststore.location": str(folder / "ca.pem"),
+                "listener.name.ssl.ssl.client.auth": "required",
+            },
+            scram=[f"SCRAM-SHA-{size}=[name={USER},password={PASSWORD}]" for size in (256, 512)],
+        )
