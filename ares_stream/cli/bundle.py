@@ -230,8 +230,9 @@ def verify(
     Exit code 0: whole (and signed by the key's owner); 2: not, with the reason.
     """
     from ares_stream.models.bundles import load_bundle
+    from ares_stream.models.signing import signed_by
 
-    found = load_bundle(bundle, public_key=public_key)
+    found = load_bundle(bundle, signed=signed_by(public_key))
     what = "whole and signed" if public_key else "whole"
     typer.echo(f"{bundle}: {what}, digest {found.digest}")
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ares_stream.models.registry import Author, Log, Registry
+    from ares_stream.models.releases import Author, Log
+    from ares_stream.models.store import ReleaseStore
     from ares_stream.records.release import Release
     from ares_stream.services.settings import Settings
 
@@ -33,16 +34,15 @@ Offline = Annotated[
 ]
 
 
-def _registry(file: Path | None) -> tuple[Settings, Registry]:
-    from ares_stream.models.registry import Registry
+def _registry(file: Path | None) -> tuple[Settings, ReleaseStore]:
     from ares_stream.services.settings import load_settings
 
     settings = load_settings(file)
-    return settings, Registry(settings.registry.root)
+    return settings, settings.registry.store()
 
 
 def _author(by: str | None, reason: str) -> Author:
-    from ares_stream.models.registry import Author
+    from ares_stream.models.releases import Author
 
     return Author(by or getpass.getuser(), datetime.now(UTC), reason)
 
@@ -112,7 +112,7 @@ def add(
     """Propose a model that no repair made: it becomes a candidate. Exits 0 or 2."""
     from ares_stream.errors import SettingsError
     from ares_stream.models.bundles import load_bundle
-    from ares_stream.models.registry import Artefact
+    from ares_stream.models.store import Artefact
 
     if kind not in ("harm", "reward", "policy"):
         raise SettingsError(f"--kind {kind}: expected harm, reward or policy")
@@ -179,7 +179,7 @@ def announce(settings: SettingsFile = None) -> None:
 
 
 def _step(
-    file: Path | None, offline: bool, take: Callable[[Registry], tuple[Release, ...]]
+    file: Path | None, offline: bool, take: Callable[[ReleaseStore], tuple[Release, ...]]
 ) -> None:
     settings, registry = _registry(file)
     for item in take(registry):
@@ -189,7 +189,8 @@ def _step(
 
 
 def _announce(settings: Settings, log: Log) -> None:
-    from ares_stream.models.announcing import announce_policies, announce_topic
+    from ares_stream.models.announcing import announce_topic
+    from ares_stream.models.policy_server import announce_policies
     from ares_stream.records import topics
     from ares_stream.records.topics import topic_name
 

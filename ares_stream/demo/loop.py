@@ -8,6 +8,7 @@ from typing import Final
 
 from ares_stream.demo.contract import PREFIX, DemoOptions, Stream, View
 from ares_stream.models.registry import Registry
+from ares_stream.models.store import ReleaseStore
 from ares_stream.probes.campaign import CampaignPolicy
 from ares_stream.probes.plan import CampaignPlan
 from ares_stream.probes.prober import ProberPolicy
@@ -21,6 +22,8 @@ from ares_stream.streaming.connection import KafkaConnection
 POLICY_MODEL: Final = "demo-policy"
 REPAIR_STEPS: Final = 80
 MIN_FAILURES: Final = 40
+MAX_LORA_RANK: Final = 256
+"""Each round's adapter adds its rank to the one before; nothing here serves them but ourselves."""
 REPAIR_SECONDS: Final = 600.0
 PATIENCE_SECONDS: Final = 60.0
 
@@ -42,13 +45,13 @@ async def probe_and_repair(
     from ares_stream.probes.local_target import LocalTarget
 
     victim = stream.victim
-    registry = Registry(str(scratch / "registry"))
+    registry = Registry(ReleaseStore(str(scratch / "registry")))
     inputs = await asyncio.to_thread(write_inputs, victim, scratch / "inputs")
     settings = {
         "kafka": {"bootstrap": connection.bootstrap},
         "topic_prefix": PREFIX,
         "http": {"port": 0},
-        "registry": {"root": str(scratch / "registry")},
+        "registry": {"root": str(scratch / "registry"), "max_lora_rank": MAX_LORA_RANK},
         "repairer": {
             "work": str(scratch / "repairs"),
             "policy_model": POLICY_MODEL,
@@ -68,8 +71,8 @@ async def probe_and_repair(
         view.step(
             f"round {number}: {options.queries} queries to the policy, where it may fail most"
         )
-        release = registry.log().active(POLICY_MODEL)
-        adapter = None if release is None else registry.fetch(release, scratch / "cache")
+        release = (await registry.log()).active(POLICY_MODEL)
+        adapter = None if release is None else await registry.fetch(release, scratch / "cache")
         version = victim.version if release is None else release.digest[:12]
         loaded = await asyncio.to_thread(load_policy, victim.policy_dir, adapter)
         plan = CampaignPlan(
@@ -99,7 +102,7 @@ async def probe_and_repair(
             await repairer.stop()
         reports.add(report.plan_id)
         for digest in report.releases.values() if report.state == "promoted" else ():
-            if _kind(registry, digest) == "reward":
+            if await _kind(registry, digest) == "reward":
                 await scorer.said("release swapped", digest, READY_SECONDS)
         return report
 
@@ -114,6 +117,7 @@ async def probe_and_repair(
     )
 
 
-def _kind(registry: Registry, digest: str) -> str | None:
+async def _kind(registry: Registry, digest: str) -> str | None:
     """What kind of model a release is."""
-    return next((item.kind for item in registry.log().releases if item.digest == digest), None)
+    releases = (await registry.log()).releases
+    return next((item.kind for item in releases if item.digest == digest), None)

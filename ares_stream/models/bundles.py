@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -26,6 +26,8 @@ from ares_stream.records.base import Identifier, Sha256, canonical_json
 
 Kind = Literal["harm", "reward"]
 Activation = Literal["softmax", "sigmoid", "probability", "identity"]
+Check = Callable[[Path], None]
+"""Looks at a bundle's directory and raises what is wrong with it."""
 MANIFEST: Final = "bundle.json"
 MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
@@ -161,12 +163,12 @@ class Bundle:
         return self.path / TOKENIZER
 
 
-def load_bundle(path: Path, kind: Kind | None = None, public_key: Path | None = None) -> Bundle:
-    """Read and verify a bundle; with a `public_key`, its signature too.
+def load_bundle(path: Path, kind: Kind | None = None, signed: Check | None = None) -> Bundle:
+    """Read and verify a bundle; `signed` (signing.py has one for each key) checks its signature.
 
     Raises BundleError when there is none, it is not of this `kind`, or its manifest is wrong;
-    IntegrityError when a file is missing, changed, not named by the manifest, or a link, and
-    when the signature is missing or not of this key; SettingsError when the key is none.
+    IntegrityError when a file is missing, changed, not named by the manifest, or a link; and what
+    `signed` raises.
     """
     manifest_path = path / MANIFEST
     if not path.is_dir():
@@ -186,10 +188,8 @@ def load_bundle(path: Path, kind: Kind | None = None, public_key: Path | None = 
             "judges and reward models cannot stand in for each other"
         )
     _verify_files(path, manifest)
-    if public_key is not None:
-        from ares_stream.models.signing import verify_signature
-
-        verify_signature(path, public_key)
+    if signed is not None:
+        signed(path)
     return Bundle(path, manifest, hashlib.sha256(raw).hexdigest())
 
 

@@ -6,10 +6,11 @@ checks the same file. Keys are PEM: P-256, P-384 or P-521; `openssl` makes them.
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from ares_stream.errors import BundleError, IntegrityError, SettingsError
-from ares_stream.models.bundles import MANIFEST, SIGNATURE, load_bundle
+from ares_stream.models.bundles import MANIFEST, SIGNATURE, Check, load_bundle
 
 CURVES = "an EC key in PEM, without password, on P-256, P-384 or P-521"
 
@@ -43,6 +44,11 @@ def sign_bundle(path: Path, private_key: Path) -> Path:
     except OSError as error:
         raise BundleError(f"{signature}: cannot be written: {error.strerror}") from None
     return signature
+
+
+def signed_by(public_key: Path | None) -> Check | None:
+    """What `load_bundle` is to check of a signature: that it is of this key; nothing without."""
+    return None if public_key is None else partial(verify_signature, public_key=public_key)
 
 
 def verify_signature(path: Path, public_key: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ares_stream.errors import AresError, BundleError, RepairError
-from ares_stream.models.registry import ADAPTER
+from ares_stream.models.adapters import ADAPTER
 from ares_stream.records.interaction import Interaction
 from ares_stream.repair.recipe import Recipe
 from ares_stream.repair.run import report

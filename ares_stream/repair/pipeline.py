@@ -9,17 +9,22 @@ by `begin`, before anything is trained.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from ares_stream.errors import AresError, RegistryError, RepairError
+from ares_stream.models.adapters import check_adapter
 from ares_stream.models.bundles import load_bundle
-from ares_stream.models.registry import Artefact, Author, Log, Registry
+from ares_stream.models.registry import Registry
+from ares_stream.models.releases import Author, Log
+from ares_stream.models.store import Artefact
 from ares_stream.processes.child import Limits, Progress, run_child
 from ares_stream.records.base import OffsetRange, digest
 from ares_stream.records.release import ReleaseState
@@ -88,21 +93,21 @@ class Pipeline:
         if configuration.policy_model == self.reward_model:
             raise RepairError(f"{self.reward_model}: policy and reward model need different names")
 
-    def adopt(self) -> None:
+    async def adopt(self) -> None:
         """Enter the incumbent reward bundle as the active release where there is none, so that
         there is something to go back to."""
-        if self._registry.log().active(self.reward_model) is not None:
+        if (await self._registry.log()).active(self.reward_model) is not None:
             return
         author = Author(AUTHOR, self._clock(), "adopted: in use before the first repair")
         artefact = Artefact(self.reward_model, "reward", self._configuration.incumbent)
-        (release,) = self._registry.propose([artefact], author)
+        (release,) = await self._registry.propose([artefact], author)
         if release.state is ReleaseState.CANDIDATE:
-            self._registry.approve(release.digest, author)
+            await self._registry.approve(release.digest, author)
 
-    def context(self) -> str:
+    async def context(self) -> str:
         """Digest of all that a plan's outcome depends on besides the plan: the same failures
         with another recipe, gate or incumbent are another repair."""
-        log = self._registry.log()
+        log = await self._registry.log()
         active = [
             log.active(name) for name in (self._configuration.policy_model, self.reward_model)
         ]
@@ -140,7 +145,7 @@ class Pipeline:
         known = directory.known.read() if directory.known.exists else {}
         missing = {name: turns[name] for name in turns if name not in known}
         if missing:
-            policy = self._policy(self._registry.log())
+            policy = self._policy(await self._registry.log())
             recipe = self._configuration.recipe.model_copy(update={"policy": policy})
             directory.ask(recipe, missing, self._configuration.samples)
             command, limits = self._configuration.commands.resample, self._configuration.limits
@@ -154,11 +159,15 @@ class Pipeline:
         }
         return {name: answer for name, answer in answers.items() if answer}
 
-    def begin(
+    async def begin(
         self, plan: Plan, batch: Sequence[OffsetRange], notes: Sequence[str] = ()
     ) -> RunDirectory:
-        """Write down all that the repair will read."""
-        configuration, log = self._configuration, self._registry.log()
+        """Write down all that the repair will read.
+
+        Raises RepairError where the active release's repaired model is not there, and where the
+        policy server would refuse the new adapter on top of the active one.
+        """
+        configuration, log = self._configuration, await self._registry.log()
         policy, reward = self._policy(log), configuration.recipe.reward
         incumbent, previous = configuration.incumbent, None
         names = (configuration.policy_model, self.reward_model)
@@ -166,10 +175,11 @@ class Pipeline:
         active = log.active(configuration.policy_model)
         cache = self._workspace.released
         if active is not None:
-            previous = self._registry.fetch(active, cache)
+            previous = await self._registry.fetch(active, cache)
+            self._refuse_rank(previous)
         active = log.active(self.reward_model)
         if active is not None:
-            incumbent = self._registry.fetch(active, cache)
+            incumbent = await self._registry.fetch(active, cache)
             if active.plan_id is not None:
                 reward = self._merged(active.plan_id, "reward", self.reward_model)
         recipe = configuration.recipe.model_copy(
@@ -190,8 +200,22 @@ class Pipeline:
             private_key=configuration.private_key,
         )
         run = self._workspace.run(plan.id)
-        run.begin(job, plan, recipe, configuration.gate_policy, configuration.suites)
+        write = partial(run.begin, job, plan, recipe, configuration.gate_policy)
+        await asyncio.to_thread(write, configuration.suites)
         return run
+
+    def _refuse_rank(self, active: Path) -> None:
+        """Adapters are released relative to the policy server's base: their ranks add up. Said
+        before hours of training, not after."""
+        limit, new = self._registry.max_rank, self._configuration.recipe.policy_lora.rank
+        present = check_adapter(active, max_rank=limit).rank
+        if present + new > limit:
+            raise RepairError(
+                f"recipe.policy_lora.rank: {new} on top of the active adapter's {present} is over "
+                f"registry.max_lora_rank {limit}, which the policy server would refuse; start it "
+                "with a larger --max-lora-rank and set registry.max_lora_rank to it, or train with "
+                "a smaller rank"
+            )
 
     def _policy(self, log: Log) -> Path:
         """The checkpoint of the policy as it is served now."""
@@ -278,7 +302,7 @@ class Pipeline:
             command, limits = configuration.commands.export, configuration.limits
             await run_child(command, run.path, limits, run.log("export"), progress)
         author = Author(AUTHOR, self._clock(), "passed the gate")
-        proposed = self._registry.propose(
+        proposed = await self._registry.propose(
             [
                 Artefact(job.policy_model, "policy", run.adapter),
                 Artefact(job.reward_model, "reward", run.bundle),
@@ -292,16 +316,17 @@ class Pipeline:
         waiting = any(item.state is ReleaseState.CANDIDATE for item in proposed)
         if waiting and configuration.automatic:
             try:
-                self._registry.approve(job.plan_id, author)
+                await self._registry.approve(job.plan_id, author)
             except RegistryError as error:
                 # Another repair was promoted meanwhile: this one was gated against the past.
-                self._registry.reject(job.plan_id, author)
+                await self._registry.reject(job.plan_id, author)
                 return "rejected", (str(error),), releases
-        return self.decided(job.plan_id) or "awaiting_approval", verdict.reasons, releases
+        return await self.decided(job.plan_id) or "awaiting_approval", verdict.reasons, releases
 
-    def decided(self, plan_id: str) -> Literal["promoted", "rejected"] | None:
+    async def decided(self, plan_id: str) -> Literal["promoted", "rejected"] | None:
         """What a person decided on a repair that awaited approval; None while they have not."""
-        states = {item.state for item in self._registry.log().releases if item.plan_id == plan_id}
+        log = await self._registry.log()
+        states = {item.state for item in log.releases if item.plan_id == plan_id}
         if not states or ReleaseState.CANDIDATE in states:
             return None
         return "rejected" if ReleaseState.REJECTED in states else "promoted"

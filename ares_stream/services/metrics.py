@@ -139,7 +139,12 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
             "digest",
         )
         self.swaps = counter("release_swaps", "Models swapped while running.", "model")
-        self.swap_failures = counter("release_refusals", "Releases that could not be used.")
+        self.swap_failures = counter(
+            "release_refusals", "Tries of releases that could not be used; see releases_waiting."
+        )
+        self.releases_waiting = gauge(
+            "releases_waiting", "Models whose announced release is not in use and is tried again."
+        )
         self.constitution = counter(
             "constitution_records",
             "Doubtful records by what a language model did: answered, failed, skipped.",

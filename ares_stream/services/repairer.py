@@ -26,7 +26,8 @@ from ares_stream.errors import (
     TargetError,
     TopicError,
 )
-from ares_stream.models.announcing import announce_policies, announce_topic
+from ares_stream.models.announcing import announce_topic
+from ares_stream.models.policy_server import announce_policies
 from ares_stream.models.registry import Registry
 from ares_stream.processes.child import Limits
 from ares_stream.records import topics
@@ -78,7 +79,7 @@ class Repairer:
         self.metrics = RepairerMetrics(CollectorRegistry())
         self._missing: str | None = "starting"
         self._settings = settings
-        self._registry = Registry(settings.registry.root)
+        self._registry = Registry(settings.registry.store())
         self._pipeline = Pipeline(
             configuration(settings), self._registry, lambda: datetime.now(UTC)
         )
@@ -110,7 +111,7 @@ class Repairer:
 
     async def run(self) -> None:
         """Look for work again and again, until stopped or what cannot be helped."""
-        await asyncio.to_thread(self._pipeline.adopt)
+        await self._pipeline.adopt()
         step = self._start
         try:
             while not self._life.is_stopping:
@@ -224,7 +225,7 @@ class Repairer:
             self.log.error("failure cannot be read", record=line)
         self.metrics.undecodable.inc(len(batch.undecodable))
         policy = self._settings.repairer.plan.model_copy(
-            update={"context": await asyncio.to_thread(self._pipeline.context)}
+            update={"context": await self._pipeline.context()}
         )
         try:
             made = await self._life.unless_stopped(
@@ -245,7 +246,7 @@ class Repairer:
         notes = (
             (f"{len(batch.undecodable)} records could not be read",) if batch.undecodable else ()
         )
-        run = await asyncio.to_thread(self._pipeline.begin, made, batch.ranges, notes)
+        run = await self._pipeline.begin(made, batch.ranges, notes)
         for source in made.safe_sources:
             self.metrics.safe_answers.labels(source).inc()
         self.log.info("repair begun", plan_id=made.id, **made.counts)
@@ -325,7 +326,7 @@ class Repairer:
         for report in reports.values():
             if report.state != "awaiting_approval":
                 continue
-            decision = await asyncio.to_thread(self._pipeline.decided, report.plan_id)
+            decision = await self._pipeline.decided(report.plan_id)
             if decision is None:
                 waiting = True
                 continue
@@ -343,7 +344,7 @@ class Repairer:
 
     async def _announce(self) -> None:
         """Bring topic and policy server to what the registry says, after each of its steps."""
-        log = await asyncio.to_thread(self._registry.log)
+        log = await self._registry.log()
         if log.last == self._announced and not self._untold:
             return
         topic = topic_name(self._settings.topic_prefix, topics.RELEASES)

@@ -17,19 +17,18 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 
 from ares_stream.errors import (
-    AresError,
     BreakerOpen,
     BrokerError,
     BundleError,
     DecodeError,
     ScoringError,
     SettingsError,
-    StreamError,
     root_cause,
 )
 from ares_stream.files import read_api_key, read_text
 from ares_stream.models.bundles import Bundle, load_bundle, refuse_shared_lineage
-from ares_stream.models.registry import fetch_release
+from ares_stream.models.signing import signed_by
+from ares_stream.models.store import fetch_release
 from ares_stream.records import topics
 from ares_stream.records.release import Release, ReleaseState
 from ares_stream.records.topics import topic_name
@@ -43,6 +42,7 @@ from ares_stream.scoring.judges import (
 from ares_stream.scoring.panel import Panel, ScoringConfig
 from ares_stream.services.lifecycle import Life, live
 from ares_stream.services.metrics import ScorerMetrics
+from ares_stream.services.release_follower import ReleaseFollower
 from ares_stream.services.settings import ProcessingSettings, ScorerSettings, Settings
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.contract import ProcessorPolicy
@@ -73,6 +73,7 @@ class Scorer:
         self.metrics = ScorerMetrics(CollectorRegistry())
         self._settings = settings
         self._bundles: dict[str, Bundle] = {}
+        self._follower: ReleaseFollower | None = None
         self._processor: Processor | None = None
         self._missing: str | None = "the models are loading"
 
@@ -89,7 +90,9 @@ class Scorer:
 
     def notes(self) -> Sequence[str]:
         """See lifecycle.Service."""
-        return () if self._processor is None else self._processor.notes()
+        processing = () if self._processor is None else self._processor.notes()
+        releases = () if self._follower is None else self._follower.notes()
+        return (*processing, *releases)
 
     async def run(self) -> None:
         """Everything between the first request to /livez and the end."""
@@ -170,12 +173,8 @@ class Scorer:
         try:
             return Release.decode(record.value)
         except DecodeError as error:
-            self._refuse(record.offset, error)
+            self.on_refused(None, record.offset, error)
             return None
-
-    def _refuse(self, offset: int, error: AresError) -> None:
-        self.metrics.swap_failures.inc()
-        self.log.error("release refused", offset=offset, error=str(error))
 
     # Processing
 
@@ -193,7 +192,13 @@ class Scorer:
             async with asyncio.TaskGroup() as tasks:
                 beside = []
                 if self._settings.scorer.follow_releases:
-                    following = self._follow_releases(panel)
+                    self._follower = ReleaseFollower(
+                        partial(follow_compacted, self._settings.kafka, self._releases),
+                        lambda: panel.releases,
+                        partial(self._swap, panel),
+                        self,
+                    )
+                    following = self._follower.run()
                     beside.append(tasks.create_task(following, name="releases"))
                 try:
                     await self._processor.run()
@@ -229,37 +234,30 @@ class Scorer:
             patience=self._patience,
         )
 
-    async def _follow_releases(self, panel: Panel) -> None:
-        """Swap in what the releases topic announces. A release that cannot be used is logged
-        and counted, and the scorer goes on with what it has: a bad release must not stop the
-        stream, and neither must a broker that is away for a while."""
-        while True:
-            try:
-                async for record in follow_compacted(self._settings.kafka, self._releases):
-                    release = self._release(record)
-                    if release is not None and _concerns(release, panel.releases):
-                        await self._swap(panel, release, record.offset)
-            except StreamError as error:
-                if not error.retryable:
-                    raise
-                self.log.warning("releases are not followed", error=str(error))
-            await asyncio.sleep(RETRY_SECONDS)
+    def on_refused(self, release: Release | None, offset: int, error: Exception) -> None:
+        """See FollowerObserver."""
+        self.metrics.swap_failures.inc()
+        self.log.error("release refused", offset=offset, error=str(error))
 
-    async def _swap(self, panel: Panel, release: Release, offset: int) -> None:
+    def on_unfollowed(self, error: Exception) -> None:
+        """See FollowerObserver."""
+        self.log.warning("releases are not followed", error=str(error))
+
+    def on_waiting(self, models: int) -> None:
+        """See FollowerObserver."""
+        self.metrics.releases_waiting.set(models)
+
+    async def _swap(self, panel: Panel, release: Release) -> None:
         scorer = self._settings.scorer
-        try:
-            bundle = await asyncio.to_thread(
-                _released, release, scorer.public_key, scorer.release_cache
-            )
-            bundles = {**self._bundles, bundle.manifest.name: bundle}
-            if not scorer.allow_shared_lineage:
-                judges = [item for item in bundles.values() if item.manifest.kind == "harm"]
-                rewards = [item for item in bundles.values() if item.manifest.kind == "reward"]
-                refuse_shared_lineage(judges, rewards[0])
-            await panel.swap(bundle)
-        except AresError as error:
-            self._refuse(offset, error)
-            return
+        bundle = await asyncio.to_thread(
+            _released, release, scorer.public_key, scorer.release_cache
+        )
+        bundles = {**self._bundles, bundle.manifest.name: bundle}
+        if not scorer.allow_shared_lineage:
+            judges = [item for item in bundles.values() if item.manifest.kind == "harm"]
+            rewards = [item for item in bundles.values() if item.manifest.kind == "reward"]
+            refuse_shared_lineage(judges, rewards[0])
+        await panel.swap(bundle)
         self._bundles = bundles
         self.metrics.swaps.labels(release.model).inc()
         self.metrics.on_releases(panel.releases)
@@ -306,8 +304,8 @@ def _configured(settings: Settings) -> tuple[Sequence[Bundle], Bundle]:
             "scorer.reward: no reward model; name a bundle of kind reward "
             "(ARES_SCORER__REWARD=/models/reward)"
         )
-    harm = [load_bundle(path, "harm", scorer.public_key) for path in scorer.harm]
-    return harm, load_bundle(scorer.reward, "reward", scorer.public_key)
+    harm = [load_bundle(path, "harm", signed_by(scorer.public_key)) for path in scorer.harm]
+    return harm, load_bundle(scorer.reward, "reward", signed_by(scorer.public_key))
 
 
 def _newest(
@@ -320,20 +318,11 @@ def _newest(
     return _released(release, public_key, cache)
 
 
-def _concerns(release: Release, in_use: Mapping[str, str]) -> bool:
-    return (
-        release.state is ReleaseState.ACTIVE
-        and release.kind != "policy"
-        and release.model in in_use
-        and in_use[release.model] != release.digest
-    )
-
-
 def _released(release: Release, public_key: Path | None, cache: Path) -> Bundle:
     if release.kind == "policy":
         raise SettingsError(f"release {release.model} is a policy; a scorer runs judges and RMs")
     path = fetch_release(release, cache)
-    bundle = load_bundle(path, release.kind, public_key)
+    bundle = load_bundle(path, release.kind, signed_by(public_key))
     if bundle.manifest.name != release.model:
         raise BundleError(
             f"release {release.model}: {release.uri} is a bundle named {bundle.manifest.name}"

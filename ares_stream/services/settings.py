@@ -14,7 +14,7 @@ import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -34,6 +34,9 @@ from ares_stream.repair.recipe import Recipe
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.patience import PATIENCE_SECONDS
 from ares_stream.streaming.resume import OffsetReset
+
+if TYPE_CHECKING:
+    from ares_stream.models.store import ReleaseStore
 
 PREFIX: Final = "ARES_"
 
@@ -180,7 +183,15 @@ class RegistrySettings(Section):
     """Where releases are kept, and who is told besides the releases topic."""
 
     root: str = Field("registry", min_length=1, description="a path or an fsspec URL")
+    max_lora_rank: int = Field(16, ge=1)
+    """Adapters of a larger rank are refused: the policy server's own --max-lora-rank."""
     policy_server: PolicyServer | None = None
+
+    def store(self) -> ReleaseStore:
+        """Where they are kept. Raises RegistryError for a place that is none."""
+        from ares_stream.models.store import ReleaseStore
+
+        return ReleaseStore(self.root, max_rank=self.max_lora_rank)
 
 
 class RepairerSettings(Section):

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from ares_stream.cli.main import app
 from ares_stream.errors import IntegrityError, SettingsError
 from ares_stream.models.bundles import load_bundle
+from ares_stream.models.signing import signed_by
 
 pytestmark = pytest.mark.torch
 
@@ -216,7 +217,10 @@ def test_a_signature_holds_for_its_key_and_these_files_wherever_they_lie(
     moved = copy.rename(copy.parent / "moved")
     assert "signed" in works("bundle", "verify", moved, "--public-key", folder / "mine.pub")
     assert json.loads(works("bundle", "show", moved, "--json"))["signed"] is True
-    assert load_bundle(moved, public_key=folder / "mine.pub").digest == load_bundle(moved).digest
+    assert (
+        load_bundle(moved, signed=signed_by(folder / "mine.pub")).digest
+        == load_bundle(moved).digest
+    )
     refused = fails("bundle", "verify", moved, "--public-key", folder / "other.pub")
     assert "bundle.sig" in refused
 
@@ -233,14 +237,14 @@ def test_a_manifest_changed_after_signing_is_refused(copy: Path, folder: Path) -
     manifest.write_text(manifest.read_text().replace('"slope":1.0', '"slope":9.0'))
     assert load_bundle(copy).manifest.calibration.slope == 9.0
     with pytest.raises(IntegrityError, match=r"Hash mismatch for \\*'bundle\.json\\*'"):
-        load_bundle(copy, public_key=folder / "mine.pub")
+        load_bundle(copy, signed=signed_by(folder / "mine.pub"))
 
 
 def test_no_signature_or_rubbish_is_refused(copy: Path, folder: Path) -> None:
     assert "not signed" in fails("bundle", "verify", copy, "--public-key", folder / "mine.pub")
     (copy / "bundle.sig").write_text("{}")
     with pytest.raises(IntegrityError, match="not a signature"):
-        load_bundle(copy, public_key=folder / "mine.pub")
+        load_bundle(copy, signed=signed_by(folder / "mine.pub"))
 
 
 def test_a_key_that_is_none_is_named(copy: Path, folder: Path) -> None:
@@ -249,7 +253,7 @@ def test_a_key_that_is_none_is_named(copy: Path, folder: Path) -> None:
     assert "not an EC key in PEM" in said
     for key, reason in ((folder / "labelled.jsonl", "not the public part"), (copy, "cannot be")):
         with pytest.raises(SettingsError, match=reason):
-            load_bundle(copy, public_key=key)
+            load_bundle(copy, signed=signed_by(key))
 
 
 def test_what_the_trainers_wrote_cannot_stand_in_for_the_other_kind(

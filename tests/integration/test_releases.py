@@ -32,6 +32,8 @@ from ares_stream.services.health import serve_health
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.reader import follow_compacted, read_latest
+from tests.support.adapters import write_adapter
+from tests.support.policy_server import PolicyServer
 
 pytestmark = pytest.mark.kafka
 
@@ -51,44 +53,7 @@ def bundle(folder: Path, content: bytes) -> Path:
 
 
 def adapter(folder: Path, content: bytes) -> Path:
-    out = folder / content.decode()
-    out.mkdir(parents=True)
-    (out / "adapter_config.json").write_text("{}")
-    (out / "adapter_model.safetensors").write_bytes(content)
-    return out
-
-
-class PolicyServer:
-    """vLLM's two endpoints over real HTTP: adapters by name, and what may go wrong."""
-
-    def __init__(self, *, knows_in_place: bool = True, broken: bool = False) -> None:
-        self.loaded: dict[str, str] = {}
-        self.authorised = True
-        self._knows_in_place = knows_in_place
-        self._broken = broken
-        self.app = Starlette(
-            routes=[
-                Route("/v1/load_lora_adapter", self._load, methods=["POST"]),
-                Route("/v1/unload_lora_adapter", self._unload, methods=["POST"]),
-            ]
-        )
-
-    async def _load(self, request: Request) -> Response:
-        self.authorised &= request.headers.get("authorization") == "Bearer s3cret"
-        body = await request.json()
-        if self._broken:
-            return PlainTextResponse("out of memory", status_code=500)
-        in_place = self._knows_in_place and body.get("load_inplace", False)
-        if body["lora_name"] in self.loaded and not in_place:
-            return PlainTextResponse("already been loaded", status_code=400)
-        self.loaded[body["lora_name"]] = body["lora_path"]
-        return PlainTextResponse("Success")
-
-    async def _unload(self, request: Request) -> Response:
-        name = (await request.json())["lora_name"]
-        if self.loaded.pop(name, None) is None:
-            return PlainTextResponse("not found", status_code=404)
-        return PlainTextResponse("Success")
+    return write_adapter(folder / content.decode(), content)
 
 
 @pytest.fixture
@@ -187,11 +152,11 @@ async def test_a_follower_sees_each_approval_and_the_roll_back(
     assert "(verified)" in await ok(settings, "show", digests[0][:8])
 
 
-@pytest.mark.parametrize("knows_in_place", [True, False])
+@pytest.mark.parametrize("in_place", [True, False])
 async def test_the_policy_server_loads_what_is_active_and_unloads_what_was_taken_back(
-    kafka: str, prefix: str, tmp_path: Path, knows_in_place: bool
+    kafka: str, prefix: str, tmp_path: Path, in_place: bool
 ) -> None:
-    server = PolicyServer(knows_in_place=knows_in_place)
+    server = PolicyServer(in_place=in_place)
     async with serve_health(server.app, "127.0.0.1", 0) as port:
         settings = settings_file(tmp_path, kafka, prefix, f"http://127.0.0.1:{port}")
         digests = []
@@ -200,12 +165,12 @@ async def test_the_policy_server_loads_what_is_active_and_unloads_what_was_taken
             shown = await ok(settings, "add", path, "--kind", "policy", "--model", "chat")
             digests.append(shown.split()[3])
             await ok(settings, "approve", digests[-1])
-            assert server.loaded["chat"].rsplit("/", 1)[-1].startswith(digests[-1])
-            assert (Path(server.loaded["chat"]) / "adapter_config.json").is_file()
+            assert server.served["chat"].rsplit("/", 1)[-1].startswith(digests[-1])
+            assert (Path(server.served["chat"]) / "adapter_config.json").is_file()
         await ok(settings, "rollback", "chat")
-        assert server.loaded["chat"].rsplit("/", 1)[-1].startswith(digests[0])
+        assert server.served["chat"].rsplit("/", 1)[-1].startswith(digests[0])
         await ok(settings, "rollback", "chat")
-        assert server.loaded == {}
+        assert server.served == {}
         assert server.authorised
 
 
@@ -253,6 +218,6 @@ async def test_a_policy_server_that_fails_leaves_a_state_that_announce_finishes(
     async with serve_health(healthy.app, "127.0.0.1", 0) as port:
         settings = settings_file(tmp_path, kafka, prefix, f"http://127.0.0.1:{port}")
         assert "announced: 0 records" in await ok(settings, "announce")
-    assert healthy.loaded["chat"].endswith(digest)
+    assert healthy.served["chat"].endswith(digest)
     latest = await read_latest(connection, f"{prefix}releases")
     assert list(latest) == [b"chat"]

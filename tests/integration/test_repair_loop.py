@@ -17,7 +17,8 @@ from ares_stream.lab.victims.repairing import recipe, write_inputs
 from ares_stream.lab.victims.traffic import traffic
 from ares_stream.lab.victims.victim import Victim
 from ares_stream.models.bundles import load_bundle
-from ares_stream.models.registry import Author, Registry
+from ares_stream.models.releases import Author
+from ares_stream.models.store import ReleaseStore
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.repair import CoupledFailure
 from ares_stream.records.topics import specs
@@ -69,7 +70,7 @@ async def test_failures_found_in_a_stream_are_repaired_and_the_running_scorer_sw
         "kafka": {"bootstrap": kafka},
         "topic_prefix": prefix,
         "http": {"port": 0},
-        "registry": {"root": str(tmp_path / "registry")},
+        "registry": {"root": str(tmp_path / "registry"), "max_lora_rank": 64},
         "repairer": {
             "group": f"{prefix}repairer",
             "work": str(tmp_path / "work"),
@@ -106,7 +107,7 @@ async def test_failures_found_in_a_stream_are_repaired_and_the_running_scorer_sw
         with pytest.raises(asyncio.CancelledError):
             await repairer
 
-        registry = Registry(str(tmp_path / "registry"))
+        registry = ReleaseStore(str(tmp_path / "registry"))
         adapter = registry.log().active("chat")
         assert adapter is not None
         loaded = registry.fetch(adapter, tmp_path / "cache")

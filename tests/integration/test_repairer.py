@@ -24,7 +24,8 @@ from ares_stream.models.bundles import (
     load_bundle,
     write_bundle,
 )
-from ares_stream.models.registry import Author, Registry
+from ares_stream.models.releases import Author
+from ares_stream.models.store import ReleaseStore
 from ares_stream.records.label import Label
 from ares_stream.records.release import Release
 from ares_stream.records.repair import CoupledFailure, RepairReport
@@ -43,7 +44,7 @@ from tests.support.killed_repairer import STEPS as STEPS_OF_A_REPAIR
 
 pytestmark = pytest.mark.kafka
 
-STEPS = str(Path(__file__).parents[1] / "support" / "repair_steps.py")
+STEPS = "tests.support.repair_steps"
 SECONDS = 60.0
 GATE = {
     "rules": [
@@ -68,7 +69,7 @@ class World:
         self.folder = folder
         self.work = folder / "work"
         self.service: asyncio.Task[None] | None = None
-        self.registry = Registry(str(folder / "registry"))
+        self.registry = ReleaseStore(str(folder / "registry"))
         for name, rows in REPLAY:
             lines = [row.model_dump_json() for row in rows]
             (folder / "replay").mkdir(exist_ok=True)
@@ -101,15 +102,15 @@ class World:
             "approval": "automatic",
             "min_failures": 10,
             "poll_seconds": 0.1,
-            "resample_command": [sys.executable, STEPS, "resample"],
-            "train_command": [sys.executable, STEPS, "train"],
-            "export_command": [sys.executable, STEPS, "export"],
+            "resample_command": [sys.executable, "-m", STEPS, "resample"],
+            "train_command": [sys.executable, "-m", STEPS, "train"],
+            "export_command": [sys.executable, "-m", STEPS, "export"],
         }
         content = {
             "kafka": {"bootstrap": self.connection.bootstrap},
             "topic_prefix": self.prefix,
             "http": {"port": 0},
-            "registry": {"root": str(self.folder / "registry")},
+            "registry": {"root": str(self.folder / "registry"), "max_lora_rank": 64},
             "repairer": repairer | more,
         }
         file = self.folder / "ares.yaml"
@@ -480,7 +481,7 @@ async def test_killed_after_each_of_its_steps_a_repair_is_carried_on_and_nothing
     (world.folder / "suites" / "s.yaml").write_text(yaml.safe_dump(suite))
     file = world.settings_file(
         suites=str(world.folder / "suites"),
-        answer_command=[sys.executable, STEPS, "answer"],
+        answer_command=[sys.executable, "-m", STEPS, "answer"],
     )
     async with repairing(world):
         await until(lambda: world.registry.log().active("rm") is not None)

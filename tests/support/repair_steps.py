@@ -1,7 +1,7 @@
-"""A team's own trainer in a few lines of the standard library: it honours the contract of the
+"""A team's own trainer in a few lines: it honours the contract of the
 repairer's commands, and ARES_TEST_TRAINER says how it goes wrong.
 
-    python repair_steps.py resample|train|answer|export RUN_DIR
+    python -m tests.support.repair_steps resample|train|answer|export RUN_DIR
 """
 
 import json
@@ -12,6 +12,8 @@ import sys
 import time
 import uuid
 from pathlib import Path
+
+from tests.support.adapters import write_adapter
 
 
 def interval(value: float, low: float, high: float, count: int) -> dict[str, float]:
@@ -71,11 +73,8 @@ def train(folder: Path) -> None:
         hoard = b"x" * (400 << 20)
         time.sleep(60)
         print(len(hoard))
-    adapter = folder / "policy_adapter"
-    adapter.mkdir(exist_ok=True)
-    (adapter / "adapter_config.json").write_text("{}")
     plan = json.loads((folder / "plan.json").read_text())
-    (adapter / "adapter_model.safetensors").write_text(plan["id"])
+    write_adapter(folder / "policy_adapter", plan["id"].encode())
     figures = {"before": BAD, "after": BAD if behaviour == "bad" else GOOD}
     (folder / "figures.partial").write_text(json.dumps(figures))
     (folder / "figures.partial").rename(folder / "figures.json")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,16 +14,10 @@ from hypothesis import strategies as st
 
 from ares_stream.errors import BundleError, IntegrityError, RegistryError
 from ares_stream.models.bundles import InputTemplate, Lineage, Manifest, Outputs, write_bundle
-from ares_stream.models.registry import (
-    Artefact,
-    Author,
-    Log,
-    Registry,
-    announcements,
-    artefact_digest,
-    differences,
-)
+from ares_stream.models.releases import Author, Log, announcements, differences
+from ares_stream.models.store import Artefact, ReleaseStore, artefact_digest
 from ares_stream.records.release import Release, ReleaseState
+from tests.support.adapters import write_adapter
 
 ANNA = Author("anna", datetime(2026, 3, 1, 12, tzinfo=UTC), "looks right")
 CANDIDATE, ACTIVE, SUPERSEDED, REJECTED, ROLLED_BACK = ReleaseState
@@ -46,30 +41,26 @@ def reward_bundle(folder: Path, content: bytes) -> Artefact:
 
 
 def adapter(folder: Path, content: bytes) -> Artefact:
-    out = folder / f"adapter-{content.hex()}"
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "adapter_config.json").write_text("{}")
-    (out / "adapter_model.safetensors").write_bytes(content)
-    return Artefact("policy", "policy", out)
+    return Artefact("policy", "policy", write_adapter(folder / f"a-{content.hex()}", content))
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry(str(tmp_path / "registry"))
+def registry(tmp_path: Path) -> ReleaseStore:
+    return ReleaseStore(str(tmp_path / "registry"))
 
 
 def states(log: Log) -> dict[str, ReleaseState]:
     return {f"{item.model} {item.plan_id}": item.state for item in log.releases}
 
 
-def release_pair(registry: Registry, folder: Path, plan: str) -> tuple[Release, ...]:
+def release_pair(registry: ReleaseStore, folder: Path, plan: str) -> tuple[Release, ...]:
     pair = [adapter(folder, plan.encode()), reward_bundle(folder, plan.encode())]
     registry.propose(pair, ANNA, plan_id=plan)
     return registry.approve(plan, ANNA)
 
 
 def test_a_candidate_becomes_active_and_supersedes_what_was_active(
-    registry: Registry, tmp_path: Path
+    registry: ReleaseStore, tmp_path: Path
 ) -> None:
     release_pair(registry, tmp_path, "plan-1")
     changed = release_pair(registry, tmp_path, "plan-2")
@@ -89,7 +80,7 @@ def test_a_candidate_becomes_active_and_supersedes_what_was_active(
 
 
 def test_what_was_repaired_together_is_promoted_in_one_step(
-    registry: Registry, tmp_path: Path
+    registry: ReleaseStore, tmp_path: Path
 ) -> None:
     release_pair(registry, tmp_path, "plan-1")
     promotion = registry.log().steps[-1]
@@ -98,7 +89,7 @@ def test_what_was_repaired_together_is_promoted_in_one_step(
     assert all(item.state is ACTIVE for item in promotion)
 
 
-def test_a_digest_selects_the_whole_plan(registry: Registry, tmp_path: Path) -> None:
+def test_a_digest_selects_the_whole_plan(registry: ReleaseStore, tmp_path: Path) -> None:
     pair = registry.propose(
         [adapter(tmp_path, b"a"), reward_bundle(tmp_path, b"a")], ANNA, plan_id="plan-1"
     )
@@ -107,7 +98,7 @@ def test_a_digest_selects_the_whole_plan(registry: Registry, tmp_path: Path) -> 
 
 
 def test_a_roll_back_makes_the_previous_pair_active_again(
-    registry: Registry, tmp_path: Path
+    registry: ReleaseStore, tmp_path: Path
 ) -> None:
     release_pair(registry, tmp_path, "plan-1")
     release_pair(registry, tmp_path, "plan-2")
@@ -122,7 +113,7 @@ def test_a_roll_back_makes_the_previous_pair_active_again(
 
 
 def test_a_first_adapter_rolls_back_to_the_base_model_but_a_first_reward_model_cannot(
-    registry: Registry, tmp_path: Path
+    registry: ReleaseStore, tmp_path: Path
 ) -> None:
     registry.propose([adapter(tmp_path, b"a")], ANNA, plan_id="plan-p")
     registry.approve("plan-p", ANNA)
@@ -136,7 +127,7 @@ def test_a_first_adapter_rolls_back_to_the_base_model_but_a_first_reward_model_c
 
 
 def test_steps_that_the_state_does_not_allow_are_refused(
-    registry: Registry, tmp_path: Path
+    registry: ReleaseStore, tmp_path: Path
 ) -> None:
     release_pair(registry, tmp_path, "plan-1")
     registry.propose([reward_bundle(tmp_path, b"b")], ANNA, plan_id="plan-2")
@@ -155,7 +146,7 @@ def test_steps_that_the_state_does_not_allow_are_refused(
 
 
 def test_a_candidate_gated_against_another_incumbent_is_refused(
-    registry: Registry, tmp_path: Path
+    registry: ReleaseStore, tmp_path: Path
 ) -> None:
     release_pair(registry, tmp_path, "plan-1")
     for plan in ("plan-2", "plan-3"):
@@ -167,7 +158,7 @@ def test_a_candidate_gated_against_another_incumbent_is_refused(
 
 
 def test_a_candidate_proposed_after_its_incumbent_was_replaced_is_refused(
-    registry: Registry, tmp_path: Path
+    registry: ReleaseStore, tmp_path: Path
 ) -> None:
     began = release_pair(registry, tmp_path, "plan-1")
     release_pair(registry, tmp_path, "plan-2")
@@ -177,7 +168,7 @@ def test_a_candidate_proposed_after_its_incumbent_was_replaced_is_refused(
         registry.approve("plan-3", ANNA)
 
 
-def test_proposing_twice_is_one_step(registry: Registry, tmp_path: Path) -> None:
+def test_proposing_twice_is_one_step(registry: ReleaseStore, tmp_path: Path) -> None:
     first = registry.propose([reward_bundle(tmp_path, b"a")], ANNA, plan_id="plan-1")
     again = registry.propose([reward_bundle(tmp_path, b"a")], ANNA, plan_id="plan-1")
     assert first == again
@@ -195,20 +186,20 @@ def test_proposing_twice_is_one_step(registry: Registry, tmp_path: Path) -> None
     ],
 )
 def test_a_selector_that_means_nothing_is_an_error(
-    registry: Registry, selector: str, complaint: str
+    registry: ReleaseStore, selector: str, complaint: str
 ) -> None:
     with pytest.raises(RegistryError, match=complaint):
         registry.approve(selector, ANNA)
 
 
-def test_a_model_name_cannot_leave_the_registry(registry: Registry, tmp_path: Path) -> None:
+def test_a_model_name_cannot_leave_the_registry(registry: ReleaseStore, tmp_path: Path) -> None:
     evil = replace(adapter(tmp_path, b"a"), model="../../outside")
     with pytest.raises(RegistryError, match="not a model's name"):
         registry.propose([evil], ANNA)
     assert not (tmp_path / "outside").exists()
 
 
-def test_changed_files_are_not_approved(registry: Registry, tmp_path: Path) -> None:
+def test_changed_files_are_not_approved(registry: ReleaseStore, tmp_path: Path) -> None:
     release = registry.propose([adapter(tmp_path, b"a")], ANNA, plan_id="plan-1")[0]
     stored = registry.fetch(release, tmp_path / "cache")
     (stored / "adapter_model.safetensors").write_bytes(b"b")
@@ -218,7 +209,7 @@ def test_changed_files_are_not_approved(registry: Registry, tmp_path: Path) -> N
     assert states(registry.log()) == {"policy plan-1": CANDIDATE}
 
 
-def test_a_changed_or_missing_step_is_told(registry: Registry, tmp_path: Path) -> None:
+def test_a_changed_or_missing_step_is_told(registry: ReleaseStore, tmp_path: Path) -> None:
     release_pair(registry, tmp_path, "plan-1")
     release_pair(registry, tmp_path, "plan-2")
     steps = sorted((tmp_path / "registry" / "steps").iterdir())
@@ -236,7 +227,7 @@ def test_a_changed_or_missing_step_is_told(registry: Registry, tmp_path: Path) -
 
 
 def test_a_copy_that_was_cut_short_is_no_release_and_is_finished_by_a_repeat(
-    registry: Registry, tmp_path: Path
+    registry: ReleaseStore, tmp_path: Path
 ) -> None:
     source = adapter(tmp_path, b"whole")
     name = artefact_digest(source.path, "policy")
@@ -250,7 +241,9 @@ def test_a_copy_that_was_cut_short_is_no_release_and_is_finished_by_a_repeat(
     assert states(registry.log()) == {"policy plan-1": ACTIVE}
 
 
-def test_weights_that_would_be_unpickled_are_refused(registry: Registry, tmp_path: Path) -> None:
+def test_weights_that_would_be_unpickled_are_refused(
+    registry: ReleaseStore, tmp_path: Path
+) -> None:
     source = adapter(tmp_path, b"a")
     (source.path / "optimizer.pt").write_bytes(b"")
     with pytest.raises(IntegrityError, match="would have to be unpickled"):
@@ -261,6 +254,40 @@ def test_weights_that_would_be_unpickled_are_refused(registry: Registry, tmp_pat
         registry.propose([source], ANNA)
 
 
+def test_a_repeated_proposal_leaves_an_active_release_as_it_is(
+    registry: ReleaseStore, tmp_path: Path
+) -> None:
+    source = reward_bundle(tmp_path, b"a")
+    registry.propose([source], ANNA, plan_id="plan-1")
+    (active,) = registry.approve("plan-1", ANNA)
+    stored = registry.fetch(active, tmp_path / "cache")
+    before = {file.name: file.stat() for file in [stored, *stored.iterdir()]}
+
+    (source.path / "bundle.sig").write_text("of another key")
+    registry.propose([source], ANNA, plan_id="plan-1")
+    with pytest.raises(RegistryError, match="exists already, active since"):
+        registry.propose([source], ANNA, plan_id="plan-2")
+    after = {file.name: file.stat() for file in [stored, *stored.iterdir()]}
+    assert after == before
+
+
+def test_a_file_that_changes_while_it_is_copied_is_no_release(
+    registry: ReleaseStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = adapter(tmp_path, b"a")
+    original = shutil.copyfileobj
+
+    def copy_and_change(read: Any, written: Any, length: int) -> None:
+        original(read, written, length)
+        (source.path / "adapter_config.json").write_text("{}")
+
+    monkeypatch.setattr(shutil, "copyfileobj", copy_and_change)
+    with pytest.raises(IntegrityError, match="was changed while it was copied"):
+        registry.propose([source], ANNA)
+    assert registry.log().releases == ()
+    assert not list((tmp_path / "registry").rglob("*.safetensors"))
+
+
 def test_writers_at_the_same_time_each_take_their_own_step(tmp_path: Path) -> None:
     root = str(tmp_path / "registry")
     sources = [adapter(tmp_path, bytes([number])) for number in range(4)]
@@ -268,7 +295,7 @@ def test_writers_at_the_same_time_each_take_their_own_step(tmp_path: Path) -> No
 
     def propose(number: int) -> None:
         start.wait()
-        Registry(root).propose([sources[number]], ANNA, plan_id=f"plan-{number}")
+        ReleaseStore(root).propose([sources[number]], ANNA, plan_id=f"plan-{number}")
 
     threads = [threading.Thread(target=propose, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -276,14 +303,14 @@ def test_writers_at_the_same_time_each_take_their_own_step(tmp_path: Path) -> No
     for thread in threads:
         thread.join()
 
-    assert len(Registry(root).log().releases) == 4
+    assert len(ReleaseStore(root).log().releases) == 4
     assert not [
         file for file in (tmp_path / "registry" / "steps").iterdir() if file.suffix != ".json"
     ]
 
 
 def test_an_object_store_serves_verified_copies(tmp_path: Path) -> None:
-    registry = Registry(f"memory://registry-{tmp_path.name}")
+    registry = ReleaseStore(f"memory://registry-{tmp_path.name}")
     release_pair(registry, tmp_path, "plan-1")
     active = registry.log().active("rm")
     assert active is not None
@@ -298,11 +325,11 @@ def test_an_object_store_serves_verified_copies(tmp_path: Path) -> None:
 
 def test_an_unknown_protocol_is_told() -> None:
     with pytest.raises(RegistryError, match="nowhere://x: not a place for a registry"):
-        Registry("nowhere://x")
+        ReleaseStore("nowhere://x")
 
 
 def test_the_topic_names_the_active_release_by_its_model_and_the_others_apart(
-    registry: Registry, tmp_path: Path
+    registry: ReleaseStore, tmp_path: Path
 ) -> None:
     release_pair(registry, tmp_path, "plan-1")
     registry.propose([reward_bundle(tmp_path, b"b")], ANNA, plan_id="plan-2")
@@ -329,7 +356,7 @@ def test_whatever_is_tried_a_model_has_at_most_one_active_release(
     tmp_path_factory: pytest.TempPathFactory, actions: list[str]
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / f"steps-{next(names)}"
-    registry = Registry(str(folder / "registry"))
+    registry = ReleaseStore(str(folder / "registry"))
     plans = count()
     plan = "none"
     for action in actions:
