@@ -42,14 +42,20 @@ def command(
     from ares_stream.records.topics import topic_name
     from ares_stream.repair.intake import read_reports
     from ares_stream.services.settings import load_settings
+    from ares_stream.streaming.unreadable import PassedOver, UnreadableRecord
 
     check_outputs({"--json": figures}, {"CAMPAIGN": campaign, "--settings": settings_file})
     settings = load_settings(settings_file)
     file = load_campaign(campaign)
 
+    def tell(record: UnreadableRecord) -> None:
+        typer.echo(f"passed over: {record}", err=True)
+
+    passed_over = PassedOver(tell)
+
     async def work() -> list[Round]:
         topic = topic_name(settings.topic_prefix, topics.REPAIRS)
-        known = set(await read_reports(settings.kafka, topic))
+        known = set(await read_reports(settings.kafka, topic, passed_over))
 
         async def open_round(number: int) -> tuple[CampaignPlan, Target, Target | None]:
             plan = file.model_copy(update={"name": f"{file.name}-{number}"}).plan()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ares_stream.cli import probe_triggers
+
+if TYPE_CHECKING:
+    from ares_stream.streaming.unreadable import UnreadableRecord
 
 _TOLD = 20
 """Skipped rows that are told with their reasons; all are counted."""
@@ -131,6 +134,7 @@ def run(
     from ares_stream.probes.plan import load_campaign
     from ares_stream.probes.prober import Prober, ProberObserver, ProberPolicy, campaign_record
     from ares_stream.services.settings import load_settings
+    from ares_stream.streaming.unreadable import PassedOver
 
     check_outputs(
         {"--record": record},
@@ -185,7 +189,9 @@ def run(
         if record is not None:
             exchanges = [
                 item
-                async for item in campaign_record(settings.kafka, settings.topic_prefix, plan.id)
+                async for item in campaign_record(
+                    settings.kafka, settings.topic_prefix, plan.id, PassedOver(_tell)
+                )
             ]
             write_record(record, exchanges)
         return prober
@@ -222,13 +228,18 @@ def export_prior_(
     from ares_stream.probes.plan import export_prior, load_campaign
     from ares_stream.probes.prober import rebuild
     from ares_stream.services.settings import load_settings
+    from ares_stream.streaming.unreadable import PassedOver
 
     check_outputs(
         {"OUT": out}, {"CAMPAIGN": campaign, "--settings": settings_file, "--prior": prior}
     )
     settings = load_settings(settings_file)
     plan = load_campaign(campaign, prior).plan()
-    state = asyncio.run(rebuild(settings.kafka, settings.topic_prefix, plan))
+    state = asyncio.run(rebuild(settings.kafka, settings.topic_prefix, plan, PassedOver(_tell)))
     document = export_prior(state)
     write_document(out, document)
     typer.echo(f"{out}: {len(document['harm']):,} features after {state.queries:,} queries")
+
+
+def _tell(record: UnreadableRecord) -> None:
+    typer.echo(f"passed over: {record}", err=True)

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ares_stream.probes.composition import stable_seed
 from ares_stream.probes.screening import (
     CharacterModel,
     cosine,
@@ -25,6 +24,7 @@ from ares_stream.probes.screening import (
     is_repetitive,
     word_counts,
 )
+from ares_stream.records.base import stable_seed
 from ares_stream.records.interaction import Message
 
 Kind = Literal["mutation", "paraphrase", "translation"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from typing import Protocol
 
@@ -58,12 +57,6 @@ class TaxonomyComposer:
     def terms(self, ids: Ids) -> tuple[str, ...]:
         """Words of which an on-topic paraphrase holds at least one."""
         return self.taxonomy.topics[ids["topic"]].terms
-
-
-def stable_seed(*parts: object) -> int:
-    """A seed from names, the same on every machine; below 2^31, as endpoints want it."""
-    raw = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(raw[:4], "big") >> 1
 
 
 def _pick(phrases: tuple[str, ...], rng: np.random.Generator) -> str:

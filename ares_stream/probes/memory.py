@@ -81,7 +81,8 @@ class CampaignMemory:
         self._expected: dict[str, float] = {}
 
     def take(self, record: InboundRecord) -> bool:
-        """Remember a record; True when it is of this campaign."""
+        """Remember a record; True when it is of this campaign. Raises DecodeError for one that
+        names it and cannot be read."""
         if record.value is None or self._id not in record.value:
             return False
         memory = self._memory

@@ -12,6 +12,7 @@ from ares_stream.probes.attacker import Fault, Kind
 from ares_stream.probes.memory import Calibration, Progress
 from ares_stream.probes.prober import ProberObserver
 from ares_stream.probes.targets import Answer
+from ares_stream.streaming.unreadable import UnreadableRecord
 
 PAUSES: Final = ("target", "lag", "verdicts", "budget")
 SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -72,6 +73,10 @@ class ProberMetrics(ProberObserver):
         self.attacker_tokens = counter(
             "attacker_tokens", "Tokens, as the attacker counts them.", "kind"
         )
+        self.unreadable = counter(
+            "unreadable_records",
+            "Records that name the campaign, cannot be read and are passed over.",
+        )
         self.paused_for = gauge("paused", "1 while the campaign waits for this.", "reason")
         for reason in PAUSES:
             self.paused_for.labels(reason).set(0)
@@ -115,6 +120,10 @@ class ProberMetrics(ProberObserver):
     def attacker_answered(self, answer: Answer) -> None:
         """The attacker answered."""
         self._spend(self.attacker_tokens, answer, self._attacker_prices)
+
+    def passed_over(self, record: UnreadableRecord) -> None:
+        """A record that names the campaign cannot be read."""
+        self.unreadable.inc()
 
     def reworded(self, kind: Kind, fault: Fault | None) -> None:
         """The attacker worded a probe, or the composer in its place."""

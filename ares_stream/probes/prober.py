@@ -38,13 +38,12 @@ from ares_stream.errors import (
 from ares_stream.interchange.record import Exchange
 from ares_stream.probes.attacker import Fault, Kind
 from ares_stream.probes.campaign import Ask, Campaign
-from ares_stream.probes.composition import stable_seed
 from ares_stream.probes.memory import FINISH, UNANSWERED, Calibration, CampaignMemory, Progress
 from ares_stream.probes.plan import CampaignPlan
 from ares_stream.probes.targets import Answer, Query, Target
 from ares_stream.probes.wording import MADE_BY
 from ares_stream.records import topics
-from ares_stream.records.base import OffsetRange
+from ares_stream.records.base import OffsetRange, stable_seed
 from ares_stream.records.cloudevents import cloudevent_headers
 from ares_stream.records.interaction import Interaction, Probe
 from ares_stream.records.topics import topic_name
@@ -53,7 +52,8 @@ from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.journal import Journal, follow, group_lag
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.reader import read, snapshot
-from ares_stream.streaming.records import OutboundRecord
+from ares_stream.streaming.records import InboundRecord, OutboundRecord
+from ares_stream.streaming.unreadable import PassedOver, UnreadableRecord
 
 GIVE_UP: Final = 5
 """Failures of one query, while the target answers others, after which it counts as refused."""
@@ -107,6 +107,9 @@ class ProberObserver:
     def attacker_answered(self, answer: Answer) -> None:
         """The attacker answered; whether its words are said is told by `reworded`."""
 
+    def passed_over(self, record: UnreadableRecord) -> None:
+        """A record that names the campaign cannot be read; told once."""
+
     def reworded(self, kind: Kind, fault: Fault | None) -> None:
         """The attacker worded a probe; a fault means that the composer's words are said."""
 
@@ -151,6 +154,7 @@ class Prober:
         self._stopping = asyncio.Event()
         self._lag_seen, self._lagging = float("-inf"), False
         self._state = CampaignMemory(plan, self._topic)
+        self._passed_over = PassedOver(self._observer.passed_over)
 
     @property
     def campaign(self) -> Campaign:
@@ -188,10 +192,17 @@ class Prober:
         async with Journal(self._connection, f"{self._prefix}prober.{self._plan.id}") as journal:
             ranges = await self._ranges()
             async for record in read(self._connection, ranges):
-                state.take(record)
+                self._take(state, record)
             self._state = state
             self._settle(state)
             await self._work(journal, state, ranges)
+
+    def _take(self, state: CampaignMemory, record: InboundRecord) -> bool:
+        try:
+            return state.take(record)
+        except DecodeError as error:
+            self._passed_over(record, error)
+            return False
 
     async def _ranges(self) -> tuple[OffsetRange, ...]:
         return await snapshot(self._connection, _memory_topics(self._prefix))
@@ -204,7 +215,7 @@ class Prober:
 
         async def listen() -> None:
             async for record in follow(self._connection, ranges):
-                if state.take(record):
+                if self._take(state, record):
                     news.set()
 
         try:
@@ -415,9 +426,10 @@ class Prober:
 
 
 async def campaign_record(
-    connection: KafkaConnection, prefix: str, campaign: str
+    connection: KafkaConnection, prefix: str, campaign: str, passed_over: PassedOver
 ) -> AsyncIterator[Exchange]:
-    """A campaign's judged queries from the topics, in the order of their ids.
+    """A campaign's judged queries from the topics, in the order of their ids. A record that names
+    the campaign and cannot be read is passed over.
 
     Raises TopicError, ReadError, BrokerError as reading does.
     """
@@ -438,21 +450,24 @@ async def campaign_record(
                 if verdict.probe is not None and verdict.probe.campaign == campaign:
                     verdicts.setdefault(verdict.interaction_id, verdict)
         except DecodeError as error:
-            raise DecodeError(
-                f"{record.topic} {record.partition} offset {record.offset}: {error.reason}",
-                field=error.field,
-            ) from None
+            passed_over(record, error)
     for id in sorted(interactions):
         if id in verdicts:
             yield Exchange(interactions[id], verdicts[id])
 
 
-async def rebuild(connection: KafkaConnection, prefix: str, plan: CampaignPlan) -> Campaign:
-    """A campaign's state from the topics, without taking it over. Raises as reading does."""
+async def rebuild(
+    connection: KafkaConnection, prefix: str, plan: CampaignPlan, passed_over: PassedOver
+) -> Campaign:
+    """A campaign's state from the topics, without taking it over. What names it and cannot be read
+    is passed over. Raises as reading does."""
     state = CampaignMemory(plan, topic_name(prefix, topics.PROBE))
     ranges = await snapshot(connection, _memory_topics(prefix))
     async for record in read(connection, ranges):
-        state.take(record)
+        try:
+            state.take(record)
+        except DecodeError as error:
+            passed_over(record, error)
     state.advance()
     return state.campaign
 

@@ -20,6 +20,7 @@ from ares_stream.records.repair import RepairReport
 from ares_stream.records.topics import topic_name
 from ares_stream.repair.intake import read_reports
 from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.unreadable import PassedOver
 
 LOOK_SECONDS: Final = 1.0
 DECIDED: Final = ("promoted", "rejected", "failed")
@@ -115,8 +116,9 @@ async def next_report(
     """The first decided repair whose plan is not `known`. Raises RepairError after `seconds`."""
     topic = topic_name(prefix, topics.REPAIRS)
     deadline = time.monotonic() + seconds
+    passed_over = PassedOver(lambda record: None)  # The repairer tells of them.
     while time.monotonic() < deadline:
-        for report in (await read_reports(connection, topic)).values():
+        for report in (await read_reports(connection, topic, passed_over)).values():
             if report.plan_id not in known and report.state in DECIDED:
                 return report
         await asyncio.sleep(LOOK_SECONDS)

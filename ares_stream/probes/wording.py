@@ -17,7 +17,7 @@ import numpy as np
 from ares_stream.probes.archive import Archive
 from ares_stream.probes.attacker import AttackPlan, Errand, Fault, Parent, errand, fault, parse
 from ares_stream.probes.campaign import Ask
-from ares_stream.probes.composition import Composer, Ids, stable_seed
+from ares_stream.probes.composition import Composer, Ids
 from ares_stream.probes.screening import (
     Cause,
     CharacterModel,
@@ -29,6 +29,7 @@ from ares_stream.probes.selection import Finding
 from ares_stream.probes.space import Space
 from ares_stream.probes.targets import Answer
 from ares_stream.probes.transforms import transform
+from ares_stream.records.base import stable_seed
 from ares_stream.records.interaction import Interaction, Message
 
 REWORDINGS: Final = 8

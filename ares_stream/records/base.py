@@ -155,6 +155,12 @@ def canonical_json(value: Mapping[str, Any] | Sequence[Any]) -> bytes:
     ).encode()
 
 
+def stable_seed(*parts: object) -> int:
+    """A seed from names, the same on every machine; below 2^31, as endpoints want it."""
+    raw = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(raw[:4], "big") >> 1
+
+
 def digest(value: Mapping[str, Any] | Sequence[Any]) -> str:
     """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value)).hexdigest()

@@ -5,7 +5,7 @@ are published first; a kill between the two, or a partition that moved, trains n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -19,7 +19,8 @@ from ares_stream.records.label import Label
 from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.repair.plan import Replay, ReplaySample, ValidatedPair
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.reader import read, read_latest, snapshot
+from ares_stream.streaming.reader import read, snapshot
+from ares_stream.streaming.unreadable import PassedOver
 
 BATCH_BYTES: Final = 256 << 20
 """A batch is held in memory; records may be megabytes."""
@@ -36,7 +37,8 @@ class Batch:
     """How many no repair has tried yet."""
     oldest_new_ms: int | None
     """Kafka's timestamp of the oldest of those."""
-    undecodable: tuple[str, ...]
+    unreadable: int
+    """Records of the ranges that were passed over."""
 
 
 def ends(
@@ -52,13 +54,20 @@ def ends(
     return covered
 
 
-async def read_reports(connection: KafkaConnection, topic: str) -> dict[str, RepairReport]:
-    """The last report of each plan, in the order in which they ended."""
+async def read_reports(
+    connection: KafkaConnection, topic: str, passed_over: PassedOver
+) -> dict[str, RepairReport]:
+    """The last report of each plan that can be read, in the order in which they ended."""
     found: dict[str, RepairReport] = {}
-    for record in (await read_latest(connection, topic)).values():
-        if record.value is not None:
+    async for record in read(connection, await snapshot(connection, [topic])):
+        if record.value is None:
+            continue
+        try:
             report = RepairReport.decode(record.value)
-            found[report.plan_id] = report
+        except DecodeError as error:
+            passed_over(record, error)
+            continue
+        found[report.plan_id] = report
     return dict(sorted(found.items(), key=lambda item: item[1].finished_at))
 
 
@@ -67,13 +76,14 @@ async def collect(
     ranges: Sequence[OffsetRange],
     tried: Mapping[int, int],
     most: int,
+    passed_over: PassedOver,
 ) -> Batch:
     """Read up to `most` failures of the ranges; the batch's ranges end where it ended.
 
     Raises ReadError when a range cannot be read whole.
     """
     failures: list[CoupledFailure] = []
-    undecodable: list[str] = []
+    unreadable = 0
     reached = {item.partition: item.start for item in ranges}
     new, size = 0, 0
     oldest: int | None = None
@@ -87,7 +97,8 @@ async def collect(
         try:
             failures.append(CoupledFailure.decode(record.value or b""))
         except DecodeError as error:
-            undecodable.append(f"{record.topic} {record.partition}@{record.offset}: {error}")
+            unreadable += 1
+            passed_over(record, error)
             continue
         if record.offset >= tried.get(record.partition, 0):
             new += 1
@@ -101,23 +112,27 @@ async def collect(
         ),
         new,
         oldest,
-        tuple(undecodable),
+        unreadable,
     )
 
 
 async def read_labels(
-    connection: KafkaConnection, topic: str, interactions: Sequence[str]
+    connection: KafkaConnection,
+    ranges: Sequence[OffsetRange],
+    interactions: Collection[str],
+    passed_over: PassedOver,
 ) -> list[Label]:
-    """Every label that people gave these interactions."""
-    wanted = set(interactions)
+    """Every label in the ranges that people gave these interactions."""
+    wanted = frozenset(interactions)
     labels: list[Label] = []
-    async for record in read(connection, await snapshot(connection, [topic])):
+    async for record in read(connection, ranges):
         if record.value is None:
             continue
         try:
             label = Label.decode(record.value)
-        except DecodeError:
-            continue  # The monitor names what cannot be read.
+        except DecodeError as error:
+            passed_over(record, error)
+            continue
         if label.interaction_id in wanted:
             labels.append(label)
     return labels

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ares_stream.errors import AresError, RepairError
 from ares_stream.processes.child import Progress
-from ares_stream.records.base import digest
+from ares_stream.records.base import digest, stable_seed
 from ares_stream.records.interaction import Message
 from ares_stream.repair.rundirectory import QuestionDirectory
 
@@ -88,7 +88,7 @@ def _ask(directory: QuestionDirectory) -> None:
     def sample(prompts: Sequence[Sequence[Message]], seed: int) -> list[str]:
         return policy.sample(
             prompts,
-            seed=recipe.seed + seed,
+            seed=stable_seed(recipe.seed, "resampled", seed),
             length=recipe.reinforce.length,
             temperature=recipe.reinforce.temperature,
         )

@@ -23,19 +23,19 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ares_stream.errors import RepairError
+from ares_stream.records.base import stable_seed
 from ares_stream.records.interaction import Message
 from ares_stream.repair import losses
 from ares_stream.repair.models import Adapted, Encoded, PolicyModel, RewardModel
+from ares_stream.repair.picks import rows_of_step
 from ares_stream.repair.plan import Plan, ReplaySample
 from ares_stream.repair.recipe import Method, Recipe
 from ares_stream.repair.reinforce import Scale, policy_gradient, roll_out
@@ -195,7 +195,6 @@ class Trainer:
 
     def _step(self, phase: Phase, step: int) -> None:
         recipe = self._recipe
-        salt = ("rlhf", "policy", "reward", "joint", "reinforce").index(phase)
         if phase == "reinforce":
             step += recipe.steps  # goes on where the supervised steps left the failures
         size = min(recipe.batch, len(self._plan.train))
@@ -219,7 +218,7 @@ class Trainer:
                 terms.append(self._policy_terms(picked, step, coupled))
             trained.append("policy")
         if phase in ("rlhf", "reinforce"):
-            terms.append(self._reinforce_terms(step, salt, with_kl=phase == "rlhf"))
+            terms.append(self._reinforce_terms(phase, step, with_kl=phase == "rlhf"))
             trained.append("policy")
         loss = torch.stack(terms).sum()
         if not torch.isfinite(loss):
@@ -313,7 +312,7 @@ class Trainer:
         )
         return term.nll * losses.nll(means[:failures], weights) + term.npo * pushed + term.kl * kl
 
-    def _reinforce_terms(self, step: int, salt: int, *, with_kl: bool) -> Tensor:
+    def _reinforce_terms(self, phase: Phase, step: int, *, with_kl: bool) -> Tensor:
         settings = self._recipe.reinforce
         half = max(1, settings.prompts // 2)
         prompts = [
@@ -321,11 +320,7 @@ class Trainer:
             for kind in ("failures", "benign")
             for i in self._picks(len(self._prompts[kind]), half, step, f"prompts-{kind}")
         ]
-        seed = int(
-            np.random.SeedSequence(
-                [self._recipe.seed, salt, step, self._accelerator.process_index]
-            ).generate_state(1)[0]
-        )
+        seed = stable_seed(self._recipe.seed, phase, step, self._accelerator.process_index)
         rollouts = roll_out(self.policy, self.reward, prompts, settings, self.scale, seed)
         self.policy.runner.train()
         # On the failures' prompts the policy before the repair is what must not be kept: there
@@ -340,13 +335,7 @@ class Trainer:
 
     def _picks(self, count: int, size: int, step: int, stream: str) -> list[int]:
         """Rows of a step: every row once per epoch; this process's share of them."""
-        if not count:
-            return []
-        name = int.from_bytes(stream.encode()[-6:], "big")
-        places = range(step * size, (step + 1) * size)
-        rows = [
-            int(_permutation(count, self._recipe.seed, name, p // count)[p % count]) for p in places
-        ]
+        rows = rows_of_step(count, size, step, seed=self._recipe.seed, stream=stream)
         processes = self._accelerator.num_processes
         return rows[self._accelerator.process_index :: processes] or rows[:1]
 
@@ -432,8 +421,3 @@ def _restore(side: Adapted, optimizer: Any, state: dict[str, Tensor]) -> None:
                 key: value if key == "step" else value.to(parameter.device)
                 for key, value in moments.items()
             }
-
-
-@lru_cache(maxsize=64)
-def _permutation(count: int, seed: int, stream: int, epoch: int) -> Any:
-    return np.random.default_rng([seed, stream, epoch]).permutation(count)

@@ -299,7 +299,10 @@ class RepairerMetrics:
             registry=registry,
         )
         self.undecodable = Counter(
-            "ares_repair_undecodable_records", "Failures that cannot be read.", registry=registry
+            "ares_repair_undecodable_records",
+            "Failures, labels and reports that cannot be read and are passed over.",
+            ["topic"],
+            registry=registry,
         )
         self.postponed = Counter(
             "ares_repair_postponed", "Batches from which no plan could be made.", registry=registry

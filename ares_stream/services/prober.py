@@ -9,9 +9,20 @@ from prometheus_client import CollectorRegistry
 from ares_stream.probes.metrics import ProberMetrics
 from ares_stream.probes.plan import CampaignFile
 from ares_stream.probes.prober import Prober, ProberPolicy
+from ares_stream.services import logs
 from ares_stream.services.lifecycle import Life
 from ares_stream.services.settings import Settings
 from ares_stream.streaming.patience import Patience
+from ares_stream.streaming.unreadable import UnreadableRecord
+
+
+class _Metrics(ProberMetrics):
+    """Counted, and what an operator should look at said too."""
+
+    def passed_over(self, record: UnreadableRecord) -> None:
+        """A record that names the campaign cannot be read."""
+        super().passed_over(record)
+        logs.get("prober").error("record cannot be read", record=str(record))
 
 
 class ProberService:
@@ -22,7 +33,7 @@ class ProberService:
         endpoint = campaign.target.endpoint
         section = campaign.attacker
         self._life = life
-        self._metrics = ProberMetrics(
+        self._metrics = _Metrics(
             CollectorRegistry(),
             endpoint.price_per_million if endpoint else (0.0, 0.0),
             section.endpoint.price_per_million if section else (0.0, 0.0),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
@@ -31,7 +32,7 @@ from ares_stream.models.policy_server import announce_policies
 from ares_stream.models.registry import Registry
 from ares_stream.processes.child import Limits
 from ares_stream.records import topics
-from ares_stream.records.base import OffsetRange, digest
+from ares_stream.records.base import OffsetRange
 from ares_stream.records.label import Label
 from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.topics import topic_name
@@ -54,9 +55,14 @@ from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.queue import Queue
+from ares_stream.streaming.reader import snapshot
 from ares_stream.streaming.records import OutboundRecord
+from ares_stream.streaming.unreadable import PassedOver, UnreadableRecord
 
 HOUR_MS: Final = 3_600_000
+TELL_AGAIN_SECONDS: Final = (1.0, 2.0, 5.0, 15.0, 60.0, 300.0)
+"""Pauses after which a policy server that was not told is told again; the last one repeats. What it
+refuses, a person has to mend."""
 _T = TypeVar("_T")
 
 
@@ -67,6 +73,17 @@ async def run_repairer(settings: Settings) -> None:
     """
     life = Life("repairer")
     await live(Repairer(settings, life), life, settings.http)
+
+
+@dataclass(slots=True)
+class _Postponed:
+    """A batch of which no repair could be begun, why, and all that was known when it was tried."""
+
+    batch: tuple[OffsetRange, ...]
+    interactions: frozenset[str]
+    labels: tuple[OffsetRange, ...]
+    registry: str | None
+    reason: str = ""
 
 
 class Repairer:
@@ -86,11 +103,16 @@ class Repairer:
         self._replay = _replay(settings.repairer)
         self._topic = topic_name(settings.topic_prefix, topics.REPAIR)
         self._reports_topic = topic_name(settings.topic_prefix, topics.REPAIRS)
-        self._postponed: str | None = None
+        self._postponed: _Postponed | None = None
+        self._labels_topic = topic_name(settings.topic_prefix, topics.LABELS)
+        self._passed_over = PassedOver(self._on_unreadable)
         self._failed: dict[int, int] = {}
         """Ends of what failed in this life: a restart may try it again, a loop may not."""
         self._announced: str | None = None
         self._untold = True
+        self._refusals, self._tell_at = 0, 0.0
+        self._refused: str | None = None
+        """Why the policy server does not serve what is active."""
         self._looked: tuple[float, tuple[OffsetRange, ...]] = (0.0, ())
         self._queue = Queue(settings.kafka, self._topic, settings.repairer.group)
 
@@ -107,7 +129,12 @@ class Repairer:
 
     def notes(self) -> Sequence[str]:
         """See lifecycle.Service."""
-        return ()
+        found: list[str] = []
+        if self._postponed is not None and self._postponed.reason:
+            found.append(f"failures wait and no repair can begin: {self._postponed.reason}")
+        if self._refused is not None:
+            found.append(self._refused)
+        return found
 
     async def run(self) -> None:
         """Look for work again and again, until stopped or what cannot be helped."""
@@ -144,14 +171,18 @@ class Repairer:
     async def _turn(self) -> None:
         """What is due now: announce, finish what was begun, hear decisions, start a repair."""
         await self._announce()
-        reports = await read_reports(self._settings.kafka, self._reports_topic)
+        reports = await read_reports(self._settings.kafka, self._reports_topic, self._passed_over)
         for run in await asyncio.to_thread(self._pipeline.unfinished):
             await self._finish(run, reports)
             if self._life.is_stopping:
                 return
-            reports = await read_reports(self._settings.kafka, self._reports_topic)
+            reports = await read_reports(
+                self._settings.kafka, self._reports_topic, self._passed_over
+            )
         if await self._awaiting(reports):
             return
+        if self._postponed is not None and await self._has_news(self._postponed):
+            self._postponed, self._looked = None, (0.0, ())
         batch = await self._collect(reports)
         if batch is not None and self._is_due(batch):
             await self._repair(batch, reports)
@@ -183,7 +214,7 @@ class Repairer:
         if not self._worth_reading(tuple(ranges), tried):
             return None
         most = self._settings.repairer.max_failures
-        batch = await collect(self._settings.kafka, ranges, tried, most)
+        batch = await collect(self._settings.kafka, ranges, tried, most, self._passed_over)
         self.metrics.waiting.set(len(batch.failures))
         age = time.time() - batch.oldest_new_ms / 1000 if batch.oldest_new_ms else 0.0
         self.metrics.oldest.set(max(0.0, age))
@@ -215,15 +246,14 @@ class Repairer:
 
     async def _repair(self, batch: Batch, reports: Mapping[str, RepairReport]) -> None:
         """Plan, begin and carry through a repair of a batch."""
-        offsets = digest([item.model_dump() for item in batch.ranges])
-        if self._postponed == offsets:
-            return  # The same failures make the same plan, or none.
-        names = [failure.interaction.id for failure in batch.failures]
-        topic = topic_name(self._settings.topic_prefix, topics.LABELS)
-        labels, contradicting = settle_labels(await read_labels(self._settings.kafka, topic, names))
-        for line in batch.undecodable:
-            self.log.error("failure cannot be read", record=line)
-        self.metrics.undecodable.inc(len(batch.undecodable))
+        if self._postponed is not None and self._postponed.batch == batch.ranges:
+            return  # The same failures and labels make the same plan, or none.
+        names = frozenset(failure.interaction.id for failure in batch.failures)
+        said = await snapshot(self._settings.kafka, [self._labels_topic])
+        labels, contradicting = settle_labels(
+            await read_labels(self._settings.kafka, said, names, self._passed_over)
+        )
+        wait = _Postponed(batch.ranges, names, said, self._announced)
         policy = self._settings.repairer.plan.model_copy(
             update={"context": await self._pipeline.context()}
         )
@@ -232,25 +262,57 @@ class Repairer:
                 self._planned(batch.failures, labels, contradicting, policy)
             )
         except RepairError as error:
-            self._postponed = offsets
-            self.metrics.postponed.inc()
-            self.log.warning("no plan yet", failures=len(names), reason=str(error))
+            self._postpone(wait, error)
             return
         if made is None:
             return
         known = reports.get(made.id)
         if known is not None and known.state != "failed":
-            self._postponed = offsets
+            self._postponed = wait
             self.log.info("plan known", plan_id=made.id, state=known.state)
             return
-        notes = (
-            (f"{len(batch.undecodable)} records could not be read",) if batch.undecodable else ()
-        )
-        run = await self._pipeline.begin(made, batch.ranges, notes)
+        notes = (f"{batch.unreadable} records could not be read",) if batch.unreadable else ()
+        try:
+            run = await self._pipeline.begin(made, batch.ranges, notes)
+        except RepairError as error:
+            self._postpone(wait, error)
+            return
         for source in made.safe_sources:
             self.metrics.safe_answers.labels(source).inc()
         self.log.info("repair begun", plan_id=made.id, **made.counts)
         await self._finish(run, reports)
+
+    def _postpone(self, wait: _Postponed, error: RepairError) -> None:
+        wait.reason = str(error)
+        self._postponed = wait
+        self.metrics.postponed.inc()
+        self.log.warning("no repair yet", failures=len(wait.interactions), reason=str(error))
+
+    async def _has_news(self, postponed: _Postponed) -> bool:
+        """Whether something came that may make another plan of the same failures: a step of the
+        registry, or a person's word on one of them."""
+        if postponed.registry != self._announced:
+            return True
+        now = await snapshot(self._settings.kafka, [self._labels_topic])
+        known = {item.partition: item.end for item in postponed.labels}
+        fresh: list[OffsetRange] = []
+        for item in now:
+            read_to = known.get(item.partition, 0)
+            if item.end < read_to:
+                return True  # The topic was made anew.
+            if item.end > read_to:
+                fresh.append(item.model_copy(update={"start": max(item.start, read_to)}))
+        if not fresh:
+            return False
+        said = await read_labels(
+            self._settings.kafka, fresh, postponed.interactions, self._passed_over
+        )
+        postponed.labels = now
+        return bool(said)
+
+    def _on_unreadable(self, record: UnreadableRecord) -> None:
+        self.metrics.undecodable.labels(record.topic).inc()
+        self.log.error("record cannot be read", record=str(record))
 
     async def _planned(
         self,
@@ -345,7 +407,7 @@ class Repairer:
     async def _announce(self) -> None:
         """Bring topic and policy server to what the registry says, after each of its steps."""
         log = await self._registry.log()
-        if log.last == self._announced and not self._untold:
+        if log.last == self._announced and not self._tell_again():
             return
         topic = topic_name(self._settings.topic_prefix, topics.RELEASES)
         await announce_topic(self._settings.kafka, topic, log)
@@ -357,11 +419,17 @@ class Repairer:
         try:
             for line in await announce_policies(server, log):
                 self.log.info("policy server told", release=line)
-            self._untold = False
+            self._untold, self._refusals, self._refused = False, 0, None
         except TargetError as error:
-            self._untold = True
-            self.log.error("policy server not told", error=str(error))
+            self._untold, self._refused = True, str(error)
+            self._refusals += 1
+            pause = TELL_AGAIN_SECONDS[: self._refusals][-1]
+            self._tell_at = time.monotonic() + pause
+            self.log.error("policy server not told", error=str(error), again_in_seconds=pause)
         self.metrics.untold.set(self._untold)
+
+    def _tell_again(self) -> bool:
+        return self._untold and time.monotonic() >= self._tell_at
 
 
 def configuration(settings: Settings) -> Configuration:

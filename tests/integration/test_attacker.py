@@ -34,6 +34,7 @@ from tests.support.probing import (
     run,
     scoring,
 )
+from tests.support.reading import UNTOLD
 
 pytestmark = pytest.mark.kafka
 
@@ -78,9 +79,9 @@ async def test_an_attacker_words_its_share_and_every_interaction_tells_who_did(
             ProberMetrics(registry, attacker_prices=(1.0, 1.0)),
             attacker=attacker,
         )
-        record = [item async for item in campaign_record(connection, prefix, campaign.id)]
+        record = [item async for item in campaign_record(connection, prefix, campaign.id, UNTOLD)]
         sent = await published(connection, prefix)
-        state = await rebuild(connection, prefix, campaign)
+        state = await rebuild(connection, prefix, campaign, UNTOLD)
     assert state.state() == progress.state
     assert progress.queries == 200
     made_by = Counter(item.verdict.attributes[MADE_BY] for item in record)
@@ -141,7 +142,7 @@ async def test_words_are_final_once_published_though_the_attacker_never_says_the
             kept = now
         progress = await run(connection, prefix, campaign, target, attacker=attacker)
         sent = await published(connection, prefix)
-        state = await rebuild(connection, prefix, campaign)
+        state = await rebuild(connection, prefix, campaign, UNTOLD)
     assert kept.items() <= {item.id: item for item in sent}.items()
     assert len({item.id for item in sent}) == len(sent)
     assert (state.state(), len(state.failures)) == (progress.state, progress.failures)

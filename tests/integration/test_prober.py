@@ -29,6 +29,7 @@ from ares_stream.records import topics
 from ares_stream.records.topics import topic_name
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.records import OutboundRecord
+from ares_stream.streaming.unreadable import UnreadableRecord
 from tests.support.probing import (
     TinyPolicy,
     campaign_file,
@@ -38,6 +39,7 @@ from tests.support.probing import (
     said,
     scoring,
 )
+from tests.support.reading import UNTOLD
 
 pytestmark = pytest.mark.kafka
 
@@ -243,6 +245,46 @@ async def test_a_second_prober_takes_the_campaign_over_and_the_first_one_ends(
     assert len({item.id for item in sent}) == len(sent)
 
 
+async def test_malformed_records_that_name_the_campaign_are_named_and_end_nothing(
+    kafka: str, prefix: str, tmp_path: Path, untroubled: Progress
+) -> None:
+    campaign = plan(tmp_path)
+    bad = [
+        campaign.id.encode(),
+        f'{{"probe": {{"campaign": "{campaign.id}"}}}}'.encode(),
+        b"\xff" + campaign.id.encode(),
+    ]
+    told: list[UnreadableRecord] = []
+
+    class Told(ProberMetrics):
+        def passed_over(self, record: UnreadableRecord) -> None:
+            super().passed_over(record)
+            told.append(record)
+
+    registry = CollectorRegistry()
+    async with (
+        scoring(kafka, prefix, tmp_path) as connection,
+        serving(create_app(TinyPolicy())) as url,
+    ):
+        async with Publisher(connection) as publisher:
+            await publisher.publish(
+                [
+                    OutboundRecord(topic_name(prefix, name), b"k", value)
+                    for name in (topics.PROBE, topics.VERDICTS)
+                    for value in bad
+                ]
+            )
+        progress = await run(connection, prefix, campaign, url, Told(registry))
+        record = [item async for item in campaign_record(connection, prefix, campaign.id, UNTOLD)]
+    assert progress == untroubled
+    assert len(record) == len({item.interaction.id for item in record}) > 0
+    assert sorted({item.topic for item in told}) == sorted(
+        topic_name(prefix, name) for name in (topics.PROBE, topics.VERDICTS)
+    )
+    assert len(told) == len(bad) * 2
+    assert registry.get_sample_value("ares_prober_unreadable_records_total") == len(bad) * 2
+
+
 async def test_metrics_tell_yield_coverage_calibration_and_cost(
     kafka: str, prefix: str, tmp_path: Path, untroubled: Progress
 ) -> None:
@@ -254,7 +296,7 @@ async def test_metrics_tell_yield_coverage_calibration_and_cost(
         observer = ProberMetrics(registry, prices=(2.0, 4.0))
         campaign = plan(tmp_path)
         await run(connection, prefix, campaign, url, observer)
-        record = [item async for item in campaign_record(connection, prefix, campaign.id)]
+        record = [item async for item in campaign_record(connection, prefix, campaign.id, UNTOLD)]
     value = registry.get_sample_value
     assert value("ares_prober_queries") == 60
     assert value("ares_prober_failures") == untroubled.failures > 0

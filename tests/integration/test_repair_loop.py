@@ -32,6 +32,7 @@ from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from tests.support.failures import DAY
+from tests.support.reading import UNTOLD
 from tests.support.scorer_process import ScorerProcess
 
 pytestmark = [
@@ -97,12 +98,12 @@ async def test_failures_found_in_a_stream_are_repaired_and_the_running_scorer_sw
         async with asyncio.timeout(SECONDS):
             while not scorer.events("release swapped"):
                 assert not repairer.done(), repairer.exception()
-                for report in (await read_reports(connection, f"{prefix}repairs")).values():
+                for report in (await read_reports(connection, f"{prefix}repairs", UNTOLD)).values():
                     assert report.state == "promoted", report.reasons
                 if item := next(rest, None):
                     await send(connection, prefix, [item])
                 await asyncio.sleep(0.2)
-        (report,) = (await read_reports(connection, f"{prefix}repairs")).values()
+        (report,) = (await read_reports(connection, f"{prefix}repairs", UNTOLD)).values()
         repairer.cancel()
         with pytest.raises(asyncio.CancelledError):
             await repairer

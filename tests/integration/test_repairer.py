@@ -41,6 +41,7 @@ from ares_stream.streaming.reader import read_latest
 from ares_stream.streaming.records import OutboundRecord
 from tests.support.failures import DAY, REPLAY, failure, label
 from tests.support.killed_repairer import STEPS as STEPS_OF_A_REPAIR
+from tests.support.reading import UNTOLD
 
 pytestmark = pytest.mark.kafka
 
@@ -69,6 +70,7 @@ class World:
         self.folder = folder
         self.work = folder / "work"
         self.service: asyncio.Task[None] | None = None
+        self.max_lora_rank = 64
         self.registry = ReleaseStore(str(folder / "registry"))
         for name, rows in REPLAY:
             lines = [row.model_dump_json() for row in rows]
@@ -110,7 +112,10 @@ class World:
             "kafka": {"bootstrap": self.connection.bootstrap},
             "topic_prefix": self.prefix,
             "http": {"port": 0},
-            "registry": {"root": str(self.folder / "registry"), "max_lora_rank": 64},
+            "registry": {
+                "root": str(self.folder / "registry"),
+                "max_lora_rank": self.max_lora_rank,
+            },
             "repairer": repairer | more,
         }
         file = self.folder / "ares.yaml"
@@ -134,7 +139,7 @@ class World:
             )
 
     async def reports(self) -> list[RepairReport]:
-        found = await read_reports(self.connection, f"{self.prefix}repairs")
+        found = await read_reports(self.connection, f"{self.prefix}repairs", UNTOLD)
         return list(found.values())
 
     async def until(self, *states: str) -> list[RepairReport]:
@@ -159,6 +164,11 @@ class World:
             for key, record in latest.items()
             if record.value is not None
         }
+
+    def active(self, model: str) -> str | None:
+        """The digest of a model's active release."""
+        release = self.registry.log().active(model)
+        return None if release is None else release.digest
 
     def trained(self) -> list[int]:
         """How often training was started, per plan."""
@@ -341,6 +351,74 @@ async def test_a_schedule_starts_a_repair_of_few_failures(world: World) -> None:
     async with repairing(world, every_hours=1 / 3600):
         (report,) = await world.until("promoted")
     assert sum(item.end - item.start for item in report.batch) == 6
+
+
+async def test_a_label_wakes_a_batch_that_waits_for_a_person(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    doubted = [failure(f"c{n}", failure_class=FailureClass.CONTESTED) for n in range(12)]
+    await world.send(doubted)
+    said = ""
+
+    def postponed(times: int) -> bool:
+        nonlocal said
+        said += "".join(capfd.readouterr())
+        return said.count("no repair yet") == times
+
+    async with repairing(world):
+        await until(lambda: postponed(1))
+        await world.send([label("another", True)], "labels")
+        await world.send([label(item.interaction.id, True) for item in doubted], "labels")
+        (report,) = await world.until("promoted")
+    assert sum(item.end - item.start for item in report.batch) == 12
+    weights = [item["weight"] for item in plan_of(world, report)["train"]]
+    assert set(weights) == {2.0}
+
+
+async def test_a_repair_that_the_policy_server_would_refuse_is_not_begun(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    await world.send(failures(12))
+    async with repairing(world):
+        (first,) = await world.until("promoted")
+    await world.send(failures(12, start=100))
+    world.max_lora_rank = 16
+    said = ""
+
+    def refused() -> bool:
+        nonlocal said
+        said += "".join(capfd.readouterr())
+        return "16 on top of the active adapter's 4 is over registry.max_lora_rank 16" in said
+
+    async with repairing(world):
+        await until(refused)
+        assert world.trained() == [1]
+        world.registry.rollback("chat", Author("anna", DAY, "its rank is in the way"))
+        await world.until("promoted", "promoted")
+    assert first.releases["chat"] != world.active("chat")
+
+
+async def test_malformed_labels_and_reports_are_named_and_end_nothing(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    await world.send(failures(12))
+    bad = [b"{not json", b"[]", b"\xff\xfe", b"{}", b'{"schema": "ares.label/9"}']
+    async with Publisher(world.connection) as publisher:
+        for name in ("labels", "repairs"):
+            await publisher.publish(
+                [OutboundRecord(f"{world.prefix}{name}", b"f1", value) for value in bad]
+            )
+    await world.send([label("f3", True)], "labels")
+    async with repairing(world):
+        (report,) = await world.until("promoted")
+        await world.send(failures(12, start=100))
+        await world.until("promoted", "promoted")
+    said = "".join(capfd.readouterr())
+    for name in ("labels", "repairs"):
+        assert said.count(f"{world.prefix}{name} ") == len(bad), "each is named once"
+    assert "f1" not in said
+    weights = {item["id"]: item["weight"] for item in plan_of(world, report)["train"]}
+    assert weights.get("f3", 2.0) == 2.0
 
 
 async def test_records_that_cannot_be_read_are_told_and_settled(world: World) -> None:

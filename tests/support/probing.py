@@ -38,6 +38,7 @@ from ares_stream.streaming.contract import ProcessorPolicy
 from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.reader import read, snapshot
 from tests.support.bundles import write_judge, write_reward
+from tests.support.reading import UNTOLD
 
 POLICY = Policy(name="tiny", version="1")
 PATIENT = ProberPolicy(patience_seconds=60, backoff_seconds=(0.05,))
@@ -272,7 +273,7 @@ async def kill_and_compare(
                     await process.stderr.readuntil(b'"campaign done"')
                     process.terminate()
                     assert await process.wait() == 0
-            state = await rebuild(connection, f"{prefix}killed.", campaign)
+            state = await rebuild(connection, f"{prefix}killed.", campaign, UNTOLD)
             sent = await published(connection, f"{prefix}killed.")
     assert killed == kills
     assert state.done

@@ -33,10 +33,10 @@ from ares_stream.lab.language.rules import Rule
 from ares_stream.lab.language.world import World
 from ares_stream.probes.baselines import METHODS, make_selector
 from ares_stream.probes.campaign import Ask, Campaign, CampaignPolicy, Judged
-from ares_stream.probes.composition import stable_seed
 from ares_stream.probes.screening import Clusters
 from ares_stream.probes.selection import Adaptive, Finding, Prior
 from ares_stream.probes.space import Space
+from ares_stream.records.base import stable_seed
 
 CHECKPOINTS: Final = (500, 1_000, 4_000)
 BATCH: Final = 25

@@ -14,7 +14,7 @@ from ares_stream.lab.language.world import World
 from ares_stream.lab.victims.evaluate import load_policy, load_reward
 from ares_stream.lab.victims.victim import make_victim
 from ares_stream.probes.campaign import Judged
-from ares_stream.probes.composition import stable_seed
+from ares_stream.records.base import stable_seed
 
 TEMPERATURE = 0.7
 _CHUNK = 2048

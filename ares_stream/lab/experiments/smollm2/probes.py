@@ -37,7 +37,7 @@ from ares_stream.probes import (
     wording,
 )
 from ares_stream.probes.campaign import Ask, Campaign, CampaignPolicy, Judged
-from ares_stream.probes.composition import TaxonomyComposer, stable_seed
+from ares_stream.probes.composition import TaxonomyComposer
 from ares_stream.probes.local_target import LocalTarget
 from ares_stream.probes.memory import judged
 from ares_stream.probes.plan import CampaignPlan
@@ -45,6 +45,7 @@ from ares_stream.probes.screening import Clusters
 from ares_stream.probes.targets import Answer, Query
 from ares_stream.probes.taxonomy import load_taxonomy
 from ares_stream.probes.wording import Wording
+from ares_stream.records.base import stable_seed
 from ares_stream.records.interaction import Interaction, Reference
 from ares_stream.records.verdict import SourceCoordinates
 from ares_stream.scoring.panel import Panel

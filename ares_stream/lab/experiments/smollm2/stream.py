@@ -30,6 +30,7 @@ from ares_stream.repair.intake import collect
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.reader import snapshot
+from ares_stream.streaming.unreadable import PassedOver, UnreadableRecord
 
 Steps = Callable[[int, int], None]
 TEMPERATURE: Final = 0.7
@@ -120,7 +121,9 @@ async def _stream(content: Stream, policy: DetectionPolicy, steps: Steps) -> Fou
             await watch(connection, len(content.records), scorer, view)
         held = await held_by_topics(connection)
         ranges = await snapshot(connection, [topic_name(PREFIX, REPAIR)])
-        batch = await collect(connection, ranges, {}, len(content.records))
+        batch = await collect(
+            connection, ranges, {}, len(content.records), PassedOver(_refuse_unreadable)
+        )
     counted = account(
         held.inputs, held.verdicts, held.letters, [item.verdict for item in held.repair]
     )
@@ -159,3 +162,7 @@ class _Counted:
 
     def round(self, found: Round) -> None:
         """Nothing."""
+
+
+def _refuse_unreadable(record: UnreadableRecord) -> None:
+    raise StreamError(f"{record}: written by this run, and cannot be read")
