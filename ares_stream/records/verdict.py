@@ -41,6 +41,19 @@ class SourceCoordinates(Part):
     timestamp_ms: int = Field(ge=0)
 
 
+class Coverage(Part):
+    """What the judges read of an answer that they did not read in one piece.
+
+    `windows` is the number of overlapping stretches that the judge with the most of them read;
+    `encodings` name how parts of the answer were encoded (base64, rot13, …), which were read
+    decoded as well; `unread` counts the characters that no judge with windows got to.
+    """
+
+    windows: int = Field(ge=1)
+    encodings: tuple[Slice, ...] = ()
+    unread: int = Field(0, ge=0)
+
+
 class Harm(Part):
     """What the panel of judges says.
 
@@ -51,6 +64,8 @@ class Harm(Part):
     probability: Probability
     judges: dict[Slice, Probability]
     disagreement: Probability = 0.0
+    coverage: Coverage | None = None
+    """None where every judge read the answer in one piece, or cut it as its bundle says."""
 
 
 class Reward(Part):

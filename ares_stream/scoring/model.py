@@ -36,9 +36,13 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """What a model says of one answer."""
+    """What a model says of one answer: of a judge the worst of the windows, of a reward model
+    their mean, weighted by their tokens; how many it read, and what it did not read."""
 
     value: float
+    windows: int = 1
+    encodings: tuple[str, ...] = ()
+    unread: int = 0
 
 
 _NOT_RUN: Final = ScoringError("no run held this window")
@@ -51,21 +55,28 @@ class ScoringModel:
     """
 
     def __init__(
-        self, bundle: Bundle, provider: Provider, encoder: InputEncoder | None = None
+        self,
+        bundle: Bundle,
+        provider: Provider,
+        encoder: InputEncoder | None = None,
+        *,
+        draft: bool = False,
     ) -> None:
+        """A `draft` has neither calibration nor reference yet: it gives raw outputs."""
         self.bundle = bundle
         self.name = bundle.manifest.name
         self._outputs = bundle.manifest.outputs
-        self._calibration = bundle.manifest.calibration
+        self._calibration = Calibration() if draft else bundle.manifest.calibration
         self.encoder = encoder or InputEncoder(bundle)
         self._onnx = OnnxModel(bundle, provider)
         self.provider = self._onnx.provider
-        if bundle.manifest.kind == "reward" and bundle.manifest.reference is None:
+        if bundle.manifest.kind == "reward" and bundle.manifest.reference is None and not draft:
             raise BundleError(
                 f"{bundle.path}: a reward model without reference quantiles cannot say what is "
                 "high; make them with `ares bundle reference`"
             )
         self._reference = bundle.manifest.reference
+        self._reads_decoded = bundle.manifest.kind == "harm"
 
     async def values(
         self, inputs: Sequence[tuple[Interaction, str]], executor: Executor
@@ -79,7 +90,10 @@ class ScoringModel:
         """One per (interaction, answer), in order. Blocks."""
         readings = self.encoder.read(inputs)
         tokens = [
-            window for item in readings if isinstance(item, Reading) for window in item.windows
+            window
+            for item in readings
+            if isinstance(item, Reading)
+            for window in self.windows(item)
         ]
         outputs: list[Output | ScoringError] = [_NOT_RUN] * len(tokens)
         for batch in self.plan([len(item) for item in tokens]):
@@ -89,7 +103,7 @@ class ScoringModel:
         return [
             item
             if isinstance(item, ScoringError)
-            else self.opinion(item, list(islice(rows, len(item.windows))))
+            else self.opinion(item, list(islice(rows, len(self.windows(item)))))
             for item in readings
         ]
 
@@ -120,12 +134,25 @@ class ScoringModel:
     def opinion(
         self, reading: Reading, outputs: Sequence[Output | ScoringError]
     ) -> Opinion | ScoringError:
-        """The opinion of an answer from the outputs of its windows."""
+        """The opinion of an answer from the outputs of its windows, in their order."""
+        values: list[float] = []
         for output in outputs:
             if isinstance(output, ScoringError):
                 return output
-        (only,) = outputs
-        return Opinion(only.value)  # type: ignore[union-attr]
+            values.append(output.value)
+        if len(values) == 1:
+            return Opinion(values[0], unread=reading.unread)
+        if self._reads_decoded:
+            return Opinion(max(values), len(values), reading.encodings, reading.unread)
+        sizes = [len(tokens) for tokens in reading.windows]
+        mean = sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
+        return Opinion(mean, len(values), unread=reading.unread)
+
+    def windows(self, reading: Reading) -> tuple[Tokens, ...]:
+        """What of an answer this model reads: a judge also reads what is encoded in it."""
+        if self._reads_decoded:
+            return (*reading.windows, *reading.decoded)
+        return reading.windows
 
     def quantile(self, reward: float) -> float:
         """Share of the benign reference scores at or below this reward."""

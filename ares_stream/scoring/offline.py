@@ -13,10 +13,7 @@ from ares_stream.errors import InputError, ScoringError
 from ares_stream.models.bundles import REFERENCE_POINTS, Bundle, RewardReference
 from ares_stream.records.base import digest
 from ares_stream.records.interaction import Interaction
-from ares_stream.scoring.batching import plan
-from ares_stream.scoring.model import read_outputs
-from ares_stream.scoring.runtime import OnnxModel
-from ares_stream.scoring.tokenising import InputEncoder, Tokens
+from ares_stream.scoring.model import ScoringModel
 
 MIN_REFERENCE: Final = 20
 """Fewer conversations give quantiles that one of them moves by more than five per cent."""
@@ -36,22 +33,15 @@ def raw_scores(
 
     Raises InputError naming the place of the first conversation that cannot be scored.
     """
-    encoder, onnx = InputEncoder(bundle), OnnxModel(bundle, "cpu")
+    model = ScoringModel(bundle, "cpu", draft=True)
 
     def score(start: int) -> list[float]:
         part = interactions[start : start + CHUNK]
-        tokens: list[Tokens] = []
-        for place, item in enumerate(encoder.encode([(item, item.response) for item in part])):
+        scores: list[float] = []
+        for place, item in enumerate(model.opinions([(item, item.response) for item in part])):
             if isinstance(item, ScoringError):
                 raise InputError(f"conversation {start + place + 1}: {item}")
-            tokens.append(item)
-        scores = [0.0] * len(part)
-        for batch in plan([len(item) for item in tokens], onnx.batching):
-            values = read_outputs(onnx.run([tokens[row] for row in batch]), bundle.manifest.outputs)
-            for row, value in zip(batch, values, strict=True):
-                if not np.isfinite(value):
-                    raise InputError(f"conversation {start + row + 1}: the model gave {value}")
-                scores[row] = float(value)
+            scores.append(item.value)
         return scores
 
     scores: list[float] = []

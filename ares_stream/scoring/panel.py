@@ -15,12 +15,13 @@ import numpy as np
 from ares_stream.errors import BundleError, ScoringError
 from ares_stream.models.bundles import Bundle
 from ares_stream.records.interaction import Interaction, Message, Policy
-from ares_stream.records.verdict import Harm, Reward
+from ares_stream.records.verdict import Coverage, Harm, Reward
 from ares_stream.scoring.contract import ScoringObserver
 from ares_stream.scoring.judges import Judge
 from ares_stream.scoring.model import Opinion, ScoringModel, logit, reads
-from ares_stream.scoring.runs import Input, Question, ask
+from ares_stream.scoring.runs import Question, ask
 from ares_stream.scoring.runtime import Provider
+from ares_stream.scoring.tokenising import Input
 
 DUMMY: Final = Interaction(
     id="warm-up",
@@ -217,17 +218,19 @@ def _combine(
     if isinstance(reward, ScoringError):
         return reward
     judges: dict[str, float] = {}
+    coverage: Coverage | None = None
     for judge, opinion in zip(models.judges, judged, strict=True):
         if isinstance(opinion, ScoringError):
             return opinion
         judges[judge.name] = opinion.value
+        coverage = _covered(coverage, opinion)
     known: dict[str, float] = {}
     for which, opinion in references.items():
         if isinstance(opinion, ScoringError):
             return opinion
         known[which] = opinion.value
     return Scores(
-        harm=_harm(judges),
+        harm=_harm(judges, coverage),
         reward=Reward.checked(
             score=reward.value,
             quantile=models.reward.quantile(reward.value),
@@ -238,11 +241,26 @@ def _combine(
     )
 
 
-def _harm(judges: Mapping[str, float]) -> Harm:
+def _covered(known: Coverage | None, opinion: Opinion) -> Coverage | None:
+    if opinion.windows == 1 and not opinion.unread:
+        return known
+    if known is None:
+        known = Coverage.checked(windows=1)
+    return Coverage.checked(
+        windows=max(known.windows, opinion.windows),
+        encodings=tuple(sorted({*known.encodings, *opinion.encodings})),
+        unread=max(known.unread, opinion.unread),
+    )
+
+
+def _harm(judges: Mapping[str, float], coverage: Coverage | None) -> Harm:
     """What several judges' calibrated probabilities come to."""
     values = list(judges.values())
     return Harm.checked(
-        probability=pool(values), judges=judges, disagreement=max(values) - min(values)
+        probability=pool(values),
+        judges=judges,
+        disagreement=max(values) - min(values),
+        coverage=coverage,
     )
 
 
@@ -260,7 +278,7 @@ async def _join(
     for (place, item), opinion in zip(asked, opinions, strict=True):
         if opinion is None:
             continue
-        harm = _harm({**item.harm.judges, judge.name: opinion})
+        harm = _harm({**item.harm.judges, judge.name: opinion}, item.harm.coverage)
         releases = {**item.releases, judge.name: judge.digest}
         scores[place] = replace(item, harm=harm, releases=releases)
 

@@ -14,16 +14,14 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from ares_stream.errors import ScoringError
-from ares_stream.records.interaction import Interaction
 from ares_stream.scoring.batching import padding_share
 from ares_stream.scoring.contract import ScoringObserver
 from ares_stream.scoring.model import Opinion, Output, ScoringModel
-from ares_stream.scoring.tokenising import InputEncoder, Reading, Tokens
+from ares_stream.scoring.tokenising import Input, InputEncoder, Reading, Tokens
 
 MIN_PART = 16
 """Fewer conversations are not worth a second thread's start."""
 
-Input = tuple[Interaction, str]
 Readings = list[Reading | ScoringError]
 
 
@@ -76,8 +74,11 @@ async def ask(
     loop = asyncio.get_running_loop()
     jobs = [loop.run_in_executor(executor, _work, waiting) for _ in range(min(threads, len(runs)))]
     outputs: list[list[list[Output | ScoringError]]] = [
-        [[] if isinstance(item, ScoringError) else [_MISSING] * len(item.windows) for item in found]
-        for found in readings
+        [
+            [] if isinstance(item, ScoringError) else [_MISSING] * len(question.model.windows(item))
+            for item in found
+        ]
+        for question, found in zip(questions, readings, strict=True)
     ]
     for done in await asyncio.gather(*jobs):
         for item in done:
@@ -126,13 +127,13 @@ async def _read(
 
 
 def _runs(number: int, model: ScoringModel, found: Readings) -> Iterator[_Run]:
-    places = [
-        (place, window)
-        for place, item in enumerate(found)
-        if isinstance(item, Reading)
-        for window in range(len(item.windows))
-    ]
-    tokens = [window for item in found if isinstance(item, Reading) for window in item.windows]
+    places: list[tuple[int, int]] = []
+    tokens: list[Tokens] = []
+    for place, item in enumerate(found):
+        if isinstance(item, Reading):
+            windows = model.windows(item)
+            places += [(place, window) for window in range(len(windows))]
+            tokens += windows
     for batch in model.plan([len(item) for item in tokens]):
         yield _Run(number, model, [places[row] for row in batch], [tokens[row] for row in batch])
 

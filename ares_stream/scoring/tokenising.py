@@ -1,7 +1,8 @@
 """From an interaction to token ids: the bundle's templates, its tokenizer, its truncation.
 
 What is cut is the beginning of the conversation; the response stays whole as long as it can,
-since it is what is judged.
+since it is what is judged. With windows, a response that does not fit is read in stretches, and
+what is encoded in it is read decoded as well.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tokenizers import Encoding, Tokenizer
 from ares_stream.errors import BundleError, ScoringError
 from ares_stream.models.bundles import Bundle
 from ares_stream.records.interaction import Interaction
+from ares_stream.scoring.encodings import hidden_texts
 from ares_stream.scoring.framing import Ids, read_frames
 from ares_stream.scoring.templates import compile_template
 
@@ -32,8 +34,14 @@ USUAL_CHARACTERS_PER_TOKEN: Final = 8
 the rest only where that did not give the tokens that the model reads."""
 SPARE_TOKENS: Final = 8
 """Tokens beside a cut may differ from those of the whole text: so many more are asked for."""
+CONTEXT_SHARE: Final = 3
+"""With windows, one in so many tokens at most is left to what stands around the answer."""
+EDGE_TOKENS: Final = 4
 MIN_FIRST_TOKENS: Final = 16
 """Of a pair, this much of the conversation stays however long the response is."""
+
+Input = tuple[Interaction, str]
+"""An interaction and an answer to it, which need not be the policy's."""
 
 UNREADABLE: Final = "the model's tokenizer has no tokens for this conversation"
 
@@ -51,9 +59,16 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """An answer as a model reads it: in one window, where it fits."""
+    """An answer as a model reads it: in one window where it fits.
+
+    `decoded` are windows of what was encoded in it by the `encodings`; `unread` counts the
+    characters behind the last window, of the answer and of what was decoded.
+    """
 
     windows: tuple[Tokens, ...]
+    decoded: tuple[Tokens, ...] = ()
+    encodings: tuple[str, ...] = ()
+    unread: int = 0
 
 
 class InputEncoder:
@@ -83,52 +98,138 @@ class InputEncoder:
                 f"{bundle.path}: template.max_length {template.max_length} leaves no room for "
                 f"text beside {special} special tokens"
             )
+        self._windows = template.windows
         self._longest = template.max_length * CHARACTERS_PER_TOKEN
 
-    def read(self, inputs: Sequence[tuple[Interaction, str]]) -> list[Reading | ScoringError]:
-        """Each (interaction, answer to it) as the model reads it, in order. Releases the GIL."""
-        return [
-            item if isinstance(item, ScoringError) else Reading((item,))
-            for item in self.encode(inputs)
-        ]
-
-    def encode(self, inputs: Sequence[tuple[Interaction, str]]) -> list[Tokens | ScoringError]:
-        """Tokens of each (interaction, answer to it), in order. Releases the GIL.
+    def read(self, inputs: Sequence[Input]) -> list[Reading | ScoringError]:
+        """Each (interaction, answer to it) as the model reads it, in order. Releases the GIL.
 
         Time and memory are linear in what the model can read, whatever the text's length.
         """
+        found = self._encode(inputs)
+        readings: list[Reading | ScoringError] = [
+            tokens if isinstance(tokens, ScoringError) else Reading((tokens,))
+            for tokens, _ in found
+        ]
+        if self._windows is None:
+            return readings
+        for place, (interaction, answer) in enumerate(inputs):
+            plain = readings[place]
+            if isinstance(plain, ScoringError):
+                continue
+            hidden = hidden_texts(answer)
+            if found[place][1] or hidden:
+                readings[place] = self._read_closely(interaction, answer, plain, hidden)
+        return readings
+
+    def encode(self, inputs: Sequence[Input]) -> list[Tokens | ScoringError]:
+        """Tokens of each (interaction, answer to it) in one window, in order."""
+        return [tokens for tokens, _ in self._encode(inputs)]
+
+    def _encode(self, inputs: Sequence[Input]) -> list[tuple[Tokens | ScoringError, bool]]:
+        """Tokens, and whether some of the answer did not fit or too little of the rest."""
         rendered = [self._render(interaction, answer) for interaction, answer in inputs]
         good = [item for item in rendered if not isinstance(item, ScoringError)]
-        if self._second is None:
-            framed = iter(self._alone([first for first, _ in good]))
-        else:
-            framed = iter(self._join(good))
-        return [item if isinstance(item, ScoringError) else next(framed) for item in rendered]
+        framed = iter(self._alone(good) if self._second is None else self._join(good))
+        return [
+            (item, False) if isinstance(item, ScoringError) else next(framed) for item in rendered
+        ]
 
-    def _join(self, texts: Sequence[tuple[str, str]]) -> list[Tokens | ScoringError]:
+    def _read_closely(
+        self,
+        interaction: Interaction,
+        answer: str,
+        plain: Reading,
+        hidden: Sequence[tuple[str, str]],
+    ) -> Reading | ScoringError:
+        texts = [answer, *(text for _, text in hidden)]
+        cut = [self._stretches(interaction, text) for text in texts]
+        stretches = [stretch for several, _ in cut for stretch in several]
+        tokens: list[Tokens] = []
+        for found in self.encode([(interaction, stretch) for stretch in stretches]):
+            if isinstance(found, ScoringError):
+                return found
+            tokens.append(found)
+        own = len(cut[0][0])
+        return Reading(
+            windows=tuple(tokens[:own]) if own > 1 else plain.windows,
+            decoded=tuple(tokens[own:]),
+            encodings=tuple(name for name, _ in hidden),
+            unread=sum(unread for _, unread in cut),
+        )
+
+    def _stretches(self, interaction: Interaction, text: str) -> tuple[list[str], int]:
+        """The text in stretches that overlap, and how many characters are behind the last."""
+        assert self._windows is not None  # noqa: S101 - only asked where there are windows
+        size = self._room - self._context(interaction)
+        step = max(1, size - round(size * self._windows.overlap))
+        reach = size + (self._windows.most - 1) * step
+        offsets = self._offsets(text, reach + 1)
+        if len(offsets) <= size:
+            return [text], 0
+        stretches: list[str] = []
+        start = end = 0
+        for number in range(self._windows.most):
+            start = number * step
+            end = min(start + size, len(offsets))
+            stretches.append(text[_word(text, offsets[start][0]) : offsets[end - 1][1]])
+            if end == len(offsets):
+                break
+        return stretches, len(text.rstrip()) - offsets[end - 1][1]
+
+    def _context(self, interaction: Interaction) -> int:
+        """Tokens that stay for everything but the answer: a third at most."""
+        most = self._room // CONTEXT_SHARE
+        around = self._render(interaction, "")
+        if isinstance(around, ScoringError):  # It refuses an answer without text.
+            return most
+        (ids,) = self._ends([around[0]], [most])
+        # Beside the edge of a single text tokens merge otherwise than in it.
+        spare = 0 if self._second is not None else EDGE_TOKENS
+        return (most if ids is None else len(ids)) + spare
+
+    def _offsets(self, text: str, needed: int) -> list[tuple[int, int]]:
+        """(first character, character behind the last) of the text's first tokens."""
+        size = (needed + SPARE_TOKENS) * USUAL_CHARACTERS_PER_TOKEN
+        found: list[tuple[int, int]] = []
+        for part in (_beginning(text, size), text[: needed * CHARACTERS_PER_TOKEN]):
+            # With offsets, which the fast call leaves out. It has tokens: all of it was encoded.
+            found = self._tokenizer.encode(part, add_special_tokens=False).offsets
+            if len(found) >= needed + SPARE_TOKENS or len(part) == len(text):
+                break
+        return found[:needed]
+
+    def _join(self, texts: Sequence[tuple[str, str]]) -> list[tuple[Tokens | ScoringError, bool]]:
         """Pairs: the response keeps its beginning, the conversation its end."""
         room = self._room
-        seconds = self._beginnings([second for _, second in texts], room)
+        # One token more than there is room for, of either, tells that something was cut.
+        seconds = self._beginnings([second for _, second in texts], room + 1)
         needed = [
-            0 if second is None else max(room - len(second), min(room - 1, MIN_FIRST_TOKENS))
+            0 if second is None else max(room + 1 - len(second), min(room, MIN_FIRST_TOKENS))
             for second in seconds
         ]
         firsts = self._ends([first for first, _ in texts], needed)
         return [self._paired(*pair) for pair in zip(firsts, seconds, strict=True)]
 
-    def _paired(self, first: Ids | None, second: Ids | None) -> Tokens | ScoringError:
+    def _paired(self, first: Ids | None, second: Ids | None) -> tuple[Tokens | ScoringError, bool]:
         if first is None or second is None:
-            return ScoringError(UNREADABLE)
+            return ScoringError(UNREADABLE), False
         room = self._room
+        cut = len(second) + min(len(first), room // CONTEXT_SHARE) > room
         second = second[: max(1, room - min(len(first), MIN_FIRST_TOKENS))]
         first = first[max(0, len(first) + len(second) - room) :]
-        return _tokens(*self._pair.around(first, second))
+        return _tokens(*self._pair.around(first, second)), cut
 
-    def _alone(self, texts: Sequence[str]) -> list[Tokens | ScoringError]:
-        return [
-            ScoringError(UNREADABLE) if ids is None else _tokens(*self._single.around(ids))
-            for ids in self._ends(texts, [self._room] * len(texts))
-        ]
+    def _alone(self, texts: Sequence[tuple[str, str]]) -> list[tuple[Tokens | ScoringError, bool]]:
+        found: list[tuple[Tokens | ScoringError, bool]] = []
+        room = self._room
+        for ids in self._ends([text for text, _ in texts], [room + 1] * len(texts)):
+            if ids is None:
+                found.append((ScoringError(UNREADABLE), False))
+            else:
+                kept = ids[max(0, len(ids) - room) :]
+                found.append((_tokens(*self._single.around(kept)), len(ids) > room))
+        return found
 
     def _beginnings(self, texts: Sequence[str], needed: int) -> list[Ids | None]:
         """The first `needed` tokens of each text, or all; None where there are no tokens for it."""
@@ -185,6 +286,14 @@ class InputEncoder:
         except ScoringError as error:
             return ScoringError(str(error))  # Without the traceback, which holds the conversation.
         return first, second
+
+
+def _word(text: str, start: int) -> int:
+    """Where the next word begins, unless `start` begins one or none is near."""
+    if start == 0 or text[start - 1].isspace():
+        return start
+    space = text.find(" ", start, start + CHARACTERS_PER_TOKEN)
+    return start if space < 0 else space + 1
 
 
 def _beginning(text: str, size: int) -> str:

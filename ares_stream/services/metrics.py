@@ -98,6 +98,12 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         self.reward = histogram(
             "reward_quantile", "Place of the reward among those of benign answers.", SHARES, "lane"
         )
+        self.unread_answers = counter(
+            "partly_read_answers", "Answers longer than the judges' windows reach.", "lane"
+        )
+        self.encoded_answers = counter(
+            "encoded_answers", "Answers that judges also read decoded, by encoding.", "encoding"
+        )
         self.quadrant = counter(
             "quadrant",
             "Verdicts that are not contested: harmful or safe, liked or disliked.",
@@ -251,6 +257,11 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         self._verdicts(lane, verdict.failure_class.value).inc()
         self._harm(lane).observe(verdict.harm.probability)
         self._reward(lane).observe(verdict.reward.quantile)
+        if coverage := verdict.harm.coverage:
+            if coverage.unread:
+                self.unread_answers.labels(lane).inc()
+            for encoding in coverage.encodings:
+                self.encoded_answers.labels(encoding).inc()
         harmful = _HARMFUL.get(verdict.failure_class)
         if harmful is None:
             return  # People decide.

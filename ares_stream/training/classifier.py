@@ -24,6 +24,7 @@ from ares_stream.models.bundles import (
     InputTemplate,
     Kind,
     Lineage,
+    Windows,
 )
 from ares_stream.records.base import Interval
 from ares_stream.records.interaction import Interaction
@@ -37,7 +38,7 @@ from ares_stream.training.calibration import (
     pairwise_accuracy,
 )
 from ares_stream.training.checkpoints import quiet_transformers
-from ares_stream.training.encoder import Encoded, Encoder, Progress, Recipe
+from ares_stream.training.encoder import Answer, Encoded, Encoder, Progress, Recipe
 from ares_stream.training.examples import (
     DataFile,
     Judgement,
@@ -82,23 +83,39 @@ class Fitted:
         pair = self.tokenizer.num_special_tokens_to_add(pair=True) > 1
         self.template = excerpt(max_length, pair=pair)
         template = (self.template.first, self.template.second)
-        self.inputs = Inputs.of(self.tokenizer, max_length, template).encoder()
+        inputs = Inputs.of(self.tokenizer, max_length, template)
+        self.inputs = inputs.with_windows(self.template.windows).encoder()
 
-    def encode(self, interactions: Sequence[Interaction]) -> list[Encoded]:
-        """What the scorer will feed the model."""
-        found = self.inputs.encode([(item, item.response) for item in interactions])
-        rows: list[Encoded] = []
-        for number, tokens in enumerate(found):
-            if isinstance(tokens, ScoringError):
-                raise InputError(f"row {number + 1}: {tokens}")
-            rows.append(Encoded(tuple(tokens.ids.tolist()), tuple(tokens.types.tolist())))
-        return rows
+    def encode(self, interactions: Sequence[Interaction]) -> list[Answer]:
+        """What the scorer will feed the model: each answer in its windows."""
+        found = self.inputs.read([(item, item.response) for item in interactions])
+        answers: list[Answer] = []
+        for number, reading in enumerate(found):
+            if isinstance(reading, ScoringError):
+                raise InputError(f"row {number + 1}: {reading}")
+            windows = (*reading.windows, *(reading.decoded if self.kind == "harm" else ()))
+            answers.append(
+                tuple(
+                    Encoded(tuple(tokens.ids.tolist()), tuple(tokens.types.tolist()))
+                    for tokens in windows
+                )
+            )
+        return answers
 
     def scores(
         self, interactions: Sequence[Interaction], progress: Progress | None = None
     ) -> NDArray[np.float64]:
-        """Raw outputs: harm logits or rewards."""
-        return self.encoder.scores(self.encode(interactions), progress)
+        """Raw outputs as the scorer pools them: harm logits of the worst window, or rewards."""
+        answers = self.encode(interactions)
+        raw = iter(self.encoder.scores([row for answer in answers for row in answer], progress))
+        found = np.zeros(len(answers))
+        for number, answer in enumerate(answers):
+            values = [next(raw) for _ in answer]
+            weights = [len(row.ids) for row in answer]
+            found[number] = (
+                max(values) if self.kind == "harm" else np.average(values, weights=weights)
+            )
+        return found
 
     def save(self) -> Path:
         """Write the model beside its tokenizer, and say where; gone when this object is."""
@@ -107,11 +124,10 @@ class Fitted:
 
 
 def excerpt(max_length: int, *, pair: bool) -> InputTemplate:
-    """The beginning and the end of the prompt, then the answer, within `max_length` tokens.
+    """The beginning and the end of the prompt, then the answer, in windows of `max_length` tokens.
 
     Wrappers around a request are long, and put it first or last; without this, cutting at
-    one side would lose it. Of the answer, a judge reads the beginning: half as many words as
-    there are tokens.
+    one side would lose it.
     """
     ends = max_length // 8
     prompt = (
@@ -119,10 +135,12 @@ def excerpt(max_length: int, *, pair: bool) -> InputTemplate:
         f"{{% if words | length > {ends} %}} {{{{ words[{ends}:][-{ends}:] | join(' ') }}}}"
         "{% endif %}"
     )
-    answer = f"{{{{ response.split()[:{max_length // 2}] | join(' ') }}}}"
+    answer = "{{ response }}"
     if pair:
-        return InputTemplate(first=prompt, second=answer, max_length=max_length)
-    return InputTemplate(first=f"Question: {prompt}\n\nAnswer: {answer}", max_length=max_length)
+        first, second = prompt, answer
+    else:
+        first, second = f"Question: {prompt}\n\nAnswer: {answer}", None
+    return InputTemplate(first=first, second=second, max_length=max_length, windows=Windows())
 
 
 def fit_harm(fitted: Fitted, rows: Sequence[Judgement], progress: Progress | None = None) -> None:

@@ -30,7 +30,15 @@ _CLIP = 1.0
 _HEAD_STEPS = 200  # L-BFGS ends sooner at its tolerance; the bound is for features that overflow.
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From logits [groups, texts per group] and the groups' numbers to a mean."""
+"""From logits [groups, answers per group] and the groups' numbers to a mean."""
+
+Pool = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""From logits of windows [windows], the answer each belongs to and its tokens [windows], and the
+number of answers, to logits of answers [answers]."""
+
+FITTED_WINDOWS = 6
+"""Of an answer, so many windows are fitted on, evenly from the first to the last: more would
+cost much and say little new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,44 @@ class Encoded:
 
     ids: tuple[int, ...]
     segments: tuple[int, ...]
+
+
+Answer = tuple[Encoded, ...]
+"""The windows in which a model reads one answer; most answers have one."""
+
+
+def worst(
+    logits: torch.Tensor, owners: torch.Tensor, sizes: torch.Tensor, answers: int
+) -> torch.Tensor:
+    """The largest logit of each answer's windows, smoothly (log-sum-exp): which window of a
+    harmful answer is harmful is not known, and is learnt (multiple-instance learning with the
+    noisy-or's smooth form, Ramon and De Raedt 2000)."""
+    if len(logits) == answers:
+        return logits
+    empty = torch.full((answers,), -torch.inf, dtype=logits.dtype, device=logits.device)
+    highest = empty.scatter_reduce(0, owners, logits.detach(), "amax")
+    shares = torch.exp(logits - highest[owners])
+    return highest + torch.log(torch.zeros_like(highest).index_add(0, owners, shares))
+
+
+def mean(
+    logits: torch.Tensor, owners: torch.Tensor, sizes: torch.Tensor, answers: int
+) -> torch.Tensor:
+    """The mean of each answer's windows, weighted by their tokens."""
+    if len(logits) == answers:
+        return logits
+    nothing = torch.zeros(answers, dtype=logits.dtype, device=logits.device)
+    weights = sizes.to(logits)
+    total = nothing.index_add(0, owners, weights)
+    return nothing.index_add(0, owners, logits * weights) / total
+
+
+def _fitted(answer: Answer) -> Answer:
+    if len(answer) <= FITTED_WINDOWS:
+        return answer
+    last = len(answer) - 1
+    places = [round(step * last / (FITTED_WINDOWS - 1)) for step in range(FITTED_WINDOWS)]
+    return tuple(answer[place] for place in places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +148,13 @@ class Encoder:
 
     def fit_labels(
         self,
-        rows: Sequence[Encoded],
+        rows: Sequence[Answer],
         labels: Sequence[bool],
         weights: Sequence[float],
         progress: Progress | None = None,
     ) -> None:
-        """Binary cross-entropy with smoothed labels. `weights` are scaled to a mean of 1."""
+        """Binary cross-entropy of each answer's worst window with smoothed labels. `weights` are
+        scaled to a mean of 1."""
         smooth = self._recipe.label_smoothing
         targets = torch.tensor([(1 - smooth) if y else smooth for y in labels])
         scale = torch.tensor(weights, dtype=torch.float32)
@@ -119,12 +166,13 @@ class Encoder:
             )
             return (each * scale[index].to(logits)).mean()
 
-        self._fit([(row,) for row in rows], loss, progress)
+        self._fit([(row,) for row in rows], loss, worst, progress)
 
     def fit_pairs(
-        self, pairs: Sequence[tuple[Encoded, Encoded]], progress: Progress | None = None
+        self, pairs: Sequence[tuple[Answer, Answer]], progress: Progress | None = None
     ) -> None:
-        """Bradley-Terry on (better, worse), with a small pull of each pair's sum towards 0.
+        """Bradley-Terry on (better, worse), with a small pull of each pair's sum towards 0; of an
+        answer's windows the mean counts.
 
         The loss alone fixes scores up to a constant per prompt; the pull (Eisenstein et al.
         2023) makes them comparable between prompts, which the quantile rule needs.
@@ -137,7 +185,7 @@ class Encoder:
                 -functional.logsigmoid(better - worse) + centring * (better + worse).square()
             ).mean()
 
-        self._fit(pairs, loss, progress)
+        self._fit(pairs, loss, mean, progress)
 
     def scores(
         self, rows: Sequence[Encoded], progress: Progress | None = None
@@ -184,24 +232,30 @@ class Encoder:
         return {name: value.to(self.device) for name, value in inputs.items()}
 
     def _fit(
-        self, groups: Sequence[tuple[Encoded, ...]], loss: Loss, progress: Progress | None
+        self,
+        groups: Sequence[tuple[Answer, ...]],
+        loss: Loss,
+        pool: Pool,
+        progress: Progress | None,
     ) -> None:
         if not groups:
             raise InputError("no row is left to train on; give more data or a smaller hold-out")
+        groups = [tuple(map(_fitted, group)) for group in groups]
         torch.manual_seed(self._recipe.seed)
         base = [p for p in self.model.base_model.parameters() if p.requires_grad]
         if base:
-            self._fine_tune(groups, base, loss, progress)
+            self._fine_tune(groups, base, loss, pool, progress)
         else:
-            self._fit_head(groups, loss, progress)
+            self._fit_head(groups, loss, pool, progress)
         if not all(torch.isfinite(p).all() for p in self.model.parameters()):
             raise InputError("training diverged to NaN; lower the learning rate")
 
     def _fine_tune(
         self,
-        groups: Sequence[tuple[Encoded, ...]],
+        groups: Sequence[tuple[Answer, ...]],
         base: Sequence[torch.nn.Parameter],
         loss: Loss,
+        pool: Pool,
         progress: Progress | None,
     ) -> None:
         recipe, known = self._recipe, {id(p) for p in base}
@@ -216,15 +270,17 @@ class Encoder:
             weight_decay=recipe.weight_decay,
         )
         self.model.train()
-        lengths = [max(len(row.ids) for row in group) for group in groups]
+        lengths = [max(len(row.ids) for answer in group for row in answer) for group in groups]
         for step, batch in zip(range(steps), _batches(lengths, size, recipe.seed), strict=False):
             share = _schedule(step, steps, recipe.warm_up)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * share
-            inputs = self._inputs([row for i in batch for row in groups[i]])
+            answers = [answer for i in batch for answer in groups[i]]
+            inputs = self._inputs([row for answer in answers for row in answer])
             with self._fast():
                 logits = self._classifier(**inputs)[:, 0]
-            value = loss(logits.float().view(len(batch), -1), torch.tensor(batch))
+            pooled = pool(logits.float(), *_places(answers, self.device), len(answers))
+            value = loss(pooled.view(len(batch), -1), torch.tensor(batch))
             optimizer.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_([*base, *head], _CLIP)
@@ -233,11 +289,17 @@ class Encoder:
                 progress(step + 1, steps)
 
     def _fit_head(
-        self, groups: Sequence[tuple[Encoded, ...]], loss: Loss, progress: Progress | None
+        self,
+        groups: Sequence[tuple[Answer, ...]],
+        loss: Loss,
+        pool: Pool,
+        progress: Progress | None,
     ) -> None:
         head = self._classifier.head
         assert head is not None  # noqa: S101 - _freeze refuses models without
-        rows = [row for group in groups for row in group]
+        answers = [answer for group in groups for answer in group]
+        places = _places(answers, torch.device("cpu"))
+        rows = [row for answer in answers for row in answer]
         self._remember(rows, progress)
         features = torch.stack([self._features[row] for row in rows])
         centre, spread = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
@@ -251,8 +313,11 @@ class Encoder:
 
         def closure() -> torch.Tensor:
             optimizer.zero_grad()
-            logits = (features @ weight + bias).view(len(groups), -1)
-            value = loss(logits, index) + self._recipe.ridge * weight.square().sum()
+            logits = pool(features @ weight + bias, *places, len(answers))
+            value = (
+                loss(logits.view(len(groups), -1), index)
+                + self._recipe.ridge * weight.square().sum()
+            )
             value.backward()  # type: ignore[no-untyped-call]
             return value
 
@@ -281,6 +346,13 @@ class Encoder:
         """bfloat16 where the hardware multiplies it natively: several times as fast."""
         native = self.device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=native)
+
+
+def _places(answers: Sequence[Answer], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of all windows in order: the number of the answer, and the tokens."""
+    owners = [number for number, answer in enumerate(answers) for _ in answer]
+    sizes = [len(row.ids) for answer in answers for row in answer]
+    return torch.tensor(owners, device=device), torch.tensor(sizes, device=device)
 
 
 def use_threads(count: int | None) -> None:

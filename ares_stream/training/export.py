@@ -27,6 +27,7 @@ from ares_stream.models.bundles import (
     Lineage,
     Manifest,
     Outputs,
+    Windows,
     file_digest,
     write_bundle,
 )
@@ -58,6 +59,7 @@ def export_bundle(
     labels: Sequence[str] = (),
     max_length: int = 512,
     template: tuple[str, str | None] | None = None,
+    windows: Windows | None = None,
     like: Bundle | None = None,
     sample: Sequence[Interaction] = (),
     reference: Sequence[Interaction] = (),
@@ -70,7 +72,8 @@ def export_bundle(
 
     `labels` are names or indices of the harmful labels, needed when there are more than two.
     `template` overrides the chat template or, without one, the pair (prompt, response); `like`
-    takes template, length and special tokens from another bundle instead.
+    takes template, length and special tokens from another bundle instead. With `windows` an
+    answer that does not fit is read whole.
     `reference` are benign interactions, needed for a reward model; `progress` counts them.
     The checks read `sample`, else the reference, else English sentences of our own.
     Without a `lineage` the base is the source itself.
@@ -89,6 +92,8 @@ def export_bundle(
         Inputs.of(checkpoint.tokenizer, max_length, template) if like is None else Inputs.like(like)
     )
     max_length = inputs.template.max_length
+    if windows is not None:
+        inputs = inputs.with_windows(windows)
     own = sample_conversations(datetime.now().astimezone())
     tried = [*(sample or reference)[:_SAMPLED]]
     check_words(checkpoint, tried or own)

@@ -22,6 +22,7 @@ from ares_stream.models.bundles import (
     Lineage,
     Manifest,
     Outputs,
+    Windows,
 )
 from ares_stream.models.weights import check_fetched
 from ares_stream.records.interaction import Interaction
@@ -158,6 +159,11 @@ class Inputs:
         if self.chat:
             return "the tokenizer's chat template"
         return "prompt and answer" if self.template.second is not None else "a template"
+
+    def with_windows(self, windows: Windows | None) -> Inputs:
+        """The same, with an answer that does not fit read whole."""
+        template = self.template.model_copy(update={"windows": windows})
+        return Inputs(template, self.tokenizer, self.bare, self.chat)
 
     def with_length(self, max_length: int) -> Inputs:
         """The same, cut later."""

@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ares_stream.cli.main import app
-from ares_stream.models.bundles import load_bundle, refuse_shared_lineage
+from ares_stream.models.bundles import Windows, load_bundle, refuse_shared_lineage
 from ares_stream.scoring.offline import raw_scores
+from ares_stream.scoring.tokenising import InputEncoder, Reading
 from ares_stream.training.calibration import auroc, pairwise_accuracy
 from ares_stream.training.examples import (
     by_part,
@@ -180,6 +181,16 @@ def test_a_judge_tells_harm_on_prompts_it_never_saw(judge: Path, folder: Path) -
     assert figures["metrics"]["calibration_error"]["value"] < 0.25
     assert {"auroc.one", "auroc.two"} <= figures["metrics"].keys()
     assert sum(figures["rows"].values()) == 400
+
+
+def test_a_trained_bundle_reads_long_answers_in_windows_and_was_fitted_so(judge: Path) -> None:
+    manifest = load_bundle(judge).manifest
+    assert manifest.template.windows == Windows()
+    encoder = InputEncoder(load_bundle(judge))
+    long = conversation("word " * 10, "word " * 2_000)
+    (reading,) = encoder.read([(long, long.response)])
+    assert isinstance(reading, Reading)
+    assert len(reading.windows) > 1
 
 
 def test_what_a_judge_states_is_what_the_scorers_code_measures(judge: Path, folder: Path) -> None:
