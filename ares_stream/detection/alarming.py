@@ -38,7 +38,7 @@ DAY_WINDOWS: Final = 86_400 // WINDOW_SECONDS
 PREVIOUS_ALPHA: Final = 0.01
 MIN_PREVIOUS: Final = 100
 """Verdicts of a previous version below which it is no baseline."""
-SYSTEM_ALPHA: Final = 0.01
+SYSTEM_ALPHA: Final = 0.001
 """Chance of saying `system` although the judge changed as much as the alarm shows."""
 DRIFT_ANCHORS: Final = 30
 MAX_EVIDENCE: Final = 100
