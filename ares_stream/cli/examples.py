@@ -6,6 +6,8 @@ from typing import Final
 
 EXAMPLES: Final = {
     "demo": "ares demo --rounds 1 --conversations 1000",
+    "doctor": "ares doctor --settings ares.yaml",
+    "init": "ares init --topic chat-logs --sample sample.jsonl",
     "scorer": "ares scorer --settings ares.yaml",
     "monitor": "ares monitor --settings ares.yaml",
     "rates": "ares rates --lane production --by locale",

@@ -20,6 +20,8 @@ from ares_stream.errors import AresError
 
 COMMANDS: tuple[tuple[str, str], ...] = (
     ("demo", "demo"),
+    ("doctor", "doctor"),
+    ("init", "init"),
     ("scorer", "scorer"),
     ("prober", "prober"),
     ("repairer", "repairer"),

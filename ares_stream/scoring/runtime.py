@@ -22,6 +22,11 @@ QUIET: Final = 3
 Array = npt.NDArray[np.float32]
 
 
+def available_providers() -> list[str]:
+    """Names of the execution providers that this onnxruntime was built with."""
+    return list(ort.get_available_providers())
+
+
 class OnnxModel:
     """A session over one bundle's model. `run` may be called from several threads."""
 
