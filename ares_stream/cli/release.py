@@ -41,6 +41,11 @@ def _registry(file: Path | None) -> tuple[Settings, ReleaseStore]:
     return settings, settings.registry.store()
 
 
+def _place(root: str) -> str:
+    """A path in full: a relative one is another folder wherever one stands."""
+    return root if "://" in root else str(Path(root).absolute())
+
+
 def _author(by: str | None, reason: str) -> Author:
     from ares_stream.models.releases import Author
 
@@ -50,7 +55,8 @@ def _author(by: str | None, reason: str) -> Author:
 @app.command("list")
 def list_releases(settings: SettingsFile = None, as_json: Json = False) -> None:
     """Every release in its present state. Exits 0."""
-    log = _registry(settings)[1].log()
+    found, registry = _registry(settings)
+    log = registry.log()
     if as_json:
         rows = [item.model_dump(mode="json", exclude_none=True) for item in log.releases]
         typer.echo(json.dumps({"releases": rows}, indent=2))
@@ -58,7 +64,9 @@ def list_releases(settings: SettingsFile = None, as_json: Json = False) -> None:
     for item in log.releases:
         typer.echo(_line(item))
     if not log.releases:
-        typer.echo("no releases yet")
+        typer.echo(
+            f"no releases yet in {_place(found.registry.root)} (registry.root of --settings)"
+        )
 
 
 @app.command()

@@ -204,7 +204,20 @@ def load_campaign(file: Path, prior: Path | None = None) -> CampaignFile:
         if part is not None:
             moved = part.model_copy(update={"path": file.parent / part.path})
             target = target.model_copy(update={name: moved})
-    return campaign.model_copy(update={**paths, "target": target})
+    attacker = campaign.attacker
+    if target.endpoint is not None:
+        moved_endpoint = _beside(target.endpoint, file)
+        target = target.model_copy(update={"endpoint": moved_endpoint})
+    if attacker is not None:
+        attacker = attacker.model_copy(update={"endpoint": _beside(attacker.endpoint, file)})
+    return campaign.model_copy(update={**paths, "target": target, "attacker": attacker})
+
+
+def _beside(endpoint: EndpointSection, file: Path) -> EndpointSection:
+    """The endpoint with its key's file relative to the campaign's."""
+    if endpoint.api_key_file is None:
+        return endpoint
+    return endpoint.model_copy(update={"api_key_file": file.parent / endpoint.api_key_file})
 
 
 def export_prior(campaign: Campaign) -> dict[str, Any]:

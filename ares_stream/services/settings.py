@@ -31,6 +31,7 @@ from ares_stream.records.mapping import Mapping
 from ares_stream.repair.gate import GatePolicy
 from ares_stream.repair.plan import PlanPolicy
 from ares_stream.repair.recipe import Recipe
+from ares_stream.services.paths import Location, anchored
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.patience import PATIENCE_SECONDS
 from ares_stream.streaming.resume import OffsetReset
@@ -182,7 +183,9 @@ class MonitorSettings(Section):
 class RegistrySettings(Section):
     """Where releases are kept, and who is told besides the releases topic."""
 
-    root: str = Field("registry", min_length=1, description="a path or an fsspec URL")
+    root: Annotated[str, Location] = Field(
+        "registry", min_length=1, description="a path or an fsspec URL"
+    )
     max_lora_rank: int = Field(16, ge=1)
     """Adapters of a larger rank are refused: the policy server's own --max-lora-rank."""
     policy_server: PolicyServer | None = None
@@ -276,10 +279,14 @@ class Settings(BaseSettings):
 
 
 def load_settings(file: Path | None = None) -> Settings:
-    """Read the file, if one is given, and the environment. Raises SettingsError."""
+    """Read the file, if one is given, and the environment. Raises SettingsError.
+
+    Paths in the file are relative to the file; paths in the environment, and defaults, to where
+    the process was started.
+    """
     content: dict[str, Any] = {}
     if file is not None:
-        content = _read_yaml(file)
+        content = anchored(Settings, _read_yaml(file), file.resolve().parent)
     _refuse_stray_variables(os.environ)
     try:
         return Settings(**content)

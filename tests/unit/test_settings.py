@@ -125,6 +125,54 @@ def test_what_is_wrong_in_the_environment_is_told_by_its_name(
         load_settings()
 
 
+def test_paths_in_a_file_are_relative_to_it_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = """
+kafka: {ca_file: certificates/ca.pem}
+scorer: {harm: [judge, /models/judge], constitution: {url: "http://x/v1", model: m, file: rules}}
+repairer: {recipe: {policy: policy, reward: reward}}
+registry: {root: registry}
+"""
+    file = written(tmp_path, content)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("ARES_SCORER__REWARD", "mine/reward")
+    settings = load_settings(Path("..") / file.name)
+
+    assert settings.kafka.ca_file == tmp_path / "certificates/ca.pem"
+    assert settings.scorer.harm == (tmp_path / "judge", Path("/models/judge"))
+    assert settings.scorer.constitution is not None
+    assert settings.scorer.constitution.file == tmp_path / "rules"
+    assert settings.repairer.recipe is not None
+    assert settings.repairer.recipe.policy == tmp_path / "policy"
+    assert settings.registry.root == str(tmp_path / "registry")
+    # What the environment names, and defaults, are relative to where the process stands.
+    assert settings.scorer.reward == Path("mine/reward")
+    assert settings.repairer.work == Path("repairs")
+
+
+@pytest.mark.parametrize("root", ["s3://models/ares", "memory://x", "/var/lib/ares"])
+def test_a_registry_that_is_no_relative_path_stays(tmp_path: Path, root: str) -> None:
+    assert load_settings(written(tmp_path, f"registry: {{root: '{root}'}}")).registry.root == root
+
+
+def test_without_a_file_paths_stay_as_they_are() -> None:
+    assert load_settings().registry.root == "registry"
+
+
+def test_a_mistyped_name_is_told_before_what_it_leaves_missing(tmp_path: Path) -> None:
+    content = "scorer: {constitution: {ulr: 'http://x/v1', model: m, file: f}}"
+    with pytest.raises(SettingsError, match=r"scorer\.constitution\.ulr: no such setting"):
+        load_settings(written(tmp_path, content))
+
+
+def test_one_value_where_a_list_belongs_is_told_in_plain_words(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"scorer\.harm: is a list, such as"):
+        load_settings(written(tmp_path, "scorer: {harm: judge}"))
+
+
 def test_a_secret_is_read_from_its_file_and_shown_nowhere(tmp_path: Path) -> None:
     secret = tmp_path / "password"
     secret.write_text("hunter2\n")
