@@ -98,7 +98,8 @@ def fault(error: ValidationError, form: object = None) -> Fault:
         return Fault(
             _dotted(unknown["loc"]), f"no such field; is {near} meant?", unknown["type"], others
         )
-    first = found[0]
+    # A mistyped name is often another's absence as well: the name is what can be mended.
+    first = unknown or found[0]
     reason = _reason(first)
     if first["type"] == "extra_forbidden" and (known := _known(first["loc"][:-1], form)):
         reason += _listing(known)

@@ -169,7 +169,7 @@ def test_a_mistyped_name_is_told_before_what_it_leaves_missing(tmp_path: Path) -
 
 
 def test_one_value_where_a_list_belongs_is_told_in_plain_words(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"scorer\.harm: is a list, such as"):
+    with pytest.raises(SettingsError, match=r"scorer\.harm: expected a list"):
         load_settings(written(tmp_path, "scorer: {harm: judge}"))
 
 
