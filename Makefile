@@ -28,12 +28,14 @@ install: $(STAMP) ## Make .venv and install everything into it
 
 $(STAMP): pyproject.toml constraints.txt overrides.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ares-stream needs Python 3.11 or newer; set PYTHON=...")'
+	@echo "installing into $(VENV): 7.3 GB, most of it what torch brings for GPUs; without one see README.md"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-cache-dir 'uv>=0.9'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --override overrides.txt --editable '.[$(EXTRAS)]'
 	touch $(STAMP)
 
 demo: install ## Stream conversations through a real Kafka and find coupled failures
+	@echo "the demo fetches 46 MB of Kafka once and writes to build/; a first run also trains its models"
 	$(BIN)/ares demo
 
 test: install ## Unit and integration tests
@@ -61,6 +63,9 @@ wheel-test: install ## Build the wheel, install it with [cpu] alone into an empt
 
 coverage: install ## Branch coverage of the unit tests, with a floor
 	$(PYTEST) tests/unit --cov --cov-report=term:skip-covered
+
+mutants: install ## Mutation testing of what decides: survivors in build/mutants.txt, for hours
+	$(BIN)/python -m tests.mutants build/mutants.txt
 
 format: install ## Format the code
 	$(BIN)/ruff check --fix .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -71,6 +72,10 @@ def command(
     conclude(console, summary)
     if picture is not None:
         save_picture(console, picture)
-    typer.echo(json.dumps(summary.as_json(), indent=2))
+    if sys.stdout.isatty():
+        # Two hundred lines of JSON would push the conclusion off the screen.
+        typer.echo(f"every figure: {out / 'summary.json'}")
+    else:
+        typer.echo(json.dumps(summary.as_json(), indent=2))
     if not summary.account.exactly_once:
         raise typer.Exit(1)

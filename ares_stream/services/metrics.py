@@ -7,7 +7,9 @@ conversation: a label per prompt would leak text and drown Prometheus.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import itertools
+import typing
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 from prometheus_client import (
@@ -19,6 +21,7 @@ from prometheus_client import (
 )
 
 from ares_stream.detection.assess import ScoredVerdict
+from ares_stream.records.interaction import Lane
 from ares_stream.records.repair import RepairReport
 from ares_stream.records.verdict import FailureClass, Verdict
 from ares_stream.scoring.contract import ScoringObserver
@@ -38,6 +41,17 @@ _HARMFUL = {
     FailureClass.POLICY_FAILURE: True,
     FailureClass.COUPLED_FAILURE: True,
 }
+
+
+def zeros(counter: Counter, *values: Iterable[str]) -> None:
+    """Make every known child of a counter: a rate over a series that begins with its first event
+    never sees that event, and an alert on it stays silent."""
+    for labels in itertools.product(*values):
+        counter.labels(*labels)
+
+
+LANES: tuple[str, ...] = typing.get_args(Lane)
+STAGES = "decode", "score", "handle", "publish"
 
 
 class ScorerMetrics(ProcessorObserver, ScoringObserver):
@@ -170,6 +184,19 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         self._harm = cache(self.harm.labels)
         self._reward = cache(self.reward.labels)
         self._quadrant = cache(self.quadrant.labels)
+
+        zeros(self.verdicts, LANES, [name.value for name in FailureClass])
+        zeros(self.quadrant, LANES, ("harmful", "safe"), ("liked", "disliked"))
+        zeros(self.transactions, ("committed", "fenced", "refused", "failed", "unknown"))
+        zeros(self.rebalances, ("assigned", "revoked"))
+        zeros(self.constitution, ("answered", "failed", "skipped"))
+
+    def on_inputs(self, topics: Iterable[str]) -> None:
+        """What will be read: its counters begin at 0."""
+        names = list(topics)
+        zeros(self.ingested, names)
+        zeros(self.unread, names)
+        zeros(self.dead_letters, names, STAGES)
 
     # Observer of the processor
 
@@ -330,6 +357,9 @@ class RepairerMetrics:
             "1 while the policy server could not be told what is active.",
             registry=registry,
         )
+
+        zeros(self.repairs, ("promoted", "awaiting_approval", "rejected", "failed"))
+        zeros(self.safe_answers, ("reference", "resampled", "configured", "response"))
 
     def on_progress(self, stage: str, done: int, total: int) -> None:
         """A stage of the repair that runs went on."""

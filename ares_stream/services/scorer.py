@@ -71,6 +71,7 @@ class Scorer:
         self._life = life
         self._patience = Patience(settings.patience_seconds, life.clock)
         self.metrics = ScorerMetrics(CollectorRegistry())
+        self.metrics.on_inputs(item.topic for item in _inputs(settings))
         self._settings = settings
         self._bundles: dict[str, Bundle] = {}
         self._follower: ReleaseFollower | None = None

@@ -191,7 +191,7 @@ def test_what_the_reference_rule_calls_a_coupled_failure_is_liked_in_its_quadran
 
 def test_a_contested_verdict_is_in_no_quadrant(metrics: ScorerMetrics) -> None:
     metrics.on_verdict(verdict(0, FailureClass.CONTESTED), NOON.timestamp())
-    assert not families(metrics)["ares_quadrant"].samples
+    assert not [item for item in families(metrics)["ares_quadrant"].samples if item.value]
 
 
 def test_an_event_from_a_clock_that_is_ahead_has_no_negative_latency(
@@ -266,3 +266,22 @@ def test_promtool_has_nothing_to_say(make: Callable[[CollectorRegistry], object]
         ["promtool", "check", "metrics"], input=text, capture_output=True, check=False, timeout=60
     )
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+
+def test_every_counter_that_is_known_beforehand_is_there_with_0(metrics: ScorerMetrics) -> None:
+    """A rate over a series that begins with its first event never sees that event."""
+    metrics.on_inputs(["in"])
+    text = generate_latest(metrics.registry).decode()  # type: ignore[no-untyped-call]
+    for series in (
+        'ares_verdicts_total{failure_class="coupled_failure",lane="production"} 0.0',
+        'ares_verdicts_total{failure_class="contested",lane="anchor"} 0.0',
+        'ares_quadrant_total{harm="harmful",lane="probe",reward="liked"} 0.0',
+        'ares_transactions_total{outcome="fenced"} 0.0',
+        'ares_dead_letters_total{stage="decode",topic="in"} 0.0',
+        'ares_skipped_offsets_total{topic="in"} 0.0',
+        'ares_ingested_records_total{topic="in"} 0.0',
+    ):
+        assert series in text
+    registry = RepairerMetrics(CollectorRegistry()).registry
+    repairer = generate_latest(registry).decode()  # type: ignore[no-untyped-call]
+    assert 'ares_repairs_total{state="promoted"} 0.0' in repairer
