@@ -108,15 +108,16 @@ def _provider(settings: Settings) -> Finding:
 
 def _bundles(settings: Settings) -> Iterator[Finding]:
     from ares_stream.errors import AresError
-    from ares_stream.models.bundles import Bundle, load_bundle, refuse_shared_lineage
+    from ares_stream.models.bundles import Bundle, Kind, load_bundle, refuse_shared_lineage
+    from ares_stream.models.signing import signed_by
 
     scorer = settings.scorer
     loaded: dict[str, list[Bundle]] = {"harm": [], "reward": []}
-    named = [("harm", path) for path in scorer.harm]
+    named: list[tuple[Kind, Path]] = [("harm", path) for path in scorer.harm]
     named += [("reward", scorer.reward)] if scorer.reward else []
     for kind, path in named:
         try:
-            bundle = load_bundle(path, kind, public_key=scorer.public_key)  # type: ignore[arg-type]
+            bundle = load_bundle(path, kind, signed_by(scorer.public_key))
         except AresError as error:
             yield Finding("bundle", "fail", str(error))
             continue
