@@ -57,13 +57,14 @@ def attribution(
     typer.echo(
         f"judge changes found {judge['judge_found']} of {streams} (with a policy change at the "
         f"same time {both['judge_found']} of {streams}), blamed on the system "
-        f"{judge['system_found'] + both['blamed_on_system_first']}; policy changes found "
+        f"{judge['system_found']}; policy changes found "
         f"{found['policy']['system_found']} of {streams}; false alarms in "
         f"{still['false_alarms']['value']:.1%} of quiet streams, stated at most "
         f"{still['stated_at_most']:.1%}, z-test {still['z_test_false_alarms']['value']:.1%}"
     )
     missed = judge["judge_found"] < streams or both["judge_found"] < streams
-    blamed = judge["system_found"] or both["blamed_on_system_first"]
+    # With both changed, the system has changed as well: saying so first is no error.
+    blamed = judge["system_found"]
     if missed or blamed or still["false_alarms"]["value"] > still["stated_at_most"]:
         raise typer.Exit(1)
 
