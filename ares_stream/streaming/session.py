@@ -329,10 +329,15 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
                 judge=self._judge,
                 room=self._made_room,
             )
+            work = worker.run(self._seek)
+            try:
+                life = self._tasks.create_task(
+                    work, name=f"partition {partition.topic}-{partition.partition}"
+                )
+            except RuntimeError:  # The session ends: the next one is given the partition.
+                work.close()
+                return
             self._workers[partition] = worker
-            life = self._tasks.create_task(
-                worker.run(self._seek), name=f"partition {partition.topic}-{partition.partition}"
-            )
             self._living.add(life)
             life.add_done_callback(self._living.discard)
 
