@@ -5,6 +5,7 @@ AresError
 │   ├── SettingsError     a setting, an option or the environment
 │   ├── DecodeError       bytes that are not the record they should be
 │   ├── MappingError      a JMESPath mapping that finds nothing, or something else
+│   │   └── LeftOut        no error of a record: the mapping's `where` leaves it out
 │   └── FileFormatError   a line of a file (names file and line)
 ├── BundleError           a model bundle cannot be used
 │   └── IntegrityError    its bytes are not those of its manifest or signature
@@ -62,6 +63,10 @@ class DecodeError(InputError):
 
 class MappingError(InputError):
     """A JMESPath mapping whose expression is wrong or whose result is not the field's type."""
+
+
+class LeftOut(MappingError):
+    """A record that a mapping's `where` leaves out: it is counted and becomes nothing."""
 
 
 class FileFormatError(InputError):

@@ -30,7 +30,7 @@ def try_(
     """Show each line's interaction, text shortened. Exit 1 if a line does not map."""
     from rich.console import Console
 
-    from ares_stream.errors import InputError
+    from ares_stream.errors import InputError, LeftOut
     from ares_stream.files import open_lines
     from ares_stream.records.decoding import DecodingLimits, decode_interactions
     from ares_stream.records.mapping import load_mapping
@@ -46,6 +46,9 @@ def try_(
                 found = decode_interactions(
                     f"line-{number}".encode(), line, (), DecodingLimits(), rules, timestamp_ms=0
                 )
+            except LeftOut:
+                typer.echo(f"line {number}: left out by where")
+                continue
             except InputError as error:
                 bad += 1
                 table = _table(f"line {number}")

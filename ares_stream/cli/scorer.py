@@ -13,6 +13,13 @@ def command(
     settings_file: Annotated[
         Path | None, typer.Option("--settings", help="YAML file; the environment wins over it.")
     ] = None,
+    accept_dead_letters: Annotated[
+        bool,
+        typer.Option(
+            "--accept-dead-letters",
+            help="Go on however much is refused: what is refused is in the dead-letter topic.",
+        ),
+    ] = False,
 ) -> None:
     """Score interactions from Kafka until SIGTERM, then drain.
 
@@ -24,4 +31,8 @@ def command(
     from ares_stream.services.settings import load_settings
 
     settings = load_settings(settings_file)
+    if accept_dead_letters:
+        breaker = settings.scorer.breaker.model_copy(update={"accept_dead_letters": True})
+        scorer = settings.scorer.model_copy(update={"breaker": breaker})
+        settings = settings.model_copy(update={"scorer": scorer})
     serve(partial(Scorer, settings), settings, "scorer")

@@ -18,6 +18,7 @@ from functools import cache
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
+from pydantic_core import PydanticCustomError
 
 from ares_stream.errors import DecodeError
 from ares_stream.files.validation import fault
@@ -121,6 +122,13 @@ class Record(Part):
     def encode(self) -> bytes:
         """Compact JSON, UTF-8. Equal records give equal bytes."""
         return self.model_dump_json(exclude_none=True).encode()
+
+
+def refusal(reason: str) -> PydanticCustomError:
+    """What a validator raises. A ValueError in its place would be kept by pydantic where no
+    garbage collector looks, with its traceback and every object of every caller, for as long as
+    a frame of that traceback keeps the validation's error."""
+    return PydanticCustomError("refused", reason)
 
 
 def decode_error(error: ValidationError, form: object = None) -> DecodeError:

@@ -33,7 +33,7 @@ def cloudevent_headers(
     id: str,
     source: str,
     time: datetime,
-    incoming: Sequence[tuple[str, bytes]] = (),
+    incoming: Sequence[tuple[str, bytes | None]] = (),
 ) -> Headers:
     """Headers of a record to publish.
 
@@ -53,12 +53,12 @@ def cloudevent_headers(
     )
 
 
-def trace_context(incoming: Sequence[tuple[str, bytes]]) -> Headers:
+def trace_context(incoming: Sequence[tuple[str, bytes | None]]) -> Headers:
     """The valid trace headers among `incoming`: none, traceparent, or both."""
-    parents = [value for name, value in incoming if name.lower() == "traceparent"]
+    parents = [value or b"" for name, value in incoming if name.lower() == "traceparent"]
     if len(parents) != 1 or not _TRACEPARENT.fullmatch(parents[0]):
         return ()
-    states = [value for name, value in incoming if name.lower() == "tracestate"]
+    states = [value or b"" for name, value in incoming if name.lower() == "tracestate"]
     if len(states) == 1 and 0 < len(states[0]) <= _MAX_TRACESTATE:
         return (("traceparent", parents[0]), ("tracestate", states[0]))
     return (("traceparent", parents[0]),)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ares_stream.errors import DecodeError
+from ares_stream.errors import DecodeError, LeftOut
 from ares_stream.files.rows import parse_json
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.mapping import Mapping, only
@@ -36,7 +36,7 @@ class DecodingLimits(BaseModel):
 def decode_interaction(
     record_key: bytes | None,
     value: bytes | None,
-    headers: Sequence[tuple[str, bytes]],
+    headers: Sequence[tuple[str, bytes | None]],
     limits: DecodingLimits,
     mapping: Mapping | None = None,
     *,
@@ -55,7 +55,7 @@ def decode_interaction(
 def decode_interactions(
     record_key: bytes | None,
     value: bytes | None,
-    headers: Sequence[tuple[str, bytes]],
+    headers: Sequence[tuple[str, bytes | None]],
     limits: DecodingLimits,
     mapping: Mapping | None = None,
     *,
@@ -65,7 +65,8 @@ def decode_interactions(
 
     Without a mapping the value is an Interaction in JSON. With one it is any JSON;
     `record_key` and `timestamp_ms` stand in for an unmapped id and time. Raises DecodeError
-    or MappingError with a reason for people.
+    or MappingError with a reason for people, and LeftOut for what the mapping's `where` leaves
+    out. An error holds neither another one nor the bytes.
     """
     _refuse_headers(headers, limits)
     if value is None:
@@ -77,19 +78,20 @@ def decode_interactions(
     _refuse_structure(value, limits)
     _refuse_encoding(value)
     if mapping is not None:
-        return mapping.apply_all(parse_json(value), key=record_key, timestamp_ms=timestamp_ms)
+        document = parse_json(value)
+        if not mapping.selects(document):
+            raise LeftOut("left out by the mapping's where")
+        return mapping.apply_all(document, key=record_key, timestamp_ms=timestamp_ms)
     try:
         return (Interaction.decode(value),)
     except DecodeError as error:
-        if error.field == "schema":
-            raise DecodeError(
-                f"another schema than {Interaction.SCHEMA}, the one that is understood here",
-                field="schema",
-            ) from None
-        raise
+        if error.field != "schema":
+            raise
+    reason = f"another schema than {Interaction.SCHEMA}, the one that is understood here"
+    raise DecodeError(reason, field="schema")
 
 
-def _refuse_headers(headers: Sequence[tuple[str, bytes]], limits: DecodingLimits) -> None:
+def _refuse_headers(headers: Sequence[tuple[str, bytes | None]], limits: DecodingLimits) -> None:
     if len(headers) > limits.max_headers:
         raise DecodeError(f"{len(headers)} headers; the limit is {limits.max_headers}")
     size = sum(len(name) + len(content or b"") for name, content in headers)
@@ -122,4 +124,7 @@ def _refuse_encoding(value: bytes) -> None:
     try:
         value.decode()
     except UnicodeDecodeError as error:
-        raise DecodeError(f"not UTF-8 at byte {error.start}") from None
+        start = error.start
+    else:
+        return
+    raise DecodeError(f"not UTF-8 at byte {start}")

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 
-from ares_stream.records.base import EPOCH, MAX_ATTRIBUTES, Identifier, Part, Record, Slice
+from ares_stream.records.base import EPOCH, MAX_ATTRIBUTES, Identifier, Part, Record, Slice, refusal
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -86,13 +86,13 @@ class Interaction(Record):
     @classmethod
     def _after_1970(cls, value: datetime) -> datetime:
         if value < EPOCH:
-            raise ValueError("lies before 1970; send RFC 3339 or seconds since the epoch")
+            raise refusal("lies before 1970; send RFC 3339 or seconds since the epoch")
         return value
 
     @model_validator(mode="after")
     def _has_words(self) -> Self:
         if not any(message.content.strip() for message in self.messages):
-            raise ValueError("messages hold no text; send at least one that does")
+            raise refusal("messages hold no text; send at least one that does")
         return self
 
     @property

@@ -1,5 +1,6 @@
 """Reads any JSON as an Interaction: one JMESPath expression per field.
 
+    where: type == 'chat'                # optional; what it finds false in is left out
     id: request.id                       # optional; else the record's key
     occurred_at: created                 # optional; else the record's timestamp
     prompt: request.text                 # or messages: request.messages
@@ -19,6 +20,7 @@ the epoch (numbers above 2e10 are milliseconds).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,6 +79,7 @@ class Mapping(_Part):
     """Expressions per field of an Interaction, compiled once. Frozen; a settings value."""
 
     preset: PresetName | None = None
+    where: Expression | None = None
     id: Expression | None = None
     occurred_at: Expression | None = None
     messages: Expression | None = None
@@ -116,7 +119,7 @@ class Mapping(_Part):
 
     def expressions(self) -> Iterator[tuple[str, str]]:
         """(dotted field, expression) of every field that is mapped."""
-        for field in ("id", "occurred_at", "messages", "prompt", "response"):
+        for field in ("where", "id", "occurred_at", "messages", "prompt", "response"):
             if (expression := getattr(self, field)) is not None:
                 yield field, expression
         if self.policy is not None:
@@ -128,6 +131,14 @@ class Mapping(_Part):
             for field in ("chosen", "rejected"):
                 if (expression := getattr(self.reference, field)) is not None:
                     yield f"reference.{field}", expression
+
+    def selects(self, document: Any) -> bool:
+        """Whether a document is a conversation at all: `where` finds something in it that is
+        neither false, null nor empty. Raises MappingError where the expression fails."""
+        if self.where is None:
+            return True
+        found = self._search(document, "where")
+        return not (found is None or found is False or found in ("", [], {}))
 
     def apply(
         self, document: Any, *, key: bytes | None = None, timestamp_ms: int | None = None
@@ -187,14 +198,16 @@ class Mapping(_Part):
         try:
             return Interaction.model_validate(fields)
         except ValidationError as error:
-            raise self._invalid(error) from None
+            wrong = self._invalid(error)
+        raise wrong
 
     def _search(self, document: Any, field: str) -> Any:
         try:
             return self._compiled[field].search(document)
         except JMESPathError as error:
             # The message may quote the document; its class says enough.
-            raise self._error(field, f"fails on this record ({type(error).__name__})") from None
+            wrong = self._error(field, f"fails on this record ({type(error).__name__})")
+        raise wrong
 
     def _found(self, document: Any, field: str) -> Any:
         value = self._search(document, field)
@@ -235,10 +248,9 @@ class Mapping(_Part):
             return self._label(document, "id")
         if not key:
             raise MappingError("id: not mapped, and the record has no key; map id to a field")
-        try:
+        with contextlib.suppress(UnicodeDecodeError):
             return key.decode()
-        except UnicodeDecodeError:
-            raise MappingError("id: not mapped, and the record's key is not UTF-8") from None
+        raise MappingError("id: not mapped, and the record's key is not UTF-8")
 
     def _occurred_at(self, document: Any, timestamp_ms: int | None) -> Any:
         if self.occurred_at is not None:

@@ -113,10 +113,13 @@ _VERDICT: Final = TypeAdapter(_Verdict)
 
 def read_observation(raw: bytes, scored_high_when: Literal["either", "both"]) -> Observation:
     """Read a verdict's JSON. Raises DecodeError that names the field and quotes nothing."""
+    wrong = None
     try:
         found = _VERDICT.validate_json(raw)
     except ValidationError as error:
-        raise decode_error(error) from None
+        wrong = decode_error(error)
+    if wrong is not None:
+        raise wrong
     name = found["failure_class"]
     judges = found["harm"]["judges"]
     reward, anchor, probe = found["reward"], found.get("anchor"), found.get("probe")

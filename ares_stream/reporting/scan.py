@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from ares_stream.detection.assess import Scored, assess
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.detection.intervals import wilson
-from ares_stream.errors import InputError, ScoringError
+from ares_stream.errors import InputError, LeftOut, ScoringError
 from ares_stream.records.base import Interval
 from ares_stream.records.decoding import DecodingLimits, decode_interactions
 from ares_stream.records.interaction import Interaction, Lane
@@ -109,6 +109,8 @@ class ScanResult:
     several: bool = False
     """Whether a line held several conversations; `scored` counts each."""
     bad_count: int = 0
+    left_out: int = 0
+    """Lines that the mapping's `where` leaves out."""
     bad: list[BadLine] = field(default_factory=list)
 
     @property
@@ -275,6 +277,8 @@ async def scan(
                 found = decode_interactions(
                     key, line, (), limits, mapping, timestamp_ms=source.timestamp_ms
                 )
+            except LeftOut:
+                result.left_out += 1
             except InputError as error:
                 refuse(number, "decode", error)
             else:

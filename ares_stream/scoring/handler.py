@@ -13,7 +13,7 @@ from typing import Protocol
 
 from ares_stream.detection.assess import ScoredVerdict, assess
 from ares_stream.detection.decide import DetectionPolicy, is_scored_high, review_cell
-from ares_stream.errors import AresError, ScoringError
+from ares_stream.errors import AresError, LeftOut, ScoringError
 from ares_stream.records.base import Record
 from ares_stream.records.cloudevents import cloudevent_headers
 from ares_stream.records.decoding import DecodingLimits, decode_interaction
@@ -99,17 +99,17 @@ class ScoringHandler:
         scores = iter(await self._scorer.score(interactions)) if interactions else iter(())
         outcomes: list[Outcome] = []
         for record, item in zip(records, decoded, strict=True):
-            if isinstance(item, Rejection):
-                outcomes.append(item)
+            if not isinstance(item, Interaction):
+                outcomes.append(item or ())
                 continue
             score = next(scores)
             if isinstance(score, ScoringError):
-                outcomes.append(Rejection("score", score))
+                outcomes.append(Rejection.of("score", score))
             else:
                 outcomes.append(self._publish(record, item, score))
         return outcomes
 
-    def _decode(self, record: InboundRecord) -> Interaction | Rejection:
+    def _decode(self, record: InboundRecord) -> Interaction | Rejection | None:
         source = self._inputs[record.topic]
         try:
             return decode_interaction(
@@ -120,8 +120,10 @@ class ScoringHandler:
                 source.map,
                 timestamp_ms=record.timestamp_ms,
             )
+        except LeftOut:
+            return None
         except AresError as error:
-            return Rejection("decode", error)
+            return Rejection.of("decode", error)
 
     def _publish(
         self, record: InboundRecord, interaction: Interaction, scores: Scores

@@ -136,13 +136,17 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         )
         self.dead_letters = counter(
             "dead_letters",
-            "Dead letters by the stage that refused: decode, score, handle or publish.",
+            "Dead letters by the stage that refused: fetch, decode, score, handle or publish.",
             "topic",
             "stage",
         )
+        self.left_out_records = counter(
+            "left_out_records", "Records that a mapping's `where` leaves out.", "topic"
+        )
         self.breaker_open = gauge(
             "dead_letter_breaker_open",
-            "1 once too much was refused; then nothing is read any more.",
+            "1 once too much of a topic was refused; then no more of it is read.",
+            "topic",
         )
         self.rebalances = counter("rebalances", "Partitions assigned or revoked.", "change")
         self.unread = counter(
@@ -245,9 +249,13 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         """The log did not hold the committed offset."""
         self.unread.labels(loss.topic).inc(loss.records)
 
-    def breaker(self, reason: str) -> None:
-        """Too much was refused."""
-        self.breaker_open.set(1)
+    def left_out(self, topic: str) -> None:
+        """A record was no conversation."""
+        self.left_out_records.labels(topic).inc()
+
+    def breaker(self, topic: str, reason: str) -> None:
+        """Too much of a topic was refused."""
+        self.breaker_open.labels(topic).set(1)
 
     def restarted(self, error: str) -> None:
         """The Kafka session is made anew."""

@@ -43,13 +43,19 @@ from ares_stream.scoring.panel import Panel, ScoringConfig
 from ares_stream.services.lifecycle import Life, live
 from ares_stream.services.metrics import ScorerMetrics
 from ares_stream.services.release_follower import ReleaseFollower
-from ares_stream.services.settings import ProcessingSettings, ScorerSettings, Settings
+from ares_stream.services.settings import (
+    BreakerSettings,
+    ProcessingSettings,
+    ScorerSettings,
+    Settings,
+)
 from ares_stream.streaming.admin import count_partitions
+from ares_stream.streaming.breaker import BreakerPolicy
 from ares_stream.streaming.contract import ProcessorPolicy
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.reader import follow_compacted, read_latest
-from ares_stream.streaming.records import InboundRecord
+from ares_stream.streaming.records import InboundRecord, ReadLimits
 
 RETRY_SECONDS: Final = 1.0
 BREAKER_SECONDS: Final = 120.0
@@ -212,6 +218,8 @@ class Scorer:
     def _make_processor(self, panel: Panel) -> Processor:
         settings = self._settings
         inputs, outputs = _inputs(settings), _outputs(settings)
+        for item in inputs:
+            self.metrics.breaker_open.labels(item.topic).set(0)
         return Processor(
             settings.kafka,
             service="scorer",
@@ -229,7 +237,7 @@ class Scorer:
             deadletter_topic=_deadletters(settings),
             output_topics=outputs.all,
             id_prefix=settings.topic_prefix,
-            policy=processor_policy(settings.scorer.processing),
+            policy=processor_policy(settings.scorer.processing, settings.scorer.breaker),
             observer=self.metrics,
             group_instance_id=settings.scorer.instance,
             patience=self._patience,
@@ -355,8 +363,11 @@ def _deadletters(settings: Settings) -> str:
     return topic_name(settings.topic_prefix, topics.DEADLETTERS)
 
 
-def processor_policy(settings: ProcessingSettings) -> ProcessorPolicy:
+def processor_policy(
+    settings: ProcessingSettings, breaker: BreakerSettings | None = None
+) -> ProcessorPolicy:
     """The processor's policy from the settings."""
+    breaker = breaker or BreakerSettings()
     return ProcessorPolicy(
         window_records=settings.window_records,
         inflight_records=settings.inflight_records,
@@ -369,4 +380,14 @@ def processor_policy(settings: ProcessingSettings) -> ProcessorPolicy:
         metadata_seconds=settings.metadata_seconds,
         stall_seconds=settings.stall_seconds,
         offset_reset=settings.offset_reset,
+        read=ReadLimits(
+            record_bytes=settings.record_mebibytes << 20,
+            batch_bytes=settings.batch_mebibytes << 20,
+        ),
+        breaker=BreakerPolicy(
+            window=breaker.window,
+            share=breaker.share,
+            consecutive=breaker.consecutive,
+            accept=breaker.accept_dead_letters,
+        ),
     )

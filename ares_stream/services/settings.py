@@ -88,6 +88,19 @@ class ProcessingSettings(Section):
     metadata_seconds: float = Field(30.0, ge=1.0)
     stall_seconds: float = Field(60.0, ge=1.0)
     offset_reset: OffsetReset = "earliest"
+    record_mebibytes: int = Field(8, ge=1, description="a larger record is never held in memory")
+    batch_mebibytes: int = Field(64, ge=1, description="a compressed batch may hold this much")
+
+
+class BreakerSettings(Section):
+    """When a topic is no longer read, because too much of it is refused: a share of its last
+    `window` records, or a run without a gap."""
+
+    window: int = Field(500, ge=1)
+    share: float = Field(0.5, gt=0, le=1)
+    consecutive: int = Field(100, ge=1)
+    accept_dead_letters: bool = False
+    """Go on however much is refused: every refused record is in the dead-letter topic."""
 
 
 class ConstitutionSettings(Section):
@@ -134,6 +147,7 @@ class ScorerSettings(Section):
     release_cache: Path = Path("releases")
     """Where releases from an object store are kept; may be emptied at any time."""
     processing: ProcessingSettings = ProcessingSettings()
+    breaker: BreakerSettings = BreakerSettings()
     instance: str | None = None
     """Kafka's group.instance.id: a restarted pod gets its partitions back without a rebalance."""
 

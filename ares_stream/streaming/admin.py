@@ -120,6 +120,21 @@ async def count_partitions(
     return {topic["topic"]: len(topic["partitions"]) for topic in topics}
 
 
+async def message_limits(
+    connection: KafkaConnection, names: Iterable[str], *, seconds: float = ADMIN_SECONDS
+) -> Mapping[str, int]:
+    """max.message.bytes of each topic, of those whose configuration this client may read."""
+    limits: dict[str, int] = {}
+    async with _admin(connection, seconds) as client:
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in sorted(set(names))]
+        for answer in await client.describe_configs(resources):
+            for code, _, _, name, entries in answer.resources:
+                found = {entry[0]: entry[1] for entry in entries}
+                if not code and (limit := found.get("max.message.bytes")):
+                    limits[name] = int(limit)
+    return limits
+
+
 async def _absent(client: AIOKafkaAdminClient, names: Sequence[str]) -> list[str]:
     """Topics that cannot be used; another reason than absence stands behind the name."""
     topics: list[dict[str, Any]] = await client.describe_topics(list(names))

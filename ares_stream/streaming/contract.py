@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ares_stream.streaming.breaker import BreakerPolicy
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.deadletters import BreakerPolicy
-from ares_stream.streaming.records import InboundRecord, Outcome
+from ares_stream.streaming.records import InboundRecord, Outcome, ReadLimits
 from ares_stream.streaming.resume import OffsetLoss, OffsetReset
 
 
@@ -54,6 +54,7 @@ class ProcessorPolicy:
     fetch_bytes: int = 8 << 20
     partition_fetch_bytes: int = 4 << 20
     """A larger record comes too, alone (KIP-74)."""
+    read: ReadLimits = field(default_factory=ReadLimits)
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
 
 
@@ -78,6 +79,9 @@ class ProcessorObserver:
     def dead_lettered(self, topic: str, stage: str) -> None:
         """A dead letter was committed."""
 
+    def left_out(self, topic: str) -> None:
+        """A record that is no concern of the handler was committed: it turned into nothing."""
+
     def lag(self, topic: str, partition: int, records: int) -> None:
         """Records of a partition that are not committed yet."""
 
@@ -90,8 +94,8 @@ class ProcessorObserver:
     def lost(self, loss: OffsetLoss) -> None:
         """The log of a partition does not hold its committed offset."""
 
-    def breaker(self, reason: str) -> None:
-        """Too much was refused; processing stops."""
+    def breaker(self, topic: str, reason: str) -> None:
+        """Too much of a topic was refused; no more of it is read."""
 
     def restarted(self, error: str) -> None:
         """The connection is made anew after this error."""

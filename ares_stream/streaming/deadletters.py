@@ -1,52 +1,95 @@
-"""Dead letters: the record that could not be handled, byte for byte, with why; and the breaker
-that stops before a bad deploy turns a topic into dead letters. Pure.
+"""Dead letters: what could not be handled, and why. Pure.
 
-Header names are those of Kafka Connect's error reporting (DeadLetterQueueReporter), so that
-existing tools read them, plus three of our own.
+Whole, key, value and headers are those of the record, byte for byte. What cannot be kept whole
+(no record could be read, its dead letter is larger than the topic takes, neither key nor value)
+is kept by coordinates: where it stands, how large it is, its SHA-256. Either way the reasons
+are added as headers, in the names of Kafka Connect's error reporting (DeadLetterQueueReporter),
+so that existing tools read them, plus some of our own; docs/topics.md lists them.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
+import hashlib
 from typing import Final
 
 from ares_stream.errors import DecodeError
-from ares_stream.streaming.records import InboundRecord, OutboundRecord, Rejection
+from ares_stream.streaming.records import Damage, InboundRecord, OutboundRecord, Rejection
 
 PREFIX: Final = "__connect.errors."
+OURS: Final = "ares.errors."
+_BATCH_HEADER: Final = 61
 MAX_REASON: Final = 500
 """Longest reason in a header; our errors hold no text of a record, other people's might."""
+MAX_KEY: Final = 1024
+"""Longest key that a dead letter by coordinates keeps."""
 
 
 def dead_letter(
-    record: InboundRecord, rejection: Rejection, topic: str, *, service: str, failed_at_ms: int
+    record: InboundRecord,
+    rejection: Rejection,
+    topic: str,
+    *,
+    service: str,
+    failed_at_ms: int,
+    limit: int | None = None,
 ) -> OutboundRecord:
-    """The record for the dead-letter topic: key, value and headers as they were, reasons added."""
-    error = rejection.error
-    kind = type(error)
+    """The record for the dead-letter topic, which takes batches of up to `limit` bytes (None: of
+    any size)."""
     reasons = {
         f"{PREFIX}topic": record.topic,
         f"{PREFIX}partition": str(record.partition),
         f"{PREFIX}offset": str(record.offset),
         f"{PREFIX}stage": rejection.stage,
         f"{PREFIX}class.name": service,
-        f"{PREFIX}exception.class.name": f"{kind.__module__}.{kind.__qualname__}",
-        f"{PREFIX}exception.message": str(error)[:MAX_REASON],
-        f"{PREFIX}exception.stacktrace": _places(error),
-        "ares.errors.attempt": "1",
-        "ares.errors.first_failed_at": str(failed_at_ms),
-        "ares.errors.original_timestamp": str(record.timestamp_ms),
+        f"{PREFIX}exception.class.name": rejection.kind,
+        f"{PREFIX}exception.message": rejection.reason[:MAX_REASON],
+        f"{PREFIX}exception.stacktrace": rejection.places,
+        f"{OURS}attempt": "1",
+        f"{OURS}first_failed_at": str(failed_at_ms),
+        f"{OURS}original_timestamp": str(record.timestamp_ms),
     }
-    return OutboundRecord(
-        topic=topic,
-        key=record.key,
-        value=record.value,
-        headers=(
-            *record.headers,
-            *((name, text.encode(errors="replace")) for name, text in reasons.items()),
-        ),
-    )
+    damage = record.damage
+    if damage is None and record.key is None and record.value is None:
+        damage = _measured(record, "it has neither key nor value")
+    if damage is None:
+        whole = OutboundRecord(
+            topic, record.key, record.value, (*record.headers, *_headers(reasons))
+        )
+        if limit is None or batch_size(whole) <= limit:
+            return whole
+        damage = _measured(record, f"its dead letter would be larger than {limit} bytes")
+    kept = {
+        f"{OURS}kept": "coordinates",
+        f"{OURS}why_not_whole": damage.reason[:MAX_REASON],
+        f"{OURS}size": str(damage.size),
+        f"{OURS}sha256": damage.sha256,
+        f"{OURS}sha256_of": damage.of,
+    }
+    key = record.key if record.key is not None and len(record.key) <= MAX_KEY else None
+    return OutboundRecord(topic, key, b"", _headers({**reasons, **kept}))
+
+
+def batch_size(record: OutboundRecord) -> int:
+    """Bytes of an uncompressed batch that holds this record alone: what a broker compares with
+    the topic's max.message.bytes. Layout: https://kafka.apache.org/documentation/#record"""
+    size = 3 + _field_size(record.key) + _field_size(record.value)
+    size += _varint_size(len(record.headers))
+    for name, value in record.headers:
+        size += _field_size(name.encode()) + _field_size(value)
+    return _BATCH_HEADER + _varint_size(size) + size
+
+
+def _field_size(field: bytes | None) -> int:
+    return 1 if field is None else _varint_size(len(field)) + len(field)
+
+
+def _varint_size(count: int) -> int:
+    return max(1, -(-(count.bit_length() + 1) // 7))
+
+
+def kept_whole(letter: InboundRecord | OutboundRecord) -> bool:
+    """Whether a dead letter is the record itself, and not its coordinates alone."""
+    return (f"{OURS}kept", b"coordinates") not in letter.headers
 
 
 def source_of(record: InboundRecord) -> tuple[str, int, int]:
@@ -54,7 +97,7 @@ def source_of(record: InboundRecord) -> tuple[str, int, int]:
 
     Raises DecodeError for a record that is no dead letter.
     """
-    headers = dict(record.headers)
+    headers = record.header_map
     try:
         return (
             headers[f"{PREFIX}topic"].decode(),
@@ -70,54 +113,20 @@ def source_of(record: InboundRecord) -> tuple[str, int, int]:
 
 def reason_of(record: InboundRecord) -> tuple[str, str]:
     """The stage that refused a dead letter's record, and why."""
-    headers = dict(record.headers)
-    return (
-        headers.get(f"{PREFIX}stage", b"").decode(errors="replace"),
-        headers.get(f"{PREFIX}exception.message", b"").decode(errors="replace"),
+    headers = record.header_map
+    stage, message = (
+        headers.get(f"{PREFIX}{name}", b"") for name in ("stage", "exception.message")
     )
+    return stage.decode(errors="replace"), message.decode(errors="replace")
 
 
-def _places(error: Exception) -> str:
-    """Where it was raised, as file:line, innermost last; no source lines, which may hold text."""
-    places: list[str] = []
-    trace = error.__traceback__
-    while trace is not None and len(places) < 20:
-        code = trace.tb_frame.f_code
-        places.append(f"{code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno} {code.co_name}")
-        trace = trace.tb_next
-    return "\n".join(places)
+def _headers(texts: dict[str, str]) -> tuple[tuple[str, bytes], ...]:
+    return tuple((name, text.encode(errors="replace")) for name, text in texts.items())
 
 
-@dataclass(frozen=True, slots=True)
-class BreakerPolicy:
-    """When too much is refused: a share of the last `window` records, or a run without a gap."""
-
-    window: int = 500
-    share: float = 0.5
-    consecutive: int = 100
-
-
-class Breaker:
-    """Counts outcomes in the order of their commits and says when to stop."""
-
-    def __init__(self, policy: BreakerPolicy) -> None:
-        self._policy = policy
-        self._last: deque[bool] = deque(maxlen=policy.window)
-        self._refused = 0
-        self._run = 0
-
-    def count(self, refused: bool) -> str | None:
-        """Count one record; the reason to stop, or None. The share is judged on a full window."""
-        if len(self._last) == self._policy.window:
-            self._refused -= self._last[0]
-        self._last.append(refused)
-        self._refused += refused
-        self._run = self._run + 1 if refused else 0
-        if self._run >= self._policy.consecutive:
-            return f"{self._run} records in a row were refused"
-        if (
-            len(self._last) == self._policy.window
-            and self._refused >= self._policy.share * self._policy.window
-        ):
-            return f"{self._refused} of the last {self._policy.window} records were refused"
-        return None
+def _measured(record: InboundRecord, reason: str) -> Damage:
+    """Coordinates of a record that was read: the digest is that of its value."""
+    value = record.value or b""
+    size = len(record.key or b"") + len(value)
+    size += sum(len(name.encode()) + len(content or b"") for name, content in record.headers)
+    return Damage(reason, size, hashlib.sha256(value).hexdigest(), "value")

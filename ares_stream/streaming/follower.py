@@ -9,15 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from ares_stream.errors import BrokerError
 from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.reader import POLL_MS, inbound
+from ares_stream.streaming.fetching import BatchConsumer, read_batches
+from ares_stream.streaming.reader import POLL_MS, READ_LIMITS
 from ares_stream.streaming.records import InboundRecord
+from ares_stream.streaming.unreadable import Unreadable, log_unreadable
 
 REQUEST_SECONDS: Final = 30.0
 """A consumer that cannot start or answer in this time is cut off."""
@@ -35,7 +37,8 @@ class Follower:
         async with Follower(connection, topics, positions) as follower:
             records = await follower.poll()
 
-    A partition without a position is read from its beginning. What was deleted before it was
+    One poll reads up to `most` batches; where no record can be read `unreadable` is told. A
+    partition without a position is read from its beginning. What was deleted before it was
     read is no error: `gaps` tells it, and reading goes on with what is there. Raises TopicError
     for a missing topic, BrokerError where Kafka fails.
     """
@@ -46,16 +49,18 @@ class Follower:
         topics: Sequence[str],
         positions: Mapping[Place, int],
         *,
-        most: int = 2_000,
+        most: int = 200,
+        unreadable: Unreadable = log_unreadable,
     ) -> None:
         self._connection = connection
         self._topics = tuple(topics)
         self._positions = dict(positions)
         self._most = most
+        self._unreadable = unreadable
         self._gaps: list[OffsetRange] = []
         self._stamps: dict[TopicPartition, int] = {}
         self._counted = -PARTITIONS_SECONDS
-        self._consumer = AIOKafkaConsumer(
+        self._consumer = BatchConsumer(
             **connection.client_arguments(),
             group_id=None,
             enable_auto_commit=False,
@@ -113,13 +118,14 @@ class Follower:
         if time.monotonic() - self._counted > PARTITIONS_SECONDS:
             await self._assign()
         try:
-            batches = await self._consumer.getmany(
-                *self._due(), timeout_ms=POLL_MS, max_records=self._most
+            batches = await self._consumer.getbatches(
+                *self._due(), timeout_ms=POLL_MS, most=self._most
             )
             found: list[InboundRecord] = []
-            for partition, records in batches.items():
-                self._stamps[partition] = records[-1].timestamp
-                found.extend(inbound(record) for record in records)
+            for partition, fetched in batches.items():
+                async for record in read_batches(fetched, READ_LIMITS, self._unreadable):
+                    self._stamps[partition] = record.timestamp_ms
+                    found.append(record)
             for partition in self._consumer.assignment():
                 # Past the markers of transactions as well, which are no records.
                 place = (partition.topic, partition.partition)

@@ -21,9 +21,11 @@ from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.faults import client_faults
+from ares_stream.streaming.fetching import BatchConsumer, read_batches
 from ares_stream.streaming.publisher import MAX_REQUEST_BYTES, end_producer, retrieve
-from ares_stream.streaming.reader import POLL_MS, inbound
+from ares_stream.streaming.reader import POLL_MS, READ_LIMITS
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
+from ares_stream.streaming.unreadable import Unreadable, log_unreadable
 
 OPEN_SECONDS: Final = 30.0
 """A coordinator that moves is back within this; a start that takes longer hangs for ever."""
@@ -119,10 +121,14 @@ class Journal:
 
 
 async def follow(
-    connection: KafkaConnection, ranges: Sequence[OffsetRange]
+    connection: KafkaConnection,
+    ranges: Sequence[OffsetRange],
+    *,
+    unreadable: Unreadable = log_unreadable,
 ) -> AsyncIterator[InboundRecord]:
-    """What is committed behind the ranges' ends, without an end. Raises BrokerError."""
-    consumer = AIOKafkaConsumer(
+    """What is committed behind the ranges' ends, without an end. Where no record can be read
+    `unreadable` is told. Raises BrokerError."""
+    consumer = BatchConsumer(
         **connection.client_arguments(),
         group_id=None,
         enable_auto_commit=False,
@@ -137,9 +143,9 @@ async def follow(
             for item in ranges:
                 consumer.seek(TopicPartition(item.topic, item.partition), item.end)
             while True:
-                for records in (await consumer.getmany(timeout_ms=POLL_MS)).values():
-                    for record in records:
-                        yield inbound(record)
+                for fetched in (await consumer.getbatches(timeout_ms=POLL_MS)).values():
+                    async for record in read_batches(fetched, READ_LIMITS, unreadable):
+                        yield record
     except (KafkaError, OSError, TimeoutError) as error:
         raise BrokerError(
             f"Kafka at {connection.bootstrap}: {type(error).__name__}: {error}"

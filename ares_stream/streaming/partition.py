@@ -30,9 +30,10 @@ from aiokafka.errors import (
     TransactionalIdAuthorizationFailed,
 )
 
-from ares_stream.errors import BrokerError, StreamError
+from ares_stream.errors import BrokerError
+from ares_stream.streaming.breaker import Breaker
 from ares_stream.streaming.contract import SessionSpec
-from ares_stream.streaming.deadletters import dead_letter
+from ares_stream.streaming.deadletters import batch_size, dead_letter, kept_whole
 from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.publisher import end_producer, retrieve
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
@@ -48,6 +49,7 @@ epoch, so the producer is replaced, which starts a new epoch."""
 REOPEN_PAUSE_SECONDS: Final = 0.2
 MAX_PAUSE_SECONDS: Final = 2.0
 """A worker opens again and again: the session's watch says when that is no use."""
+BATCH_BYTES: Final = 16 << 10
 MAX_REQUEST_BYTES: Final = 100 << 20
 """A broker's own limit on a request: what is too large for a topic, the topic says. A producer
 with a limit below it would refuse the dead letter of a record that was read."""
@@ -66,7 +68,7 @@ class PartitionLost(Exception):
 
 
 class _Refused(Exception):
-    """The broker refuses what one input record turned into."""
+    """The broker refuses the size of what some input records turned into."""
 
 
 class PartitionState(Enum):
@@ -112,8 +114,9 @@ class PartitionWorker:
         topic: str,
         partition: int,
         *,
-        judge: Callable[[bool], None],
+        breaker: Breaker,
         room: Callable[[], None],
+        size_limits: Mapping[str, int],
     ) -> None:
         self.topic = topic
         self.partition = partition
@@ -132,15 +135,15 @@ class PartitionWorker:
         self._spec = spec
         self._policy = spec.policy
         self._observer = spec.observer
-        self._judge = judge
+        self._breaker = breaker
         self._room = room
+        self._size_limits = size_limits
         self._producer: AIOKafkaProducer | None = None
         self._watermark: Watermark[Outcome] = Watermark()
         self._records: dict[int, InboundRecord] = {}
         self._bytes = 0
-        self._refused: dict[int, Rejection] = {}
-        self._singly_until = -1
-        self._judged_until = -1
+        self._too_large_outputs: set[int] = set()
+        self._too_large_letters: set[int] = set()
         self._oldest_ready: float | None = None
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
@@ -188,14 +191,13 @@ class PartitionWorker:
         """Their bytes."""
         return self._bytes
 
-    def add(self, record: InboundRecord) -> Rejection | None:
-        """Take a record in; a Rejection if the broker refused its outputs before."""
+    def add(self, record: InboundRecord) -> None:
+        """Take a record in."""
         self._watermark.add(record.offset, record.size)
         self._records[record.offset] = record
         self._bytes += record.size
         self.position = record.offset + 1
         self._idle.clear()
-        return self._refused.get(record.offset)
 
     def complete(self, offset: int, outcome: Outcome, epoch: int) -> None:
         """Give a record its outcome. A stale epoch's outcome is dropped: its record is read
@@ -313,6 +315,8 @@ class PartitionWorker:
             transaction_timeout_ms=int(self._policy.transaction_seconds * 1000),
             acks="all",
             max_request_size=MAX_REQUEST_BYTES,
+            # A batch of several records must fit where each of them does.
+            max_batch_size=min((BATCH_BYTES, *self._size_limits.values())),
         )
         async with asyncio.timeout(OPEN_SECONDS):
             await self._producer.start()
@@ -350,8 +354,10 @@ class PartitionWorker:
 
     async def _commit(self) -> None:
         """One transaction: outputs, dead letters and the offset after them."""
-        single = bool(self._records) and min(self._records) <= self._singly_until
-        batch = self._watermark.take(1 if single else self._policy.commit_records)
+        batch = [
+            (offset, self._fitting(offset, outcome))
+            for offset, outcome in self._watermark.take(self._policy.commit_records)
+        ]
         end = batch[-1][0] + 1 if batch else self._advance_to
         if not self._watermark.ready:
             self._oldest_ready = None
@@ -361,7 +367,7 @@ class PartitionWorker:
             assert self._producer is not None  # noqa: S101 - the worker is open
             await self._producer.begin_transaction()
             self._observer.step("begun")
-            await self._send(outputs, batch)
+            await self._send(outputs)
             self._observer.step("sent")
             await self._producer.send_offsets_to_transaction(
                 {TopicPartition(self.topic, self.partition): end}, self._spec.group
@@ -375,35 +381,45 @@ class PartitionWorker:
         if ended - committing > SLOW_COMMIT_SECONDS:
             await self._start_producer()
 
-    def _outputs(self, batch: Sequence[tuple[int, Outcome]]) -> list[OutboundRecord]:
-        outputs: list[OutboundRecord] = []
+    def _fitting(self, offset: int, outcome: Outcome) -> Outcome:
+        """The outcome, or a rejection where the topic would not take an output: known before
+        it is sent, since a broker refuses a whole transaction for one."""
+        if isinstance(outcome, Rejection):
+            return outcome
+        for output in outcome:
+            size, limit = batch_size(output), self._size_limits.get(output.topic)
+            if limit is not None and size > limit:
+                reason = f"its output of {size} bytes is larger than {output.topic} takes ({limit})"
+                return Rejection("publish", "ares_stream.errors.StreamError", reason)
+        if offset in self._too_large_outputs:
+            reason = "its output is larger than its topic takes"
+            return Rejection("publish", "ares_stream.errors.StreamError", reason)
+        return outcome
+
+    def _outputs(self, batch: Sequence[tuple[int, Outcome]]) -> list[tuple[int, OutboundRecord]]:
+        """What the batch turns into, each with the offset of its input."""
+        outputs: list[tuple[int, OutboundRecord]] = []
+        topic = self._spec.deadletter_topic
         for offset, outcome in batch:
-            # Once per record: a transaction tried again must not open the breaker.
-            if offset > self._judged_until:
-                self._judged_until = offset
-                self._judge(isinstance(outcome, Rejection))
             if isinstance(outcome, Rejection):
-                outputs.append(
-                    dead_letter(
-                        self._records[offset],
-                        outcome,
-                        self._spec.deadletter_topic,
-                        service=self._spec.service,
-                        failed_at_ms=int(time.time() * 1000),
-                    )
+                letter = dead_letter(
+                    self._records[offset],
+                    outcome,
+                    topic,
+                    service=self._spec.service,
+                    failed_at_ms=int(time.time() * 1000),
+                    limit=0 if offset in self._too_large_letters else self._size_limits.get(topic),
                 )
+                outputs.append((offset, letter))
             else:
-                outputs.extend(outcome)
+                outputs.extend((offset, output) for output in outcome)
         return outputs
 
-    async def _send(
-        self, outputs: Sequence[OutboundRecord], batch: Sequence[tuple[int, Outcome]]
-    ) -> None:
+    async def _send(self, outputs: Sequence[tuple[int, OutboundRecord]]) -> None:
         """Send all and wait for all: a commit after a failed send would succeed without it."""
         assert self._producer is not None  # noqa: S101 - the worker is open
         sent: list[asyncio.Future[Any]] = []
-        failed: BaseException | None = None
-        for record in outputs:
+        for _, record in outputs:
             try:
                 future = await self._producer.send(
                     record.topic,
@@ -413,43 +429,51 @@ class PartitionWorker:
                     timestamp_ms=record.timestamp_ms,
                 )
             except _TOO_LARGE as error:
-                failed = error
-                break
+                future = asyncio.get_running_loop().create_future()
+                future.set_exception(error)
             future.add_done_callback(retrieve)
             sent.append(future)
         results = await asyncio.gather(*sent, return_exceptions=True)
-        failed = failed or next((item for item in results if isinstance(item, BaseException)), None)
-        if failed is None:
+        failed = [item for item in results if isinstance(item, BaseException)]
+        if not failed:
             return
-        if isinstance(failed, _TOO_LARGE):
-            self._refuse(batch, failed)
-        raise failed
+        refused = [
+            item
+            for item, result in zip(outputs, results, strict=True)
+            if isinstance(result, _TOO_LARGE)
+        ]
+        self._refuse(refused)
+        raise _Refused if refused else failed[0]
 
-    def _refuse(self, batch: Sequence[tuple[int, Outcome]], error: Exception) -> None:
-        """Remember whose outputs are too large. The broker refuses whole batches, so a batch of
-        several is tried again one record at a time."""
-        first, outcome = batch[0]
-        if len(batch) > 1:
-            self._singly_until = batch[-1][0]
-        elif isinstance(outcome, Rejection):
-            raise BrokerError(
-                f"the dead letter of {self.topic}-{self.partition}@{first} is larger than its "
-                "topic allows; raise max.message.bytes of the dead-letter topic"
-            ) from error
-        else:
-            reason = StreamError("what this record turned into is larger than its topic allows")
-            self._refused[first] = Rejection("publish", reason)
-        raise _Refused from error
+    def _refuse(self, outputs: Sequence[tuple[int, OutboundRecord]]) -> None:
+        """Remember whose outputs the broker took for too large: where the limits of the topics
+        are not known here, or have changed. All of them at once, so that each pays once."""
+        for offset, output in outputs:
+            if output.topic != self._spec.deadletter_topic:
+                self._too_large_outputs.add(offset)
+            elif kept_whole(output):
+                self._too_large_letters.add(offset)
+            else:
+                raise BrokerError(
+                    f"{output.topic} does not even take the coordinates of "
+                    f"{self.topic}-{self.partition}@{offset} ({batch_size(output)} bytes); "
+                    "raise its max.message.bytes"
+                )
 
     def _settle(self, batch: Sequence[tuple[int, Outcome]], end: int, seconds: float) -> None:
         notes: list[object] = []
         for offset, outcome in batch:
             self._bytes -= self._records.pop(offset).size
-            self._refused.pop(offset, None)
+            self._too_large_outputs.discard(offset)
+            self._too_large_letters.discard(offset)
+            refusal = outcome.reason if isinstance(outcome, Rejection) else None
             if isinstance(outcome, Rejection):
                 self._observer.dead_lettered(self.topic, outcome.stage)
             else:
                 notes += [item.note for item in outcome if item.note is not None]
+                if not outcome:
+                    self._observer.left_out(self.topic)
+            self._breaker.count(self.topic, self.partition, offset, refusal)
         self._observer.settled(notes)
         self._observer.transaction("committed")
         self._observer.committed(self.topic, self.partition, len(batch), seconds)

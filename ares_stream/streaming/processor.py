@@ -17,11 +17,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ares_stream.errors import BreakerOpen, BrokerError
-from ares_stream.streaming.admin import count_partitions
+from ares_stream.errors import BrokerError
+from ares_stream.streaming.admin import count_partitions, message_limits
+from ares_stream.streaming.breaker import Breaker
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.contract import (
     Handler,
@@ -29,7 +30,6 @@ from ares_stream.streaming.contract import (
     ProcessorPolicy,
     SessionSpec,
 )
-from ares_stream.streaming.deadletters import Breaker
 from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.resume import OffsetLoss
@@ -82,6 +82,7 @@ class Processor:
         self._patience = patience or Patience()
         self._losses: deque[OffsetLoss] = deque(maxlen=MAX_NOTES)
         self._breaker = Breaker(self._spec.policy.breaker)
+        self._size_limits: Mapping[str, int] = {}
         self._stopping = asyncio.Event()
         self._session: Session | None = None
 
@@ -92,6 +93,8 @@ class Processor:
 
     def missing(self) -> str | None:
         """What keeps it from reading and committing now; None while nothing does."""
+        for topic, reason in self._breaker.paused.items():
+            return f"{topic} is not read: {reason}"
         if self._session is not None:
             return self._session.missing()
         return self._patience.reason or "no session with Kafka yet"
@@ -131,9 +134,10 @@ class Processor:
         session = Session(
             self._spec,
             stopping=self._stopping,
-            judge=self._judge,
             patience=self._patience,
             losses=self._losses,
+            breaker=self._breaker,
+            size_limits=self._size_limits,
         )
         self._session = session
         try:
@@ -141,21 +145,14 @@ class Processor:
         finally:
             self._session = None
 
-    def _judge(self, refused: bool) -> None:
-        reason = self._breaker.count(refused)
-        if reason is not None:
-            self._spec.observer.breaker(reason)
-            raise BreakerOpen(
-                f"{reason}; stopped before more of {', '.join(self._spec.topics)} becomes dead "
-                f"letters. Look at {self._spec.deadletter_topic}, mend the cause, start again: "
-                "nothing after the last commit is lost"
-            )
-
     async def _check_topics(self) -> None:
         try:
             await count_partitions(
                 self._spec.connection,
                 [*self._spec.topics, *self._output_topics, self._spec.deadletter_topic],
+            )
+            self._size_limits = await message_limits(
+                self._spec.connection, [*self._output_topics, self._spec.deadletter_topic]
             )
         except BrokerError as error:
             raise ConnectionError(str(error)) from error

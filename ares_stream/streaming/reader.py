@@ -11,9 +11,9 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from ares_stream.errors import BrokerError, ReadError, TopicError
@@ -21,7 +21,9 @@ from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.faults import client_faults
-from ares_stream.streaming.records import InboundRecord
+from ares_stream.streaming.fetching import BatchConsumer, read_batches
+from ares_stream.streaming.records import InboundRecord, ReadLimits
+from ares_stream.streaming.unreadable import Unreadable, log_unreadable
 
 POLL_MS: Final = 200
 WAIT_SECONDS: Final = 0.05
@@ -29,7 +31,7 @@ SETTLE_SECONDS: Final = 35.0
 """Open transactions end within their time-out (30 s for ours): past this one is stuck."""
 STALL_SECONDS: Final = 30.0
 """A broker that restarts is back within this; a read without progress for longer is dead."""
-RECORDS: Final = 1000
+READ_LIMITS: Final = ReadLimits()
 
 _Isolation = Literal["read_committed", "read_uncommitted"]
 
@@ -37,8 +39,8 @@ _Isolation = Literal["read_committed", "read_uncommitted"]
 @asynccontextmanager
 async def _consumer(
     connection: KafkaConnection, isolation: _Isolation = "read_committed"
-) -> AsyncIterator[AIOKafkaConsumer]:
-    consumer = AIOKafkaConsumer(
+) -> AsyncIterator[BatchConsumer]:
+    consumer = BatchConsumer(
         **connection.client_arguments(),
         group_id=None,
         enable_auto_commit=False,
@@ -106,7 +108,7 @@ async def snapshot(
 
 
 async def _settle(
-    committed: AIOKafkaConsumer, ends: Mapping[TopicPartition, int], seconds: float
+    committed: BatchConsumer, ends: Mapping[TopicPartition, int], seconds: float
 ) -> None:
     """Wait until no transaction is open below the ends. Under read_committed an end offset is
     the last stable offset."""
@@ -131,8 +133,11 @@ async def read(
     ranges: Sequence[OffsetRange],
     *,
     stall_seconds: float = STALL_SECONDS,
+    unreadable: Unreadable = log_unreadable,
 ) -> AsyncGenerator[InboundRecord, None]:
     """Every committed record of the ranges, in order within each partition.
+
+    Where no record can be read `unreadable` is told; who must not pass over it raises there.
 
     Raises TopicError for a missing topic or partition; ReadError for a range that starts before
     what retention kept, ends past what was written, or makes no progress for `stall_seconds`;
@@ -159,11 +164,11 @@ async def read(
         # The end is a position, not the last record's offset: transaction markers and
         # compaction take offsets that no record has.
         while ends:
-            batches = await consumer.getmany(*ends, timeout_ms=POLL_MS, max_records=RECORDS)
-            for partition, records in batches.items():
-                for record in records:
+            batches = await consumer.getbatches(*ends, timeout_ms=POLL_MS)
+            for partition, fetched in batches.items():
+                async for record in read_batches(fetched, READ_LIMITS, unreadable):
                     if record.offset < ends[partition]:
-                        yield inbound(record)
+                        yield record
             moved = bool(batches)
             for partition in list(ends):
                 if await consumer.position(partition) >= ends[partition]:
@@ -182,7 +187,7 @@ async def read(
 
 
 async def _refuse_gaps(
-    consumer: AIOKafkaConsumer,
+    consumer: BatchConsumer,
     ranges: Sequence[OffsetRange],
     ends: Mapping[TopicPartition, int],
 ) -> None:
@@ -205,15 +210,20 @@ async def _refuse_gaps(
             )
 
 
-async def read_latest(connection: KafkaConnection, topic: str) -> dict[bytes, InboundRecord]:
+async def read_latest(
+    connection: KafkaConnection, topic: str, *, unreadable: Unreadable = log_unreadable
+) -> dict[bytes, InboundRecord]:
     """The present value of every key of a compacted topic; a deleted key is absent."""
     latest: dict[bytes, InboundRecord] = {}
-    async for record in read(connection, await snapshot(connection, [topic])):
+    ranges = await snapshot(connection, [topic])
+    async for record in read(connection, ranges, unreadable=unreadable):
         _apply(latest, record)
     return latest
 
 
-async def follow_compacted(connection: KafkaConnection, topic: str) -> AsyncIterator[InboundRecord]:
+async def follow_compacted(
+    connection: KafkaConnection, topic: str, *, unreadable: Unreadable = log_unreadable
+) -> AsyncIterator[InboundRecord]:
     """The present value of every key, then each change as it is committed, without an end.
 
     A deletion arrives, after the start, as a record whose value is None. A broker that goes
@@ -221,27 +231,30 @@ async def follow_compacted(connection: KafkaConnection, topic: str) -> AsyncIter
     """
     ranges = await snapshot(connection, [topic])
     latest: dict[bytes, InboundRecord] = {}
-    async for record in read(connection, ranges):
+    async for record in read(connection, ranges, unreadable=unreadable):
         _apply(latest, record)
     for record in latest.values():
         yield record
-    async for record in follow(connection, ranges):
+    async for record in follow(connection, ranges, unreadable=unreadable):
         yield record
 
 
 async def follow(
-    connection: KafkaConnection, ranges: Sequence[OffsetRange]
+    connection: KafkaConnection,
+    ranges: Sequence[OffsetRange],
+    *,
+    unreadable: Unreadable = log_unreadable,
 ) -> AsyncGenerator[InboundRecord, None]:
     """Each record past the ends of the ranges as it is committed, without an end. A broker that
-    goes away is waited for."""
+    goes away is waited for. Where no record can be read `unreadable` is told."""
     async with _consumer(connection) as consumer:
         consumer.assign([TopicPartition(item.topic, item.partition) for item in ranges])
         for item in ranges:
             consumer.seek(TopicPartition(item.topic, item.partition), item.end)
         while True:
-            for records in (await consumer.getmany(timeout_ms=POLL_MS)).values():
-                for record in records:
-                    yield inbound(record)
+            for fetched in (await consumer.getbatches(timeout_ms=POLL_MS)).values():
+                async for record in read_batches(fetched, READ_LIMITS, unreadable):
+                    yield record
 
 
 def _apply(latest: dict[bytes, InboundRecord], record: InboundRecord) -> None:
@@ -249,16 +262,3 @@ def _apply(latest: dict[bytes, InboundRecord], record: InboundRecord) -> None:
     latest.pop(key, None)
     if record.value is not None:
         latest[key] = record
-
-
-def inbound(record: Any) -> InboundRecord:
-    """aiokafka's record as ours. A null header value becomes empty bytes."""
-    return InboundRecord(
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        timestamp_ms=record.timestamp,
-        key=record.key,
-        value=record.value,
-        headers=tuple((name, value or b"") for name, value in record.headers),
-    )

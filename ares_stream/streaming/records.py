@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, Literal, TypeAlias
 
-Headers: TypeAlias = tuple[tuple[str, bytes], ...]
+Headers: TypeAlias = tuple[tuple[str, bytes | None], ...]
+
+_RECORD_OVERHEAD: Final = 300
+_HEADER_OVERHEAD: Final = 160
+"""Bytes of Python's objects around a record's own: a megabyte of empty headers takes eighty."""
+
+MAX_PLACES: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLimits:
+    """What is read into memory of one record, and of one compressed batch in all."""
+
+    record_bytes: int = 8 << 20
+    batch_bytes: int = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Why a record is not there as a whole, its size in bytes, and a SHA-256: of its value, of
+    the record as the topic holds it, or of the whole batch that could not be read."""
+
+    reason: str
+    size: int
+    sha256: str
+    of: Literal["value", "record", "batch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +44,22 @@ class InboundRecord:
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+    damage: Damage | None = None
+    """Set where no record can be read at this offset: then key and value are None."""
+
+    @property
+    def header_map(self) -> dict[str, bytes]:
+        """Headers by name: the last of a name, a null value as empty bytes."""
+        return {name: value or b"" for name, value in self.headers}
 
     @property
     def size(self) -> int:
-        """Bytes that the record holds in memory, without the object's own overhead."""
+        """Bytes that the record holds in memory, nearly."""
         return (
-            len(self.key or b"")
+            _RECORD_OVERHEAD
+            + len(self.key or b"")
             + len(self.value or b"")
-            + sum(len(name) + len(value or b"") for name, value in self.headers)
+            + sum(_HEADER_OVERHEAD + len(name) + len(value or b"") for name, value in self.headers)
         )
 
 
@@ -47,11 +80,33 @@ class OutboundRecord:
 class Rejection:
     """A record that cannot be handled: it goes to the dead letters with this reason.
 
-    `stage` names the step that refused it: decode, score, publish.
+    `stage` names the step that refused it: fetch, decode, score, handle, publish. Of an error
+    its texts are kept and never the exception, whose traceback would keep every record alive
+    that was handled beside this one.
     """
 
     stage: str
-    error: Exception
+    kind: str
+    """The error's class with its module."""
+    reason: str
+    places: str = ""
+    """Where it was raised, as file:line, innermost last; no source lines, which may hold text."""
+
+    @classmethod
+    def of(cls, stage: str, error: BaseException) -> Rejection:
+        """From an error."""
+        kind = type(error)
+        return cls(stage, f"{kind.__module__}.{kind.__qualname__}", str(error), _places(error))
+
+
+def _places(error: BaseException) -> str:
+    places: list[str] = []
+    trace = error.__traceback__
+    while trace is not None and len(places) < MAX_PLACES:
+        code = trace.tb_frame.f_code
+        places.append(f"{code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno} {code.co_name}")
+        trace = trace.tb_next
+    return "\n".join(places)
 
 
 Outcome: TypeAlias = tuple[OutboundRecord, ...] | Rejection

@@ -6,21 +6,23 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from ares_stream.errors import StreamError, root_cause
+from ares_stream.errors import BreakerOpen, StreamError, root_cause
+from ares_stream.streaming.breaker import Breaker
 from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.faults import client_faults
+from ares_stream.streaming.fetching import BatchConsumer
 from ares_stream.streaming.partition import PartitionLost, PartitionWorker
 from ares_stream.streaming.patience import Patience
-from ares_stream.streaming.reader import inbound
-from ares_stream.streaming.records import InboundRecord, Outcome, Rejection
+from ares_stream.streaming.records import Damage, InboundRecord, Outcome, Rejection
 from ares_stream.streaming.resume import OffsetLoss, resume
+from ares_stream.streaming.unread import Unread
 from ares_stream.streaming.watch import Watch
 
 _log = logging.getLogger(__name__)
@@ -36,6 +38,15 @@ NOBODY: Final = TopicPartition("", -1)
 """Asking for it fetches nothing and counts as a poll."""
 PASSING: Final = (KafkaError, PartitionLost, OSError, TimeoutError)
 """What a new session may mend."""
+FULL_MS: Final = 20
+"""Between two looks for room while records wait to be read."""
+LEAST_FETCH_BYTES: Final = 64 << 10
+"""Of one partition at once, however many there are."""
+
+
+def damaged(damage: Damage) -> Rejection:
+    """Why a record that could not be read is a dead letter."""
+    return Rejection("fetch", "ares_stream.errors.DecodeError", f"unreadable: {damage.reason}")
 
 
 @dataclass(slots=True)
@@ -55,7 +66,8 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         spec: SessionSpec,
         *,
         stopping: asyncio.Event,
-        judge: Callable[[bool], None],
+        breaker: Breaker,
+        size_limits: Mapping[str, int],
         patience: Patience,
         losses: deque[OffsetLoss],
     ) -> None:
@@ -63,9 +75,11 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         self._policy = spec.policy
         self._observer = spec.observer
         self._stopping = stopping
-        self._judge = judge
+        self._breaker = breaker
+        self._size_limits = size_limits
         self._losses = losses
         self._workers: dict[TopicPartition, PartitionWorker] = {}
+        self._unread: dict[TopicPartition, Unread] = {}
         self._pending: deque[_Item] = deque()
         self._work = asyncio.Event()
         self._room = asyncio.Event()
@@ -75,9 +89,9 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         self._joined = False
         self._polled = 0.0
         self._settled: dict[TopicPartition, int] = {}
-        # Values stay bytes: a deserializer that raises makes getmany return nothing for ever.
+        self._shown: set[str] = set()
         # The three defaults of aiokafka that lose or invent records are set right here.
-        self._consumer = AIOKafkaConsumer(
+        self._consumer = BatchConsumer(
             **spec.connection.client_arguments(),
             group_id=spec.group,
             group_instance_id=spec.group_instance_id,
@@ -99,6 +113,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             self._consumer,
             self._workers,
             buffered=self._is_buffered,
+            is_paused=lambda topic: self._breaker.opened(topic) is not None,
             has_joined=lambda: self._joined,
             patience=patience,
         )
@@ -179,40 +194,46 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _poll(self) -> None:
         while self._polling:
+            read = await self._read()
+            await self._end_if_all_paused()
             ready = [
-                tp for tp, worker in self._workers.items() if worker.is_open and self._fits(worker)
+                tp
+                for tp, worker in self._workers.items()
+                if self._wanted(worker) and not self._unread[tp]
             ]
             if not ready or not self._has_room():
-                self._room.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_MS / 1000):
-                        await self._room.wait()
-                await self._stay_in_group()
+                if not read:
+                    await self._wait_for_room(POLL_MS)
+                await self._stay_in_group(is_reading=read)
                 continue
             # Never cancelled, since a cancelled getmany blinds the poll-interval check; and
             # asked for ready partitions instead of pausing, which would drop their buffers.
-            limit = max(1, self._policy.inflight_records - self._records())
+            full = any(self._unread.values())
             try:
                 with client_faults():
-                    batches = await self._consumer.getmany(
-                        *ready, timeout_ms=POLL_MS, max_records=limit
+                    batches = await self._consumer.getbatches(
+                        *ready, timeout_ms=0 if full else POLL_MS
                     )
             except OffsetOutOfRangeError as error:
                 self._reopen(error)
                 continue
             self._polled = asyncio.get_running_loop().time()
-            for partition, records in batches.items():
-                self._accept(partition, records)
+            for partition, fetched in batches.items():
+                if partition in self._unread:  # Else it was given away meanwhile.
+                    self._unread[partition].put(fetched)
+            if full and not batches and not read:
+                await self._wait_for_room(FULL_MS)
 
-    async def _stay_in_group(self) -> None:
-        """A member that polls nothing is thrown out of the group: one without partitions, or
-        whose partitions do not open. One that is stuck with what it has is not spared."""
+    async def _stay_in_group(self, *, is_reading: bool) -> None:
+        """A member that polls nothing is thrown out of the group: one without partitions, one
+        whose partitions do not open, one that reads what it fetched long ago. One that is stuck
+        with what it has is not spared."""
         now = asyncio.get_running_loop().time()
         patient = self._policy.poll_interval_seconds * MAX_IDLE_SHARE
-        if not self._records() and now - self._polled >= patient:
+        if (is_reading or not self._records()) and now - self._polled >= patient:
             self._polled = now
             with client_faults():
-                await self._consumer.getmany(NOBODY, timeout_ms=0)
+                await self._consumer.getbatches(NOBODY, timeout_ms=0)
 
     def _reopen(self, error: OffsetOutOfRangeError) -> None:
         """The log no longer holds the position: what is in flight is committed first, then the
@@ -225,19 +246,58 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _is_buffered(self, partition: TopicPartition) -> bool:
         """Whether records of a partition were fetched that its worker does not know yet."""
-        return False
+        return bool(self._unread.get(partition))
 
-    def _accept(self, partition: TopicPartition, records: Sequence[Any]) -> None:
-        worker = self._workers.get(partition)
-        if worker is None or not worker.is_open:
-            return  # Given away while it was fetched; its next owner reads it again.
-        fresh = [inbound(record) for record in records if record.offset >= worker.position]
+    async def _wait_for_room(self, milliseconds: int) -> None:
+        self._room.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(milliseconds / 1000):
+                await self._room.wait()
+
+    async def _read(self) -> bool:
+        """Read what was fetched, as far as there is room; whether there was any."""
+        read = False
+        for partition, worker in list(self._workers.items()):
+            unread = self._unread.get(partition)
+            if not unread or not self._wanted(worker) or not self._has_room():
+                continue
+            epoch = worker.epoch
+            records = await unread.take(*self._room_of(worker))
+            if self._unread.get(partition) is unread and worker.epoch == epoch:
+                self._accept(partition, worker, records)
+                read = True
+        return read
+
+    async def _end_if_all_paused(self) -> None:
+        """Raise BreakerOpen once no topic is left that may be read: what was read is committed
+        first, and no transaction is left open for readers to wait for."""
+        reasons = {topic: self._breaker.opened(topic) for topic in self._spec.topics}
+        for topic, reason in reasons.items():
+            if reason is not None and topic not in self._shown:
+                self._shown.add(topic)
+                self._observer.breaker(topic, reason)
+                _log.error("breaker open: no more of %s is read: %s", topic, reason)
+        if all(reasons.values()):
+            await self._drain(asyncio.get_running_loop().time() + self._policy.drain_seconds)
+            await asyncio.gather(*(worker.close() for worker in self._workers.values()))
+            raise BreakerOpen(
+                "; ".join(f"{topic}: {reason}" for topic, reason in reasons.items())
+                + f". They are in {self._spec.deadletter_topic}: mend the cause and start again, "
+                "or start with --accept-dead-letters"
+            )
+
+    def _accept(
+        self, partition: TopicPartition, worker: PartitionWorker, records: Sequence[InboundRecord]
+    ) -> None:
+        if not worker.is_open:
+            return  # Its next owner reads it again.
+        fresh = [record for record in records if record.offset >= worker.position]
         for record in fresh:
-            refusal = worker.add(record)
-            if refusal is not None:
-                worker.complete(record.offset, refusal, worker.epoch)
-            else:
+            worker.add(record)
+            if record.damage is None:
                 self._pending.append(_Item(record, worker, worker.epoch))
+            else:
+                worker.complete(record.offset, damaged(record.damage), worker.epoch)
         if fresh:
             self._observer.consumed(partition.topic, len(fresh))
             self._report()
@@ -251,13 +311,32 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         return sum(worker.inflight_records for worker in self._workers.values())
 
     def _bytes(self) -> int:
-        return sum(worker.inflight_bytes for worker in self._workers.values())
+        return sum(
+            worker.inflight_bytes + self._unread[tp].held for tp, worker in self._workers.items()
+        )
 
     def _has_room(self) -> bool:
-        return (
-            self._records() < self._policy.inflight_records
-            and self._bytes() < self._policy.inflight_bytes
+        records = self._records()
+        # With nothing in flight nothing would ever make room: then one more is read.
+        return records == 0 or (
+            records < self._policy.inflight_records and self._bytes() < self._policy.inflight_bytes
         )
+
+    def _room_of(self, worker: PartitionWorker) -> tuple[int, int]:
+        """Records and bytes that may be read of a partition now; one record at least."""
+        part = max(1, min(len(self._workers), 4))
+        records = min(
+            self._policy.inflight_records // part - worker.inflight_records,
+            self._policy.inflight_records - self._records(),
+        )
+        size = min(
+            self._policy.inflight_bytes // part - worker.inflight_bytes,
+            self._policy.inflight_bytes - self._bytes(),
+        )
+        return max(1, records), max(1, size)
+
+    def _wanted(self, worker: PartitionWorker) -> bool:
+        return worker.is_open and self._fits(worker) and self._breaker.opened(worker.topic) is None
 
     def _fits(self, worker: PartitionWorker) -> bool:
         """Whether a worker is below its part, so that one slow partition cannot take all room."""
@@ -298,19 +377,23 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         """The handler's outcomes; a batch that fails is halved down to the record at fault."""
         try:
             outcomes = list(await self._spec.handler.handle(records))
-            if len(outcomes) != len(records):
-                raise StreamError(
+            if len(outcomes) == len(records):
+                return outcomes
+            failure = Rejection.of(
+                "handle",
+                StreamError(
                     f"the handler gave {len(outcomes)} outcomes for {len(records)} records"
-                )
+                ),
+            )
         except Exception as error:  # a poison record may raise anything
-            if len(records) == 1:
-                return [Rejection("handle", error)]
-            middle = len(records) // 2
-            return [
-                *await self._outcomes(records[:middle]),
-                *await self._outcomes(records[middle:]),
-            ]
-        return outcomes
+            failure = Rejection.of("handle", error)
+        if len(records) == 1:
+            return [failure]
+        middle = len(records) // 2
+        return [
+            *await self._outcomes(records[:middle]),
+            *await self._outcomes(records[middle:]),
+        ]
 
     # Partitions come and go
 
@@ -321,13 +404,19 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         self._joined = True
         self._polled = asyncio.get_running_loop().time()
         assert self._tasks is not None  # noqa: S101 - subscribe comes after the group is open
+        # What is fetched is held twice at most, here and in aiokafka, of every partition.
+        share = self._policy.inflight_bytes // (2 * max(1, len(self._consumer.assignment())))
+        self._consumer.limit_partition_fetch(
+            min(self._policy.partition_fetch_bytes, max(LEAST_FETCH_BYTES, share))
+        )
         for partition in assigned:
             worker = PartitionWorker(
                 self._spec,
                 partition.topic,
                 partition.partition,
-                judge=self._judge,
+                breaker=self._breaker,
                 room=self._made_room,
+                size_limits=self._size_limits,
             )
             work = worker.run(self._seek)
             try:
@@ -338,12 +427,15 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
                 work.close()
                 return
             self._workers[partition] = worker
+            self._unread[partition] = Unread(self._policy.read)
             self._living.add(life)
             life.add_done_callback(self._living.discard)
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         """Their workers commit what is ready and end before the group goes on."""
         self._joined = False
+        for partition in revoked:
+            self._unread.pop(partition, None)
         leaving = [self._workers.pop(tp) for tp in revoked if tp in self._workers]
         await asyncio.gather(*(worker.close() for worker in leaving))
         for worker in leaving:
@@ -373,6 +465,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             _log.error("%s", loss)
             self._losses.append(loss)
             self._observer.lost(loss)
+        self._unread[partition] = Unread(self._policy.read)
         self._consumer.seek(partition, offset)
         self._consumer.resume(partition)
         self._room.set()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from ares_stream.errors import DecodeError
 from ares_stream.streaming.records import InboundRecord
+
+_log = logging.getLogger(__name__)
+
+Unreadable: TypeAlias = Callable[[InboundRecord, DecodeError], None]
+"""Told of a record that cannot be read, as a PassedOver is; who must not pass over it raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +44,9 @@ class PassedOver:
             return
         self._told[place] = record.offset
         self._tell(UnreadableRecord(*place, record.offset, str(error)))
+
+
+def log_unreadable(record: InboundRecord, error: DecodeError) -> None:
+    """Name a record in the log: what readers do for whoever tells them nothing else."""
+    place = UnreadableRecord(record.topic, record.partition, record.offset, str(error))
+    _log.warning("passed over %s", place)

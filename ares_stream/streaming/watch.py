@@ -27,7 +27,8 @@ ANSWER_SECONDS: Final = 8.0
 
 class Watch:
     """Looks after the workers of one session. `buffered` says whether records of a partition
-    were fetched and not yet added to its worker; `has_joined` whether the group's balance has
+    were fetched and not yet added to its worker, `is_paused` whether a topic is not read on
+    purpose, `has_joined` whether the group's balance has
     come to this member."""
 
     def __init__(
@@ -37,6 +38,7 @@ class Watch:
         workers: Mapping[TopicPartition, PartitionWorker],
         *,
         buffered: Callable[[TopicPartition], bool],
+        is_paused: Callable[[str], bool],
         has_joined: Callable[[], bool],
         patience: Patience,
     ) -> None:
@@ -44,6 +46,7 @@ class Watch:
         self._consumer = consumer
         self._workers = workers
         self._buffered = buffered
+        self._is_paused = is_paused
         self._has_joined = has_joined
         self._patience = patience
         self._silence: str | None = None
@@ -126,7 +129,7 @@ class Watch:
                 f"records are in flight after offset {committed}"
             )
         end = self._stable.get(partition, 0)
-        if position < end:
+        if position < end and not self._is_paused(partition.topic):
             return f"{name}: nothing was read for {still:.0f} s at offset {position} of {end}"
         return None
 

@@ -36,7 +36,7 @@ class Copy:
 
     def _copy(self, record: InboundRecord) -> Outcome:
         if (record.value or b"").startswith(POISON):
-            return Rejection("decode", ValueError("poison"))
+            return Rejection.of("decode", ValueError("poison"))
         source = f"{record.topic}:{record.partition}:{record.offset}".encode()
         return (
             OutboundRecord(f"{self._prefix}out", record.key, record.value, (("source", source),)),

@@ -162,11 +162,11 @@ async def audit(bootstrap: str, prefix: str) -> None:
     done = [record for record in inputs if record.offset < offsets[record.partition]]
 
     def place(record: InboundRecord) -> tuple[int, int]:
-        _, partition, offset = dict(record.headers)["source"].decode().split(":")
+        _, partition, offset = record.header_map["source"].decode().split(":")
         return int(partition), int(offset)
 
     def dead_place(record: InboundRecord) -> tuple[int, int]:
-        headers = dict(record.headers)
+        headers = record.header_map
         return (
             int(headers["__connect.errors.partition"]),
             int(headers["__connect.errors.offset"]),

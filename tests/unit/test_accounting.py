@@ -49,7 +49,7 @@ def verdict(offset: int, *, coupled: bool = False, key: str = "a") -> Verdict:
 def letter(offset: int) -> InboundRecord:
     made = dead_letter(
         came_in(offset),
-        Rejection("decode", DecodeError("not JSON")),
+        Rejection.of("decode", DecodeError("not JSON")),
         "dead",
         service="scorer",
         failed_at_ms=0,

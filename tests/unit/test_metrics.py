@@ -66,6 +66,7 @@ def verdict(
 
 def used(metrics: ScorerMetrics) -> ScorerMetrics:
     """After an ordinary day: every observation was made once."""
+    metrics.breaker_open.labels("ares.interactions.production").set(0)
     metrics.consumed("in", 10)
     metrics.inflight(10, 1000)
     metrics.committed("in", 0, 10, 0.05)
@@ -218,9 +219,8 @@ def test_a_swap_replaces_the_digest(metrics: ScorerMetrics) -> None:
 
 
 def test_an_open_breaker_shows(metrics: ScorerMetrics) -> None:
-    assert value(metrics, "ares_dead_letter_breaker_open") == 0
-    metrics.breaker("100 records in a row were refused")
-    assert value(metrics, "ares_dead_letter_breaker_open") == 1
+    metrics.breaker("ares.x", "100 records in a row were refused")
+    assert value(metrics, "ares_dead_letter_breaker_open", topic="ares.x") == 1
 
 
 @pytest.mark.parametrize(

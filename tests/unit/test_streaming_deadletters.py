@@ -1,31 +1,102 @@
-"""Dead letters carry the record as it was, and say why; the breaker stops a bad deploy."""
+"""Dead letters carry the record as it was, or its coordinates, and say why."""
 
+import hashlib
+
+import pytest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ares_stream.errors import DecodeError
-from ares_stream.streaming.deadletters import Breaker, BreakerPolicy, dead_letter
-from ares_stream.streaming.records import InboundRecord, OutboundRecord, Rejection
+from ares_stream.streaming.deadletters import batch_size, dead_letter, kept_whole
+from ares_stream.streaming.records import Damage, InboundRecord, OutboundRecord, Rejection
 
 BYTES = st.none() | st.binary(max_size=200)
 
 
-def letter(record: InboundRecord, error: Exception, stage: str = "decode") -> OutboundRecord:
+HEADERS = st.lists(st.tuples(st.text(max_size=9), BYTES), max_size=4).map(tuple)
+
+
+def letter(
+    record: InboundRecord, error: Exception, stage: str = "decode", limit: int | None = None
+) -> OutboundRecord:
     return dead_letter(
-        record, Rejection(stage, error), "x.deadletters", service="scorer", failed_at_ms=7
+        record,
+        Rejection.of(stage, error),
+        "x.deadletters",
+        service="scorer",
+        failed_at_ms=7,
+        limit=limit,
     )
 
 
-@given(key=BYTES, value=BYTES, header=st.binary(max_size=50))
-def test_key_value_and_headers_are_kept_byte_for_byte(
-    key: bytes | None, value: bytes | None, header: bytes
+def headers_of(made: OutboundRecord) -> dict[str, bytes]:
+    return {name: value or b"" for name, value in made.headers}
+
+
+@given(key=BYTES, value=st.binary(max_size=200), headers=HEADERS)
+def test_key_value_and_headers_are_kept_byte_for_byte_and_null_stays_null(
+    key: bytes | None, value: bytes, headers: tuple[tuple[str, bytes | None], ...]
 ) -> None:
-    record = InboundRecord("in", 3, 41, 1_700_000_000_000, key, value, (("h", header),) * 2)
+    record = InboundRecord("in", 3, 41, 1_700_000_000_000, key, value, headers)
 
     got = letter(record, ValueError("no"))
 
     assert (got.topic, got.key, got.value) == ("x.deadletters", key, value)
-    assert got.headers[:2] == record.headers
+    assert got.headers[: len(headers)] == headers
+    assert kept_whole(got)
+
+
+def test_a_record_without_key_and_value_is_kept_by_coordinates() -> None:
+    got = letter(InboundRecord("in", 3, 41, 5, None, None, (("h", b"x"),)), ValueError("no"))
+    headers = headers_of(got)
+    assert (got.key, got.value) == (None, b"")
+    assert headers["ares.errors.kept"] == b"coordinates"
+    assert headers["ares.errors.why_not_whole"] == b"it has neither key nor value"
+    assert headers["ares.errors.size"] == b"2"
+    assert headers["__connect.errors.offset"] == b"41"
+    assert not kept_whole(got)
+
+
+def test_what_the_topic_does_not_take_is_kept_by_coordinates_with_the_digest_of_its_value() -> None:
+    record = InboundRecord("in", 3, 41, 5, b"k", b"v" * 5000)
+    got = letter(record, ValueError("no"), limit=5000)
+    headers = headers_of(got)
+    assert (got.key, got.value) == (b"k", b"")
+    assert headers["ares.errors.sha256"] == hashlib.sha256(b"v" * 5000).hexdigest().encode()
+    assert headers["ares.errors.sha256_of"] == b"value"
+    assert headers["ares.errors.size"] == b"5001"
+    assert batch_size(got) < 2000
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_the_limit_is_exact_to_the_byte(room: int) -> None:
+    record = InboundRecord("in", 3, 41, 5, b"k", b"v" * 5000)
+    needed = batch_size(letter(record, ValueError("no")))
+    assert kept_whole(letter(record, ValueError("no"), limit=needed - 1 + room)) == bool(room)
+
+
+def test_a_long_key_is_not_kept_beside_coordinates() -> None:
+    record = InboundRecord("in", 3, 41, 5, b"k" * 2000, b"v")
+    assert letter(record, ValueError("no"), limit=100).key is None
+
+
+def test_what_could_not_be_read_carries_the_digest_of_its_bytes() -> None:
+    damage = Damage("its checksum is wrong", 99, "ab" * 32, "batch")
+    record = InboundRecord("in", 3, 41, -1, None, None, damage=damage)
+    headers = headers_of(letter(record, ValueError("no"), "fetch"))
+    assert headers["ares.errors.why_not_whole"] == b"its checksum is wrong"
+    assert headers["ares.errors.sha256"] == b"ab" * 32
+    assert headers["ares.errors.sha256_of"] == b"batch"
+
+
+@given(key=BYTES, value=BYTES, headers=HEADERS)
+def test_the_size_of_a_batch_is_what_a_producer_makes_of_it(
+    key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes | None], ...]
+) -> None:
+    builder = DefaultRecordBatchBuilder(2, 0, 1, 7, 1, 0, 1 << 20)
+    builder.append(0, timestamp=1_700_000_000_000, key=key, value=value, headers=list(headers))
+    assert batch_size(OutboundRecord("t", key, value, headers)) == len(builder.build())
 
 
 def test_the_reason_is_told_in_kafka_connects_headers() -> None:
@@ -33,7 +104,7 @@ def test_the_reason_is_told_in_kafka_connects_headers() -> None:
     try:
         raise DecodeError("is not JSON", field="messages.0")
     except DecodeError as raised:
-        headers = dict(letter(record, raised).headers)
+        headers = headers_of(letter(record, raised))
 
     stack = headers.pop("__connect.errors.exception.stacktrace").decode()
     assert headers == {
@@ -54,38 +125,5 @@ def test_the_reason_is_told_in_kafka_connects_headers() -> None:
 
 def test_a_long_reason_is_cut_and_a_strange_one_is_still_a_header() -> None:
     record = InboundRecord("in", 0, 0, -1, None, None, ())
-    headers = dict(letter(record, ValueError("\ud800" + "x" * 10_000)).headers)
+    headers = headers_of(letter(record, ValueError("\ud800" + "x" * 10_000)))
     assert len(headers["__connect.errors.exception.message"]) <= 600
-
-
-def test_a_run_of_refusals_opens_the_breaker_and_one_good_record_resets_the_run() -> None:
-    breaker = Breaker(BreakerPolicy(window=1000, share=1.0, consecutive=3))
-    assert [breaker.count(True), breaker.count(True), breaker.count(False)] == [None] * 3
-    assert [breaker.count(True), breaker.count(True)] == [None] * 2
-    assert breaker.count(True) == "3 records in a row were refused"
-
-
-def test_a_share_is_judged_on_a_full_window_only() -> None:
-    breaker = Breaker(BreakerPolicy(window=4, share=0.5, consecutive=100))
-    assert [breaker.count(refused) for refused in (True, True, False)] == [None] * 3
-    assert breaker.count(False) == "2 of the last 4 records were refused"
-    assert breaker.count(False) is None
-
-
-@given(
-    outcomes=st.lists(st.booleans(), max_size=80),
-    window=st.integers(1, 20),
-    share=st.floats(0.1, 1.0),
-    consecutive=st.integers(1, 20),
-)
-def test_the_breaker_agrees_with_counting_by_hand(
-    outcomes: list[bool], window: int, share: float, consecutive: int
-) -> None:
-    breaker = Breaker(BreakerPolicy(window=window, share=share, consecutive=consecutive))
-    for end in range(1, len(outcomes) + 1):
-        last = outcomes[max(0, end - window) : end]
-        run = outcomes[:end][-consecutive:]
-        by_hand = (len(run) == consecutive and all(run)) or (
-            len(last) == window and sum(last) >= share * window
-        )
-        assert (breaker.count(outcomes[end - 1]) is not None) == by_hand

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ares_stream.streaming.breaker import Breaker, BreakerPolicy
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.contract import ProcessorObserver, ProcessorPolicy, SessionSpec
 from ares_stream.streaming.partition import TRANSITIONS, PartitionState, PartitionWorker
@@ -32,7 +33,9 @@ def worker() -> PartitionWorker:
         policy=ProcessorPolicy(),
         observer=ProcessorObserver(),
     )
-    return PartitionWorker(spec, "in", 3, judge=lambda _: None, room=lambda: None)
+    return PartitionWorker(
+        spec, "in", 3, breaker=Breaker(BreakerPolicy()), room=lambda: None, size_limits={}
+    )
 
 
 def test_every_state_says_where_it_may_go_and_closed_is_the_end() -> None:

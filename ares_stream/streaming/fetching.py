@@ -1,0 +1,174 @@
+"""A consumer that hands out whole batches, undecoded.
+
+aiokafka decodes what it fetched inside `getmany`: a batch that it cannot read makes that call
+raise, at the same offset for ever, and a compressed one is decompressed whole before anybody
+can ask how large it is. BatchConsumer keeps aiokafka's fetching and leaves the reading to
+`ares_stream.streaming.batches`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.consumer.fetcher import Fetcher, FetchResult, OffsetResetStrategy
+from aiokafka.errors import (
+    KafkaError,
+    NoError,
+    NotLeaderForPartitionError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
+
+from ares_stream.errors import DecodeError
+from ares_stream.streaming.batches import Batches, BatchReader, RawBatch
+from ares_stream.streaming.records import InboundRecord, ReadLimits
+from ares_stream.streaming.unreadable import Unreadable
+
+READ_COMMITTED: Final = 1
+BATCHES: Final = 500
+"""Handed out by one call, over all partitions; their bytes are bounded by what is fetched."""
+_log = logging.getLogger(__name__)
+
+
+class BatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]
+    """An AIOKafkaConsumer whose `getbatches` stands in for `getone` and `getmany`."""
+
+    async def start(self) -> None:
+        """Connect; see AIOKafkaConsumer. Subscribe or assign afterwards."""
+        await super().start()
+        # Nothing is assigned yet, so the fetcher that start() made has fetched nothing.
+        made: Fetcher = self._fetcher
+        await made.close()
+        self._fetcher: Fetcher = _BatchFetcher(
+            self._client,
+            self._subscription,
+            fetch_min_bytes=self._fetch_min_bytes,
+            fetch_max_bytes=self._fetch_max_bytes,
+            fetch_max_wait_ms=self._fetch_max_wait_ms,
+            max_partition_fetch_bytes=self._max_partition_fetch_bytes,
+            fetcher_timeout=self._consumer_timeout,
+            retry_backoff_ms=self._retry_backoff_ms,
+            auto_offset_reset=self._auto_offset_reset,
+            isolation_level=self._isolation_level,
+        )
+
+    async def getbatches(
+        self, *partitions: TopicPartition, timeout_ms: int, most: int = BATCHES
+    ) -> dict[TopicPartition, list[RawBatch]]:
+        """Up to `most` batches that were fetched of the partitions (all, if none is named). The
+        position of a partition is then behind them."""
+        batches: dict[TopicPartition, list[RawBatch]] = await super().getmany(
+            *partitions, timeout_ms=timeout_ms, max_records=most
+        )
+        return batches
+
+    def limit_partition_fetch(self, size: int) -> None:
+        """Fetch at most `size` bytes of a partition at once from now on; a larger batch comes
+        alone (KIP-74)."""
+        self._fetcher._max_partition_fetch_bytes = size
+
+
+class _BatchFetcher(Fetcher):  # type: ignore[misc]
+    """aiokafka's Fetcher, which keeps whole batches of a response instead of decoding them."""
+
+    async def _proc_fetch_request(self, assignment: Any, node_id: int, request: Any) -> bool:
+        """Send one fetch and keep what came back. Returns whether a waiting reader should look.
+
+        As in aiokafka, whoever moved a partition's position meanwhile wins.
+        """
+        try:
+            response = await self._client.send(node_id, request)
+        except KafkaError as error:
+            _log.error("Failed fetch messages from %s: %s", node_id, error)
+            await asyncio.sleep(self._retry_backoff)
+            return False
+        except asyncio.CancelledError:
+            return False
+        if not assignment.active:
+            return False
+        asked = {
+            TopicPartition(topic, number): offset
+            for topic, partitions in request.topics
+            for number, offset, _ in partitions
+        }
+        wake = False
+        for topic, partitions in response.topics:
+            for number, code, highwater, *details in partitions:
+                partition = TopicPartition(topic, number)
+                state = assignment.state_value(partition)
+                if not state.has_valid_position or state.position != asked[partition]:
+                    continue
+                kind = for_code(code)
+                if kind is NoError:
+                    state.highwater, state.lso = highwater, details[0]
+                    state.timestamp = int(1000 * time.time())
+                    # Response 11 and later name a replica between the transactions and the bytes.
+                    aborted = details[2] if response.API_VERSION >= 11 else details[-2]
+                    wake |= self._keep(assignment, partition, state, details[-1], aborted)
+                else:
+                    wake |= self._failed(partition, state, kind)
+        return wake
+
+    def _keep(
+        self,
+        assignment: Any,
+        partition: TopicPartition,
+        state: Any,
+        data: bytes,
+        aborted: Sequence[tuple[int, int]] | None,
+    ) -> bool:
+        if not data:
+            return False
+        committed_only = self._isolation_level == READ_COMMITTED
+        batches = Batches(
+            partition.topic,
+            partition.partition,
+            data,
+            position=state.position,
+            highwater=state.highwater,
+            aborted=list(aborted or ()) if committed_only else None,
+        )
+        self._records[partition] = FetchResult(
+            partition,
+            assignment=assignment,
+            partition_records=batches,
+            backoff=self._prefetch_backoff,
+        )
+        return True
+
+    def _failed(self, partition: TopicPartition, state: Any, kind: type[Exception]) -> bool:
+        if kind in (NotLeaderForPartitionError, UnknownTopicOrPartitionError):
+            self._client.force_metadata_update()
+        elif kind is OffsetOutOfRangeError:
+            if self._default_reset_strategy == OffsetResetStrategy.NONE:
+                self._set_error(partition, kind({partition: state.position}))
+                return True
+            _log.info("Fetch offset %s of %s is out of range", state.position, partition)
+            state.await_reset(self._default_reset_strategy)
+        elif kind is TopicAuthorizationFailedError:
+            self._set_error(partition, kind(partition.topic))
+            return True
+        else:
+            _log.warning("Unexpected error while fetching data: %s", kind.__name__)
+        return False
+
+
+async def read_batches(
+    batches: Sequence[RawBatch], limits: ReadLimits, unreadable: Unreadable
+) -> AsyncIterator[InboundRecord]:
+    """The records of batches, one at a time; of an offset where none can be read `unreadable` is
+    told. Gives way to other tasks between two batches."""
+    for batch in batches:
+        for record in BatchReader(batch, limits):
+            if record.damage is None:
+                yield record
+            else:
+                unreadable(record, DecodeError(record.damage.reason))
+        await asyncio.sleep(0)
