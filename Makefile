@@ -61,7 +61,7 @@ check: install ## Lint, types and the direction of dependencies
 wheel-test: install ## Build the wheel, install it with [cpu] alone into an empty environment, score a file
 	.ci/wheel-test
 
-coverage: install ## Branch coverage of the unit tests, with a floor
+coverage: install ## Branch coverage of the unit tests
 	$(PYTEST) tests/unit --cov --cov-report=term:skip-covered
 
 mutants: install ## Mutation testing of what decides: survivors in build/mutants.txt, for hours
