@@ -19,7 +19,7 @@ export HF_HOME ?= $(call kept,.cache/huggingface,huggingface)
 
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help install demo test unit integration chaos check format bench pictures schemas chart constraints clean
+.PHONY: help install demo test unit integration chaos check format bench pictures schemas chart rules constraints clean
 
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,7 @@ check: install ## Lint, types and the direction of dependencies
 	$(BIN)/lint-imports
 	$(BIN)/ares schemas check docs/schemas
 	$(BIN)/python helm/generate.py --check
+	$(MAKE) --no-print-directory rules
 
 wheel-test: install ## Build the wheel, install it with [cpu] alone into an empty environment, score a file
 	.ci/wheel-test
@@ -84,6 +85,21 @@ schemas: install ## Write the JSON Schemas and the AsyncAPI document
 
 chart: install ## Write what the chart says of itself: schema, README, topics
 	$(BIN)/python helm/generate.py
+
+RULES := helm/ares-stream/rules/*.yaml
+
+rules: install ## Check the alerts: promtool (Debian: prometheus), pint where it is installed
+	$(BIN)/yamllint --strict -d "{extends: default, rules: {line-length: disable, document-start: disable, braces: disable}}" $(RULES) tests/rules
+ifneq ($(shell command -v promtool),)
+	promtool check rules --lint=all --lint-fatal $(RULES)
+	promtool test rules tests/rules/*.yaml
+else
+	@echo "promtool is not installed (apt-get install prometheus): rules are not checked"
+	@test "$(ARES_REQUIRE_PROMETHEUS)" != 1
+endif
+ifneq ($(shell command -v pint),)
+	pint --offline lint --min-severity=warning $(RULES)
+endif
 
 constraints: install ## Resolve constraints.txt anew
 	$(BIN)/uv pip compile --quiet --upgrade pyproject.toml $(foreach e,$(subst $(comma), ,$(EXTRAS)),--extra $(e)) \

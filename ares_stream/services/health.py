@@ -3,13 +3,15 @@
 /livez   200 while the event loop turns.
 /readyz  200 once `missing()` returns None, with a line per note; 503 with its reason else.
 /metrics Prometheus text, or OpenMetrics (with exemplars) to a client that asks for it.
+
+A service may serve further pages of JSON, see lifecycle.Pages.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
@@ -18,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ares_stream.errors import SettingsError
@@ -46,9 +48,11 @@ def health_app(
     registry: CollectorRegistry,
     missing: Callable[[], str | None],
     notes: Callable[[], Sequence[str]] = tuple,
+    pages: Mapping[str, Callable[[], object]] | None = None,
 ) -> Starlette:
     """The application; `missing` says what the service cannot work without and lacks now, or
-    None; `notes` what an operator should know although it works."""
+    None; `notes` what an operator should know although it works; `pages` what a path shows as
+    JSON."""
 
     async def livez(_: Request) -> Response:
         return PlainTextResponse("alive\n")
@@ -65,8 +69,19 @@ def health_app(
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(registry), headers={"content-type": content_type})
 
+    def page(show: Callable[[], object]) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(_: Request) -> Response:
+            return JSONResponse(show())
+
+        return answer
+
     return Starlette(
-        routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)]
+        routes=[
+            Route("/livez", livez),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+            *(Route(path, page(show)) for path, show in (pages or {}).items()),
+        ]
     )
 
 

@@ -22,9 +22,9 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from prometheus_client import CollectorRegistry
 
@@ -58,6 +58,16 @@ class Service(Protocol):
 
     async def run(self) -> None:
         """Work until the life is stopped. Raises the AresError that ended it."""
+        ...
+
+
+@runtime_checkable
+class Pages(Protocol):
+    """A service that shows more over HTTP than its life and metrics."""
+
+    def pages(self) -> Mapping[str, Callable[[], object]]:
+        """Path to what is answered there, as JSON. Whoever can scrape can read it: no text of a
+        conversation. Cheap, and raises nothing."""
         ...
 
 
@@ -129,9 +139,10 @@ async def live(service: Service, life: Life, http: HttpSettings) -> None:
     def missing() -> str | None:
         return "draining" if life.is_stopping else service.missing()
 
+    pages = service.pages() if isinstance(service, Pages) else None
     try:
         async with serve_health(
-            health_app(service.registry, missing, service.notes), http.host, http.port
+            health_app(service.registry, missing, service.notes, pages), http.host, http.port
         ) as port:
             life.log.info("listening", port=port)
             work = asyncio.create_task(service.run(), name=life.name)

@@ -125,6 +125,12 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
             "harm",
             "reward",
         )
+        self.disagreement = histogram(
+            "panel_disagreement",
+            "Largest difference between two judges, 0 with one judge.",
+            SHARES,
+            "lane",
+        )
         # Is it exactly once, and is anything refused?
         self.transactions = counter(
             "transactions",
@@ -188,6 +194,7 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         self._harm = cache(self.harm.labels)
         self._reward = cache(self.reward.labels)
         self._quadrant = cache(self.quadrant.labels)
+        self._disagreement = cache(self.disagreement.labels)
 
         zeros(self.verdicts, LANES, [name.value for name in FailureClass])
         zeros(self.quadrant, LANES, ("harmful", "safe"), ("liked", "disliked"))
@@ -292,6 +299,7 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         self._verdicts(lane, verdict.failure_class.value).inc()
         self._harm(lane).observe(verdict.harm.probability)
         self._reward(lane).observe(verdict.reward.quantile)
+        self._disagreement(lane).observe(verdict.harm.disagreement)
         if coverage := verdict.harm.coverage:
             if coverage.unread:
                 self.unread_answers.labels(lane).inc()
@@ -363,6 +371,12 @@ class RepairerMetrics:
         self.untold = Gauge(
             "ares_repair_policy_server_untold",
             "1 while the policy server could not be told what is active.",
+            registry=registry,
+        )
+
+        self.awaiting = Gauge(
+            "ares_repair_awaiting_approval",
+            "1 while a repair that passed its gate waits for a person's decision.",
             registry=registry,
         )
 

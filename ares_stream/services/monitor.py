@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
@@ -75,7 +75,8 @@ class MonitorService:
         self._settings = settings
         self._life = life
         self._log = life.log
-        self.metrics = MonitorMetrics(CollectorRegistry())
+        self.metrics = MonitorMetrics(CollectorRegistry(), objectives(settings.monitor))
+        self._shown: tuple[Alarm, ...] = ()
         self._patience = Patience(settings.patience_seconds, life.clock)
         self._missing: str | None = f"waiting for Kafka at {settings.kafka.bootstrap}"
         self._queue: Queue | None = None
@@ -93,6 +94,10 @@ class MonitorService:
     def notes(self) -> Sequence[str]:
         """See lifecycle.Service."""
         return self._notes
+
+    def pages(self) -> Mapping[str, Callable[[], object]]:
+        """See lifecycle.Pages: `/alarms`, where Prometheus' alerts lead."""
+        return {"/alarms": lambda: {"alarms": [_places(alarm) for alarm in self._shown]}}
 
     def _topic(self, name: str) -> str:
         return topic_name(self._settings.topic_prefix, name)
@@ -120,6 +125,7 @@ class MonitorService:
                 if await queue.waiting():
                     leader = _Leader(self._settings, self._life, self.metrics, queue, self)
                     await leader.run()
+                    self._shown = ()
                 else:
                     self._missing = None
                     self._patience.progressed()
@@ -128,6 +134,10 @@ class MonitorService:
         finally:
             self.metrics.leading.set(0)
             await queue.stop()
+
+    def opened(self, alarms: Iterable[Alarm]) -> None:
+        """These alarms are open."""
+        self._shown = tuple(sorted(alarms, key=lambda item: item.raised_at))
 
     def progressed(self, notes: Sequence[str] = ()) -> None:
         """The leader has committed, or has nothing to do."""
@@ -141,6 +151,10 @@ class Progress(Protocol):
 
     def progressed(self, notes: Sequence[str] = ()) -> None:
         """A commit, or nothing to do; `notes` is what an operator should know."""
+        ...
+
+    def opened(self, alarms: Iterable[Alarm]) -> None:
+        """The alarms that are open now."""
         ...
 
 
@@ -334,6 +348,7 @@ class _Leader:
                 )  # fmt: skip
             self._open[alarm.id] = alarm
         self._metrics.show(self._ledger, self._open.values())
+        self._progress.opened(self._open.values())
         self._progress.progressed(
             [f"{len(self._ledger.gaps)} gaps: offsets were deleted unread"]
             if self._ledger.gaps
@@ -438,6 +453,27 @@ def ledger_policy(settings: Settings) -> LedgerPolicy:
         max_samples=monitor.max_samples,
         review_shares={cell: split.get(cell_name(cell), scorer.review_sample) for cell in CELLS},
     )
+
+
+def _places(alarm: Alarm) -> dict[str, object]:
+    """Where the records are that raised it. No slice, no version and no summary: whoever may
+    scrape metrics may read this, and those come from conversations."""
+    whole = alarm.model_dump(mode="json")
+    names = ("id", "kind", "attribution", "raised_at", "changed_at", "evidence", "covers")
+    return {name: whole[name] for name in names}
+
+
+def objectives(settings: MonitorSettings) -> dict[str, float]:
+    """What is bearable, by figure; Prometheus' rules compare with these."""
+    alarms = settings.alarms
+    named = {
+        "coupled_failure": alarms.coupled,
+        "contested": alarms.contested,
+        "dead_letters": alarms.dead_letters,
+        "judge_changed": alarms.judge_changed,
+        "reward_drift": alarms.reward_drift,
+    }
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def alarm_policy(settings: MonitorSettings) -> AlarmPolicy:

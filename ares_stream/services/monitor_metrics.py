@@ -6,16 +6,17 @@ shows every version and slice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from ares_stream.detection.ledger import OLDER, Group, Ledger
-from ares_stream.records.alarm import Alarm
+from ares_stream.records.alarm import Alarm, AlarmKind
 from ares_stream.records.base import Interval
 from ares_stream.records.rates import Figures
 from ares_stream.records.verdict import FailureClass
+from ares_stream.services.metrics import zeros
 
 BOUNDS: Final = ("value", "low", "high")
 
@@ -23,7 +24,9 @@ BOUNDS: Final = ("value", "low", "high")
 class MonitorMetrics:
     """The monitor's metrics on one registry."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, objectives: Mapping[str, float] | None = None
+    ) -> None:
         self.registry = registry
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
@@ -67,6 +70,15 @@ class MonitorMetrics:
         self.alarms = Counter(
             "ares_monitor_alarms", "Alarms raised by this process.", ["kind"], registry=registry
         )
+        zeros(self.alarms, get_args(AlarmKind))
+        self.objective = gauge(
+            "monitor_objective",
+            "What monitor.alarms says is bearable: coupled_failure, contested, dead_letters, "
+            "judge_changed, reward_drift; absent where nothing is watched.",
+            "figure",
+        )
+        for figure, bearable in (objectives or {}).items():
+            self.objective.labels(figure).set(bearable)
         self.anchors = gauge(
             "monitor_anchor_verdicts", "Anchors by truth and decision.", "truth", "decision"
         )

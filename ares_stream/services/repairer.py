@@ -400,6 +400,7 @@ class Repairer:
             await self._publish(decided)
             if decision == "promoted":
                 await self._commit(decided)
+        self.metrics.awaiting.set(waiting)
         return waiting
 
     # Telling

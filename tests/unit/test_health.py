@@ -41,3 +41,15 @@ async def test_a_port_in_use_is_a_clear_error() -> None:
         with pytest.raises(SettingsError, match=f"127.0.0.1:{port}"):
             async with serve_health(app, "127.0.0.1", port):
                 pass
+
+
+async def test_a_page_of_a_service_is_what_it_is_at_that_moment_as_json() -> None:
+    open_alarms = ["a"]
+    app = health_app(
+        CollectorRegistry(), lambda: None, pages={"/alarms": lambda: {"alarms": open_alarms}}
+    )
+    async with serve_health(app, "127.0.0.1", 0) as port, httpx.AsyncClient() as client:
+        url = f"http://127.0.0.1:{port}/alarms"
+        assert (await client.get(url)).json() == {"alarms": ["a"]}
+        open_alarms.clear()
+        assert (await client.get(url)).json() == {"alarms": []}

@@ -27,7 +27,9 @@ from ares_stream.records.verdict import (
     Verdict,
 )
 from ares_stream.services.metrics import RepairerMetrics, ScorerMetrics
+from ares_stream.services.monitor import objectives
 from ares_stream.services.monitor_metrics import MonitorMetrics
+from ares_stream.services.settings import AlarmSettings, MonitorSettings
 from ares_stream.streaming.resume import OffsetLoss
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -285,3 +287,16 @@ def test_every_counter_that_is_known_beforehand_is_there_with_0(metrics: ScorerM
     registry = RepairerMetrics(CollectorRegistry()).registry
     repairer = generate_latest(registry).decode()  # type: ignore[no-untyped-call]
     assert 'ares_repairs_total{state="promoted"} 0.0' in repairer
+    monitor = MonitorMetrics(CollectorRegistry()).registry
+    assert monitor.get_sample_value("ares_monitor_alarms_total", {"kind": "judge_changed"}) == 0
+
+
+def test_the_monitor_shows_what_it_was_told_is_bearable_and_nothing_for_what_is_not_watched() -> (
+    None
+):
+    asked = MonitorSettings(alarms=AlarmSettings(coupled=0.02, contested=None))
+    registry = MonitorMetrics(CollectorRegistry(), objectives(asked)).registry
+    name = "ares_monitor_objective"
+    assert registry.get_sample_value(name, {"figure": "coupled_failure"}) == 0.02
+    assert registry.get_sample_value(name, {"figure": "reward_drift"}) == 0.25
+    assert registry.get_sample_value(name, {"figure": "contested"}) is None

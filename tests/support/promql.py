@@ -1,0 +1,53 @@
+"""What a PromQL expression asks for, and what our services have."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import promql_parser
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics import MetricWrapperBase
+
+from ares_stream.probes.metrics import ProberMetrics
+from ares_stream.services.metrics import RepairerMetrics, ScorerMetrics
+from ares_stream.services.monitor_metrics import MonitorMetrics
+
+SERVICES = (ScorerMetrics, ProberMetrics, RepairerMetrics, MonitorMetrics)
+NOTARY = {
+    "ares_notary_checkpoint_timestamp_seconds": "checkpoints are the notary's, where one runs",
+    "ares_audit_proof_failures_total": "proofs are the notary's, where one runs",
+}
+SUFFIXES = {
+    "counter": ("_total",),
+    "gauge": ("",),
+    "histogram": ("_bucket", "_count", "_sum"),
+}
+
+
+def metric_names(expression: promql_parser.Expr) -> set[str]:
+    """Names of every selector in it. Raises AssertionError for a selector without a name."""
+    found: set[str] = set()
+
+    def visit(node: promql_parser.Expr) -> bool:
+        if isinstance(node, promql_parser.VectorSelector):
+            assert node.name, "a selector without a name"
+            found.add(node.name)
+        elif isinstance(node, promql_parser.MatrixSelector):
+            assert node.vector_selector.name, "a selector without a name"
+            found.add(node.vector_selector.name)
+        return True
+
+    promql_parser.walk(expression, visit)
+    return found
+
+
+@cache
+def known_metrics() -> frozenset[str]:
+    """Every series name that a service can show, and `up`."""
+    names = {"up", *NOTARY}
+    for make in SERVICES:
+        for metric in vars(make(CollectorRegistry())).values():
+            if isinstance(metric, MetricWrapperBase):
+                (family,) = metric.describe()
+                names |= {family.name + suffix for suffix in SUFFIXES[family.type]}
+    return frozenset(names)
