@@ -7,6 +7,7 @@ offset: each record became one copy or one dead letter.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.reader import read, read_latest, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 from ares_stream.streaming.unreadable import PassedOver, UnreadableRecord
+from tests.support.mutations import BATCH, bent_batch, bent_record
 from tests.support.raw_batches import RawRecord, batch, compressed, produce
 
 pytestmark = pytest.mark.kafka
@@ -392,3 +394,28 @@ async def test_a_batch_that_was_damaged_on_the_disk_is_kept_by_coordinates(
     letters = await stage.letters()
     assert set(letters) == {2, 3}
     assert reason_of(letters[2]) == ("fetch", "unreadable: its checksum is wrong")
+
+
+async def test_bent_records_through_a_broker_are_one_verdict_or_one_dead_letter_each(
+    stage: Stage,
+) -> None:
+    """The short profile; tests/chaos/test_fuzz.py has the long one."""
+    await stage.prepare()
+    chance = random.Random(11)
+    wanted = 3_000
+    batches = [
+        bent_batch([bent_record(base + n, chance) for n in range(BATCH)], chance)
+        for base in range(0, wanted, BATCH)
+    ]
+    sent = 0
+    for data in batches:
+        try:
+            await produce(stage.bootstrap, stage.input, [data])
+        except AssertionError:
+            continue  # The broker looks into batches too and refuses some.
+        sent += BATCH
+    assert sent > wanted // 2
+    await stage.committed(sent)
+    copies, letters = await stage.copies(), await stage.letters()
+    assert set(copies) | set(letters) == set(range(sent))
+    assert not set(copies) & set(letters)

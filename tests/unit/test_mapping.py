@@ -129,3 +129,24 @@ def test_mistakes_are_found_when_the_mapping_is_read(tmp_path: Path) -> None:
         load_mapping(file)
     with pytest.raises(MappingError, match="cannot be read"):
         load_mapping(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("where", "selected"),
+    [
+        ("type == 'chat'", True),
+        ("type == 'embedding'", False),
+        ("absent", False),
+        ("empty", False),
+        ("zero", True),
+        ("choices", True),
+    ],
+)
+def test_where_leaves_out_what_it_finds_false_null_or_empty(where: str, selected: bool) -> None:
+    found = mapping(where=where).selects(document(type="chat", empty=[], zero=0))
+    assert found is selected
+
+
+def test_a_where_that_fails_on_a_record_is_named_and_never_quotes_it() -> None:
+    with pytest.raises(MappingError, match=r"^where: .* fails on this record"):
+        mapping(where="join('', zero)").selects(document(zero=0))
