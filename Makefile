@@ -19,7 +19,7 @@ export HF_HOME ?= $(call kept,.cache/huggingface,huggingface)
 
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help install demo test unit integration chaos check format bench pictures schemas chart rules constraints clean
+.PHONY: help install demo test unit integration chaos check format bench pictures schemas chart rules dashboards constraints clean
 
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,7 @@ check: install ## Lint, types and the direction of dependencies
 	$(BIN)/lint-imports
 	$(BIN)/ares schemas check docs/schemas
 	$(BIN)/python helm/generate.py --check
+	$(BIN)/python -m services.dashboards --check
 	$(MAKE) --no-print-directory rules
 
 wheel-test: install ## Build the wheel, install it with [cpu] alone into an empty environment, score a file
@@ -100,6 +101,9 @@ endif
 ifneq ($(shell command -v pint),)
 	pint --offline lint --min-severity=warning $(RULES)
 endif
+
+dashboards: install ## Write the dashboards of Grafana from services/dashboards
+	$(BIN)/python -m services.dashboards
 
 constraints: install ## Resolve constraints.txt anew
 	$(BIN)/uv pip compile --quiet --upgrade pyproject.toml $(foreach e,$(subst $(comma), ,$(EXTRAS)),--extra $(e)) \
