@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ares_stream.demo.contract import DemoSummary
-from ares_stream.probes.rounds import Round
 from ares_stream.records.repair import CoupledFailure
 from ares_stream.records.verdict import FailureClass, Verdict
+from ares_stream.services.rounds import Round
 
 ROWS = 8
 """Failures shown at a time."""

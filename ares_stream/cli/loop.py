@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ares_stream.probes.rounds import Round
+    from ares_stream.services.rounds import Round
 
 
 def command(
@@ -35,12 +35,12 @@ def command(
     from ares_stream.files import check_outputs, written_whole
     from ares_stream.probes.plan import CampaignPlan, load_campaign
     from ares_stream.probes.prober import ProberPolicy
-    from ares_stream.probes.rounds import next_report, run_rounds
     from ares_stream.probes.targets import Target
     from ares_stream.records import topics
     from ares_stream.records.repair import RepairReport
     from ares_stream.records.topics import topic_name
     from ares_stream.repair.intake import read_reports
+    from ares_stream.services.rounds import next_report, run_rounds
     from ares_stream.services.settings import load_settings
     from ares_stream.streaming.unreadable import PassedOver, UnreadableRecord
 

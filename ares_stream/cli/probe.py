@@ -90,7 +90,7 @@ def export_(
     """
     from ares_stream.files import check_outputs
     from ares_stream.interchange.exports import export
-    from ares_stream.interchange.record import read_record
+    from ares_stream.probes.record import read_record
 
     check_outputs({"OUT": out}, {"RECORD": record})
     exchanges = [item for item in read_record(record) if campaign in (None, item.probe.campaign)]
@@ -130,9 +130,9 @@ def run(
     from rich.progress import Progress as Bar
 
     from ares_stream.files import check_outputs
-    from ares_stream.interchange.record import write_record
     from ares_stream.probes.plan import load_campaign
     from ares_stream.probes.prober import Prober, ProberObserver, ProberPolicy, campaign_record
+    from ares_stream.probes.record import write_record
     from ares_stream.services.settings import load_settings
     from ares_stream.streaming.unreadable import PassedOver
 

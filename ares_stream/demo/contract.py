@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from ares_stream.audit.accounting import Account
-from ares_stream.probes.rounds import Round
+from ares_stream.lab.streams import Watcher
 from ares_stream.records.base import Interval
-from ares_stream.records.interaction import Interaction
-from ares_stream.records.mapping import Mapping
-from ares_stream.records.repair import CoupledFailure
-from ares_stream.records.verdict import Verdict
-
-PREFIX: Final = "demo."
-"""Of every topic of the demo's broker."""
+from ares_stream.services.rounds import Round
 
 
-class View(Protocol):
+class View(Watcher, Protocol):
     """What a person watches. Calls are quick and never raise."""
 
     def step(self, text: str) -> None:
@@ -26,18 +20,6 @@ class View(Protocol):
 
     def expect(self, conversations: int) -> None:
         """How many records will be sent."""
-
-    def sent(self, conversations: int) -> None:
-        """So many more were sent."""
-
-    def verdict(self, verdict: Verdict) -> None:
-        """A verdict was read back from Kafka."""
-
-    def failure(self, failure: CoupledFailure) -> None:
-        """A coupled failure was read back from the repair topic."""
-
-    def refused(self) -> None:
-        """A dead letter was read back."""
 
     def round(self, found: Round) -> None:
         """A round of probes ended."""
@@ -91,17 +73,3 @@ class DemoSummary:
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "report": str(self.report),
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """What goes in: values with keys, and the bundles and mapping to score them with."""
-
-    records: tuple[tuple[bytes, bytes], ...]
-    harm: tuple[Path, ...]
-    reward: Path
-    mapping: Mapping | None
-    victim: Any = None
-    """The testbed's Victim, whose policy can be asked; None for conversations of a file."""
-    anchors: tuple[Interaction, ...] = ()
-    """Conversations of known truth, for the monitor; none for conversations of a file."""

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from ares_stream.demo.contract import PREFIX, DemoOptions, Stream, View
+from ares_stream.demo.contract import DemoOptions
 from ares_stream.errors import SettingsError
 from ares_stream.files import open_lines
+from ares_stream.lab.streams import Stream
 from ares_stream.records.mapping import load_mapping
-from ares_stream.records.topics import PRODUCTION, topic_name
-from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.publisher import Publisher
-from ares_stream.streaming.records import OutboundRecord
 
-CHUNK: Final = 50
-"""Records sent together."""
 ANCHORS: Final = 100
-PAUSE_SECONDS: Final = 0.15
-"""Between chunks, so that a person can watch; the scorer is faster."""
 
 
 def check_options(options: DemoOptions) -> None:
@@ -87,17 +78,3 @@ def _malformed(good: bytes) -> Sequence[tuple[str, bytes]]:
         ("utf-8", good[:-2] + b"\xff\xfe}"),
         ("no-response", json.dumps({k: v for k, v in content.items() if k != "response"}).encode()),
     )
-
-
-async def send(connection: KafkaConnection, stream: Stream, view: View) -> None:
-    """Publish the records to the production topic, slowly enough to be watched."""
-    topic = topic_name(PREFIX, PRODUCTION)
-    async with Publisher(connection) as publisher:
-        for start in range(0, len(stream.records), CHUNK):
-            chunk = stream.records[start : start + CHUNK]
-            now = int(time.time() * 1000)
-            await publisher.publish(
-                [OutboundRecord(topic, key, value, timestamp_ms=now) for key, value in chunk]
-            )
-            view.sent(len(chunk))
-            await asyncio.sleep(PAUSE_SECONDS)

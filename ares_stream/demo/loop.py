@@ -6,17 +6,18 @@ import asyncio
 from pathlib import Path
 from typing import Final
 
-from ares_stream.demo.contract import PREFIX, DemoOptions, Stream, View
+from ares_stream.demo.contract import DemoOptions, View
+from ares_stream.lab.streams import PREFIX, Stream
 from ares_stream.models.registry import Registry
 from ares_stream.models.store import ReleaseStore
 from ares_stream.probes.campaign import CampaignPolicy
 from ares_stream.probes.plan import CampaignPlan
 from ares_stream.probes.prober import ProberPolicy
-from ares_stream.probes.rounds import Round, next_report, run_rounds
 from ares_stream.probes.targets import Target
 from ares_stream.processes.service import LOOK_SECONDS, READY_SECONDS, Service, service_process
 from ares_stream.records.interaction import Policy
 from ares_stream.records.repair import RepairReport
+from ares_stream.services.rounds import Round, next_report, run_rounds
 from ares_stream.streaming.connection import KafkaConnection
 
 POLICY_MODEL: Final = "demo-policy"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ares_stream.demo.contract import PREFIX
 from ares_stream.errors import ScoringError
 from ares_stream.files import written_whole
+from ares_stream.lab.streams import PREFIX
 from ares_stream.processes.service import LOOK_SECONDS, Service
 from ares_stream.records.alarm import Alarm
 from ares_stream.records.base import Interval

@@ -8,12 +8,12 @@ from typing import Final
 
 from ares_stream.demo.contract import DemoSummary
 from ares_stream.demo.monitor import Monitored, monitor_sections
-from ares_stream.demo.outputs import Held
 from ares_stream.detection.decide import DetectionPolicy
-from ares_stream.probes.rounds import Round
+from ares_stream.lab.streams import Held
 from ares_stream.records.base import Interval
 from ares_stream.reporting.charts import Series
 from ares_stream.reporting.page import Findings, Report, Section, Tile, curve_section, table_section
+from ares_stream.services.rounds import Round
 from ares_stream.streaming.deadletters import reason_of
 
 

@@ -13,25 +13,33 @@ from pathlib import Path
 from typing import Final
 
 from ares_stream.audit.accounting import account
-from ares_stream.demo.contract import PREFIX, DemoOptions, DemoSummary, Stream, View
-from ares_stream.demo.inputs import check_options, read_stream, send
+from ares_stream.demo.contract import DemoOptions, DemoSummary, View
+from ares_stream.demo.inputs import check_options, read_stream
 from ares_stream.demo.loop import probe_and_repair
 from ares_stream.demo.monitor import Monitored, monitor_settings, monitored
-from ares_stream.demo.outputs import Held, held_by_topics, watch
 from ares_stream.demo.page import demo_page
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.errors import AresError
 from ares_stream.files import written_whole
+from ares_stream.lab.streams import (
+    PREFIX,
+    Held,
+    Stream,
+    held_by_topics,
+    scorer_process,
+    send,
+    watch,
+)
 from ares_stream.models.bundles import load_bundle
-from ares_stream.probes.rounds import Round
 from ares_stream.processes.broker import EmbeddedBroker
-from ares_stream.processes.service import scorer_process, service_process
+from ares_stream.processes.service import service_process
 from ares_stream.records.base import Interval
 from ares_stream.records.decoding import DecodingLimits, decode_interaction
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.mapping import Mapping
 from ares_stream.records.topics import specs
 from ares_stream.reporting.page import Findings, render
+from ares_stream.services.rounds import Round
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.records import InboundRecord

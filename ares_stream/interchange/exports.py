@@ -21,7 +21,7 @@ from ares_stream import __version__
 from ares_stream.detection.intervals import wilson
 from ares_stream.errors import SettingsError
 from ares_stream.files import written_whole
-from ares_stream.interchange.record import Exchange
+from ares_stream.probes.record import Exchange
 
 TARGET: Final = "An answer that is not harmful, or that the reward model dislikes."
 _INSPECT_ROLES: Final = {"developer": "system"}

@@ -35,11 +35,11 @@ from ares_stream.errors import (
     TargetError,
     root_cause,
 )
-from ares_stream.interchange.record import Exchange
 from ares_stream.probes.attacker import Fault, Kind
 from ares_stream.probes.campaign import Ask, Campaign
 from ares_stream.probes.memory import FINISH, UNANSWERED, Calibration, CampaignMemory, Progress
 from ares_stream.probes.plan import CampaignPlan
+from ares_stream.probes.record import Exchange
 from ares_stream.probes.targets import Answer, Query, Target
 from ares_stream.probes.wording import MADE_BY
 from ares_stream.records import topics

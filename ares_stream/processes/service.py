@@ -1,4 +1,4 @@
-"""The services of the demo, each a process of its own, as in production."""
+"""A service as a process of its own, as in production: started, waited for, drained."""
 
 from __future__ import annotations
 
@@ -16,11 +16,7 @@ from typing import Any, Final
 import httpx
 import yaml
 
-from ares_stream.demo.contract import PREFIX, Stream
-from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.errors import ScoringError
-from ares_stream.records.topics import PROBE, PRODUCTION, topic_name
-from ares_stream.streaming.connection import KafkaConnection
 
 LOOK_SECONDS: Final = 0.25
 READY_SECONDS: Final = 60.0
@@ -31,7 +27,7 @@ class Service:
     """A service's process and its log."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
-        self._name = name
+        self.name = name
         self._process = process
         self._log = log
 
@@ -44,14 +40,14 @@ class Service:
             if any(f'"{event}"' in line and text in line for line in lines):
                 return
             await asyncio.sleep(LOOK_SECONDS)
-        raise ScoringError(f"the {self._name} did not say {event!r} within {seconds:.0f} s")
+        raise ScoringError(f"the {self.name} did not say {event!r} within {seconds:.0f} s")
 
     def check(self) -> None:
         """Raise ScoringError, with the end of its log, if it ended by itself."""
         if self._process.returncode is not None:
             tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
             raise ScoringError(
-                f"the {self._name} ended with code {self._process.returncode}:\n{tail}"
+                f"the {self.name} ended with code {self._process.returncode}:\n{tail}"
             )
 
     async def stop(self) -> None:
@@ -63,36 +59,10 @@ class Service:
                 code = await self._process.wait()
         except TimeoutError:
             raise ScoringError(
-                f"the {self._name} did not drain within {STOP_SECONDS:.0f} s"
+                f"the {self.name} did not drain within {STOP_SECONDS:.0f} s"
             ) from None
         if code != 0:
             self.check()
-
-
-@asynccontextmanager
-async def scorer_process(
-    connection: KafkaConnection, stream: Stream, policy: DetectionPolicy, scratch: Path
-) -> AsyncIterator[Service]:
-    """The `ares scorer` of this environment, ready; killed if the block fails."""
-    port = _free_port()
-    topic: dict[str, Any] = {"topic": topic_name(PREFIX, PRODUCTION), "lane": "production"}
-    probes = {"topic": topic_name(PREFIX, PROBE), "lane": "probe"}
-    if stream.mapping is not None:
-        topic["map"] = stream.mapping.model_dump(mode="json", exclude_defaults=True)
-    settings = {
-        "kafka": {"bootstrap": connection.bootstrap},
-        "topic_prefix": PREFIX,
-        "http": {"port": port},
-        "scorer": {
-            "inputs": [topic, probes],
-            "harm": [str(path.absolute()) for path in stream.harm],
-            "reward": str(stream.reward.absolute()),
-            "detection": policy.model_dump(mode="json"),
-        },
-    }
-    async with service_process("scorer", settings, scratch) as scorer:
-        await _until_ready(scorer, port)
-        yield scorer
 
 
 @asynccontextmanager
@@ -117,21 +87,23 @@ async def service_process(
             await process.wait()
 
 
-async def _until_ready(scorer: Service, port: int) -> None:
+async def until_ready(service: Service, port: int) -> None:
+    """Return once its /readyz says so. Raises ScoringError when it ends or is not ready in time."""
     deadline = time.monotonic() + READY_SECONDS
     async with httpx.AsyncClient(timeout=5.0, trust_env=False) as client:
         while time.monotonic() < deadline:
-            scorer.check()
+            service.check()
             try:
                 if (await client.get(f"http://127.0.0.1:{port}/readyz")).status_code == 200:
                     return
             except httpx.TransportError:
                 pass  # It does not listen yet.
             await asyncio.sleep(LOOK_SECONDS)
-    raise ScoringError(f"the scorer was not ready within {READY_SECONDS:.0f} s")
+    raise ScoringError(f"the {service.name} was not ready within {READY_SECONDS:.0f} s")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nothing listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

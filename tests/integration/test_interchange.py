@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from ares_stream.cli.main import app
 from ares_stream.interchange.exports import export
-from ares_stream.interchange.record import write_record
+from ares_stream.probes.record import write_record
 from ares_stream.records.interaction import Interaction
 from tests.support.campaign_record import CAMPAIGN
 from tests.support.foreign_files import JAILBREAKBENCH

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from ares_stream.interchange.record import Exchange
+from ares_stream.probes.record import Exchange
 from ares_stream.records.interaction import Interaction, Message, Policy, Probe
 from ares_stream.records.verdict import (
     FailureClass,

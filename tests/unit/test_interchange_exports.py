@@ -7,8 +7,8 @@ import pytest
 
 from ares_stream.errors import FileFormatError, SettingsError
 from ares_stream.interchange.exports import export
-from ares_stream.interchange.record import read_record, write_record
 from ares_stream.interchange.seeds import read_seeds
+from ares_stream.probes.record import read_record, write_record
 from tests.support.campaign_record import CAMPAIGN, exchange
 
 

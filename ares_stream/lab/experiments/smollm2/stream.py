@@ -12,16 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from ares_stream.audit.accounting import Account, account
-from ares_stream.demo.contract import PREFIX, Stream
-from ares_stream.demo.inputs import send
-from ares_stream.demo.outputs import held_by_topics, watch
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.errors import StreamError
+from ares_stream.lab.streams import PREFIX, Stream, held_by_topics, scorer_process, send, watch
 from ares_stream.probes.local_target import LocalTarget
-from ares_stream.probes.rounds import Round
 from ares_stream.probes.targets import Answer, Query
 from ares_stream.processes.broker import EmbeddedBroker
-from ares_stream.processes.service import scorer_process
 from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.records.repair import CoupledFailure
 from ares_stream.records.topics import REPAIR, specs, topic_name
@@ -140,12 +136,6 @@ class _Counted:
     def __init__(self, total: int, steps: Steps) -> None:
         self._total, self._done, self._steps = total, 0, steps
 
-    def step(self, text: str) -> None:
-        """Nothing."""
-
-    def expect(self, conversations: int) -> None:
-        """Nothing."""
-
     def sent(self, conversations: int) -> None:
         """Nothing."""
 
@@ -159,9 +149,6 @@ class _Counted:
 
     def refused(self) -> None:
         """Nothing; the account counts it."""
-
-    def round(self, found: Round) -> None:
-        """Nothing."""
 
 
 def _refuse_unreadable(record: UnreadableRecord) -> None:
