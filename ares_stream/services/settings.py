@@ -88,7 +88,7 @@ class ProcessingSettings(Section):
     metadata_seconds: float = Field(30.0, ge=1.0)
     stall_seconds: float = Field(60.0, ge=1.0)
     offset_reset: OffsetReset = "earliest"
-    record_mebibytes: int = Field(8, ge=1, description="a larger record is never held in memory")
+    record_mebibytes: int = Field(32, ge=1, description="a larger record is never held in memory")
     batch_mebibytes: int = Field(64, ge=1, description="a compressed batch may hold this much")
 
 

@@ -18,7 +18,7 @@ MAX_PLACES: Final = 20
 class ReadLimits:
     """What is read into memory of one record, and of one compressed batch in all."""
 
-    record_bytes: int = 8 << 20
+    record_bytes: int = 32 << 20
     batch_bytes: int = 64 << 20
 
 
