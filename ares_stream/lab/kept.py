@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -43,7 +42,7 @@ class Kept:
         started = time.monotonic()
         make(partial)
         self.seconds[stage] = round(time.monotonic() - started, 1)
-        os.replace(partial, place)
+        partial.replace(place)
         return place
 
 

@@ -213,7 +213,7 @@ class ReleaseStore:
             # A link, since a rename would replace a step that another writer took meanwhile.
             os.link(name, target)
         finally:
-            os.unlink(name)
+            Path(name).unlink()
 
     def _step_names(self) -> list[str]:
         folder = f"{self._path}/steps"

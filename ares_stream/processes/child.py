@@ -137,12 +137,12 @@ def _tree(pid: int) -> Iterator[int]:
     """A process and its descendants."""
     yield pid
     try:
-        tasks = os.listdir(f"/proc/{pid}/task")
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
     except OSError:
         return
     for task in tasks:
         with contextlib.suppress(OSError):
-            for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
+            for child in (task / "children").read_text().split():
                 yield from _tree(int(child))
 
 

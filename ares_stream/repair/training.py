@@ -20,7 +20,6 @@ its last checkpoint to the same adapters.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -370,7 +369,7 @@ class Trainer:
         }  # fmt: skip
         (partial / _MANIFEST).write_text(json.dumps(manifest))
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        partial.replace(folder)
         for old in self._checkpoints.iterdir():
             if old != folder:
                 shutil.rmtree(old)

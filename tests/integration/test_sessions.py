@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -46,7 +46,7 @@ def stock_lag(copying: Copying, partition: int = 0) -> int:
 
 
 @contextlib.asynccontextmanager
-async def transactional(copying: Copying):  # type: ignore[no-untyped-def]
+async def transactional(copying: Copying) -> AsyncIterator[AIOKafkaProducer]:
     producer = AIOKafkaProducer(
         bootstrap_servers=copying.direct.bootstrap, transactional_id=f"{copying.prefix}producer"
     )

@@ -220,6 +220,6 @@ def test_sigterm_before_the_service_can_drain_ends_it_with_0(tmp_path: Path) -> 
 
 
 def _handles_sigterm(pid: int) -> bool:
-    with open(f"/proc/{pid}/status") as status:
+    with Path(f"/proc/{pid}/status").open() as status:
         caught = next(line for line in status if line.startswith("SigCgt:"))
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)

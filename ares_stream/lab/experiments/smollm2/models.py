@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -32,7 +31,7 @@ def smollm2(cache: Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     AutoTokenizer.from_pretrained(package, gguf_file=name).save_pretrained(partial)
     plain.save_pretrained(partial)
-    os.replace(partial, folder)
+    partial.replace(folder)
     return folder
 
 
