@@ -59,6 +59,9 @@ check: install ## Lint, types and the direction of dependencies
 	$(BIN)/python helm/generate.py --check
 	$(BIN)/python -m services.dashboards --check
 	$(MAKE) --no-print-directory rules
+	$(BIN)/yamllint --strict docker-compose.yml services tests/cluster helm/ares-stream/*.yaml helm/ares-stream/files
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/hadolint services/Dockerfile
 
 wheel-test: install ## Build the wheel, install it with [cpu] alone into an empty environment, score a file
 	.ci/wheel-test

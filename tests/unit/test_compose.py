@@ -1,0 +1,117 @@
+"""docker-compose.yml and the images' files, as far as they can be read without an engine."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+from typer.core import TyperGroup
+
+from ares_stream.cli.main import app
+from ares_stream.probes.plan import load_campaign
+from ares_stream.services.settings import load_settings
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+DOCKERFILE = (ROOT / "services" / "Dockerfile").read_text()
+OURS = sorted(name for name, service in SERVICES.items() if "build" in service)
+PACKED = ("./helm/ares-stream/rules", "./helm/ares-stream/dashboards")
+
+
+def parses(words: list[str]) -> None:
+    """Raise where `ares` does not take these words."""
+    command = typer.main.get_command(app)
+    context = command.make_context("ares", [], resilient_parsing=True)
+    while isinstance(command, TyperGroup):
+        found = command.get_command(context, words[0])
+        assert found is not None, words
+        command, words = found, words[1:]
+        context = command.make_context(words[0] if words else "x", [], resilient_parsing=True)
+    command.make_parser(context).parse_args(list(words))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_service_of_ours_is_built_from_a_target_and_restricted(name: str) -> None:
+    service = SERVICES[name]
+    target = service["build"]["target"]
+    assert f" AS {target}\n" in DOCKERFILE
+    assert service["image"].startswith(f"ares-stream-{target}:")
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if "command" in SERVICES[name]])
+def test_every_command_of_a_container_is_one_of_ares(name: str) -> None:
+    parses(list(SERVICES[name]["command"]))
+
+
+@pytest.mark.parametrize("words", re.findall(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE))
+def test_every_command_of_an_image_is_one_of_ares(words: str) -> None:
+    command = yaml.safe_load(words)
+    if command != ["--help"]:
+        parses(command)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "services").glob("*/ares.yaml")), ids=str)
+def test_the_settings_of_every_image_are_settings(file: Path) -> None:
+    assert load_settings(file).http.host == "0.0.0.0"
+
+
+def test_the_campaign_is_a_campaign() -> None:
+    assert load_campaign(ROOT / "services" / "prober" / "campaign.yaml").name == "compose"
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_what_is_mounted_exists_and_what_is_named_is_declared(name: str) -> None:
+    for volume in SERVICES[name].get("volumes", ()):
+        source = volume.split(":")[0]
+        if source.startswith("./"):
+            assert source in PACKED or (ROOT / source).exists(), source
+        else:
+            assert source in COMPOSE["volumes"], source
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_every_port_is_on_loopback(name: str) -> None:
+    for port in SERVICES[name].get("ports", ()):
+        assert port.startswith("127.0.0.1:")
+
+
+def test_images_of_others_are_pinned_by_digest_with_the_tag_beside_it() -> None:
+    others = [service["image"] for name, service in SERVICES.items() if name not in OURS]
+    bases = re.findall(r"^ARG \w+_IMAGE=(.*)$", DOCKERFILE, re.MULTILINE)
+    assert len(bases) == 1
+    for image in others + bases:
+        assert re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image), image
+
+
+def test_prometheus_scrapes_services_that_there_are() -> None:
+    settings = yaml.safe_load((ROOT / "services" / "prometheus" / "prometheus.yml").read_text())
+    targets = {
+        target
+        for job in settings["scrape_configs"]
+        for group in job["static_configs"]
+        for target in group["targets"]
+    }
+    scraped = {target.split(":")[0] for target in targets}
+    served = {name for name in OURS if "command" not in SERVICES[name]}
+    assert scraped == served
+    assert {target.split(":")[1] for target in targets} == {"9464"}
+
+
+def test_what_a_service_waits_for_is_there_and_is_of_its_profile() -> None:
+    for name, service in SERVICES.items():
+        for other in service.get("depends_on", ()):
+            needed = set(SERVICES[other].get("profiles", ()))
+            assert needed <= set(service.get("profiles", ())), f"{name} waits for {other}"
+
+
+def test_only_the_services_that_need_torch_have_it() -> None:
+    stages = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.M | re.S))
+    installed = {name: re.findall(r'"\.\[(.*)\]"', text) for name, text in stages.items()}
+    with_torch = [name for name, extras in installed.items() if extras and "repair" in extras[0]]
+    assert with_torch == ["build-repairer"]
