@@ -4,9 +4,9 @@
 
 TEMPLATE is a batch/v1 Job in YAML whose first container gets COMMAND ... RUN_DIR. The Job's name
 follows from command and folder, so that a repairer that restarts finds the Job that still runs
-and waits for it; a failed one of that name is replaced. Its output becomes this process's output,
-so that progress is told as if the step ran here. Its phase (label `ares-stream/phase`) and Events
-stand on the Job.
+and waits for it. One of that name that has ended is replaced: a folder may be asked anew, and a
+step whose result is there does nothing. Its output becomes this process's output, so that progress
+is told as if the step ran here. Its phase (label `ares-stream/phase`) and Events stand on the Job.
 
 Exits with 0 when the Job completed, 1 when it failed, 2 when it cannot be started. SIGTERM ends
 this process and leaves the Job: its own activeDeadlineSeconds bounds it. Needs the extra `cluster`.
@@ -14,7 +14,10 @@ this process and leaves the Job: its own activeDeadlineSeconds bounds it. Needs 
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import json
+import math
 import signal
 import sys
 import time
@@ -24,13 +27,16 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import yaml
+from pydantic import ValidationError
 
 POLL_SECONDS: Final = 2.0
 DELETE_SECONDS: Final = 60.0
-"""A failed Job of this name goes with its pods; what takes longer waits for a person."""
+"""An ended Job of this name goes with its pods; what takes longer waits for a person."""
 UNREACHABLE_SECONDS: Final = 300.0
 """An API server that is upgraded is back within this."""
 REQUEST_SECONDS: Final = 30.0
+SILENT_SECONDS: Final = 600.0
+"""A log that says nothing for so long is asked for anew: its node may have died."""
 LABEL: Final = "ares-stream"
 
 Phase = Literal["pending", "running", "complete", "failed"]
@@ -53,6 +59,7 @@ def manifest(template: Mapping[str, Any], command: Sequence[str]) -> dict[str, A
         raise JobError(f"the template is no batch/v1 Job with a container: {error!r}") from None
     if job.get("kind") != "Job":
         raise JobError(f"the template is a {job.get('kind')!r}, expected a Job")
+    _quote_quantities(job)
     container["command"] = list(command)
     container.pop("args", None)
     folder = Path(command[-1]).name
@@ -66,9 +73,27 @@ def manifest(template: Mapping[str, Any], command: Sequence[str]) -> dict[str, A
     return job
 
 
+def _quote_quantities(value: Any) -> None:
+    """Numbers of limits, requests and sizes as text: Kubernetes takes either, its client one."""
+    if isinstance(value, list):
+        for item in value:
+            _quote_quantities(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if name in ("limits", "requests") and isinstance(item, dict):
+                value[name] = {key: str(amount) for key, amount in item.items()}
+            elif name in ("sizeLimit", "storage") and isinstance(item, int | float):
+                value[name] = str(item)
+            else:
+                _quote_quantities(item)
+
+
 def _label(text: str) -> str:
     """What of a text may stand in a label's value."""
-    kept = "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in text)
+    kept = "".join(
+        letter if (letter.isascii() and letter.isalnum()) or letter in "-." else "-"
+        for letter in text
+    )
     return kept[:63].strip("-.") or "none"
 
 
@@ -80,6 +105,26 @@ def phase_of(status: Any) -> Phase:
         if condition.status == "True" and condition.type in ("Failed", "FailureTarget"):
             return "failed"
     return "running" if status.active else "pending"
+
+
+def waits_for(status: Any) -> str:
+    """Why a pod has not begun, by its V1PodStatus: no node, no image; empty while it starts."""
+    for condition in status.conditions or ():
+        if condition.type == "PodScheduled" and condition.status == "False":
+            return f"{condition.reason}: {condition.message}"
+    for container in (*(status.init_container_statuses or ()), *(status.container_statuses or ())):
+        waiting = container.state.waiting
+        if waiting is not None and waiting.message:
+            return f"{waiting.reason}: {waiting.message}"
+    return ""
+
+
+def _reason(error: Any) -> str:
+    """An ApiException in a line: the server's own message says which right is missing."""
+    try:
+        return str(json.loads(error.body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return f"{error.status} {error.reason}"
 
 
 class JobRun:
@@ -100,96 +145,147 @@ class JobRun:
         self._namespace: str = job["metadata"].get("namespace", "default")
         self._say = say
         self._phase: Phase | None = None
+        self._waiting = ""
+        self._begun = False
+        self._heard = time.monotonic()
 
     def run(self) -> Phase:
         """`complete` or `failed`. Raises JobError."""
-        self._create()
-        heard = time.monotonic()
+        try:
+            self._create()
+            return self._follow()
+        except self._refused as error:
+            if error.status == 404:
+                raise JobError(f"Job {self._name} was deleted") from None
+            raise JobError(f"Job {self._name}: {_reason(error)}") from None
+
+    def _follow(self) -> Phase:
         followed: str | None = None
         while True:
-            try:
-                status = self._batch.read_namespaced_job_status(
-                    self._name, self._namespace, _request_timeout=REQUEST_SECONDS
-                ).status
-                self._tell(phase_of(status))
-                heard = time.monotonic()
-                pod = self._pod()
-                if pod is not None and pod != followed:
-                    followed = pod
-                    self._pass_on(pod)
-                elif self._phase in ("complete", "failed"):
-                    return self._phase
-            except self._refused as error:
-                if error.status == 404:
-                    raise JobError(f"Job {self._name} was deleted") from None
-                self._wait_for_api(heard, error)
-            except OSError as error:
-                self._wait_for_api(heard, error)
+            job = self._ask(self._batch.read_namespaced_job, self._name, self._namespace)
+            self._tell(phase_of(job.status))
+            pod = self._pod()
+            if pod is not None and pod != followed:
+                followed = pod if self._pass_on(pod) else None
+            elif self._phase in ("complete", "failed"):
+                return self._phase
             time.sleep(POLL_SECONDS)
 
-    def _wait_for_api(self, heard: float, error: Exception) -> None:
-        if time.monotonic() - heard > UNREACHABLE_SECONDS:
-            raise JobError(
-                f"the API server did not answer for {UNREACHABLE_SECONDS:.0f} s: {error}"
-            ) from None
+    def _ask(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """What the API server answers, waited for while it is away. Its refusals are raised."""
+        from urllib3.exceptions import HTTPError
+
+        began = time.monotonic()
+        while True:
+            try:
+                return call(*arguments, _request_timeout=REQUEST_SECONDS, **options)
+            except self._refused as error:
+                if error.status and error.status < 500 and error.status != 429:
+                    raise
+                problem = _reason(error)
+            except (HTTPError, OSError) as error:
+                problem = type(error).__name__
+            if time.monotonic() - began > UNREACHABLE_SECONDS:
+                raise JobError(
+                    f"the API server did not answer for {UNREACHABLE_SECONDS:.0f} s: {problem}"
+                )
+            time.sleep(POLL_SECONDS)
 
     def _create(self) -> None:
         try:
-            found = self._batch.read_namespaced_job(self._name, self._namespace)
+            found = self._ask(self._batch.read_namespaced_job, self._name, self._namespace)
         except self._refused as error:
             if error.status != 404:
-                raise JobError(f"Job {self._name}: {error.reason}") from None
+                raise
         else:
-            if phase_of(found.status) != "failed":
+            if phase_of(found.status) in ("pending", "running"):
                 self._say(f"Job {self._name} is there already: waiting for it")
                 return
             self._delete()
         try:
-            self._batch.create_namespaced_job(self._namespace, self._job)
+            self._ask(self._batch.create_namespaced_job, self._namespace, self._job)
         except self._refused as error:
-            raise JobError(f"Job {self._name} cannot be created: {error.reason}") from None
+            # A first try may have come through though its answer did not.
+            if error.status != 409:
+                raise JobError(f"Job {self._name} cannot be created: {_reason(error)}") from None
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            field = ".".join(str(part) for part in wrong["loc"][1:])
+            raise JobError(f"the template: {field}: {wrong['msg']}") from None
         self._event("Created", f"step of {self._job['metadata']['labels'][f'{LABEL}/plan']}")
 
     def _delete(self) -> None:
-        self._batch.delete_namespaced_job(
-            self._name, self._namespace, propagation_policy="Foreground"
+        self._ask(
+            self._batch.delete_namespaced_job,
+            self._name,
+            self._namespace,
+            propagation_policy="Foreground",
         )
         deadline = time.monotonic() + DELETE_SECONDS
         while time.monotonic() < deadline:
             try:
-                self._batch.read_namespaced_job(self._name, self._namespace)
+                self._ask(self._batch.read_namespaced_job, self._name, self._namespace)
             except self._refused as error:
                 if error.status == 404:
                     return
+                raise
             time.sleep(POLL_SECONDS)
-        raise JobError(f"the failed Job {self._name} was not gone after {DELETE_SECONDS:.0f} s")
+        raise JobError(f"the ended Job {self._name} was not gone after {DELETE_SECONDS:.0f} s")
 
     def _pod(self) -> str | None:
-        """Name of the pod, once its container has run."""
-        pods = self._core.list_namespaced_pod(
+        """Name of the newest pod, once its container has run; says what it waits for."""
+        pods = self._ask(
+            self._core.list_namespaced_pod,
             self._namespace,
             label_selector=f"batch.kubernetes.io/job-name={self._name}",
-            _request_timeout=REQUEST_SECONDS,
         ).items
-        begun = [pod for pod in pods if pod.status.phase in ("Running", "Succeeded", "Failed")]
-        newest = max(begun, key=lambda pod: pod.metadata.creation_timestamp, default=None)
-        return None if newest is None else str(newest.metadata.name)
+        newest = max(pods, key=lambda pod: pod.metadata.creation_timestamp, default=None)
+        if newest is None:
+            return None
+        if newest.status.phase in ("Running", "Succeeded", "Failed"):
+            return str(newest.metadata.name)
+        waiting = waits_for(newest.status)
+        if waiting and waiting != self._waiting:
+            self._waiting = waiting
+            self._say(f"pod {newest.metadata.name} waits: {waiting}")
+        return None
 
-    def _pass_on(self, pod: str) -> None:
-        """The pod's output to this process's, until the pod ends."""
-        answer = self._core.read_namespaced_pod_log(
-            pod, self._namespace, follow=True, _preload_content=False
-        )
-        for chunk in answer.stream(decode_content=False):
-            sys.stdout.write(chunk.decode(errors="replace"))
-            sys.stdout.flush()
+    def _pass_on(self, pod: str) -> bool:
+        """The pod's output to this process's. Whether to its end: a cut one is asked for anew."""
+        from urllib3.exceptions import HTTPError
+
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        options: dict[str, Any] = {}
+        if self._begun:
+            options["since_seconds"] = max(1, math.ceil(time.monotonic() - self._heard))
+        try:
+            answer = self._core.read_namespaced_pod_log(
+                pod,
+                self._namespace,
+                follow=True,
+                _preload_content=False,
+                _request_timeout=(REQUEST_SECONDS, SILENT_SECONDS),
+                **options,
+            )
+            self._begun, self._heard = True, time.monotonic()
+            for chunk in answer.stream(decode_content=False):
+                self._heard = time.monotonic()
+                sys.stdout.write(decoder.decode(chunk))
+                sys.stdout.flush()
+        except (HTTPError, OSError) as error:
+            self._say(f"log of {pod}: {type(error).__name__}; asked for anew")
+            return False
+        return True
 
     def _tell(self, phase: Phase) -> None:
         if phase == self._phase:
             return
         self._phase = phase
-        self._batch.patch_namespaced_job(
-            self._name, self._namespace, {"metadata": {"labels": {f"{LABEL}/phase": phase}}}
+        self._ask(
+            self._batch.patch_namespaced_job,
+            self._name,
+            self._namespace,
+            {"metadata": {"labels": {f"{LABEL}/phase": phase}}},
         )
         if phase in ("complete", "failed"):
             self._event(phase.capitalize(), f"the step is {phase}")
@@ -214,9 +310,9 @@ class JobRun:
             "source": {"component": "ares-repairer"},
         }
         try:
-            self._core.create_namespaced_event(self._namespace, body)
+            self._ask(self._core.create_namespaced_event, self._namespace, body)
         except self._refused as error:
-            self._say(f"no Event: {error.reason}")
+            self._say(f"no Event: {_reason(error)}")
 
 
 def main(arguments: Sequence[str]) -> int:

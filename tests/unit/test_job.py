@@ -1,5 +1,7 @@
 """A repair's step as a Kubernetes Job: what the manifest says, before any cluster is asked."""
 
+import copy
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,6 +50,28 @@ def test_labels_say_the_plan_and_the_step_on_job_and_pod() -> None:
 def test_a_template_that_is_no_job_is_refused(template: dict[str, Any]) -> None:
     with pytest.raises(JobError, match="template"):
         manifest(template, TRAIN)
+
+
+def test_numbers_of_resources_become_text_which_the_client_wants() -> None:
+    template = copy.deepcopy(TEMPLATE)
+    container = {"name": "step", "resources": {"limits": {"nvidia.com/gpu": 1, "memory": "2Gi"}}}
+    template["spec"]["template"]["spec"] = {
+        "containers": [container],
+        "initContainers": [{"name": "a", "resources": {"requests": {"cpu": 0.5}}}],
+        "volumes": [{"name": "t", "emptyDir": {"sizeLimit": 1000}}],
+    }
+    pod = manifest(template, TRAIN)["spec"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1", "memory": "2Gi"}
+    assert pod["initContainers"][0]["resources"]["requests"] == {"cpu": "0.5"}
+    assert pod["volumes"][0]["emptyDir"] == {"sizeLimit": "1000"}
+
+
+@pytest.mark.parametrize("folder", ["ä.b", "-x-", "über", "a" * 99, "?"])
+def test_labels_and_names_are_ones_that_kubernetes_takes(folder: str) -> None:
+    job = manifest(TEMPLATE, [*ANSWER[:-1], f"/repairs/{folder}"])
+    for value in job["metadata"]["labels"].values():
+        assert re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", value), value
+    assert re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", job["metadata"]["name"])
 
 
 def status(active: int | None = None, **condition: str) -> SimpleNamespace:

@@ -1,0 +1,167 @@
+"""A Job followed through an API server's answers. The whole runs on a real one in tests/cluster."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ares_stream.processes import job as module
+from ares_stream.processes.job import main
+
+TEMPLATE: dict[str, Any] = {
+    "apiVersion": "batch/v1",
+    "kind": "Job",
+    "metadata": {"namespace": "prod"},
+    "spec": {"template": {"spec": {"containers": [{"name": "step"}]}}},
+}
+
+
+class Api:
+    """Just what a Job needs: it exists or not, and is complete at the third look."""
+
+    def __init__(self) -> None:
+        self.job: dict[str, Any] | None = None
+        self.looks = 0
+        self.asked: list[tuple[str, str]] = []
+        self.away = 0
+        self.refuse: dict[str, tuple[int, str]] = {}
+
+    def answer(self, verb: str, path: str, body: Any) -> tuple[int, Any]:
+        what = path.split("?")[0].rsplit("/", 1)[-1]
+        self.asked.append((verb, what))
+        if self.away > 0:
+            self.away -= 1
+            return 503, {"message": "etcd is away"}
+        if verb in self.refuse:
+            status, message = self.refuse[verb]
+            return status, {"message": message}
+        if what == "pods":
+            return 200, {"items": []}
+        if what == "events":
+            return 201, body
+        if verb == "POST":
+            self.job, self.looks = {**body, "status": {"active": 1}}, 0
+        elif verb == "DELETE":
+            self.job = None
+        elif self.job is None:
+            return 404, {"message": "not found"}
+        elif verb == "GET":
+            self.looks += 1
+            if self.looks == 3:
+                self.job["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+        return 200, self.job or {}
+
+
+@contextmanager
+def served(api: Api, folder: Path) -> Iterator[str]:
+    """The kubeconfig of an HTTP server that answers so."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def handle_one(self) -> None:
+            size = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(size) or b"null")
+            status, content = api.answer(self.command, self.path, body)
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(content).encode())
+
+        do_GET = do_POST = do_PATCH = do_DELETE = handle_one  # noqa: N815
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        config = {
+            "current-context": "c",
+            "clusters": [
+                {"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
+            ],
+            "users": [{"name": "c", "user": {}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+        }
+        (folder / "kubeconfig").write_text(json.dumps(config))
+        yield str(folder / "kubeconfig")
+        server.shutdown()
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    api = Api()
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(TEMPLATE))
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    with served(api, tmp_path) as config:
+        monkeypatch.setenv("KUBECONFIG", config)
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", config)
+        yield api
+
+
+def run(tmp_path: Path) -> int:
+    return main([str(tmp_path / "job.yaml"), "--", "python", "-m", "x", "/repairs/one"])
+
+
+def test_a_job_is_made_followed_and_marked(api: Api, tmp_path: Path) -> None:
+    assert run(tmp_path) == 0
+    assert api.asked.count(("POST", "jobs")) == 1
+    assert ("PATCH", api.asked[0][1]) in api.asked
+
+
+@pytest.mark.parametrize("ended", ["Complete", "Failed"])
+def test_an_ended_job_of_the_name_is_replaced(api: Api, tmp_path: Path, ended: str) -> None:
+    api.job = {"status": {"conditions": [{"type": ended, "status": "True"}]}}
+    assert run(tmp_path) == 0
+    verbs = [verb for verb, what in api.asked if what == "jobs" or verb == "DELETE"]
+    assert verbs == ["DELETE", "POST"]
+
+
+def test_a_job_that_runs_is_waited_for(api: Api, tmp_path: Path) -> None:
+    api.job = {"status": {"active": 1}}
+    assert run(tmp_path) == 0
+    assert ("POST", "jobs") not in api.asked
+
+
+def test_an_api_server_that_is_away_is_waited_for(api: Api, tmp_path: Path) -> None:
+    api.away = 3
+    assert run(tmp_path) == 0
+    assert api.asked.count(("POST", "jobs")) == 1
+
+
+def test_one_that_stays_away_ends_the_step(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "UNREACHABLE_SECONDS", 0.0)
+    api.away = 1000
+    assert run(tmp_path) == 2
+    assert "did not answer for 0 s: etcd is away" in capsys.readouterr().err
+
+
+def test_a_missing_right_is_named_as_the_server_names_it(
+    api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.refuse["POST"] = (403, 'User "x" cannot create resource "jobs"')
+    assert run(tmp_path) == 2
+    assert 'cannot be created: User "x" cannot create resource "jobs"' in capsys.readouterr().err
+
+
+def test_a_job_that_a_person_deletes_ends_the_step(
+    api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.refuse["PATCH"] = (404, "not found")
+    assert run(tmp_path) == 2
+    assert "was deleted" in capsys.readouterr().err
+
+
+def test_a_template_that_the_client_does_not_take_is_named_by_its_field(
+    api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.yaml").write_text(
+        yaml.safe_dump({**TEMPLATE, "spec": {**TEMPLATE["spec"], "backoffLimit": "many"}})
+    )
+    assert run(tmp_path) == 2
+    assert "the template: spec.backoffLimit" in capsys.readouterr().err
