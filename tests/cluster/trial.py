@@ -43,6 +43,7 @@ CHART = HERE.parents[1] / "helm" / "ares-stream"
 NAMESPACE = "ares-trial"
 RELEASE = "guard"
 SCORER = f"deployment/{RELEASE}-ares-stream-scorer-production"
+SELECTOR = f"app.kubernetes.io/instance={RELEASE}"
 GROUP, SOURCE = "ares.scorer-production", "ares.interactions.production"
 BOOTSTRAP = "127.0.0.1:9094"
 WAIT = "300s"
@@ -231,8 +232,8 @@ def live(log: Log) -> None:
     helm("upgrade", str(CHART), *values)
     done("3 to 1")
     log.step("roll-back")
-    helm("rollback", "1")
-    done("to revision 1")
+    helm("rollback", "2")
+    done("to the settings of the first upgrade; every pod replaced and ready")
 
 
 def table(
@@ -281,13 +282,15 @@ def main() -> int:
         log.say(f"restarts of the containers: {restarts}")
         print(call("helm", "history", RELEASE, "-n", NAMESPACE))
         helm("uninstall")
+        # Pods drain after the release is gone.
+        kubectl("wait", "--for=delete", "pod", "-l", SELECTOR, f"--timeout={WAIT}")
         left_over = kubectl(
             "get",
             "all,configmap,secret,pdb,serviceaccount",
             "-o",
             "name",
             "-l",
-            f"app.kubernetes.io/instance={RELEASE}",
+            SELECTOR,
         )
         log.say(f"uninstalled; left of it: {left_over or 'nothing'}")
         table(log, sent, verdicts)

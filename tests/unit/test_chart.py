@@ -190,6 +190,14 @@ def test_new_settings_restart_the_pods_and_equal_ones_do_not() -> None:
     assert checksum({}) != checksum({"logLevel": "debug"})
 
 
+@pytest.mark.parametrize("case", SETS)
+def test_hooks_leave_nothing_behind_once_they_succeeded(case: str) -> None:
+    for resource in rendered(merged(NEEDED, SETS[case])):
+        notes = resource["metadata"].get("annotations", {})
+        if "helm.sh/hook" in notes:
+            assert "hook-succeeded" in notes["helm.sh/hook-delete-policy"], resource["kind"]
+
+
 def test_a_parent_chart_may_set_global_and_enabled(tmp_path: Path) -> None:
     parent = tmp_path / "parent"
     (parent / "charts").mkdir(parents=True)
