@@ -40,6 +40,12 @@ def test_a_burst_that_all_pods_carry_is_drained_and_the_wait_ends() -> None:
     assert found.most_replicas == 6
 
 
+def test_a_lane_that_has_caught_up_loses_its_pods_while_the_load_lasts() -> None:
+    load = burst(50, 500, 300, 3000)
+    assert simulate(Scaling(), load, 3600, 300).lag_again > 10_000
+    assert simulate(Scaling(min_replicas=6), load, 3600, 300).lag_again == 0
+
+
 def test_a_load_above_all_pods_is_never_drained() -> None:
     assert simulate(Scaling(), burst(1000, 1000, 0, 1), 1800).seconds_to_drain == -1
 
