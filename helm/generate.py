@@ -1,5 +1,5 @@
 """Makes what the chart says of itself from values.yaml and from the code: values.schema.json,
-README.md and files/topics.yaml. `make chart` runs it; `make check` compares.
+README.md, files/topics.yaml and files/acls.yaml. `make chart` runs it; `make check` compares.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ares_stream.records.acls import STRIMZI, Names, Service, acls
 from ares_stream.records.topics import AUDIT_DAYS, specs
 
 CHART = Path(__file__).parent / "ares-stream"
@@ -148,6 +149,31 @@ def topics() -> str:
     return f"# From ares_stream/records/topics.py, by `make chart`.\n{text}"
 
 
+DEPLOYED: tuple[Service, ...] = ("scorer", "monitor", "prober", "repairer")
+"""Services that the chart runs."""
+GROUP = "@group"
+"""In the place of the group, which values decide; of the scorer's topics see INPUT."""
+INPUT = "@input"
+
+
+def users() -> str:
+    """files/acls.yaml: what each service may do, with names without the prefix."""
+    rows = {}
+    for service in DEPLOYED:
+        groups = dict.fromkeys(DEPLOYED, GROUP)
+        rows[service] = [
+            {
+                "type": STRIMZI[item.resource],
+                "name": item.name,
+                "patternType": "prefix" if item.prefixed else "literal",
+                "operations": list(item.operations),
+            }
+            for item in acls(service, Names(prefix="", inputs=[INPUT], groups=groups))
+        ]
+    text = yaml.safe_dump({"services": rows}, sort_keys=False)
+    return f"# From ares_stream/records/acls.py, by `make chart`.\n{text}"
+
+
 def made() -> dict[Path, str]:
     """File to content."""
     text = (CHART / "values.yaml").read_text()
@@ -156,6 +182,7 @@ def made() -> dict[Path, str]:
         CHART / "values.schema.json": json.dumps(values_schema(values, said), indent=1) + "\n",
         CHART / "README.md": readme(values, said),
         CHART / "files" / "topics.yaml": topics(),
+        CHART / "files" / "acls.yaml": users(),
     }
 
 

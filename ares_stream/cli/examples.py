@@ -20,6 +20,7 @@ EXAMPLES: Final = {
     "topics create": "ares topics create --bootstrap 127.0.0.1:9092",
     "verdicts tail": "ares verdicts tail --class coupled_failure --from-beginning",
     "topics check": "ares topics check --bootstrap 127.0.0.1:9092 --json",
+    "topics acls": "ares topics acls scorer --settings ares.yaml",
     "send": "ares send conversations.jsonl --topic ares.interactions.production --rate 20",
     "bench attribution": "ares bench attribution --json build/attribution.json",
     "bench monitor": "ares bench monitor --json build/monitor.json",

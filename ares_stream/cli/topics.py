@@ -1,9 +1,11 @@
-"""`ares topics`: create the topics, and say how what exists differs from what should."""
+"""`ares topics`: create the topics, say how what exists differs from what should, and who may do
+what on them."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +14,12 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ares_stream.records.acls import Names
     from ares_stream.records.topics import TopicSpec
     from ares_stream.services.settings import Settings
     from ares_stream.streaming.connection import KafkaConnection
 
-app = typer.Typer(no_args_is_help=True, help="Create and check the topics.")
+app = typer.Typer(no_args_is_help=True, help="Create and check the topics; who may do what.")
 
 SettingsFile = Annotated[
     Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
@@ -38,6 +41,30 @@ Topics = Annotated[
 ]
 Retention = Annotated[int, typer.Option(min=1, help="Days that audit records are kept.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+
+
+class AclFormat(StrEnum):
+    """Who is to read the access control lists."""
+
+    KAFKA_ACLS = "kafka-acls"
+    STRIMZI = "strimzi"
+
+
+class Authentication(StrEnum):
+    """How Strimzi's users authenticate."""
+
+    SCRAM = "scram-sha-512"
+    TLS = "tls"
+
+
+Services = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SERVICE]...", help="Such as scorer; all of them without."),
+]
+User = Annotated[str, typer.Option(help="Name of a service's user; {} is replaced by the service.")]
+Format = Annotated[AclFormat, typer.Option("--format", help="Lines of a shell, or KafkaUsers.")]
+Cluster = Annotated[str, typer.Option(help="Strimzi's Kafka resource.")]
+Authenticates = Annotated[Authentication, typer.Option(help="Of Strimzi's users.")]
 
 
 def connect(file: Path | None, bootstrap: str | None) -> tuple[Settings, KafkaConnection]:
@@ -140,3 +167,61 @@ def check(
         typer.echo(f"{len(wanted)} topics, {len(differences)} differences")
     if differences:
         raise typer.Exit(1)
+
+
+@app.command()
+def acls(
+    services: Services = None,
+    settings: SettingsFile = None,
+    bootstrap: Bootstrap = None,
+    prefix: Prefix = None,
+    user: User = "ares-{}",
+    form: Format = AclFormat.KAFKA_ACLS,
+    cluster: Cluster = "kafka",
+    authentication: Authenticates = Authentication.SCRAM,
+) -> None:
+    """What each service may do on the broker, and no more. Reaches no broker.
+
+    Topics and groups are those of the settings.
+    """
+    import yaml
+
+    from ares_stream.errors import SettingsError
+    from ares_stream.records.acls import MEANING, SERVICES, kafka_acls, kafka_user
+    from ares_stream.records.acls import acls as acls_of
+
+    found, connection = connect(settings, bootstrap)
+    if unknown := [name for name in services or () if name not in SERVICES]:
+        raise SettingsError(f"{unknown[0]}: no such service; there are {', '.join(SERVICES)}")
+    wanted = [service for service in SERVICES if not services or service in services]
+    if len(wanted) > 1 and "{}" not in user:
+        raise SettingsError("--user: several services would share it; name one service, or use {}")
+    names = _names(found, prefix)
+    blocks = []
+    for service in wanted:
+        name = user.replace("{}", service)
+        entries = acls_of(service, names)
+        if form is AclFormat.STRIMZI:
+            text = yaml.safe_dump(
+                kafka_user(entries, name, cluster, authentication.value), sort_keys=False
+            )
+        else:
+            lines = kafka_acls(entries, f"User:{name}", connection.bootstrap)
+            text = "".join(f"{line}\n" for line in lines)
+        blocks.append(f"# {service}: {MEANING[service]}\n{text}")
+    separator = "---\n" if form is AclFormat.STRIMZI else "\n"
+    typer.echo(separator.join(blocks), nl=False)
+
+
+def _names(settings: Settings, prefix: str | None) -> Names:
+    from ares_stream.records.acls import Names
+
+    return Names(
+        prefix=settings.topic_prefix if prefix is None else prefix,
+        inputs=[item.topic for item in settings.scorer.inputs],
+        groups={
+            "scorer": settings.scorer.group,
+            "monitor": settings.monitor.group,
+            "repairer": settings.repairer.group,
+        },
+    )

@@ -7,6 +7,7 @@ import helm_python
 import pytest
 import yaml
 
+from ares_stream.records.acls import Names, Service, acls
 from tests.support.charts import CHART, NEEDED, VERSIONS, check, merged, named, rendered
 
 KEDA = {"scorer": {"defaults": {"keda": {"enabled": True}}}}
@@ -90,6 +91,12 @@ SETS: dict[str, dict[str, Any]] = {
         "topics": {"create": False},
         "strimzi": {"topics": True, "users": True, "cluster": "main"},
     },
+    "strimzi, certificates": merged(
+        KEDA,
+        {"prober": {"enabled": True, "campaign": {"id": "one"}}},
+        {"topics": {"create": False}, "kafka": {"protocol": "SSL"}},
+        {"strimzi": {"users": True, "cluster": "main", "authentication": "tls"}},
+    ),
     "names and labels": {
         "fullnameOverride": "guard",
         "commonLabels": {"team": "safety"},
@@ -221,7 +228,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kafka": {"existingSecret": ""}}, "kafka.existingSecret"),
     ({"kafka": {"username": ""}}, "kafka.username"),
     ({"strimzi": {"topics": True, "cluster": "x"}}, "both would make the topics"),
-    ({"strimzi": {"users": True}}, "strimzi.cluster"),
+    ({"strimzi": {"users": True, "cluster": ""}, "topics": {"create": False}}, "strimzi.cluster"),
+    ({"strimzi": {"users": True, "cluster": "x"}}, "the job would run before its user exists"),
+    (
+        {
+            "strimzi": {"users": True, "cluster": "x", "authentication": "tls"},
+            "topics": {"create": False},
+        },
+        "tls needs kafka.protocol SSL",
+    ),
     ({"models": {"pvc": {"existingClaim": ""}}}, "models.pvc.existingClaim"),
     ({"models": {"source": "image"}}, "models.image.reference"),
     ({"models": {"source": "init"}}, "models.init.image"),
@@ -275,6 +290,57 @@ def test_what_cannot_work_is_refused_in_words(values: dict[str, Any], word: str)
 def test_the_schema_names_a_value_that_does_not_exist(values: dict[str, Any], word: str) -> None:
     with pytest.raises(helm_python.HelmError, match=word):
         rendered(merged(NEEDED, values))
+
+
+def test_each_service_is_a_user_of_its_own_with_what_the_table_allows_it() -> None:
+    lanes = {"production": {"settings": {"group": "guard"}}, "anchor": {"enabled": False}}
+    own = {"repairer": {"settings": {"group": "menders"}}, "scorer": {"lanes": lanes}}
+    values = merged(NEEDED, REPAIRER, own, SETS["strimzi"], {"topics": {"prefix": "x."}})
+    resources = rendered(values)
+    users = {i["metadata"]["name"]: i for i in resources if i["kind"] == "KafkaUser"}
+    assert set(users) == {f"demo-ares-stream-{i}" for i in ("scorer", "monitor", "repairer")}
+
+    def rights(service: str) -> set[tuple[str, str, str]]:
+        acls = users[f"demo-ares-stream-{service}"]["spec"]["authorization"]["acls"]
+        named = {"transactionalId": "transactional-id"}
+        return {
+            (named.get(i["resource"]["type"], i["resource"]["type"]), i["resource"]["name"], o)
+            for i in acls
+            for o in i["operations"]
+        }
+
+    def table(service: Service, *names: Names) -> set[tuple[str, str, str]]:
+        return {
+            (i.resource, i.name, o) for n in names for i in acls(service, n) for o in i.operations
+        }
+
+    production, probe = (f"x.interactions.{lane}" for lane in ("production", "probe"))
+    assert rights("scorer") == table(
+        "scorer",
+        Names("x.", [production], {"scorer": "guard"}),
+        Names("x.", [probe], {"scorer": "x.scorer-probe"}),
+    )
+    assert rights("monitor") == table("monitor", Names("x."))
+    assert rights("repairer") == table("repairer", Names("x.", groups={"repairer": "menders"}))
+
+
+@pytest.mark.parametrize("case", ["strimzi", "strimzi, certificates"])
+def test_a_service_takes_the_secret_that_strimzi_makes_for_its_user(case: str) -> None:
+    resources = rendered(merged(NEEDED, SETS[case]))
+    users = {i["metadata"]["name"] for i in resources if i["kind"] == "KafkaUser"}
+    found = set()
+    for item in resources:
+        if item["kind"] == "Deployment":
+            service = item["metadata"]["labels"]["app.kubernetes.io/component"].split("-")[0]
+            volumes = item["spec"]["template"]["spec"]["volumes"]
+            secrets = [v["secret"]["secretName"] for v in volumes if "secret" in v]
+            assert secrets == [f"demo-ares-stream-{service}"]
+            found.update(secrets)
+            config = next(v["configMap"]["name"] for v in volumes if "configMap" in v)
+            settings = yaml.safe_load(named(resources, "ConfigMap", config)["data"]["ares.yaml"])
+            if "certificates" not in case:
+                assert settings["kafka"]["username"] == f"demo-ares-stream-{service}"
+    assert found == users
 
 
 def test_every_file_of_rules_and_dashboards_is_packed() -> None:

@@ -16,20 +16,23 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* Volumes that every service mounts. dict root config models registry. */}}
+{{/* Volumes that every service mounts. dict root component config models registry. */}}
 {{- define "ares.volumes" -}}
 {{- $values := .root.Values -}}
+{{- $user := dict "root" .root "service" (splitList "-" .component | first) -}}
+{{- $secret := include "ares.kafkaSecret" $user -}}
+{{- $certificate := include "ares.kafkaCertificate" $user -}}
 - name: tmp
   emptyDir: {}
 - name: settings
   configMap:
     name: {{ .config }}
-{{- if $values.kafka.existingSecret }}
+{{- if $secret }}
 - name: kafka
   secret:
-    secretName: {{ $values.kafka.existingSecret }}
+    secretName: {{ $secret }}
     items:
-      - key: {{ $values.kafka.passwordKey }}
+      - key: {{ ternary "password" $values.kafka.passwordKey $values.strimzi.users }}
         path: {{ $values.kafka.passwordKey }}
 {{- end }}
 {{- if $values.kafka.ca.existingSecret }}
@@ -40,10 +43,15 @@ capabilities:
       - key: {{ $values.kafka.ca.key }}
         path: {{ $values.kafka.ca.key }}
 {{- end }}
-{{- if $values.kafka.certificate.existingSecret }}
+{{- if $certificate }}
 - name: kafka-certificate
   secret:
-    secretName: {{ $values.kafka.certificate.existingSecret }}
+    secretName: {{ $certificate }}
+    {{- if $values.strimzi.users }}
+    items:
+      - {key: user.crt, path: tls.crt}
+      - {key: user.key, path: tls.key}
+    {{- end }}
 {{- end }}
 {{- if .models }}
 - name: models
@@ -69,12 +77,13 @@ capabilities:
 
 {{- define "ares.mounts" -}}
 {{- $values := .root.Values -}}
+{{- $user := dict "root" .root "service" (splitList "-" .component | first) -}}
 - name: tmp
   mountPath: /tmp
 - name: settings
   mountPath: /etc/ares
   readOnly: true
-{{- if $values.kafka.existingSecret }}
+{{- if include "ares.kafkaSecret" $user }}
 - name: kafka
   mountPath: /secrets/kafka
   readOnly: true
@@ -84,7 +93,7 @@ capabilities:
   mountPath: /secrets/kafka-ca
   readOnly: true
 {{- end }}
-{{- if $values.kafka.certificate.existingSecret }}
+{{- if include "ares.kafkaCertificate" $user }}
 - name: kafka-certificate
   mountPath: /secrets/kafka-certificate
   readOnly: true

@@ -15,7 +15,17 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- if eq $kafka.protocol "SASL_SSL" -}}
+{{- if $values.strimzi.users -}}
+{{- if $values.topics.create -}}
+{{- fail "topics.create and strimzi.users: the job would run before its user exists; set strimzi.topics, or make the topics yourself" -}}
+{{- end -}}
+{{- if and (eq $values.strimzi.authentication "scram-sha-512") (not (and (eq $kafka.protocol "SASL_SSL") (eq $kafka.mechanism "SCRAM-SHA-512"))) -}}
+{{- fail "strimzi.authentication: scram-sha-512 needs kafka.protocol SASL_SSL and kafka.mechanism SCRAM-SHA-512" -}}
+{{- end -}}
+{{- if and (eq $values.strimzi.authentication "tls") (ne $kafka.protocol "SSL") -}}
+{{- fail "strimzi.authentication: tls needs kafka.protocol SSL" -}}
+{{- end -}}
+{{- else if eq $kafka.protocol "SASL_SSL" -}}
 {{- if not $kafka.existingSecret -}}
 {{- fail "kafka.existingSecret: SASL_SSL needs a secret with the password or token; create it and name it here" -}}
 {{- end -}}

@@ -1,8 +1,37 @@
 {{/* Settings files. */}}
 
-{{/* The section kafka: secrets are files under /secrets/kafka. */}}
+{{/* dict root service: the user that the service is for the brokers; Strimzi names its secret so. */}}
+{{- define "ares.kafkaUser" -}}
+{{- if .root.Values.strimzi.users -}}
+{{- printf "%s-%s" (include "ares.fullname" .root) .service -}}
+{{- else -}}
+{{- .root.Values.kafka.username -}}
+{{- end -}}
+{{- end -}}
+
+{{/* dict root service: the secret with the password or token, if there is one. */}}
+{{- define "ares.kafkaSecret" -}}
+{{- $strimzi := .root.Values.strimzi -}}
+{{- if not $strimzi.users -}}
+{{- .root.Values.kafka.existingSecret -}}
+{{- else if eq $strimzi.authentication "scram-sha-512" -}}
+{{- include "ares.kafkaUser" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* dict root service: the secret with the client's certificate, if there is one. */}}
+{{- define "ares.kafkaCertificate" -}}
+{{- $strimzi := .root.Values.strimzi -}}
+{{- if not $strimzi.users -}}
+{{- .root.Values.kafka.certificate.existingSecret -}}
+{{- else if eq $strimzi.authentication "tls" -}}
+{{- include "ares.kafkaUser" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* dict root service: the section kafka: secrets are files under /secrets/kafka. */}}
 {{- define "ares.kafka" -}}
-{{- $kafka := .Values.kafka -}}
+{{- $kafka := .root.Values.kafka -}}
 bootstrap: {{ $kafka.bootstrap | quote }}
 protocol: {{ $kafka.protocol }}
 {{- if eq $kafka.protocol "SASL_SSL" }}
@@ -10,7 +39,7 @@ mechanism: {{ $kafka.mechanism }}
 {{- if eq $kafka.mechanism "OAUTHBEARER" }}
 token_file: /secrets/kafka/{{ $kafka.passwordKey }}
 {{- else }}
-username: {{ $kafka.username | quote }}
+username: {{ include "ares.kafkaUser" . | quote }}
 password_file: /secrets/kafka/{{ $kafka.passwordKey }}
 {{- end }}
 {{- end }}
@@ -20,21 +49,21 @@ allow_plaintext: true
 {{- if $kafka.ca.existingSecret }}
 ca_file: /secrets/kafka-ca/{{ $kafka.ca.key }}
 {{- end }}
-{{- if $kafka.certificate.existingSecret }}
+{{- if include "ares.kafkaCertificate" . }}
 certificate_file: /secrets/kafka-certificate/tls.crt
 key_file: /secrets/kafka-certificate/tls.key
 {{- end }}
 {{- end -}}
 
-{{/* What every service's file begins with. */}}
+{{/* dict root service: what every service's file begins with. */}}
 {{- define "ares.settings" -}}
 kafka:
   {{- include "ares.kafka" . | nindent 2 }}
-topic_prefix: {{ .Values.topics.prefix | quote }}
-log_level: {{ .Values.logLevel }}
+topic_prefix: {{ .root.Values.topics.prefix | quote }}
+log_level: {{ .root.Values.logLevel }}
 http:
   host: 0.0.0.0
   port: 9464
 registry:
-  root: {{ .Values.registry.root | quote }}
+  root: {{ .root.Values.registry.root | quote }}
 {{- end -}}
