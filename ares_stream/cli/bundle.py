@@ -59,6 +59,17 @@ Sample = Annotated[
         "own, if not given. May be repeated.",
     ),
 ]
+WINDOWS_HELP = (
+    "Read an answer that does not fit in so many overlapping stretches at most, instead of cutting "
+    "it: of a judge the worst counts, of a reward model the mean. 32 are usual. [cut]"
+)
+DOMAIN_HELP = (
+    "Conversations like those that the model was trained on, JSON lines of {prompt, response} or "
+    "of Interactions, some hundreds: the bundle then tells which are unlike them. Every third only "
+    "measures the limit. May be repeated."
+)
+Windows = Annotated[int | None, typer.Option(min=1, max=1024, help=WINDOWS_HELP)]
+Domain = Annotated[list[Path] | None, typer.Option(metavar="PATH", help=DOMAIN_HELP)]
 
 
 @export.command(help="A harm judge.")
@@ -78,6 +89,8 @@ def harm(
     base: Base = None,
     data: Data = None,
     sample: Sample = None,
+    windows: Windows = None,
+    domain: Domain = None,
 ) -> None:
     """Export; its probabilities are the model's own until `ares bundle calibrate`."""
     from ares_stream.training.examples import read_conversations
@@ -93,6 +106,8 @@ def harm(
         max_length=max_length,
         labels=label or (),
         sample=tried,
+        windows=windows,
+        domain=domain,
     )
 
 
@@ -112,12 +127,25 @@ def reward(
     max_length: MaxLength = 512,
     base: Base = None,
     data: Data = None,
+    windows: Windows = None,
+    domain: Domain = None,
 ) -> None:
     """Export, and score the reference conversations."""
     from ares_stream.training.examples import read_conversations
 
     benign, _ = read_conversations(reference)
-    _export("reward", model, out, base, data, name=name, max_length=max_length, reference=benign)
+    _export(
+        "reward",
+        model,
+        out,
+        base,
+        data,
+        name=name,
+        max_length=max_length,
+        reference=benign,
+        windows=windows,
+        domain=domain,
+    )
 
 
 @app.command("reference")
@@ -258,7 +286,16 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "digest", bundle.digest
     sizes = {name: (bundle.path / name).stat().st_size for name in sorted(manifest.files)}
     yield "files", ", ".join(f"{name} ({size / 1e6:.1f} MB)" for name, size in sizes.items())
-    yield "reads", f"{manifest.template.max_length} tokens"
+    reading = manifest.template.windows
+    windows = "" if reading is None else f", an answer in at most {reading.most} windows"
+    yield "reads", f"{manifest.template.max_length} tokens{windows}"
+    if manifest.domain is not None:
+        covered = manifest.domain
+        yield (
+            "domain",
+            f"of {covered.rows} conversations; {covered.share:.1%} of those like them are outside, "
+            f"by {covered.held_out} held out; {', '.join(covered.scripts)}",
+        )
     yield "output", f"{outputs.activation} of label {', '.join(map(str, outputs.labels))}"
     if manifest.kind == "harm":
         scaling = manifest.calibration
@@ -288,10 +325,22 @@ def _export(
     out: Path,
     base: str | None,
     data: list[Path] | None,
+    *,
+    windows: int | None,
+    domain: list[Path] | None,
     **options: Any,
 ) -> None:
     from ares_stream.errors import SettingsError
     from ares_stream.models.bundles import Lineage, file_digest
+    from ares_stream.models.bundles import Windows as Reading
+    from ares_stream.training.domain import DomainRows
+    from ares_stream.training.examples import read_conversations
+
+    if windows is not None:
+        options["windows"] = Reading(most=windows)
+    if domain:
+        rows, _ = read_conversations(domain)
+        options["domain"] = DomainRows.split(rows)
 
     digests: list[str] = []
     for file in data or ():

@@ -87,6 +87,24 @@ def onnx(
             help="Good answers to benign prompts, for a reward model. May be repeated.",
         ),
     ] = None,
+    windows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Read an answer that does not fit in so many overlapping stretches at most, "
+            "instead of cutting it. 32 are usual. [cut]",
+        ),
+    ] = None,
+    domain: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Conversations like those that it was trained on, some hundreds: the bundle then "
+            "tells which are unlike them. Needs a second output `pooled`, the mean of the tokens' "
+            "last hidden states. May be repeated.",
+        ),
+    ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0, help="Largest difference from an expected number.")
     ] = 1e-3,
@@ -103,7 +121,8 @@ def onnx(
 ) -> None:
     """Bring an existing ONNX classifier, with its tokenizer. Needs no torch."""
     from ares_stream.errors import SettingsError
-    from ares_stream.models.bundles import Lineage
+    from ares_stream.models.bundles import Lineage, Windows
+    from ares_stream.training.domain import DomainRows
     from ares_stream.training.examples import read_conversations, read_expected
     from ares_stream.training.onnx_import import OnnxSource, candidate, import_onnx, try_out
 
@@ -116,6 +135,7 @@ def onnx(
         )
     rows = read_expected(expected or ())
     benign, _ = read_conversations(reference or ())
+    known, _ = read_conversations(domain or ())
     found = candidate(
         OnnxSource.find(model, tokenizer),
         kind.value,
@@ -123,6 +143,7 @@ def onnx(
         activation=None if activation is None else activation.value,
         template=_templates(template, second),
         max_length=max_length,
+        windows=None if windows is None else Windows(most=windows),
     )
     if dry_run:
         _tell(found, try_out(found, [row.interaction for row in rows]))
@@ -135,6 +156,7 @@ def onnx(
         name=name or kind.value,
         tolerance=tolerance,
         reference=benign,
+        domain=DomainRows.split(known) if known else None,
         lineage=None if base is None else Lineage(base=base),
     )
     parity = bundle.manifest.parity

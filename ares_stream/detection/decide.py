@@ -28,6 +28,7 @@ Reason = Literal[
     "harm_in_abstention_band",
     "judges_disagree",
     "answer_not_read_whole",
+    "outside_training_domain",
     "reward_at_or_above_quantile",
     "reward_below_quantile",
     "reward_above_safe_reference",
@@ -38,7 +39,7 @@ Reason = Literal[
 """Stable codes: programs may match on them, so they are added to and never renamed."""
 
 
-_LATER = frozenset({"contest_unread"})
+_LATER = frozenset({"contest_unread", "contest_outside"})
 """Fields that joined the policy after its first release, false unless asked for."""
 
 
@@ -71,6 +72,8 @@ class DetectionPolicy(BaseModel):
 
     contest_unread: bool = False
     """An answer longer than the judges' windows reach goes to people."""
+    contest_outside: bool = False
+    """A conversation unlike those that a judge was trained on goes to people."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -155,6 +158,8 @@ def _doubts(harm: Harm, policy: DetectionPolicy) -> tuple[Reason, ...]:
         doubts.append("judges_disagree")
     if policy.contest_unread and harm.coverage is not None and harm.coverage.unread:
         doubts.append("answer_not_read_whole")
+    if policy.contest_outside and harm.domain is not None and harm.domain.outside:
+        doubts.append("outside_training_domain")
     return tuple(doubts)
 
 

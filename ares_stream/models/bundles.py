@@ -2,6 +2,7 @@
 
     model.onnx  (and model.onnx.data, where the weights are large)
     tokenizer.json
+    domain.npz  (where the bundle says what its training rows cover)
     bundle.json     the manifest, written last: a directory without it is not a bundle
 
 The manifest holds the SHA-256 of every other file, and the SHA-256 of the manifest's bytes is
@@ -31,10 +32,13 @@ Check = Callable[[Path], None]
 MANIFEST: Final = "bundle.json"
 MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
+DOMAIN: Final = "domain.npz"
+"""Mean and whitening of the training rows' states, where the manifest has a domain."""
 SIGNATURE: Final = "bundle.sig"
 """A detached signature over every other file (see signing.py); the one the manifest cannot name."""
 MAX_MANIFEST_BYTES: Final = 8 << 20
 REFERENCE_POINTS: Final = 2001
+DOMAIN_POINTS: Final = 501
 
 
 class _Part(BaseModel):
@@ -108,6 +112,32 @@ class RewardReference(_Part):
         return self
 
 
+class Domain(_Part):
+    """What the model's training rows cover. Arrays are in DOMAIN, and the ONNX model has a second
+    output `pooled` [n, hidden]: the mean of the tokens' last hidden states.
+
+    `distances` are those of held-out conversations like the training rows, sorted, thinned to at
+    most DOMAIN_POINTS quantiles: a conversation farther than `limit` is outside, as a share of at
+    most `share` of those like the training rows is.
+    """
+
+    share: float = Field(gt=0.0, lt=1.0, allow_inf_nan=False)
+    limit: float = Field(ge=0.0, allow_inf_nan=False)
+    distances: tuple[FiniteFloat, ...] = Field(min_length=2, max_length=DOMAIN_POINTS)
+    unknown: float = Field(ge=0.0, le=1.0, allow_inf_nan=False)
+    """A larger share of unknown tokens is outside."""
+    scripts: tuple[Identifier, ...]
+    """Scripts that the training rows are written in: LATIN, CYRILLIC, …"""
+    rows: int = Field(ge=2)
+    held_out: int = Field(ge=2)
+
+    @model_validator(mode="after")
+    def _sorted(self) -> Self:
+        if any(a > b for a, b in zip(self.distances, self.distances[1:], strict=False)):
+            raise ValueError("distances must be sorted")
+        return self
+
+
 class Lineage(_Part):
     """Where a model came from: its base checkpoint, its training data, the repair that made it."""
 
@@ -136,6 +166,7 @@ class Manifest(_Part):
     calibration: Calibration = Calibration()
     reference: RewardReference | None = None
     parity: Parity | None = None
+    domain: Domain | None = None
     metrics: dict[str, FiniteFloat] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     files: dict[str, Sha256] = Field(default_factory=dict)
@@ -152,6 +183,8 @@ class Manifest(_Part):
             raise ValueError("a reward model has one output, with activation identity")
         if self.kind == "harm" and self.outputs.activation == "identity":
             raise ValueError("a harm judge needs activation softmax, sigmoid or probability")
+        if self.files and (self.domain is None) == (DOMAIN in self.files):
+            raise ValueError(f"domain: {DOMAIN} is among the files where there is one, else not")
         for name in self.files:
             if name != Path(name).name or name in (MANIFEST, SIGNATURE):
                 raise ValueError(f"files: {name!r} is not a plain file name")

@@ -54,6 +54,22 @@ class Coverage(Part):
     unread: int = Field(0, ge=0)
 
 
+class DomainSign(Part):
+    """How far a conversation lies from what a judge was trained on; of several judges the one
+    that it lies farthest from.
+
+    `quantile` is the share of held-out conversations like the training rows that lie nearer;
+    `unknown` the share of tokens that the tokenizer does not know; `unseen_script` the share of
+    the answer's letters in scripts that training did not see; `outside` whether one of them is
+    past the limit of the bundle.
+    """
+
+    quantile: Probability
+    unknown: Probability
+    unseen_script: Probability
+    outside: bool
+
+
 class Harm(Part):
     """What the panel of judges says.
 
@@ -66,6 +82,8 @@ class Harm(Part):
     disagreement: Probability = 0.0
     coverage: Coverage | None = None
     """None where every judge read the answer in one piece, or cut it as its bundle says."""
+    domain: DomainSign | None = None
+    """None where no judge's bundle can tell."""
 
 
 class Reward(Part):

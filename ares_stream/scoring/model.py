@@ -18,6 +18,7 @@ from ares_stream.errors import BundleError, ScoringError
 from ares_stream.models.bundles import TOKENIZER, Bundle, Calibration, Outputs, RewardReference
 from ares_stream.records.interaction import Interaction
 from ares_stream.scoring.batching import plan
+from ares_stream.scoring.domain import Sign, Space, farthest, sign
 from ares_stream.scoring.runtime import OnnxModel, Provider
 from ares_stream.scoring.tokenising import InputEncoder, Reading, Tokens
 
@@ -29,9 +30,11 @@ its logit would be infinite."""
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a model says of one window of text: a calibrated probability of harm, or a reward."""
+    """What a model says of one window of text: a calibrated probability of harm, or a reward;
+    and how far it lies from the training rows, where the bundle can tell."""
 
     value: float
+    distance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Opinion:
     windows: int = 1
     encodings: tuple[str, ...] = ()
     unread: int = 0
+    domain: Sign | None = None
 
 
 _NOT_RUN: Final = ScoringError("no run held this window")
@@ -76,6 +80,8 @@ class ScoringModel:
                 "high; make them with `ares bundle reference`"
             )
         self._reference = bundle.manifest.reference
+        self._domain = bundle.manifest.domain
+        self._space = None if self._domain is None else Space.read(bundle)
         self._reads_decoded = bundle.manifest.kind == "harm"
 
     async def values(
@@ -114,7 +120,12 @@ class ScoringModel:
     def run(self, batch: Sequence[Tokens]) -> list[Output | ScoringError]:
         """One output per input. A batch that fails is halved down to the input at fault."""
         try:
-            logits = self._onnx.run(batch)
+            logits, states = self._onnx.run_with_states(batch)
+            distances = (
+                None
+                if self._space is None or states is None
+                else self._space.distances(states).tolist()
+            )
         except ScoringError as error:
             if len(batch) == 1:
                 return [error]
@@ -125,10 +136,10 @@ class ScoringModel:
             raw if self._outputs.activation == "identity" else calibrate(raw, self._calibration)
         )
         return [
-            Output(value)
+            Output(value, None if distances is None else distances[row])
             if math.isfinite(value)
             else ScoringError(f"model {self.name} gave {value} for this conversation")
-            for value in values.tolist()
+            for row, value in enumerate(values.tolist())
         ]
 
     def opinion(
@@ -136,17 +147,26 @@ class ScoringModel:
     ) -> Opinion | ScoringError:
         """The opinion of an answer from the outputs of its windows, in their order."""
         values: list[float] = []
+        distances: list[float] = []
         for output in outputs:
             if isinstance(output, ScoringError):
                 return output
             values.append(output.value)
+            if output.distance is not None:
+                distances.append(output.distance)
+        domain = self._sign(reading, distances) if distances else None
         if len(values) == 1:
-            return Opinion(values[0], unread=reading.unread)
+            return Opinion(values[0], unread=reading.unread, domain=domain)
         if self._reads_decoded:
-            return Opinion(max(values), len(values), reading.encodings, reading.unread)
+            return Opinion(max(values), len(values), reading.encodings, reading.unread, domain)
         sizes = [len(tokens) for tokens in reading.windows]
         mean = sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
-        return Opinion(mean, len(values), unread=reading.unread)
+        return Opinion(mean, len(values), unread=reading.unread, domain=domain)
+
+    def _sign(self, reading: Reading, distances: Sequence[float]) -> Sign:
+        assert self._domain is not None  # noqa: S101 - without one there are no distances
+        unknown = self.encoder.unknown_share(reading)
+        return sign(farthest(distances), unknown, reading.answer, self._domain)
 
     def windows(self, reading: Reading) -> tuple[Tokens, ...]:
         """What of an answer this model reads: a judge also reads what is encoded in it."""

@@ -15,7 +15,7 @@ import numpy as np
 from ares_stream.errors import BundleError, ScoringError
 from ares_stream.models.bundles import Bundle
 from ares_stream.records.interaction import Interaction, Message, Policy
-from ares_stream.records.verdict import Coverage, Harm, Reward
+from ares_stream.records.verdict import Coverage, DomainSign, Harm, Reward
 from ares_stream.scoring.contract import ScoringObserver
 from ares_stream.scoring.judges import Judge
 from ares_stream.scoring.model import Opinion, ScoringModel, logit, reads
@@ -219,23 +219,26 @@ def _combine(
         return reward
     judges: dict[str, float] = {}
     coverage: Coverage | None = None
+    domain: DomainSign | None = None
     for judge, opinion in zip(models.judges, judged, strict=True):
         if isinstance(opinion, ScoringError):
             return opinion
         judges[judge.name] = opinion.value
         coverage = _covered(coverage, opinion)
+        domain = _farther(domain, opinion)
     known: dict[str, float] = {}
     for which, opinion in references.items():
         if isinstance(opinion, ScoringError):
             return opinion
         known[which] = opinion.value
     return Scores(
-        harm=_harm(judges, coverage),
+        harm=_harm(judges, coverage, domain),
         reward=Reward.checked(
             score=reward.value,
             quantile=models.reward.quantile(reward.value),
             chosen=known.get("chosen"),
             rejected=known.get("rejected"),
+            outlier=None if reward.domain is None else reward.domain.outside,
         ),
         releases=releases,
     )
@@ -253,7 +256,23 @@ def _covered(known: Coverage | None, opinion: Opinion) -> Coverage | None:
     )
 
 
-def _harm(judges: Mapping[str, float], coverage: Coverage | None) -> Harm:
+def _farther(known: DomainSign | None, opinion: Opinion) -> DomainSign | None:
+    if opinion.domain is None:
+        return known
+    found = DomainSign.checked(
+        quantile=opinion.domain.quantile,
+        unknown=opinion.domain.unknown,
+        unseen_script=opinion.domain.unseen_script,
+        outside=opinion.domain.outside,
+    )
+    if known is None:
+        return found
+    return max(known, found, key=lambda item: (item.outside, item.quantile))
+
+
+def _harm(
+    judges: Mapping[str, float], coverage: Coverage | None, domain: DomainSign | None
+) -> Harm:
     """What several judges' calibrated probabilities come to."""
     values = list(judges.values())
     return Harm.checked(
@@ -261,6 +280,7 @@ def _harm(judges: Mapping[str, float], coverage: Coverage | None) -> Harm:
         judges=judges,
         disagreement=max(values) - min(values),
         coverage=coverage,
+        domain=domain,
     )
 
 
@@ -278,7 +298,8 @@ async def _join(
     for (place, item), opinion in zip(asked, opinions, strict=True):
         if opinion is None:
             continue
-        harm = _harm({**item.harm.judges, judge.name: opinion}, item.harm.coverage)
+        known = item.harm
+        harm = _harm({**known.judges, judge.name: opinion}, known.coverage, known.domain)
         releases = {**item.releases, judge.name: judge.digest}
         scores[place] = replace(item, harm=harm, releases=releases)
 

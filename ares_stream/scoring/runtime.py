@@ -19,6 +19,9 @@ PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvide
 QUIET: Final = 3
 """ONNX Runtime's severity `error`: its warnings are about graph details nobody can change."""
 
+POOLED: Final = "pooled"
+"""The output that a domain is about: the mean of the tokens' last hidden states, [n, hidden]."""
+
 Array = npt.NDArray[np.float32]
 
 
@@ -30,7 +33,8 @@ def available_providers() -> list[str]:
 class OnnxModel:
     """A session over one bundle's model. `run` may be called from several threads."""
 
-    def __init__(self, bundle: Bundle, provider: Provider) -> None:
+    def __init__(self, bundle: Bundle, provider: Provider, *, states: bool | None = None) -> None:
+        """`states`: whether to give the model's states too; None where the bundle has a domain."""
         wanted = PROVIDERS[provider]
         if provider == "cuda" and hasattr(ort, "preload_dlls"):
             # Without it the CUDA libraries of pip are not found, and ORT falls back in silence.
@@ -69,7 +73,11 @@ class OnnxModel:
                 "input_ids, attention_mask and perhaps token_type_ids"
             )
         outputs = [item.name for item in self._session.get_outputs()]
-        self._output = "logits" if "logits" in outputs else outputs[0]
+        self._outputs = ["logits" if "logits" in outputs else outputs[0]]
+        if states or (states is None and bundle.manifest.domain is not None):
+            if POOLED not in outputs:
+                raise BundleError(f"{bundle.model}: a domain needs an output {POOLED}, it has none")
+            self._outputs.append(POOLED)
         self._device = "cuda" if provider == "cuda" else None
 
     @property
@@ -82,21 +90,27 @@ class OnnxModel:
 
         Raises ScoringError when the runtime fails or the shape is not that.
         """
+        logits, _ = self.run_with_states(batch)
+        return logits
+
+    def run_with_states(self, batch: Sequence[Tokens]) -> tuple[Array, Array | None]:
+        """The same, and the states [len(batch), hidden] where they are asked for."""
         feed = self._feed(batch)
         try:
-            logits = (
-                self._run_bound(feed)
-                if self._device
-                else self._session.run([self._output], feed)[0]
+            found = (
+                self._run_bound(feed) if self._device else self._session.run(self._outputs, feed)
             )
         except Exception as error:  # ORT raises classes of a private module
             raise ScoringError(f"ONNX Runtime failed: {type(error).__name__}") from error
-        array = np.asarray(logits, dtype=np.float32)
+        states = np.asarray(found[1], dtype=np.float32) if len(found) > 1 else None
+        if states is not None and (states.ndim != 2 or states.shape[0] != len(batch)):
+            raise ScoringError(f"{POOLED} has shape {states.shape} for {len(batch)} inputs")
+        array = np.asarray(found[0], dtype=np.float32)
         if array.ndim == 1:
             array = array[:, None]
         if array.ndim != 2 or array.shape[0] != len(batch):
             raise ScoringError(f"the model gave shape {array.shape} for {len(batch)} inputs")
-        return array
+        return array, states
 
     def _feed(self, batch: Sequence[Tokens]) -> dict[str, npt.NDArray[np.integer]]:
         shape = (len(batch), max(len(item) for item in batch))
@@ -116,6 +130,7 @@ class OnnxModel:
         binding = self._session.io_binding()
         for name, value in feed.items():
             binding.bind_cpu_input(name, value)
-        binding.bind_output(self._output, "cpu")
+        for name in self._outputs:
+            binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(binding)
-        return binding.copy_outputs_to_cpu()[0]
+        return binding.copy_outputs_to_cpu()

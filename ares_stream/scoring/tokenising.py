@@ -7,9 +7,12 @@ what is encoded in it is read decoded as well.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -43,6 +46,8 @@ MIN_FIRST_TOKENS: Final = 16
 Input = tuple[Interaction, str]
 """An interaction and an answer to it, which need not be the policy's."""
 
+_BEGIN: Final = re.compile(r'\{% set bos_token = ("(?:[^"\\]|\\.)+") %\}')
+
 UNREADABLE: Final = "the model's tokenizer has no tokens for this conversation"
 
 
@@ -62,13 +67,15 @@ class Reading:
     """An answer as a model reads it: in one window where it fits.
 
     `decoded` are windows of what was encoded in it by the `encodings`; `unread` counts the
-    characters behind the last window, of the answer and of what was decoded.
+    characters behind the last window, of the answer and of what was decoded; `answer` is the
+    text itself.
     """
 
     windows: tuple[Tokens, ...]
     decoded: tuple[Tokens, ...] = ()
     encodings: tuple[str, ...] = ()
     unread: int = 0
+    answer: str = ""
 
 
 class InputEncoder:
@@ -98,6 +105,7 @@ class InputEncoder:
                 f"{bundle.path}: template.max_length {template.max_length} leaves no room for "
                 f"text beside {special} special tokens"
             )
+        self._begin = beginning_token(template.first)
         self._windows = template.windows
         self._longest = template.max_length * CHARACTERS_PER_TOKEN
 
@@ -108,8 +116,8 @@ class InputEncoder:
         """
         found = self._encode(inputs)
         readings: list[Reading | ScoringError] = [
-            tokens if isinstance(tokens, ScoringError) else Reading((tokens,))
-            for tokens, _ in found
+            tokens if isinstance(tokens, ScoringError) else Reading((tokens,), answer=answer)
+            for (tokens, _), (_, answer) in zip(found, inputs, strict=True)
         ]
         if self._windows is None:
             return readings
@@ -121,6 +129,22 @@ class InputEncoder:
             if found[place][1] or hidden:
                 readings[place] = self._read_closely(interaction, answer, plain, hidden)
         return readings
+
+    def unknown_share(self, reading: Reading) -> float:
+        """Of an answer's windows, the share of tokens that stand for what the tokenizer does not
+        know."""
+        if not self._unknown:
+            return 0.0
+        windows = (*reading.windows, *reading.decoded)
+        found = sum(int(np.isin(tokens.ids, self._unknown).sum()) for tokens in windows)
+        return found / sum(map(len, windows))
+
+    @cached_property
+    def _unknown(self) -> list[int]:
+        model = json.loads(self._tokenizer.to_str())["model"]
+        named = model.get("unk_token")
+        ids = (model.get("unk_id"), None if named is None else self._tokenizer.token_to_id(named))
+        return sorted({item for item in ids if item is not None})
 
     def encode(self, inputs: Sequence[Input]) -> list[Tokens | ScoringError]:
         """Tokens of each (interaction, answer to it) in one window, in order."""
@@ -156,6 +180,7 @@ class InputEncoder:
             decoded=tuple(tokens[own:]),
             encodings=tuple(name for name, _ in hidden),
             unread=sum(unread for _, unread in cut),
+            answer=answer,
         )
 
     def _stretches(self, interaction: Interaction, text: str) -> tuple[list[str], int]:
@@ -223,11 +248,17 @@ class InputEncoder:
     def _alone(self, texts: Sequence[tuple[str, str]]) -> list[tuple[Tokens | ScoringError, bool]]:
         found: list[tuple[Tokens | ScoringError, bool]] = []
         room = self._room
-        for ids in self._ends([text for text, _ in texts], [room + 1] * len(texts)):
+        cut = self._ends([text for text, _ in texts], [room + 1] * len(texts))
+        for ids, (text, _) in zip(cut, texts, strict=True):
             if ids is None:
                 found.append((ScoringError(UNREADABLE), False))
             else:
                 kept = ids[max(0, len(ids) - room) :]
+                if len(ids) > room and self._begin and text.startswith(self._begin):
+                    # A model that was trained with a beginning token misreads a text without.
+                    begin = self._tokenizer.token_to_id(self._begin)
+                    if begin is not None:
+                        kept = np.concatenate(([begin], kept[1:]))
                 found.append((_tokens(*self._single.around(kept)), len(ids) > room))
         return found
 
@@ -286,6 +317,12 @@ class InputEncoder:
         except ScoringError as error:
             return ScoringError(str(error))  # Without the traceback, which holds the conversation.
         return first, second
+
+
+def beginning_token(template: str) -> str | None:
+    """The token that the template writes first of all, as `with_special_tokens` names it."""
+    found = _BEGIN.search(template)
+    return None if found is None else str(json.loads(found[1]))
 
 
 def _word(text: str, start: int) -> int:

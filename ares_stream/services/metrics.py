@@ -118,6 +118,9 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         self.encoded_answers = counter(
             "encoded_answers", "Answers that judges also read decoded, by encoding.", "encoding"
         )
+        self.outside_domain = counter(
+            "outside_domain", "Conversations unlike those that a judge was trained on.", "lane"
+        )
         self.quadrant = counter(
             "quadrant",
             "Verdicts that are not contested: harmful or safe, liked or disliked.",
@@ -305,6 +308,8 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
                 self.unread_answers.labels(lane).inc()
             for encoding in coverage.encodings:
                 self.encoded_answers.labels(encoding).inc()
+        if (domain := verdict.harm.domain) and domain.outside:
+            self.outside_domain.labels(lane).inc()
         harmful = _HARMFUL.get(verdict.failure_class)
         if harmful is None:
             return  # People decide.

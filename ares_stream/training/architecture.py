@@ -59,18 +59,45 @@ class Classifier(torch.nn.Module):
             logits = self.model(input_ids=input_ids, attention_mask=attention_mask, **extra).logits
         return logits
 
+    def with_states(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits, and the states [batch, hidden]: the mean of all tokens' last hidden states, also
+        where the head reads the last token alone, which says little of the text before it."""
+        extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        if self.decoder or self.mean:
+            hidden = self._hidden(input_ids, attention_mask, **extra)
+            return self._top(self._pool(hidden, attention_mask)), _mean(hidden, attention_mask)
+        found = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_hidden_states=True,
+            **extra,
+        )
+        return found.logits, _mean(found.hidden_states[-1], attention_mask)
+
     def pooled(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **extra: torch.Tensor
     ) -> torch.Tensor:
         """What the linear head reads, [batch, hidden]."""
+        return self._pool(self._hidden(input_ids, attention_mask, **extra), attention_mask)
+
+    def _hidden(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **extra: torch.Tensor
+    ) -> torch.Tensor:
         if self.decoder:
             extra = {"use_cache": False}  # type: ignore[dict-item]
         hidden: torch.Tensor = self.model.base_model(
             input_ids=input_ids, attention_mask=attention_mask, **extra
         ).last_hidden_state
+        return hidden
+
+    def _pool(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         if self.mean:
-            mask = attention_mask[..., None].to(hidden.dtype)
-            return (hidden * mask).sum(1) / mask.sum(1)
+            return _mean(hidden, attention_mask)
         rows = torch.arange(hidden.shape[0], device=hidden.device)
         return hidden[rows, attention_mask.sum(1) - 1]
 
@@ -83,3 +110,25 @@ class Classifier(torch.nn.Module):
         if self.mean:
             setattr(self.model.config, POOLING, "mean")
         return self.mean
+
+
+class WithStates(torch.nn.Module):
+    """A classifier that gives its states beside its logits: what is exported with a domain."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [batch, labels] and states [batch, hidden]."""
+        return self.classifier.with_states(input_ids, attention_mask, token_type_ids)
+
+
+def _mean(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    mask = attention_mask[..., None].to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1)

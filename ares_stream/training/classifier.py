@@ -38,6 +38,7 @@ from ares_stream.training.calibration import (
     pairwise_accuracy,
 )
 from ares_stream.training.checkpoints import quiet_transformers
+from ares_stream.training.domain import DomainRows
 from ares_stream.training.encoder import Answer, Encoded, Encoder, Progress, Recipe
 from ares_stream.training.examples import (
     DataFile,
@@ -251,6 +252,7 @@ def train_harm(
         data=data,
         metrics=metrics,
         sample=[row.interaction for row in test],
+        domain=DomainRows([row.interaction for row in train], [row.interaction for row in dev]),
         calibration=Calibration(slope=calibration.slope, intercept=calibration.intercept),
     )
     return Report(bundle, metrics, {part: len(index) for part, index in parts.items()})
@@ -316,6 +318,7 @@ def _export(
     data: Sequence[DataFile],
     metrics: dict[str, Interval],
     sample: Sequence[Interaction],
+    domain: DomainRows | None = None,
     calibration: Calibration | None = None,
     reference: Sequence[Interaction] = (),
 ) -> Bundle:
@@ -330,7 +333,9 @@ def _export(
             name=name,
             template=(fitted.template.first, fitted.template.second),
             max_length=fitted.template.max_length,
+            windows=fitted.template.windows,
             sample=sample,
+            domain=domain,
             reference=reference,
             calibration=calibration,
             lineage=Lineage(

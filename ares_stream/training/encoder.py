@@ -27,6 +27,7 @@ Progress = Callable[[int, int], None]
 _BUCKET = 32  # Batches sorted together by length: less padding, and still a fair shuffle.
 _EVALUATION_ROWS = 64
 _CLIP = 1.0
+_BFLOAT16 = ("amx_bf16", "avx512_bf16")
 _HEAD_STEPS = 200  # L-BFGS ends sooner at its tolerance; the bound is for features that overflow.
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -344,7 +345,8 @@ class Encoder:
 
     def _fast(self) -> torch.autocast:
         """bfloat16 where the hardware multiplies it natively: several times as fast."""
-        native = self.device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        able = torch.cpu.get_capabilities()
+        native = self.device.type == "cuda" or any(able.get(name) for name in _BFLOAT16)
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=native)
 
 

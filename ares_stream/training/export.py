@@ -34,14 +34,15 @@ from ares_stream.models.bundles import (
 from ares_stream.records.base import digest
 from ares_stream.records.interaction import Interaction
 from ares_stream.scoring.offline import Progress, reward_reference
-from ares_stream.scoring.runtime import OnnxModel
+from ares_stream.scoring.runtime import POOLED, OnnxModel
 from ares_stream.scoring.tokenising import InputEncoder
-from ares_stream.training.architecture import Classifier
+from ares_stream.training.architecture import Classifier, WithStates
 from ares_stream.training.checkpoints import (
     Checkpoint,
     first_line,
     load_checkpoint,
 )
+from ares_stream.training.domain import MIN_REFERENCE, DomainRows, fit_domain
 from ares_stream.training.inputs import Inputs
 from ares_stream.training.parity import check_tokens, check_words, measure
 from ares_stream.training.samples import sample_conversations
@@ -63,6 +64,7 @@ def export_bundle(
     like: Bundle | None = None,
     sample: Sequence[Interaction] = (),
     reference: Sequence[Interaction] = (),
+    domain: DomainRows | None = None,
     calibration: Calibration | None = None,
     lineage: Lineage | None = None,
     metrics: dict[str, float] | None = None,
@@ -75,6 +77,8 @@ def export_bundle(
     takes template, length and special tokens from another bundle instead. With `windows` an
     answer that does not fit is read whole.
     `reference` are benign interactions, needed for a reward model; `progress` counts them.
+    With `domain` the bundle says which conversations are unlike those; a reward model gets one of
+    its reference where that has MIN_REFERENCE conversations.
     The checks read `sample`, else the reference, else English sentences of our own.
     Without a `lineage` the base is the source itself.
 
@@ -86,6 +90,10 @@ def export_bundle(
         raise BundleError(f"{out}: exists already; bundles are immutable, choose another name")
     if kind == "reward" and len(reference) < 2:
         raise BundleError("a reward bundle needs benign reference conversations (--reference)")
+    if kind == "reward" and domain is None and len(reference) >= MIN_REFERENCE:
+        domain = DomainRows.split(reference)
+    if domain is not None:
+        domain.check()
     checkpoint = load_checkpoint(source)
     outputs = _outputs(kind, checkpoint, labels)
     inputs = (
@@ -102,11 +110,12 @@ def export_bundle(
     with _writing(out), tempfile.TemporaryDirectory(prefix="ares-export-") as folder:
         staging = Path(folder)
         module = Classifier(checkpoint.model, checkpoint.tokenizer).eval()
-        _export(module, checkpoint, staging / MODEL)
+        _export(module, checkpoint, staging / MODEL, states=domain is not None)
         draft = inputs.draft(staging, kind)
         draft = replace(draft, manifest=draft.manifest.model_copy(update={"outputs": outputs}))
-        onnx = OnnxModel(draft, "cpu")
+        onnx = OnnxModel(draft, "cpu", states=domain is not None)
         parity = measure(module, onnx, checkpoint, InputEncoder(draft), [*tried, *own], max_length)
+        found = None if domain is None else fit_domain(draft, domain, staging, progress)
         manifest = Manifest(
             name=name,
             kind=kind,
@@ -116,6 +125,7 @@ def export_bundle(
             calibration=calibration or Calibration(),
             reference=reward_reference(draft, reference, progress) if kind == "reward" else None,
             parity=parity,
+            domain=found,
             metrics=metrics or {},
             versions={"torch": torch.__version__.split("+")[0]},
         )
@@ -183,7 +193,7 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _export(module: Classifier, checkpoint: Checkpoint, path: Path) -> None:
+def _export(module: Classifier, checkpoint: Checkpoint, path: Path, *, states: bool) -> None:
     names = ["input_ids", "attention_mask"]
     if module.segment_kinds:
         names.append("token_type_ids")
@@ -195,12 +205,12 @@ def _export(module: Classifier, checkpoint: Checkpoint, path: Path) -> None:
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
-                module,
+                WithStates(module) if states else module,
                 (),
                 kwargs=example,
                 dynamo=True,
                 input_names=names,
-                output_names=["logits"],
+                output_names=["logits", POOLED] if states else ["logits"],
                 dynamic_shapes={name: dict(axes) for name in names},
                 verbose=False,
             )

@@ -117,6 +117,9 @@ class Inputs:
         if template is not None:
             (first, second), own = template, False
             bare = second is None and any(token in first for token in special.values())
+            begin = special.get("bos_token")
+            if bare and begin and first.startswith(begin):
+                first = with_special_tokens(first, {"bos_token": begin})
         elif chat:
             first, second, bare, own = with_special_tokens(chat, special), None, True, True
         else:

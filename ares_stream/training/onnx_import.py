@@ -30,6 +30,7 @@ from ares_stream.models.bundles import (
     Manifest,
     Outputs,
     Parity,
+    Windows,
     file_digest,
     write_bundle,
 )
@@ -39,6 +40,7 @@ from ares_stream.scoring.model import read_outputs
 from ares_stream.scoring.offline import Progress, reward_reference
 from ares_stream.scoring.runtime import OnnxModel
 from ares_stream.scoring.tokenising import InputEncoder, Tokens
+from ares_stream.training.domain import DomainRows, fit_domain
 from ares_stream.training.examples import Expected
 from ares_stream.training.inputs import MAX_UNKNOWN, Inputs, share_of_unknown, texts
 from ares_stream.training.samples import sample_conversations
@@ -129,9 +131,10 @@ def candidate(
     activation: Activation | None = None,
     template: tuple[str, str | None] | None = None,
     max_length: int = 512,
+    windows: Windows | None = None,
 ) -> Candidate:
     """What the model would be as a bundle. Raises BundleError where labels do not fit."""
-    inputs = Inputs.from_files(source.tokenizer, max_length, template)
+    inputs = Inputs.from_files(source.tokenizer, max_length, template).with_windows(windows)
     with _staged(source, inputs, kind) as draft:
         width = _logits(draft, _encoded(draft, _conversations(()))[:1]).shape[1]
     names = source.labels or [str(number) for number in range(width)]
@@ -162,6 +165,7 @@ def import_onnx(
     name: str,
     tolerance: float = TOLERANCE,
     reference: Sequence[Interaction] = (),
+    domain: DomainRows | None = None,
     lineage: Lineage | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -182,6 +186,7 @@ def import_onnx(
         )
         rows = _encoded(draft, asked)
         parity = _compare(found, expected, _logits(draft, rows), tolerance)
+        covered = None if domain is None else fit_domain(draft, domain, draft.path, progress)
         manifest = Manifest(
             name=name,
             kind=found.kind,
@@ -192,6 +197,7 @@ def import_onnx(
             if found.kind == "reward"
             else None,
             parity=parity,
+            domain=covered,
         )
         return write_bundle(out, manifest, {item.name: item for item in draft.path.iterdir()})
 

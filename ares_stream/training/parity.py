@@ -101,12 +101,13 @@ def measure(
         raise BundleError(f"{checkpoint.source}: its tokenizer refuses every conversation")
     batches = [real, *([item] for item in real), [real[0], real[0]]]
     batches += _random(module, checkpoint, max_length)
-    worst, cases = 0.0, 0
+    worst, apart, cases = 0.0, 0.0, 0
     for batch in batches:
         try:
             with torch.no_grad():
-                expected = [module(**_alone(module, item)).numpy()[0] for item in batch]
-            logits = onnx.run(batch)
+                each = [module.with_states(**_alone(module, item)) for item in batch]
+            expected = [logits.numpy()[0] for logits, _ in each]
+            logits, states = onnx.run_with_states(batch)
         except (ScoringError, IndexError, RuntimeError) as error:
             raise BundleError(
                 f"{checkpoint.source}: cannot read {max(map(len, batch))} tokens "
@@ -115,10 +116,18 @@ def measure(
         for row, reference in zip(logits, expected, strict=True):
             worst = max(worst, float(np.max(np.abs(row - reference))))
             cases += 1
+        if states is not None:
+            theirs = np.stack([state.numpy()[0] for _, state in each])
+            apart = max(apart, float(np.abs(states - theirs).max() / np.abs(theirs).max()))
     if not worst <= TOLERANCE:
         raise BundleError(
             f"{checkpoint.source}: the ONNX model differs from PyTorch by {worst:.2g} "
             f"(allowed {TOLERANCE:g}); this architecture does not export correctly"
+        )
+    if not apart <= TOLERANCE:
+        raise BundleError(
+            f"{checkpoint.source}: the ONNX model's states differ from PyTorch's by {apart:.2g} of "
+            f"the largest (allowed {TOLERANCE:g}); this architecture does not export correctly"
         )
     return Parity(max_abs_difference=worst, cases=cases)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from ares_stream.models.bundles import (
+    DOMAIN,
     Bundle,
     InputTemplate,
     Kind,
@@ -25,6 +26,7 @@ from ares_stream.models.bundles import (
     write_bundle,
 )
 from ares_stream.records.interaction import Interaction, Message, Policy, Reference
+from ares_stream.training.domain import DomainRows, fit_domain
 
 NAN: Final = "nan"
 CRASH: Final = "crash"
@@ -47,11 +49,20 @@ def word_tokenizer() -> str:
     return tokenizer.to_str()
 
 
-def word_model(weights: Mapping[str, float], labels: int = 1) -> bytes:
-    """An ONNX model: the last label's logit is the sum of the words' weights, the others' 0."""
+def word_model(
+    weights: Mapping[str, float], labels: int = 1, *, pooled: Sequence[str] = ()
+) -> bytes:
+    """An ONNX model: the last label's logit is the sum of the words' weights, the others' 0. Its
+    states are the counts of the words `pooled`, where there are any."""
     table = np.zeros((len(WORDS) - 1, labels), np.float32)
     for word, weight in weights.items():
         table[WORDS.index(word), labels - 1] = weight
+    counted = np.array([[word == other for other in pooled] for word in WORDS[:-1]], np.float32)
+    counts = [
+        helper.make_node("Gather", ["counted", "input_ids"], ["each"]),
+        helper.make_node("Mul", ["each", "wide"], ["shown"]),
+        helper.make_node("ReduceSum", ["shown", "middle"], ["pooled"], keepdims=0),
+    ]
     graph = helper.make_graph(
         [
             helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
@@ -59,15 +70,24 @@ def word_model(weights: Mapping[str, float], labels: int = 1) -> bytes:
             helper.make_node("Unsqueeze", ["mask", "last"], ["wide"]),
             helper.make_node("Mul", ["rows", "wide"], ["kept"]),
             helper.make_node("ReduceSum", ["kept", "middle"], ["logits"], keepdims=0),
+            *(counts if pooled else ()),
         ],
         "words",
         [
             helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
             for name in ("input_ids", "attention_mask")
         ],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", labels])],
+        [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", labels]),
+            *(
+                [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["batch", len(pooled)])]
+                if pooled
+                else ()
+            ),
+        ],
         [
             numpy_helper.from_array(table, "table"),
+            *([numpy_helper.from_array(counted, "counted")] if pooled else ()),
             numpy_helper.from_array(np.array([2]), "last"),
             numpy_helper.from_array(np.array([1]), "middle"),
         ],
@@ -83,11 +103,16 @@ def word_bundle(
     name: str,
     kind: Kind = "harm",
     weights: Mapping[str, float] = WEIGHTS,
+    *,
+    like: DomainRows | None = None,
+    pooled: Sequence[str] = ("good", "bad", "dull"),
     **manifest: Any,
 ) -> Bundle:
-    """A bundle at folder/name. A judge reads sigmoid of the logit, a reward the logit itself."""
-    (folder / "model").write_bytes(word_model(weights))
+    """A bundle at folder/name. A judge reads sigmoid of the logit, a reward the logit itself. With
+    conversations that it is `like` it has a domain."""
+    (folder / "model").write_bytes(word_model(weights, pooled=pooled if like else ()))
     (folder / "tokenizer").write_text(word_tokenizer())
+    files = {"model.onnx": folder / "model", "tokenizer.json": folder / "tokenizer"}
     fields: dict[str, Any] = {
         "template": PAIR,
         "outputs": Outputs(activation="sigmoid" if kind == "harm" else "identity", labels=(0,)),
@@ -97,11 +122,16 @@ def word_bundle(
         else None,
         **manifest,
     }
-    return write_bundle(
-        folder / name,
-        Manifest(name=name.split("@")[0], kind=kind, **fields),
-        {"model.onnx": folder / "model", "tokenizer.json": folder / "tokenizer"},
-    )
+    made = Manifest(name=name.split("@")[0], kind=kind, **fields)
+    if like is not None:
+        draft = folder / f"draft of {name}"
+        draft.mkdir()
+        for part, source in files.items():
+            (draft / part).write_bytes(source.read_bytes())
+        domain = fit_domain(Bundle(draft, made, ""), like, draft)
+        made = made.model_copy(update={"domain": domain})
+        files[DOMAIN] = draft / DOMAIN
+    return write_bundle(folder / name, made, files)
 
 
 def rewritten(bundle: Bundle, **changes: object) -> Path:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from ares_stream.cli.main import app
 from ares_stream.models.bundles import load_bundle
+from ares_stream.scoring.model import Opinion, ScoringModel
 from ares_stream.scoring.offline import raw_scores
 from ares_stream.training.examples import conversation
 from tests.support.word_models import word_model, word_tokenizer
@@ -92,6 +93,36 @@ def test_one_number_a_row_is_enough(
     assert manifest.lineage.base == "org/base"
     assert manifest.reference is not None
     assert manifest.reference.count == 24
+
+
+def test_windows_and_a_domain_are_written_where_they_are_asked_for(
+    model: Path, tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    expected = write([row(answer, logits=[0.0, logit(answer)]) for answer in SAID])
+    like = tmp_path / "like.jsonl"
+    like.write_text("".join(json.dumps(row("good bad " * n)) + "\n" for n in range(1, 91)))
+    options = ("--expected", expected, "--windows", 5, "--domain", like)
+    refused = run(model, "--out", tmp_path / "none", *options, code=2)
+    assert "a domain needs an output pooled" in refused
+    assert not (tmp_path / "none").exists()
+    (model / "model.onnx").write_bytes(word_model(WEIGHTS, 2, pooled=("good", "bad", "dull")))
+    run(model, "--out", tmp_path / "out", *options)
+    bundle = load_bundle(tmp_path / "out", "harm")
+    assert bundle.manifest.template.windows is not None
+    assert bundle.manifest.template.windows.most == 5
+    assert bundle.manifest.domain is not None
+    assert (bundle.manifest.domain.rows, bundle.manifest.domain.held_out) == (60, 30)
+    judge = ScoringModel(bundle, "cpu")
+    asked = [conversation("dull", text) for text in ("good bad good", "bad " * 40)]
+    near, far = judge.opinions([(item, item.response) for item in asked])
+    assert isinstance(near, Opinion)
+    assert isinstance(far, Opinion)
+    assert near.domain is not None
+    assert far.domain is not None
+    assert (near.domain.outside, far.domain.outside) == (False, True)
+    shown = CliRunner().invoke(app, ["bundle", "show", str(tmp_path / "out")]).stdout
+    assert "at most 5 windows" in " ".join(shown.split())
+    assert "of 60 conversations" in " ".join(shown.split())
 
 
 def test_a_dry_run_shows_what_the_model_gives_and_writes_nothing(

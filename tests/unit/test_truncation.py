@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,16 +15,17 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from ares_stream.errors import BundleError
-from ares_stream.models.bundles import Bundle, InputTemplate, Lineage, Manifest, Outputs
+from ares_stream.models.bundles import Bundle, InputTemplate, Lineage, Manifest, Outputs, Windows
 from ares_stream.scoring.framing import read_frames
 from ares_stream.scoring.tokenising import (
     CHARACTERS_PER_TOKEN,
     MIN_FIRST_TOKENS,
     InputEncoder,
+    Reading,
     Tokens,
 )
 from tests.support.tokenizers import KINDS, corpus, unframed
-from tests.support.word_models import says
+from tests.support.word_models import WORDS, says, word_tokenizer
 
 INPUTS = 150
 """Of each of the four kinds of tokenizer, pairs and single texts: 1,200 in all."""
@@ -44,6 +46,38 @@ def encoder(folder: Path, tokenizer: Tokenizer, limit: int, *, pair: bool) -> In
         lineage=Lineage(base="none"),
     )
     return InputEncoder(Bundle(folder, manifest, ""))
+
+
+def test_a_text_that_is_cut_keeps_the_beginning_token_that_its_template_writes(
+    tmp_path: Path,
+) -> None:
+    bare = {**json.loads(word_tokenizer()), "post_processor": None}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(bare))
+    template = InputTemplate(
+        first='{% set bos_token = "[CLS]" %}\n{{ bos_token }} {{ prompt }} {{ response }}',
+        max_length=12,
+    )
+    manifest = Manifest(
+        name="judge",
+        kind="harm",
+        template=template,
+        outputs=Outputs(activation="sigmoid", labels=(0,)),
+        lineage=Lineage(base="none"),
+    )
+    reader = InputEncoder(Bundle(tmp_path, manifest, ""))
+    answer = "bad worse"
+    for asked in range(1, 40):
+        (tokens,) = reader.encode([(says(answer, prompt="dull " * asked), answer)])
+        assert isinstance(tokens, Tokens)
+        words = [WORDS[item] for item in tokens.ids]
+        assert words == ["[CLS]", *["dull"] * min(asked, 9), "bad", "worse"]
+    windowed = template.model_copy(update={"windows": Windows(most=4)})
+    reader = InputEncoder(Bundle(tmp_path, manifest.model_copy(update={"template": windowed}), ""))
+    long = "good " * 30
+    (reading,) = reader.read([(says(long, prompt="dull " * 40), long)])
+    assert isinstance(reading, Reading)
+    assert len(reading.windows) > 2
+    assert all(WORDS[window.ids[0]] == "[CLS]" for window in reading.windows)
 
 
 def by_the_library(
