@@ -162,6 +162,11 @@ def open_note(note: str, trusted: Sequence[NoteKey]) -> tuple[str, tuple[NoteKey
     return text, tuple(signed)
 
 
+def tree_origin(name: str, topic: str, partition: int) -> str:
+    """What the log of one partition is called: the notary's name, topic and partition."""
+    return f"{name}/{topic}/{partition}"
+
+
 @dataclass(frozen=True, slots=True)
 class TreeHead:
     """What a checkpoint says: the log's name, its number of leaves and its root, 32 bytes."""

@@ -10,6 +10,8 @@ EXAMPLES: Final = {
     "init": "ares init --topic chat-logs --sample sample.jsonl",
     "scorer": "ares scorer --settings ares.yaml",
     "monitor": "ares monitor --settings ares.yaml",
+    "notary": "ares notary --settings ares.yaml",
+    "audit key": "ares audit key example.com/ares --out notary.pem",
     "rates": "ares rates --lane production --by locale",
     "alarms list": "ares alarms list --json",
     "alarms acknowledge": 'ares alarms acknowledge 3f9a --note "the new prompt template"',

@@ -26,6 +26,8 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("prober", "prober"),
     ("repairer", "repairer"),
     ("monitor", "monitor"),
+    ("notary", "notary"),
+    ("audit", "audit"),
     ("rates", "rates"),
     ("alarms", "alarms"),
     ("anchors", "anchors"),

@@ -17,6 +17,7 @@ from ares_stream.errors import SettingsError
 from ares_stream.records import topics
 from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
 from ares_stream.records.base import Record
+from ares_stream.records.checkpoint import Checkpoint, NotaryState, Salt
 from ares_stream.records.cloudevents import event_type
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.label import Label, ReviewItem
@@ -42,6 +43,9 @@ RECORDS: tuple[type[Record], ...] = (
     MonitorState,
     Alarm,
     AlarmAcknowledgement,
+    Checkpoint,
+    NotaryState,
+    Salt,
 )
 
 TOPIC_RECORDS: Mapping[str, tuple[tuple[type[Record], ...], str]] = {
@@ -68,6 +72,12 @@ TOPIC_RECORDS: Mapping[str, tuple[tuple[type[Record], ...], str]] = {
         (Alarm, AlarmAcknowledgement),
         "What has changed, and who has taken note. Keyed by alarm.",
     ),
+    topics.CHECKPOINTS: (
+        (Checkpoint,),
+        "Signed heads of the trees over the output topics. Keyed by topic and partition.",
+    ),
+    topics.NOTARY: ((NotaryState,), "How far each tree has grown. Compacted."),
+    topics.SALTS: ((Salt,), "Salts of the leaves of text. Compacted by record; erased on demand."),
 }
 """Topic without prefix: its records and what it is for. Dead letters keep foreign bytes and
 have no schema."""

@@ -29,6 +29,9 @@ REPAIRS: Final = "repairs"
 RATES: Final = "rates"
 ALARMS: Final = "alarms"
 DEADLETTERS: Final = "deadletters"
+CHECKPOINTS: Final = "checkpoints"
+NOTARY: Final = "notary"
+SALTS: Final = "salts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,9 @@ def specs(
         (RATES, 1, compact),
         (ALARMS, 1, audit),
         (DEADLETTERS, partitions, month | large),
+        (CHECKPOINTS, 1, safe | {"cleanup.policy": "delete", "retention.ms": "-1"} | large),
+        (NOTARY, 1, compact | large),
+        (SALTS, 1, compact),
     )
     return tuple(
         TopicSpec(topic_name(prefix, name), count, replication, config)

@@ -194,6 +194,36 @@ class MonitorSettings(Section):
     anchors: AnchorSettings | None = None
 
 
+NotarisedTopic = Literal[
+    "interactions.production",
+    "interactions.probe",
+    "interactions.anchor",
+    "verdicts",
+    "repair",
+    "review",
+    "labels",
+    "releases",
+    "repairs",
+    "deadletters",
+]
+
+
+class NotarySettings(Section):
+    """The notary service."""
+
+    group: str = "ares-notary"
+    name: str = Field("ares-stream", pattern=r"^[^\s+]+$")
+    """What its signatures are made under, such as example.com/ares: the name of its keys."""
+    keys: tuple[Path, ...] = ()
+    """Private keys of `ares audit key`. Each signs each head: to change keys, name the new one
+    beside the old one until every auditor has its public half."""
+    topics: tuple[NotarisedTopic, ...] = Field(
+        ("verdicts", "repair", "labels", "releases", "repairs", "deadletters"), min_length=1
+    )
+    checkpoint_seconds: float = Field(10.0, gt=0.0)
+    """Between two heads of a partition that grows; a release is signed at once."""
+
+
 class RegistrySettings(Section):
     """Where releases are kept, and who is told besides the releases topic."""
 
@@ -271,6 +301,7 @@ class Settings(BaseSettings):
     registry: RegistrySettings = RegistrySettings()
     repairer: RepairerSettings = RepairerSettings()
     monitor: MonitorSettings = MonitorSettings()
+    notary: NotarySettings = NotarySettings()
 
     @classmethod
     def settings_customise_sources(

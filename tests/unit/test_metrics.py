@@ -29,6 +29,7 @@ from ares_stream.records.verdict import (
 from ares_stream.services.metrics import RepairerMetrics, ScorerMetrics
 from ares_stream.services.monitor import objectives
 from ares_stream.services.monitor_metrics import MonitorMetrics
+from ares_stream.services.notary_metrics import NotaryMetrics
 from ares_stream.services.settings import AlarmSettings, MonitorSettings
 from ares_stream.streaming.resume import OffsetLoss
 
@@ -232,6 +233,7 @@ def test_an_open_breaker_shows(metrics: ScorerMetrics) -> None:
         ("The prober", ProberMetrics),
         ("The repairer", RepairerMetrics),
         ("The monitor", MonitorMetrics),
+        ("The notary", NotaryMetrics),
     ],
 )
 def test_the_page_of_metrics_tells_every_metric_with_type_labels_and_help(
@@ -257,7 +259,9 @@ def test_a_verdict_is_counted_once_it_is_committed_and_once(metrics: ScorerMetri
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-@pytest.mark.parametrize("make", [ScorerMetrics, ProberMetrics, RepairerMetrics, MonitorMetrics])
+@pytest.mark.parametrize(
+    "make", [ScorerMetrics, ProberMetrics, RepairerMetrics, MonitorMetrics, NotaryMetrics]
+)
 def test_promtool_has_nothing_to_say(make: Callable[[CollectorRegistry], object]) -> None:
     registry = CollectorRegistry()
     made = make(registry)

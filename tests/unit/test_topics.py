@@ -46,4 +46,4 @@ def test_one_copy_asks_for_one_in_sync_and_three_copies_for_two() -> None:
 
 def test_what_people_and_models_decide_is_compacted_and_the_rest_is_kept_by_time() -> None:
     compacted = {spec.name for spec in specs("") if spec.config["cleanup.policy"] == "compact"}
-    assert compacted == {"labels", "rates", "releases"}
+    assert compacted == {"labels", "notary", "rates", "releases", "salts"}

@@ -1,0 +1,96 @@
+"""What the notary writes: signed tree heads with their leaves, its state, and salts."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final, Literal
+
+from pydantic import AwareDatetime, ConfigDict, Field
+
+from ares_stream.records.base import Identifier, OffsetRange, Part, Record, Sha256, canonical_json
+
+_BINARY: Final = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+"""Bytes stand in JSON as base64 with the URL-safe alphabet."""
+
+
+class Checkpoint(Record):
+    """A signed head of one partition's tree, and the leaves that came since the one before.
+
+    `note` is a C2SP checkpoint, which alone is signed. All else is checked against it: `leaves`
+    (packed, see ares_stream.audit.leaves) cover the offsets `start` to `end` without `gaps`, and
+    `peaks` are the roots of the tree's perfect subtrees, left to right, before these leaves: with
+    them a checkpoint is checked by itself.
+    `timestamp_token` is an RFC 3161 time stamp of the note.
+    """
+
+    model_config = _BINARY
+    SCHEMA: ClassVar[str] = "ares.checkpoint/1"
+    schema_: Literal["ares.checkpoint/1"] = Field("ares.checkpoint/1", alias="schema")
+    topic: Identifier
+    partition: int = Field(ge=0)
+    start: int = Field(ge=0)
+    end: int = Field(ge=0)
+    size: int = Field(ge=0)
+    note: str
+    leaves: bytes
+    peaks: tuple[Sha256, ...]
+    gaps: tuple[OffsetRange, ...] = ()
+    issued_at: AwareDatetime
+    timestamp_token: bytes | None = None
+
+    @property
+    def key(self) -> bytes:
+        """Kafka's key."""
+        return canonical_json([self.topic, self.partition])
+
+
+class PendingLeaves(Part):
+    """Leaves that are in the tree and in no checkpoint yet."""
+
+    model_config = _BINARY
+
+    start: int = Field(ge=0)
+    leaves: bytes
+    peaks: tuple[Sha256, ...]
+    """Of the tree before them."""
+    gaps: tuple[OffsetRange, ...] = ()
+
+
+class NotaryState(Record):
+    """How far one partition's tree has grown. Key: topic and partition."""
+
+    model_config = _BINARY
+    SCHEMA: ClassVar[str] = "ares.notary-state/1"
+    schema_: Literal["ares.notary-state/1"] = Field("ares.notary-state/1", alias="schema")
+    topic: Identifier
+    partition: int = Field(ge=0)
+    end: int = Field(ge=0)
+    size: int = Field(ge=0)
+    peaks: tuple[Sha256, ...]
+    pending: PendingLeaves | None = None
+
+    @property
+    def key(self) -> bytes:
+        """Kafka's key."""
+        return canonical_json([self.topic, self.partition])
+
+
+class Salt(Record):
+    """The salt of one record's leaf, or that it was erased. Key: topic, partition and offset."""
+
+    model_config = _BINARY
+    SCHEMA: ClassVar[str] = "ares.salt/1"
+    schema_: Literal["ares.salt/1"] = Field("ares.salt/1", alias="schema")
+    topic: Identifier
+    partition: int = Field(ge=0)
+    offset: int = Field(ge=0)
+    salt: bytes | None = None
+    subject: Sha256 | None = None
+    """HMAC of the record's key under the salt: finds the salts of a key, and goes with the salt."""
+    erased_at: AwareDatetime | None = None
+    erased_by: Identifier | None = None
+    reason: str | None = None
+
+    @property
+    def key(self) -> bytes:
+        """Kafka's key."""
+        return canonical_json([self.topic, self.partition, self.offset])

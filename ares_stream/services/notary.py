@@ -1,0 +1,348 @@
+"""The notary: grows a Merkle tree of every partition of the output topics and signs its heads.
+
+    verdicts, repair, labels, releases, ─► trees ─┬─► notary       how far each tree has grown
+    repairs, deadletters                          ├─► salts        of the leaves of text
+                                                  └─► checkpoints  signed heads with their leaves
+
+A round is two transactions. The first writes what the trees have grown by, and its salts; the
+second, signed heads of exactly that. So no head is ever signed of a tree that a crash could take
+back: a life that ends between the two is followed by one that signs the same heads. Positions,
+trees and salts are read from the topics at the start, so that each record is one leaf, through
+kills and replicas. Of several replicas one leads, the owner of the notary topic's partition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+
+from ares_stream.audit.leaves import (
+    COMPACTED,
+    SALT_BYTES,
+    WITH_TEXT,
+    Hasher,
+    leaf_of,
+    subject_hash,
+)
+from ares_stream.audit.notes import NoteSigner, TreeHead, sign_note, tree_origin
+from ares_stream.audit.tree import MerkleRange
+from ares_stream.errors import SettingsError, StreamError, TopicError
+from ares_stream.records import topics
+from ares_stream.records.base import OffsetRange
+from ares_stream.records.checkpoint import Checkpoint, NotaryState, PendingLeaves, Salt
+from ares_stream.records.topics import topic_name
+from ares_stream.services.lifecycle import Life
+from ares_stream.services.notary_metrics import NotaryMetrics
+from ares_stream.services.settings import NotarySettings, Settings
+from ares_stream.streaming.admin import count_partitions
+from ares_stream.streaming.follower import Follower
+from ares_stream.streaming.journal import Journal
+from ares_stream.streaming.patience import Patience
+from ares_stream.streaming.queue import Queue
+from ares_stream.streaming.reader import read_latest
+from ares_stream.streaming.records import InboundRecord, OutboundRecord
+
+STANDBY_SECONDS: Final = 1.0
+RETRY_SECONDS: Final = 1.0
+ROUND_LEAVES: Final = 8192
+"""Leaves of a round: a checkpoint with all of them (81 bytes each, in base64) still fits into a
+record, and a round's transaction into its time-out."""
+POLL_RECORDS: Final = 2000
+
+Place = tuple[str, int]
+
+
+@dataclass(slots=True)
+class Grown:
+    """One partition's tree, and what it has grown by since its last checkpoint."""
+
+    topic: str
+    partition: int
+    tree: MerkleRange
+    end: int
+    start: int
+    before: list[bytes]
+    """Peaks of the tree at its last checkpoint."""
+    leaves: list[bytes] = field(default_factory=list)
+    gaps: list[OffsetRange] = field(default_factory=list)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a checkpoint would say more than the one before."""
+        return bool(self.leaves or self.gaps)
+
+    def state(self, *, signed: bool) -> NotaryState:
+        """The state to write; `signed` when the checkpoint stands beside it."""
+        pending = PendingLeaves(
+            start=self.start,
+            leaves=b"".join(self.leaves),
+            peaks=_shown(self.before),
+            gaps=tuple(self.gaps),
+        )
+        return NotaryState(
+            topic=self.topic,
+            partition=self.partition,
+            end=self.end,
+            size=self.tree.size,
+            peaks=_shown(self.tree.peaks),
+            pending=None if signed else pending,
+        )
+
+    def checkpoint(
+        self, origin: str, signers: Sequence[NoteSigner], issued_at: datetime
+    ) -> Checkpoint:
+        """The signed head."""
+        head = TreeHead(tree_origin(origin, self.topic, self.partition), self.tree.size,
+                        self.tree.root())  # fmt: skip
+        return Checkpoint(
+            topic=self.topic,
+            partition=self.partition,
+            start=self.start,
+            end=self.end,
+            size=self.tree.size,
+            note=sign_note(head.text(), signers),
+            leaves=b"".join(self.leaves),
+            peaks=_shown(self.before),
+            gaps=tuple(self.gaps),
+            issued_at=issued_at,
+        )
+
+    def signed(self) -> None:
+        """The next checkpoint begins here."""
+        self.start = self.end
+        self.before = list(self.tree.peaks)
+        self.leaves.clear()
+        self.gaps.clear()
+
+
+def _shown(peaks: Sequence[bytes]) -> tuple[str, ...]:
+    return tuple(peak.hex() for peak in peaks)
+
+
+def read_signers(settings: NotarySettings) -> tuple[NoteSigner, ...]:
+    """The private keys. Raises SettingsError."""
+    if not settings.keys:
+        raise SettingsError("notary.keys: names no private key; `ares audit key` makes one")
+    return tuple(NoteSigner.read(settings.name, file) for file in settings.keys)
+
+
+class NotaryService:
+    """One life of the service."""
+
+    def __init__(self, settings: Settings, life: Life) -> None:
+        self._settings = settings
+        self._life = life
+        self._log = life.log
+        self._signers = read_signers(settings.notary)
+        self.metrics = NotaryMetrics(CollectorRegistry())
+        self._patience = Patience(settings.patience_seconds, life.clock)
+        self._missing: str | None = f"waiting for Kafka at {settings.kafka.bootstrap}"
+        self._lost = 0
+        prefix = settings.topic_prefix
+        self._followed = {topic_name(prefix, name): name for name in settings.notary.topics}
+        self._state_topic = topic_name(prefix, topics.NOTARY)
+        self._salt_topic = topic_name(prefix, topics.SALTS)
+        self._checkpoint_topic = topic_name(prefix, topics.CHECKPOINTS)
+        self._releases = topic_name(prefix, topics.RELEASES)
+        self._grown: dict[Place, Grown] = {}
+        self._hashers: dict[Place, Hasher] = {}
+        self._salts: list[Salt] = []
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Its metrics."""
+        return self.metrics.registry
+
+    def missing(self) -> str | None:
+        """See lifecycle.Service."""
+        return self._patience.reason or self._missing
+
+    def notes(self) -> Sequence[str]:
+        """See lifecycle.Service."""
+        return [f"{self._lost} offsets were deleted unread"] if self._lost else ()
+
+    async def run(self) -> None:
+        """Lead where this is the group's owner, else stand by. Raises TopicError for a topic
+        that is missing or was made anew, BrokerError when Kafka stays away."""
+        while not self._life.is_stopping:
+            try:
+                await self._session()
+            except TopicError:
+                raise
+            except StreamError as error:
+                self._log.warning("started anew", error=str(error))
+                self._patience.waits(str(error))
+                await self._life.pause(RETRY_SECONDS)
+
+    async def _session(self) -> None:
+        kafka = self._settings.kafka
+        own = (self._state_topic, self._salt_topic, self._checkpoint_topic)
+        await count_partitions(kafka, (*self._followed, *own))
+        queue = Queue(kafka, self._state_topic, self._settings.notary.group)
+        await queue.start()
+        try:
+            while not self._life.is_stopping:
+                if await queue.waiting():
+                    await self._lead(queue)
+                else:
+                    self._progressed()
+                    self.metrics.leading.set(0)
+                await self._life.pause(STANDBY_SECONDS)
+        finally:
+            self.metrics.leading.set(0)
+            await queue.stop()
+
+    def _progressed(self) -> None:
+        self._missing = None
+        self._patience.progressed()
+
+    async def _lead(self, queue: Queue) -> None:
+        kafka = self._settings.kafka
+        async with Journal(kafka, f"{self._settings.topic_prefix}notary") as journal:
+            # Entering ended what an earlier leader left open: what is read now is all there is.
+            await self._restore()
+            await self._sign(journal)
+            self.metrics.leading.set(1)
+            self._log.info("leading", leaves=sum(item.tree.size for item in self._grown.values()))
+            ends = {place: item.end for place, item in self._grown.items()}
+            async with Follower(kafka, list(self._followed), ends, most=POLL_RECORDS) as follower:
+                await self._follow(follower, journal, queue)
+
+    async def _follow(self, follower: Follower, journal: Journal, queue: Queue) -> None:
+        written = looked = time.monotonic()
+        taken, due = 0, False
+        while not self._life.is_stopping:
+            records = await follower.poll()
+            for gap in follower.take_gaps():
+                self._lose(gap)
+            for record in records:
+                self._take(record)
+                due = due or record.topic == self._releases
+            taken += len(records)
+            now = time.monotonic()
+            late = now - written >= self._settings.notary.checkpoint_seconds
+            if due or late or taken >= ROUND_LEAVES - POLL_RECORDS:
+                self._move(follower)
+                await self._round(journal)
+                written, taken, due = time.monotonic(), 0, False
+            if now - looked > STANDBY_SECONDS:
+                looked = now
+                self.metrics.lag.set(follower.behind())
+                if not await queue.waiting():
+                    return
+            await asyncio.sleep(0)
+        self._move(follower)
+        await self._round(journal)
+
+    # Growing
+
+    def _of(self, place: Place) -> Grown:
+        grown = self._grown.get(place)
+        if grown is None:
+            grown = self._grown[place] = Grown(*place, MerkleRange(), 0, 0, [])
+        return grown
+
+    def _take(self, record: InboundRecord) -> None:
+        place = (record.topic, record.partition)
+        grown = self._of(place)
+        if record.offset < grown.end:
+            raise TopicError(
+                f"{record.topic} {record.partition}: offset {record.offset} came again after "
+                f"{grown.end - 1}: the topic was deleted and made anew; keep its checkpoints, and "
+                "give the notary another notary.name and an empty notary topic"
+            )
+        name = self._followed[record.topic]
+        salt = secrets.token_bytes(SALT_BYTES) if name in WITH_TEXT else None
+        leaf = leaf_of(record, salt=salt, keyed=name in COMPACTED)
+        hasher = self._hashers.get(place) or self._hashers.setdefault(place, Hasher(*place))
+        grown.tree.append(hasher.hash(leaf))
+        grown.leaves.append(leaf.pack())
+        grown.end = record.offset + 1
+        if salt is not None:
+            self._salts.append(
+                Salt(
+                    topic=record.topic,
+                    partition=record.partition,
+                    offset=record.offset,
+                    salt=salt,
+                    subject=subject_hash(salt, record.key),
+                )
+            )
+
+    def _lose(self, gap: OffsetRange) -> None:
+        grown = self._of((gap.topic, gap.partition))
+        if gap.end > grown.end:
+            grown.gaps.append(gap)
+            grown.end = gap.end
+            self._lost += gap.end - gap.start if grown.tree.size else 0
+        self.metrics.lost.labels(self._followed[gap.topic]).inc(gap.end - gap.start)
+        self._log.error("offsets were deleted before they were read", **gap.model_dump())
+
+    def _move(self, follower: Follower) -> None:
+        """Past the markers of transactions as well, which are no records."""
+        for place, position in follower.positions.items():
+            grown = self._of(place)
+            grown.end = max(grown.end, position)
+
+    # Writing
+
+    async def _round(self, journal: Journal) -> None:
+        news = [item for item in self._grown.values() if item.has_news]
+        if news:
+            records = [
+                OutboundRecord(self._state_topic, state.key, state.encode())
+                for state in (item.state(signed=False) for item in news)
+            ]
+            records += [
+                OutboundRecord(self._salt_topic, salt.key, salt.encode()) for salt in self._salts
+            ]
+            await journal.append(records)
+            self._salts.clear()
+            await self._sign(journal)
+        self._progressed()
+
+    async def _sign(self, journal: Journal) -> None:
+        """Sign what stands on the notary topic and in no checkpoint yet."""
+        news = [item for item in self._grown.values() if item.has_news]
+        if not news:
+            return
+        now = datetime.now(UTC)
+        name = self._settings.notary.name
+        records = []
+        for item in news:
+            made = item.checkpoint(name, self._signers, now)
+            records.append(OutboundRecord(self._checkpoint_topic, made.key, made.encode()))
+            state = item.state(signed=True)
+            records.append(OutboundRecord(self._state_topic, state.key, state.encode()))
+        await journal.append(records)
+        for item in news:
+            item.signed()
+        self.metrics.checkpoints.inc(len(news))
+        for topic, name in self._followed.items():
+            sizes = (item.tree.size for item in self._grown.values() if item.topic == topic)
+            self.metrics.leaves.labels(name).set(sum(sizes))
+        self.metrics.last.set(now.timestamp())
+
+    async def _restore(self) -> None:
+        self._grown.clear()
+        self._salts.clear()
+        for record in (await read_latest(self._settings.kafka, self._state_topic)).values():
+            state = NotaryState.decode(record.value or b"")
+            tree = MerkleRange(state.size, map(bytes.fromhex, state.peaks))
+            grown = Grown(
+                state.topic, state.partition, tree, state.end, state.end, list(tree.peaks)
+            )
+            if state.pending is not None:
+                grown.start = state.pending.start
+                grown.before = [bytes.fromhex(peak) for peak in state.pending.peaks]
+                # Packed leaves stay one piece: they are only written again.
+                grown.leaves = [state.pending.leaves] if state.pending.leaves else []
+                grown.gaps = list(state.pending.gaps)
+            self._grown[state.topic, state.partition] = grown

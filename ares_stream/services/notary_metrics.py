@@ -1,0 +1,44 @@
+"""The notary's metrics. Labels come from closed sets."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class NotaryMetrics:
+    """The notary's metrics on one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.leading = Gauge(
+            "ares_notary_leading",
+            "1 while this replica leads, 0 while it waits.",
+            registry=registry,
+        )
+        self.lag = Gauge(
+            "ares_notary_lag_records",
+            "Records written and in no tree yet.",
+            registry=registry,
+        )
+        self.leaves = Gauge(
+            "ares_notary_leaves",
+            "Leaves of the trees of a topic's partitions.",
+            ["topic"],
+            registry=registry,
+        )
+        self.checkpoints = Counter(
+            "ares_notary_checkpoints",
+            "Signed heads that this process has published.",
+            registry=registry,
+        )
+        self.last = Gauge(
+            "ares_notary_last_checkpoint_timestamp_seconds",
+            "Time of the last signed head.",
+            registry=registry,
+        )
+        self.lost = Counter(
+            "ares_notary_lost_offsets",
+            "Offsets that were deleted before they were read.",
+            ["topic"],
+            registry=registry,
+        )

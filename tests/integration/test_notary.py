@@ -1,0 +1,252 @@
+"""The notary as it is deployed: processes, a real broker, kills, replicas, a new key."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from ares_stream.audit.leaves import Leaf, unpack
+from ares_stream.audit.notes import NoteKey, NoteSigner
+from ares_stream.audit.verifying import Chain, check_chain, compare
+from ares_stream.records import topics
+from ares_stream.records.checkpoint import Checkpoint, Salt
+from ares_stream.records.topics import specs, topic_name
+from ares_stream.streaming.admin import create_topics
+from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.journal import Journal
+from ares_stream.streaming.reader import read, snapshot
+from ares_stream.streaming.records import InboundRecord, OutboundRecord
+
+pytestmark = pytest.mark.kafka
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+SECONDS: Final = 60.0
+NAME: Final = "notary.example/ares"
+OUTPUTS: Final = (
+    topics.VERDICTS,
+    topics.REPAIR,
+    topics.LABELS,
+    topics.RELEASES,
+    topics.DEADLETTERS,
+)
+
+
+class NotaryProcess:
+    """`ares notary` with a log; killed at the end."""
+
+    def __init__(
+        self, bootstrap: str, prefix: str, folder: Path, signers: Sequence[NoteSigner], **more: Any
+    ) -> None:
+        folder.mkdir(exist_ok=True, parents=True)
+        self.log_file = folder / f"log-{time.monotonic_ns()}"
+        keys = []
+        for signer in signers:
+            file = folder / f"{signer.key.key_id.hex()}.pem"
+            file.write_bytes(signer.pem())
+            keys.append(str(file))
+        settings = {
+            "kafka": {"bootstrap": bootstrap},
+            "topic_prefix": prefix,
+            "http": {"port": 0},
+            "notary": {"group": f"{prefix}notary", "name": NAME, "keys": keys,
+                       "checkpoint_seconds": 0.05, **more},
+        }  # fmt: skip
+        file = folder / f"settings-{time.monotonic_ns()}.yaml"
+        file.write_text(yaml.safe_dump(settings))
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                [str(Path(sys.executable).with_name("ares")), "notary", "--settings", str(file)],
+                cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    async def said(self, name: str) -> dict[str, Any]:
+        deadline = time.monotonic() + SECONDS
+        while True:
+            text = self.log_file.read_text()
+            lines = [json.loads(item) for item in text.splitlines() if item.startswith("{")]
+            if found := [item for item in lines if item["event"] == name]:
+                return found[-1]  # type: ignore[no-any-return]
+            assert self.process.poll() is None, text[-3000:]
+            assert time.monotonic() < deadline, f"it never said {name!r}: {text[-3000:]}"
+            await asyncio.sleep(0.05)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(SECONDS)
+
+    def __enter__(self) -> NotaryProcess:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        if error is not None:
+            print(self.log_file.read_text()[-4000:])
+
+
+async def create(bootstrap: str, prefix: str) -> KafkaConnection:
+    connection = KafkaConnection(bootstrap=bootstrap)
+    await create_topics(connection, specs(prefix, partitions=2, replication=1))
+    return connection
+
+
+async def write(connection: KafkaConnection, prefix: str, start: int, count: int) -> None:
+    """Some transactions over all output topics, the last of each ten aborted or empty."""
+    async with Journal(connection, f"{prefix}test") as journal:
+        for number in range(start, start + count, 10):
+            await journal.append(
+                [
+                    OutboundRecord(
+                        topic_name(prefix, name), b"key-%d" % (k % 4),
+                        None if k % 9 == 8 else b"text-%d" % k, (("h", b"%d" % k), ("n", b"")),
+                    )
+                    for k in range(number, number + 10)
+                    for name in OUTPUTS
+                ]
+            )  # fmt: skip
+
+
+async def content(connection: KafkaConnection, name: str) -> list[InboundRecord]:
+    return [item async for item in read(connection, await snapshot(connection, [name]))]
+
+
+async def signed(
+    connection: KafkaConnection, prefix: str, keys: Sequence[NoteKey]
+) -> dict[tuple[str, int], Chain]:
+    """Every chain, checked: signatures, trees, one following the other."""
+    by_place: dict[tuple[str, int], list[tuple[int, Checkpoint]]] = {}
+    for record in await content(connection, topic_name(prefix, topics.CHECKPOINTS)):
+        item = Checkpoint.decode(record.value or b"")
+        by_place.setdefault((item.topic, item.partition), []).append((record.offset, item))
+    return {
+        place: check_chain(*place, items, name=NAME, keys=keys) for place, items in by_place.items()
+    }
+
+
+async def until_signed(
+    connection: KafkaConnection, prefix: str, keys: Sequence[NoteKey], leaves: int
+) -> dict[tuple[str, int], Chain]:
+    deadline = time.monotonic() + SECONDS
+    while True:
+        chains = await signed(connection, prefix, keys)
+        if sum(item.size for item in chains.values()) >= leaves:
+            return chains
+        assert time.monotonic() < deadline, {k: item.size for k, item in chains.items()}
+        await asyncio.sleep(0.3)
+
+
+async def check_everything(
+    connection: KafkaConnection, prefix: str, chains: dict[tuple[str, int], Chain]
+) -> int:
+    """Each record of each topic is one leaf, and nothing else is; the number of records."""
+    salts: dict[tuple[str, int], dict[int, Salt]] = {}
+    for record in await content(connection, topic_name(prefix, topics.SALTS)):
+        salt = Salt.decode(record.value or b"")
+        known = salts.setdefault((salt.topic, salt.partition), {})
+        assert salt.offset not in known, "a second salt for one record"
+        known[salt.offset] = salt
+    count = 0
+    for name in OUTPUTS:
+        records: dict[int, list[InboundRecord]] = {}
+        for record in await content(connection, topic_name(prefix, name)):
+            records.setdefault(record.partition, []).append(record)
+        for partition, items in records.items():
+            place = (topic_name(prefix, name), partition)
+            done = compare(
+                chains[place], items, salts=salts.get(place, {}), first=0, compacted=False
+            )
+            assert done.differences == []
+            assert done.equal == len(items) == chains[place].size
+            assert bool(salts.get(place)) == (name in (topics.REPAIR, topics.DEADLETTERS))
+            count += len(items)
+    return count
+
+
+@pytest.mark.timeout(280)
+async def test_each_record_is_one_leaf_through_kills_and_no_two_heads_contradict(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    """Eight lives, killed anywhere, while records come; every head ever signed is consistent,
+    those of aborted transactions, which any reader can see, as well."""
+    connection = await create(kafka, prefix)
+    signer = NoteSigner.generate(NAME)
+    rng = random.Random(5)
+    written = 0
+    for _ in range(8):
+        with NotaryProcess(kafka, prefix, tmp_path, [signer]) as notary:
+            await notary.said("leading")
+            await write(connection, prefix, written, 40)
+            written += 40
+            await asyncio.sleep(rng.random() * 0.4)
+            notary.kill()
+    with NotaryProcess(kafka, prefix, tmp_path, [signer]) as notary:
+        chains = await until_signed(connection, prefix, [signer.key], written * len(OUTPUTS))
+        assert notary.stop() == 0
+    chains = await signed(connection, prefix, [signer.key])
+    assert [item for chain in chains.values() for item in chain.differences] == []
+    assert await check_everything(connection, prefix, chains) == written * len(OUTPUTS)
+    ends: dict[tuple[str, int], list[Leaf]] = {}
+    for place, chain in chains.items():
+        ends[place] = [leaf for packed in chain.proven for leaf in unpack(packed)]
+        offsets = [leaf.offset for leaf in ends[place]]
+        assert offsets == sorted(set(offsets))
+
+
+@pytest.mark.timeout(200)
+async def test_a_key_is_exchanged_and_a_second_replica_takes_over(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    connection = await create(kafka, prefix)
+    old, new = NoteSigner.generate(NAME), NoteSigner.generate(NAME)
+    with NotaryProcess(kafka, prefix, tmp_path, [old]) as notary:
+        await write(connection, prefix, 0, 10)
+        await until_signed(connection, prefix, [old.key], 50)
+        assert notary.stop() == 0
+    with (
+        NotaryProcess(kafka, prefix, tmp_path, [old, new]) as first,
+        NotaryProcess(kafka, prefix, tmp_path, [old, new]) as second,
+    ):
+        await write(connection, prefix, 10, 10)
+        await until_signed(connection, prefix, [old.key], 100)
+        assert first.stop() == 0
+        await second.said("leading")
+        await write(connection, prefix, 20, 10)
+        await until_signed(connection, prefix, [old.key], 150)
+        assert second.stop() == 0
+    chains = await signed(connection, prefix, [old.key])
+    assert [item for chain in chains.values() for item in chain.differences] == []
+    assert await check_everything(connection, prefix, chains) == 150
+    only_new = await signed(connection, prefix, [new.key])
+    kinds = {item.kind for chain in only_new.values() for item in chain.differences}
+    assert kinds == {"forged"}, "heads of before the new key"
+
+
+async def test_a_release_is_signed_at_once(kafka: str, prefix: str, tmp_path: Path) -> None:
+    connection = await create(kafka, prefix)
+    signer = NoteSigner.generate(NAME)
+    with NotaryProcess(kafka, prefix, tmp_path, [signer], checkpoint_seconds=3600) as notary:
+        await notary.said("leading")
+        async with Journal(connection, f"{prefix}test") as journal:
+            await journal.append([OutboundRecord(f"{prefix}verdicts", b"k", b"v")])
+            await asyncio.sleep(1)
+            assert await signed(connection, prefix, [signer.key]) == {}
+            await journal.append([OutboundRecord(f"{prefix}releases", b"m", b"v")])
+        await until_signed(connection, prefix, [signer.key], 2)
+        assert notary.stop() == 0

@@ -1,0 +1,241 @@
+"""Verification finds what was done to a topic or its checkpoints, at the offset, and only that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ares_stream.audit.leaves import Hasher, Leaf, content_hash, unpack
+from ares_stream.audit.notes import NoteSigner, TreeHead, open_note
+from ares_stream.audit.verifying import Chain, Comparison, check_chain, compare
+from ares_stream.records.checkpoint import Checkpoint, Salt
+from ares_stream.streaming.records import InboundRecord
+from tests.support.notarised import NAME, SIGNER, Notarised, notarise, records_of
+
+KEYS = [SIGNER.key]
+
+
+def checked(signed: Notarised, **known: list[TreeHead]) -> Chain:
+    first = signed.records[0]
+    return check_chain(
+        first.topic, first.partition, signed.checkpoints, name=NAME, keys=KEYS, **known
+    )
+
+
+def compared(
+    chain: Chain, records: list[InboundRecord], signed: Notarised, **options: object
+) -> Comparison:
+    arguments = {"salts": signed.salts, "first": 0, "compacted": False} | options
+    return compare(chain, records, **arguments)  # type: ignore[arg-type]
+
+
+def found(comparison: Comparison) -> list[tuple[str, int]]:
+    return [(item.kind, item.start) for item in comparison.differences]
+
+
+@pytest.mark.parametrize("salted", [False, True])
+def test_what_is_as_it_was_signed_shows_no_difference(salted: bool) -> None:
+    signed = notarise(records_of(95), salted=salted)
+    chain = checked(signed)
+    done = compared(chain, signed.records, signed)
+    assert (chain.differences, done.differences, done.equal) == ([], [], 95)
+    assert (chain.size, chain.checkpoints) == (95, 10)
+
+
+def test_a_changed_value_key_header_or_time_is_found_at_its_offset() -> None:
+    signed = notarise(records_of(40))
+    chain = checked(signed)
+    record = signed.records[17]
+    for other in (
+        replace(record, value=b"x"),
+        replace(record, value=None),
+        replace(record, key=None),
+        replace(record, key=b""),
+        replace(record, headers=()),
+        replace(record, headers=(("trace", None),)),
+        replace(record, timestamp_ms=record.timestamp_ms + 1),
+    ):
+        records = [*signed.records[:17], other, *signed.records[18:]]
+        assert found(compared(chain, records, signed)) == [("changed", record.offset)]
+
+
+def test_dropped_inserted_and_exchanged_records_are_found_at_their_offsets() -> None:
+    signed = notarise(records_of(40))
+    chain = checked(signed)
+    a, b = signed.records[9], signed.records[30]
+    dropped = [item for item in signed.records if item is not a]
+    assert found(compared(chain, dropped, signed)) == [("dropped", a.offset)]
+    hole = InboundRecord("ares.verdicts", 2, 7, 0, b"k", b"v")
+    assert found(
+        compared(chain, sorted([*signed.records, hole], key=lambda item: item.offset), signed)
+    ) == [("inserted", 7)]
+    exchanged = [
+        replace(b, offset=a.offset) if item is a else
+        replace(a, offset=b.offset) if item is b else item for item in signed.records
+    ]  # fmt: skip
+    assert found(compared(chain, exchanged, signed)) == [("moved", a.offset), ("moved", b.offset)]
+    assert [item[1] for item in found(compared(chain, signed.records[:-3], signed))] == [
+        item.offset for item in signed.records[-3:]
+    ]
+
+
+def test_records_after_the_last_checkpoint_are_counted_and_no_difference() -> None:
+    signed = notarise(records_of(40))
+    later = [replace(signed.records[0], offset=1000 + k) for k in range(3)]
+    done = compared(checked(signed), [*signed.records, *later], signed)
+    assert (done.later, done.differences) == (3, [])
+
+
+def test_what_retention_deleted_is_expired_unless_it_was_too_young() -> None:
+    signed = notarise(records_of(40))
+    chain, kept = checked(signed), signed.records[10:]
+    done = compared(chain, kept, signed, first=kept[0].offset)
+    assert (done.expired, done.equal, done.differences) == (10, 30, [])
+    young = compared(
+        chain, kept, signed, first=kept[0].offset,
+        deleted_before_ms=signed.records[8].timestamp_ms,
+    )  # fmt: skip
+    assert found(young) == [("dropped", signed.records[k].offset) for k in (8, 9)]
+
+
+def test_compaction_may_take_what_has_a_later_record_and_no_other() -> None:
+    records = records_of(40, topic="ares.labels")
+    records[-1] = replace(records[-1], value=None)
+    signed = notarise(records, keyed=True)
+    chain = checked(signed)
+    kept = records[-5:-1]  # The newest of four keys; the fifth key's newest is a deletion.
+    done = compared(chain, kept, signed, compacted=True)
+    assert (done.equal, done.compacted, done.differences) == (4, 36, [])
+    lost = compared(chain, kept[1:], signed, compacted=True)
+    assert found(lost) == [("dropped", kept[0].offset)]
+
+
+def test_an_erased_salt_hides_the_text_and_keeps_the_tree() -> None:
+    signed = notarise(records_of(20), salted=True)
+    chain = checked(signed)
+    offset = signed.records[3].offset
+    known = signed.salts.pop(offset)
+    assert found(compared(chain, signed.records, signed)) == [("no_salt", offset)]
+    signed.salts[offset] = Salt(
+        topic=known.topic, partition=known.partition, offset=offset,
+        erased_at=datetime(2026, 1, 1, tzinfo=UTC), erased_by="ann",
+    )  # fmt: skip
+    done = compared(chain, signed.records, signed)
+    assert (done.erased, done.equal, done.differences) == (1, 19, [])
+
+
+def altered(item: Checkpoint, **fields: object) -> Checkpoint:
+    return item.model_copy(update=fields)
+
+
+def test_a_forged_checkpoint_is_found_and_the_others_still_prove() -> None:
+    signed = notarise(records_of(50))
+    place, item = signed.checkpoints[2]
+    stranger = notarise(records_of(30), signers=[NoteSigner.generate(NAME)]).checkpoints[2][1]
+    other = notarise(records_of(50, topic="ares.repair")).checkpoints[2][1]
+    for forged in (
+        altered(item, note=item.note.replace("A", "B", 1)),
+        altered(item, note="nothing"),
+        altered(item, note=other.note),
+        altered(item, leaves=item.leaves[:-49]),
+        altered(item, leaves=item.leaves[:-1]),
+        altered(item, leaves=item.leaves[49:] + item.leaves[:49]),
+        altered(item, leaves=b"\x00" * len(item.leaves)),
+        altered(item, peaks=item.peaks[::-1][1:] + item.peaks[:0]),
+        altered(item, size=item.size + 1),
+        stranger,
+    ):
+        chain = checked(replace_checkpoint(signed, 2, forged))
+        assert [(x.kind, x.start) for x in chain.differences] == [("forged", item.start)]
+        done = compared(chain, signed.records, signed)
+        assert (done.equal, done.unproven, done.differences) == (40, 10, [])
+    assert place == 4
+
+
+def replace_checkpoint(signed: Notarised, number: int, forged: Checkpoint) -> Notarised:
+    made = list(signed.checkpoints)
+    made[number] = (made[number][0], forged)
+    return Notarised(signed.records, made, signed.salts)
+
+
+def test_a_missing_a_repeated_and_a_rewritten_checkpoint_are_found() -> None:
+    signed = notarise(records_of(50))
+    missing = Notarised(signed.records, signed.checkpoints[:2] + signed.checkpoints[3:], {})
+    (gap,) = checked(missing).differences
+    assert (gap.kind, gap.start) == ("missing_checkpoint", signed.checkpoints[2][1].start)
+    twice = Notarised(signed.records, signed.checkpoints[:3] + signed.checkpoints[2:], {})
+    assert [item.kind for item in checked(twice).differences] == ["inconsistent"]
+    changed = [replace(item, value=b"x") if k == 4 else item
+               for k, item in enumerate(signed.records)]  # fmt: skip
+    rewritten = notarise(changed)
+    forked = Notarised(signed.records, signed.checkpoints[:2] + rewritten.checkpoints[2:], {})
+    assert [(item.kind, item.start) for item in checked(forked).differences] == [
+        ("inconsistent", signed.checkpoints[2][1].start)
+    ]
+
+
+def test_an_auditors_own_head_tells_that_everything_was_signed_anew() -> None:
+    signed = notarise(records_of(50))
+    heads = [TreeHead.parse(open_note(item.note, KEYS)[0]) for _, item in signed.checkpoints]
+    assert checked(signed, known=heads).differences == []
+    anew = notarise([replace(item, value=b"x") for item in signed.records])
+    assert checked(anew).differences == []
+    assert [x.kind for x in checked(anew, known=heads[:1]).differences] == ["unknown_head"]
+    cut = Notarised(signed.records, signed.checkpoints[:3], {})
+    assert [x.kind for x in checked(cut, known=heads[4:]).differences] == ["unknown_head"]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.none() | st.binary(max_size=4),
+            st.none() | st.binary(max_size=4),
+            st.lists(st.tuples(st.text(max_size=2), st.none() | st.binary(max_size=2)), max_size=2),
+        ),
+        min_size=2,
+        max_size=2,
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_different_records_have_different_contents(
+    pair: list[tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]],
+) -> None:
+    one, two = (content_hash(*item, None) for item in pair)
+    assert (one == two) == (pair[0] == pair[1])
+
+
+@given(
+    st.lists(
+        st.builds(
+            Leaf,
+            st.integers(0, 2**63),
+            st.integers(-1, 2**62),
+            st.sampled_from([0, 1, 4, 5]),
+            st.binary(min_size=32, max_size=32),
+        )
+        | st.builds(
+            Leaf,
+            st.integers(0, 2**63),
+            st.integers(-1, 2**62),
+            st.sampled_from([2, 3, 6, 7]),
+            st.binary(min_size=32, max_size=32),
+            st.binary(min_size=32, max_size=32),
+        ),
+        max_size=5,
+    ),
+    st.integers(0, 50),
+)
+@settings(max_examples=100, deadline=None)
+def test_packed_leaves_read_back_and_cut_ones_are_refused(leaves: list[Leaf], cut: int) -> None:
+    raw = b"".join(leaf.pack() for leaf in leaves)
+    assert list(unpack(raw)) == leaves
+    assert len({Hasher("t", 0).data(leaf) for leaf in leaves}) == len(set(leaves))
+    short = raw[: max(0, len(raw) - cut)]
+    try:
+        assert list(unpack(short)) == leaves[: len(list(unpack(short)))]
+    except ValueError:
+        assert cut > 0
