@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from ares_stream.audit.notes import NoteKey
+
 app = typer.Typer(no_args_is_help=True, help="Verify topics against what the notary signed.")
+
+SettingsFile = Annotated[
+    Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
+]
+Bootstrap = Annotated[str | None, typer.Option(help="host:port,... instead of the settings'.")]
+Keys = Annotated[
+    list[str],
+    typer.Option("--key", help="Public key of the notary, name+id+base64; repeat for several."),
+]
+Topic = Annotated[str, typer.Option(help="Topic, without the prefix.")]
 
 
 @app.callback()
@@ -34,3 +47,156 @@ def key(
     with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(signer.pem())
     typer.echo(str(signer.key))
+
+
+@app.command()
+def verify(
+    keys: Keys,
+    topics: Annotated[
+        list[str] | None,
+        typer.Option("--topic", help="Only this topic, without the prefix; repeat for several."),
+    ] = None,
+    known: Annotated[
+        list[Path] | None,
+        typer.Option(help="A file with a head that you kept; repeat for several."),
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Write the newest heads here, a file each, to keep.")
+    ] = None,
+    settings_file: SettingsFile = None,
+    bootstrap: Bootstrap = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Compare whole topics with what the notary signed, and name every difference's offset.
+
+    Exits 0 when all is as signed; 1 for a difference; 2 for a wrong key, file or topic; 3 where a
+    range cannot be read whole.
+    """
+    import asyncio
+    import json
+
+    from ares_stream.audit.checking import Report, verify_topics
+    from ares_stream.audit.notes import TreeHead, open_note
+    from ares_stream.audit.ranges import TopicReader
+    from ares_stream.cli.topics import connect
+    from ares_stream.files import read_text
+    from ares_stream.streaming.admin import describe_topics
+
+    settings, connection = connect(settings_file, bootstrap)
+    trusted = _keys(keys)
+    heads = [TreeHead.parse(open_note(read_text(file), trusted)[0]) for file in known or ()]
+    names = [f"{settings.topic_prefix}{name}" for name in topics or settings.notary.topics]
+
+    async def work() -> Report:
+        config = {
+            name: topic.config for name, topic in (await describe_topics(connection, names)).items()
+        }
+        return await verify_topics(
+            TopicReader(connection), settings.topic_prefix, names, trusted, config, known=heads
+        )
+
+    report = asyncio.run(work())
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        for part in report.partitions:
+            if part.note:
+                (keep / f"{part.topic}-{part.partition}-{part.leaves}.txt").write_text(part.note)
+    if as_json:
+        typer.echo(json.dumps(report.document(), indent=2))
+    else:
+        for line in report.lines():
+            typer.echo(line)
+    raise typer.Exit(1 if report.differences else 0)
+
+
+@app.command()
+def prove(
+    selector: Annotated[
+        str | None, typer.Argument(help="An interaction's or a verdict's id: the record's key.")
+    ] = None,
+    topic: Topic = "verdicts",
+    at: Annotated[str | None, typer.Option(help="partition:offset in the place of an id.")] = None,
+    out: Annotated[Path, typer.Option(help="The file for the proof.")] = Path("proof.json"),
+    settings_file: SettingsFile = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Write the proof of one interaction's records, which `verify_proof.py` checks offline.
+
+    `ares audit verifier` writes that program. Exits 0; 2 where there is no such record or it is
+    in no checkpoint yet.
+    """
+    import asyncio
+
+    from ares_stream.audit.checking import prove_records
+    from ares_stream.audit.ranges import TopicReader
+    from ares_stream.cli.topics import connect
+    from ares_stream.errors import SettingsError
+    from ares_stream.files import check_outputs, write_document
+
+    if (selector is None) == (at is None):
+        raise SettingsError("name an id, or --at partition:offset, and not both")
+    check_outputs({"--out": out}, {})
+    settings, connection = connect(settings_file, bootstrap)
+    document: dict[str, Any] = asyncio.run(
+        prove_records(
+            TopicReader(connection), settings.topic_prefix, topic,
+            selector=selector, place=None if at is None else _place(at),
+        )
+    )  # fmt: skip
+    write_document(out, document)
+    typer.echo(f"{len(document['proofs'])} proofs in {out}")
+
+
+@app.command()
+def verifier(
+    out: Annotated[Path, typer.Argument(help="Where the program goes.")] = Path("verify_proof.py"),
+) -> None:
+    """Write the program that checks proofs: one file, which needs Python and `cryptography`.
+
+    Exits 0.
+    """
+    from ares_stream.audit import verify_proof
+    from ares_stream.files import write_whole
+
+    write_whole(out, Path(str(verify_proof.__file__)).read_bytes())
+    typer.echo(str(out))
+
+
+@app.command()
+def erase(
+    selector: Annotated[str, typer.Argument(help="The key of the records: an interaction's id.")],
+    by: Annotated[str, typer.Option(help="Who decides.")],
+    reason: Annotated[str, typer.Option(help="Why; kept in the place of the salt.")],
+    settings_file: SettingsFile = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Erase the salts of an interaction's records: no leaf then tells anything of its text.
+
+    Proofs still hold; they show the leaf and no record. The records themselves go when their
+    topic's retention has passed; those that are still there are named. Exits 0; 2 where no salt is
+    of this id.
+    """
+    import asyncio
+
+    from ares_stream.audit.checking import erase_salts
+    from ares_stream.cli.topics import connect
+
+    settings, connection = connect(settings_file, bootstrap)
+    done = asyncio.run(erase_salts(connection, settings.topic_prefix, selector, by, reason))
+    for item in done:
+        typer.echo(f"{item.topic} {item.partition} offset {item.offset}: salt erased")
+
+
+def _keys(texts: list[str]) -> list[NoteKey]:
+    from ares_stream.audit.notes import NoteKey
+
+    return [NoteKey.parse(text) for text in texts]
+
+
+def _place(text: str) -> tuple[int, int]:
+    from ares_stream.errors import SettingsError
+
+    partition, _, offset = text.partition(":")
+    if not (partition.isdecimal() and offset.isdecimal()):
+        raise SettingsError("--at: expected partition:offset, such as 3:1412")
+    return int(partition), int(offset)

@@ -28,6 +28,8 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("monitor", "monitor"),
     ("notary", "notary"),
     ("audit", "audit"),
+    ("trace", "trace"),
+    ("archive", "archive"),
     ("rates", "rates"),
     ("alarms", "alarms"),
     ("anchors", "anchors"),

@@ -1,0 +1,250 @@
+"""Topic ranges as Parquet on any fsspec store, and read again as topics are.
+
+    URL/TOPIC/PARTITION/START-END.parquet
+
+A file holds the records of the offsets START to END, END exclusive, byte for byte: key, value and
+header values may be null, and stay so. A file appears under its name when it is whole; every page
+has a checksum. Ranges that are archived one after the other read as one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, Final
+
+import fsspec
+
+from ares_stream.audit.ranges import RangeReader
+from ares_stream.errors import InputError, ReadError, TopicError
+from ares_stream.records.base import OffsetRange
+from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.publisher import Publisher
+from ares_stream.streaming.records import InboundRecord, OutboundRecord
+
+BATCH: Final = 2_000
+"""Records in memory at a time."""
+_NAME = re.compile(r"(\d{20})-(\d{20})\.parquet")
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise InputError("archives need pyarrow: install ares-stream[archive]") from None
+    return pa, pq
+
+
+def _schema(pa: Any) -> Any:
+    header = pa.struct([pa.field("name", pa.string(), nullable=False), ("value", pa.binary())])
+    return pa.schema(
+        [
+            pa.field("offset", pa.int64(), nullable=False),
+            pa.field("timestamp_ms", pa.int64(), nullable=False),
+            ("key", pa.binary()),
+            ("value", pa.binary()),
+            pa.field("headers", pa.list_(header), nullable=False),
+        ]
+    )
+
+
+async def write_archive(
+    reader: RangeReader,
+    ranges: Sequence[OffsetRange],
+    url: str,
+    progress: Callable[[int], None] = lambda records: None,
+) -> int:
+    """Archive the ranges that are not empty, a file each; the number of records.
+
+    `progress` is told of each batch. Raises ReadError and TopicError as the reader does, InputError
+    for a store that cannot be written.
+    """
+    pa, pq = _arrow()
+    store, root = _store(url)
+    schema, total = _schema(pa), 0
+    for item in ranges:
+        if item.start >= item.end:
+            continue
+        folder = f"{root}/{item.topic}/{item.partition}"
+        name = f"{folder}/{item.start:020}-{item.end:020}.parquet"
+        partial = f"{name}.partial"
+        try:
+            store.makedirs(folder, exist_ok=True)
+            with store.open(partial, "wb") as file:
+                writer = pq.ParquetWriter(
+                    file, schema, compression="zstd", write_page_checksum=True
+                )  # fmt: skip
+                with writer:
+                    batch: list[InboundRecord] = []
+                    async for record in reader.read([item]):
+                        batch.append(record)
+                        if len(batch) == BATCH:
+                            writer.write_table(_table(pa, schema, batch))
+                            progress(len(batch))
+                            total += len(batch)
+                            batch = []
+                    writer.write_table(_table(pa, schema, batch))
+                    progress(len(batch))
+                    total += len(batch)
+            store.mv(partial, name)
+        except OSError as error:
+            raise InputError(f"{url}: {error.strerror or type(error).__name__}") from error
+    return total
+
+
+def _table(pa: Any, schema: Any, records: Sequence[InboundRecord]) -> Any:
+    rows = [
+        {
+            "offset": item.offset,
+            "timestamp_ms": item.timestamp_ms,
+            "key": item.key,
+            "value": item.value,
+            "headers": [{"name": name, "value": value} for name, value in item.headers],
+        }
+        for item in records
+    ]
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _store(url: str) -> tuple[Any, str]:
+    try:
+        store, root = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{url}: {error}") from None
+    return store, root.rstrip("/")
+
+
+class ArchiveReader:
+    """An archive; see RangeReader. An offset that lies in two files is read from the first."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._store, self._root = _store(url)
+
+    async def snapshot(
+        self, topics: Sequence[str], *, since_ms: int | None = None
+    ) -> tuple[OffsetRange, ...]:
+        """See RangeReader. Raises ReadError for a hole between two files."""
+        found = []
+        for topic in topics:
+            for partition in self._partitions(topic):
+                files = self._files(topic, partition)
+                start, end = files[0][0], files[0][1]
+                for first, last, _ in files[1:]:
+                    if first > end:
+                        raise self._hole(topic, partition, end, first)
+                    end = max(end, last)
+                covered = OffsetRange(topic=topic, partition=partition, start=start, end=end)
+                if since_ms is not None:
+                    covered = covered.model_copy(update={"start": self._since(covered, since_ms)})
+                found.append(covered)
+        return tuple(found)
+
+    async def read(self, ranges: Sequence[OffsetRange]) -> AsyncIterator[InboundRecord]:
+        """See RangeReader."""
+        for item in ranges:
+            for record in self._read(item):
+                yield record
+
+    def _since(self, covered: OffsetRange, since_ms: int) -> int:
+        young = (item.offset for item in self._read(covered) if item.timestamp_ms >= since_ms)
+        return next(young, covered.end)
+
+    def _read(self, wanted: OffsetRange) -> Iterator[InboundRecord]:
+        _, pq = _arrow()
+        at = wanted.start
+        if at >= wanted.end:
+            return
+        for first, last, path in self._files(wanted.topic, wanted.partition):
+            if last <= at:
+                continue
+            if first > at:
+                break
+            try:
+                with self._store.open(path, "rb") as raw:
+                    file = pq.ParquetFile(raw, page_checksum_verification=True)
+                    for batch in file.iter_batches(BATCH):
+                        for row in batch.to_pylist():
+                            if at <= row["offset"] < wanted.end:
+                                yield _record(wanted, row)
+            except (OSError, ValueError, KeyError) as error:
+                # pyarrow's own errors are ValueErrors and OSErrors.
+                raise ReadError(
+                    f"{wanted.topic} {wanted.partition} offsets {first} to {last}: {path} is "
+                    f"damaged or no archive ({type(error).__name__})"
+                ) from None
+            at = last
+            if at >= wanted.end:
+                return
+        raise self._hole(wanted.topic, wanted.partition, at, wanted.end)
+
+    def _partitions(self, topic: str) -> list[int]:
+        folder = f"{self._root}/{topic}"
+        if not self._store.isdir(folder):
+            raise TopicError(f"{self._url}: holds no topic {topic}")
+        names = (path.rstrip("/").rpartition("/")[2] for path in self._store.ls(folder, False))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def _files(self, topic: str, partition: int) -> list[tuple[int, int, str]]:
+        folder = f"{self._root}/{topic}/{partition}"
+        found = []
+        if self._store.isdir(folder):
+            for path in self._store.ls(folder, False):
+                if match := _NAME.fullmatch(path.rpartition("/")[2]):
+                    found.append((int(match[1]), int(match[2]), path))
+        if not found:
+            raise TopicError(f"{self._url}: holds nothing of {topic} {partition}")
+        return sorted(found)
+
+    def _hole(self, topic: str, partition: int, start: int, end: int) -> ReadError:
+        return ReadError(
+            f"{topic} {partition}: offsets {start} to {end} are not in the archive {self._url}"
+        )
+
+
+def _record(wanted: OffsetRange, row: dict[str, Any]) -> InboundRecord:
+    return InboundRecord(
+        topic=wanted.topic,
+        partition=wanted.partition,
+        offset=row["offset"],
+        timestamp_ms=row["timestamp_ms"],
+        key=row["key"],
+        value=row["value"],
+        headers=tuple((item["name"], item["value"]) for item in row["headers"]),
+    )
+
+
+async def restore(
+    reader: RangeReader,
+    ranges: Sequence[OffsetRange],
+    connection: KafkaConnection,
+    rename: Callable[[str], str],
+    progress: Callable[[int], None] = lambda records: None,
+) -> int:
+    """Publish archived records to topics that `rename` names; the number of records.
+
+    Keys, values, headers and times are as they were; offsets are the topic's own, and the
+    partition is that of the key. Raises as the reader and Publisher do.
+    """
+    total = 0
+    async with Publisher(connection) as publisher:
+        for item in ranges:
+            batch: list[OutboundRecord] = []
+            async for record in reader.read([item]):
+                batch.append(
+                    OutboundRecord(
+                        rename(record.topic), record.key, record.value, record.headers,
+                        record.timestamp_ms if record.timestamp_ms >= 0 else None,
+                    )
+                )  # fmt: skip
+                if len(batch) == BATCH:
+                    await publisher.publish(batch)
+                    progress(len(batch))
+                    total += len(batch)
+                    batch = []
+            if batch:
+                await publisher.publish(batch)
+                progress(len(batch))
+                total += len(batch)
+    return total

@@ -1,0 +1,251 @@
+"""Verification, proofs and erasure over topics or archives of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from ares_stream.audit.leaves import subject_hash
+from ares_stream.audit.notes import NoteKey, TreeHead
+from ares_stream.audit.proofs import SCHEMA, prove
+from ares_stream.audit.ranges import RangeReader, TopicReader
+from ares_stream.audit.verifying import Chain, Comparison, Difference, check_chain, compare
+from ares_stream.errors import DecodeError, InputError
+from ares_stream.records import topics
+from ares_stream.records.checkpoint import Checkpoint, Salt
+from ares_stream.records.topics import topic_name
+from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.publisher import Publisher
+from ares_stream.streaming.records import InboundRecord, OutboundRecord
+
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionReport:
+    """What was found of one partition; counts as in Comparison. `gaps` are offsets that the
+    notary never read."""
+
+    topic: str
+    partition: int
+    leaves: int
+    root: str
+    note: str
+    checkpoints: int
+    equal: int
+    erased: int
+    compacted: int
+    expired: int
+    later: int
+    unproven: int
+    gaps: tuple[tuple[int, int], ...]
+    differences: tuple[Difference, ...]
+
+
+@dataclass(slots=True)
+class Report:
+    """What `ares audit verify` tells."""
+
+    partitions: list[PartitionReport] = field(default_factory=list)
+    strange: list[Difference] = field(default_factory=list)
+    """Records of the checkpoints topic that are no checkpoints."""
+
+    @property
+    def differences(self) -> list[Difference]:
+        """Of all partitions."""
+        parts = (item for part in self.partitions for item in part.differences)
+        return [*self.strange, *parts]
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "schema": "ares.audit-report/1",
+            "holds": not self.differences,
+            "strange": [asdict(item) for item in self.strange],
+            "partitions": [asdict(part) for part in self.partitions],
+        }
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        for part in self.partitions:
+            counts = ", ".join(
+                f"{getattr(part, name)} {name}"
+                for name in ("equal", "erased", "compacted", "expired", "unproven", "later")
+                if getattr(part, name) or name == "equal"
+            )
+            yield (
+                f"{part.topic} {part.partition}: {part.leaves} leaves in {part.checkpoints} "
+                f"checkpoints: {counts}"
+            )
+            for start, end in part.gaps:
+                yield f"  offsets {start} to {end} were gone before the notary read them"
+        yield from (f"  {item}" for item in self.differences)
+        found = len(self.differences)
+        yield "all as signed" if not found else f"{found} differences"
+
+
+async def verify_topics(
+    reader: RangeReader,
+    prefix: str,
+    names: Sequence[str],
+    keys: Sequence[NoteKey],
+    config: Mapping[str, Mapping[str, str]],
+    *,
+    known: Sequence[TreeHead] = (),
+) -> Report:
+    """Compare topics (full names) with their checkpoints; `config` holds each topic's Kafka
+    configuration, where it is known. All that is read is what is there now.
+
+    Memory: 49 bytes a leaf, and one partition's records one at a time. Raises TopicError,
+    ReadError.
+    """
+    report = Report()
+    chains = await _checkpoints(reader, prefix, report.strange)
+    salts = await _salts(reader, prefix)
+    now_ms = int(time.time() * 1000)
+    name = keys[0].name
+    for covered in await reader.snapshot(names):
+        place = (covered.topic, covered.partition)
+        items = chains.get(place, [])
+        chain = check_chain(*place, items, name=name, keys=keys, known=known)
+        settings = config.get(covered.topic, {})
+        records = [item async for item in reader.read([covered])]
+        done = compare(
+            chain,
+            records,
+            salts=salts.get(place, {}),
+            first=covered.start,
+            compacted="compact" in settings.get("cleanup.policy", ""),
+            deleted_before_ms=_too_young(settings, now_ms),
+        )
+        report.partitions.append(_part(chain, done, items))
+    return report
+
+
+def _too_young(settings: Mapping[str, str], now_ms: int) -> int | None:
+    """From which time on retention had no reason to delete; None where it is not known."""
+    retention = int(settings.get("retention.ms", "-2"))
+    if retention == -2 or int(settings.get("retention.bytes", "-1")) >= 0:
+        return None
+    return now_ms - retention if retention >= 0 else 0
+
+
+def _part(
+    chain: Chain, done: Comparison, items: Sequence[tuple[int, Checkpoint]]
+) -> PartitionReport:
+    return PartitionReport(
+        topic=chain.topic,
+        partition=chain.partition,
+        leaves=chain.size,
+        root=chain.root,
+        note=next((item.note for _, item in reversed(items) if item.size == chain.size), ""),
+        checkpoints=chain.checkpoints,
+        equal=done.equal,
+        erased=done.erased,
+        compacted=done.compacted,
+        expired=done.expired,
+        later=done.later,
+        unproven=done.unproven,
+        gaps=tuple((item.start, item.end) for item in chain.gaps),
+        differences=(*chain.differences, *done.differences),
+    )
+
+
+async def prove_records(
+    reader: RangeReader,
+    prefix: str,
+    topic: str,
+    *,
+    selector: str | None,
+    place: tuple[int, int] | None,
+) -> dict[str, Any]:
+    """The document for `verify_proof.py`: every record with that key, or the one at partition
+    and offset, which may be gone. Raises InputError where there is none."""
+    name = topic_name(prefix, topic)
+    found: list[InboundRecord] = []
+    async for record in _all(reader, [name]):
+        at = (record.partition, record.offset)
+        if at == place or (selector is not None and record.key == selector.encode()):
+            found.append(record)
+    places = [(item.partition, item.offset) for item in found] or ([place] if place else [])
+    if not places:
+        raise InputError(f"{name}: holds no record of that id")
+    checkpoints = await _checkpoints(reader, prefix, [])
+    salts = await _salts(reader, prefix)
+    proofs = []
+    for number, (partition, offset) in enumerate(places):
+        items = [item for _, item in checkpoints.get((name, partition), [])]
+        proofs.append(
+            prove(
+                offset, items,
+                record=found[number] if found else None,
+                salt=salts.get((name, partition), {}).get(offset),
+            )
+        )  # fmt: skip
+    return {"schema": SCHEMA, "proofs": proofs}
+
+
+async def erase_salts(
+    connection: KafkaConnection, prefix: str, selector: str, by: str, reason: str
+) -> list[Salt]:
+    """Put an erasure in the place of each salt of records with that key; what was written.
+
+    Raises InputError where there is none.
+    """
+    key = selector.encode()
+    now = datetime.now(UTC)
+    erased = []
+    for known in (await _salts(TopicReader(connection), prefix)).values():
+        for item in known.values():
+            if item.salt is not None and item.subject == subject_hash(item.salt, key):
+                erased.append(
+                    Salt(
+                        topic=item.topic, partition=item.partition, offset=item.offset,
+                        erased_at=now, erased_by=by, reason=reason,
+                    )
+                )  # fmt: skip
+    if not erased:
+        raise InputError("no salt is of a record with that key; it may have been erased before")
+    name = topic_name(prefix, topics.SALTS)
+    async with Publisher(connection) as publisher:
+        await publisher.publish([OutboundRecord(name, item.key, item.encode()) for item in erased])
+    return erased
+
+
+async def _checkpoints(
+    reader: RangeReader, prefix: str, strange: list[Difference]
+) -> dict[Place, list[tuple[int, Checkpoint]]]:
+    found: dict[Place, list[tuple[int, Checkpoint]]] = {}
+    async for record in _all(reader, [topic_name(prefix, topics.CHECKPOINTS)]):
+        try:
+            item = Checkpoint.decode(record.value or b"")
+        except DecodeError as error:
+            strange.append(
+                Difference(
+                    record.topic, record.partition, record.offset, record.offset + 1, "forged",
+                    f"no checkpoint: {error}",
+                )
+            )  # fmt: skip
+        else:
+            found.setdefault((item.topic, item.partition), []).append((record.offset, item))
+    return found
+
+
+async def _salts(reader: RangeReader, prefix: str) -> dict[Place, dict[int, Salt]]:
+    """One that cannot be read is one that is gone: its record is told as not comparable."""
+    found: dict[Place, dict[int, Salt]] = {}
+    async for record in _all(reader, [topic_name(prefix, topics.SALTS)]):
+        try:
+            item = Salt.decode(record.value or b"")
+        except DecodeError:
+            continue
+        found.setdefault((item.topic, item.partition), {})[item.offset] = item
+    return found
+
+
+async def _all(reader: RangeReader, names: Sequence[str]) -> AsyncIterator[InboundRecord]:
+    async for record in reader.read(await reader.snapshot(names)):
+        yield record

@@ -1,0 +1,73 @@
+"""`ares trace`: the life of an interaction, or of a release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    selector: Annotated[
+        str | None, typer.Argument(help="The id of an interaction or of a verdict.")
+    ] = None,
+    release: Annotated[
+        str | None, typer.Option(help="A release's digest, or its first 8 or more digits.")
+    ] = None,
+    settings_file: Annotated[
+        Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
+    ] = None,
+    bootstrap: Annotated[
+        str | None, typer.Option(help="host:port,... instead of the settings'.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Show every record of one interaction with its coordinates, from what came in to what was
+    released because of it; or what a release was trained and judged on. Never any text.
+
+    Reads the topics whole. Exits 0; 2 where nothing is found; 3 where a range cannot be read.
+    """
+    import asyncio
+    import json
+    from dataclasses import asdict
+
+    from ares_stream.audit.trace import TRACED, InteractionTrace, ReleaseTrace
+    from ares_stream.cli.topics import connect
+    from ares_stream.errors import InputError, SettingsError
+    from ares_stream.records import topics
+    from ares_stream.streaming.reader import read, snapshot
+
+    if (selector is None) == (release is None):
+        raise SettingsError("name an id, or --release DIGEST, and not both")
+    if release is not None and len(release) < 8:
+        raise SettingsError("--release: give 8 or more digits of the digest")
+    settings, connection = connect(settings_file, bootstrap)
+    trace = InteractionTrace(selector) if selector is not None else ReleaseTrace(release or "")
+
+    async def work() -> None:
+        names = TRACED if selector is not None else (
+            topics.REPAIRS, topics.RELEASES, topics.VERDICTS
+        )  # fmt: skip
+        if isinstance(trace, InteractionTrace):
+            verdicts = await snapshot(connection, [f"{settings.topic_prefix}{topics.VERDICTS}"])
+            async for record in read(connection, verdicts):
+                trace.learn([record])
+        for name in names:
+            ranges = await snapshot(connection, [f"{settings.topic_prefix}{name}"])
+            async for record in read(connection, ranges):
+                trace.take(name, record)
+
+    asyncio.run(work())
+    if not trace.steps:
+        raise InputError("nothing is found of it; retention may have deleted it")
+    if as_json:
+        document = {"schema": "ares.trace/1", "steps": [asdict(item) for item in trace.steps]}
+        if isinstance(trace, ReleaseTrace):
+            document["verdicts"] = trace.verdicts
+        typer.echo(json.dumps(document, indent=2))
+        return
+    for step in trace.steps:
+        typer.echo(str(step))
+    if isinstance(trace, ReleaseTrace):
+        typer.echo(f"{trace.verdicts} verdicts took it")

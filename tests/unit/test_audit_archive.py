@@ -1,0 +1,125 @@
+"""Archives give back what was put in, byte for byte, or an error that names the hole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ares_stream.audit.archive import ArchiveReader, write_archive
+from ares_stream.audit.ranges import RangeReader
+from ares_stream.errors import AresError, ReadError, TopicError
+from ares_stream.records.base import OffsetRange
+from ares_stream.streaming.records import InboundRecord
+from tests.support.notarised import records_of
+
+BYTES = st.none() | st.binary(max_size=20)
+
+
+class Memory:
+    """Records of one partition, as a reader."""
+
+    def __init__(self, records: Sequence[InboundRecord]) -> None:
+        self._records = records
+
+    async def snapshot(
+        self, topics: Sequence[str], *, since_ms: int | None = None
+    ) -> tuple[OffsetRange, ...]:
+        raise NotImplementedError
+
+    async def read(self, ranges: Sequence[OffsetRange]) -> AsyncIterator[InboundRecord]:
+        for item in ranges:
+            for record in self._records:
+                if item.start <= record.offset < item.end:
+                    yield record
+
+
+def covered(start: int, end: int, topic: str = "ares.verdicts") -> OffsetRange:
+    return OffsetRange(topic=topic, partition=2, start=start, end=end)
+
+
+def write(records: Sequence[InboundRecord], url: str, *ranges: OffsetRange) -> int:
+    return asyncio.run(write_archive(Memory(records), ranges, url))
+
+
+def content(reader: RangeReader, *ranges: OffsetRange) -> list[InboundRecord]:
+    async def work() -> list[InboundRecord]:
+        return [item async for item in reader.read(ranges)]
+
+    return asyncio.run(work())
+
+
+@given(
+    st.lists(
+        st.tuples(
+            BYTES, BYTES, st.lists(st.tuples(st.text(max_size=5), BYTES), max_size=3),
+            st.integers(-1, 2**60), st.integers(1, 3),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)  # fmt: skip
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_record_comes_back_byte_for_byte(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]], int, int]],
+) -> None:
+    offset, records = 0, []
+    for key, value, headers, time, step in rows:
+        records.append(InboundRecord("ares.verdicts", 2, offset, time, key, value, tuple(headers)))
+        offset += step
+    url = str(tmp_path_factory.mktemp("archive"))
+    assert write(records, url, covered(0, offset)) == len(records)
+    assert content(ArchiveReader(url), covered(0, offset)) == records
+
+
+def test_ranges_archived_one_after_the_other_read_as_one_and_in_part(tmp_path: Path) -> None:
+    records, url = records_of(40), str(tmp_path)
+    write(records, url, covered(0, 20), covered(30, 30))
+    write(records, url, covered(20, 46))
+    reader = ArchiveReader(f"file://{url}")
+    (whole,) = asyncio.run(reader.snapshot(["ares.verdicts"]))
+    assert (whole.start, whole.end) == (0, 46)
+    assert content(reader, whole) == records
+    part = content(reader, covered(15, 25))
+    assert part == [item for item in records if 15 <= item.offset < 25]
+    (late,) = asyncio.run(reader.snapshot(["ares.verdicts"], since_ms=records[30].timestamp_ms))
+    assert late.start == records[30].offset
+
+
+def test_a_hole_a_missing_partition_and_a_damaged_file_are_errors_with_offsets(
+    tmp_path: Path,
+) -> None:
+    records, url = records_of(40), str(tmp_path)
+    write(records, url, covered(0, 10), covered(20, 30))
+    reader = ArchiveReader(url)
+    with pytest.raises(ReadError, match=r"ares\.verdicts 2: offsets 10 to 20"):
+        asyncio.run(reader.snapshot(["ares.verdicts"]))
+    with pytest.raises(ReadError, match="offsets 10 to 25"):
+        content(reader, covered(5, 25))
+    with pytest.raises(ReadError, match="offsets 30 to 40"):
+        content(reader, covered(25, 40))
+    with pytest.raises(TopicError, match=r"ares\.other"):
+        asyncio.run(reader.snapshot(["ares.other"]))
+    with pytest.raises(TopicError, match=r"ares\.other 2"):
+        content(reader, covered(0, 1, "ares.other"))
+    (file, *_) = sorted(tmp_path.rglob("*.parquet"))
+    raw = bytearray(file.read_bytes())
+    for place in range(8, len(raw), len(raw) // 30):
+        changed = raw.copy()
+        changed[place] ^= 0xFF
+        file.write_bytes(changed)
+        try:
+            found = content(reader, covered(0, 10))
+        except AresError:
+            continue
+        assert found == [item for item in records if item.offset < 10], place
+    file.write_bytes(b"nothing")
+    with pytest.raises(ReadError, match="offsets 0 to 10"):
+        content(reader, covered(0, 10))

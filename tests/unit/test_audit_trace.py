@@ -1,0 +1,120 @@
+"""A trace follows one interaction through every topic and shows none of its text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import timedelta
+
+from ares_stream.audit.trace import TRACED, InteractionTrace, ReleaseTrace
+from ares_stream.records import topics
+from ares_stream.records.base import OffsetRange, Record
+from ares_stream.records.interaction import Interaction, Message, Policy
+from ares_stream.records.label import Label, ReviewItem
+from ares_stream.records.release import Release, ReleaseState
+from ares_stream.records.repair import CoupledFailure, RepairReport
+from ares_stream.records.verdict import FailureClass
+from ares_stream.streaming.records import InboundRecord
+from tests.support.verdicts import NOON, verdict
+
+NEW = "d" * 64
+
+
+def record(name: str, offset: int, item: Record, key: bytes = b"k") -> InboundRecord:
+    return InboundRecord(f"ares.{name}", 0, offset, 1_790_000_000_000, key, item.encode())
+
+
+def interaction(number: int) -> Interaction:
+    return Interaction(
+        id=f"interaction-{number}", occurred_at=NOON, policy=Policy(name="chat", version="1"),
+        messages=(Message(role="user", content="a secret question"),), response="a secret answer",
+    )  # fmt: skip
+
+
+def report(start: int, plan: str) -> RepairReport:
+    return RepairReport(
+        plan_id=plan, state="promoted", method="joint", reasons=(), before={}, after={},
+        batch=(OffsetRange(topic="ares.repair", partition=0, start=start, end=start + 2),),
+        releases={"rm": NEW}, started_at=NOON, finished_at=NOON + timedelta(hours=1),
+    )  # fmt: skip
+
+
+def release(digest: str, plan: str | None) -> Release:
+    return Release(
+        model="rm", kind="reward", digest=digest, uri="x", state=ReleaseState.ACTIVE,
+        changed_at=NOON, changed_by="ann", plan_id=plan,
+    )  # fmt: skip
+
+
+def world() -> dict[str, list[InboundRecord]]:
+    ours = verdict(5, FailureClass.COUPLED_FAILURE)
+    found: dict[str, list[InboundRecord]] = {name: [] for name in TRACED}
+    for number in (5, 55):  # One id is the beginning of the other.
+        item, said = interaction(number), verdict(number, FailureClass.COUPLED_FAILURE)
+        found[topics.PRODUCTION].append(record(topics.PRODUCTION, number, item))
+        found[topics.VERDICTS].append(record(topics.VERDICTS, number, said))
+        found[topics.REVIEW].append(
+            record(topics.REVIEW, number, ReviewItem(
+                cause="sampled", sampling_probability=0.5, verdict=said, interaction=item))
+        )  # fmt: skip
+        found[topics.LABELS].append(
+            record(topics.LABELS, number, Label(
+                interaction_id=item.id, harmful=True, reviewer="ann", decided_at=NOON))
+        )  # fmt: skip
+        found[topics.REPAIR].append(
+            record(topics.REPAIR, number, CoupledFailure(verdict=said, interaction=item))
+        )
+    found[topics.REPAIRS] = [
+        record(topics.REPAIRS, 0, report(4, "plan-a")),
+        record(topics.REPAIRS, 1, report(54, "plan-b")),
+    ]
+    found[topics.RELEASES] = [
+        record(topics.RELEASES, 0, release(ours.releases["reward"], None)),
+        record(topics.RELEASES, 1, release(NEW, "plan-a")),
+        record(topics.RELEASES, 2, release("e" * 64, "plan-b")),
+    ]
+    found[topics.VERDICTS].append(
+        InboundRecord("ares.verdicts", 0, 99, 0, b"k", b"interaction-5 and no JSON")
+    )
+    return found
+
+
+def traced(selector: str) -> InteractionTrace:
+    trace, all_records = InteractionTrace(selector), world()
+    trace.learn(all_records[topics.VERDICTS])
+    for name in TRACED:
+        for item in all_records[name]:
+            trace.take(name, item)
+    return trace
+
+
+def test_an_interaction_is_followed_to_the_release_that_came_of_it() -> None:
+    expected = [
+        ("interaction", 5), ("verdict", 5), ("review", 5), ("label", 5), ("repair", 5),
+        ("report", 0), ("judged by", 0), ("release", 1),
+    ]  # fmt: skip
+    for selector in ("interaction-5", verdict(5).id):
+        assert [(item.kind, item.offset) for item in traced(selector).steps] == expected
+
+
+def test_no_text_is_shown() -> None:
+    steps = traced("interaction-5").steps
+    shown = json.dumps([asdict(item) for item in steps]) + "".join(map(str, steps))
+    assert "secret" not in shown
+
+
+def test_a_release_shows_its_repair_its_states_and_what_it_judged() -> None:
+    trace, all_records = ReleaseTrace(NEW[:8]), world()
+    for name in (topics.REPAIRS, topics.RELEASES, topics.VERDICTS):
+        for item in all_records[name]:
+            trace.take(name, item)
+    assert [item.kind for item in trace.steps] == ["report", "report", "release"]
+    assert trace.steps[0].facts["batch"][0]["start"] == 4
+    judged = ReleaseTrace("b" * 64)
+    for item in all_records[topics.VERDICTS]:
+        judged.take(topics.VERDICTS, item)
+    assert judged.verdicts == 2
+
+
+def test_what_is_nowhere_has_no_steps() -> None:
+    assert traced("interaction-6").steps == []
