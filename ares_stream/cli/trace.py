@@ -62,7 +62,10 @@ def command(
     if not trace.steps:
         raise InputError("nothing is found of it; retention may have deleted it")
     if as_json:
-        document = {"schema": "ares.trace/1", "steps": [asdict(item) for item in trace.steps]}
+        document: dict[str, object] = {
+            "schema": "ares.trace/1",
+            "steps": [asdict(item) for item in trace.steps],
+        }
         if isinstance(trace, ReleaseTrace):
             document["verdicts"] = trace.verdicts
         typer.echo(json.dumps(document, indent=2))

@@ -201,7 +201,7 @@ def bench(
     }
 
 
-def _speed(records: Sequence[InboundRecord]) -> dict[str, float]:
+def _speed(records: Sequence[InboundRecord]) -> dict[str, int]:
     """Leaves a second of one core: growing a tree, and verifying it against the records."""
     repeats = max(1, 20_000 // len(records))
     speeds = {}
