@@ -25,7 +25,8 @@ def _group() -> None: ...
 def write(
     url: Url,
     topics: Annotated[
-        list[str], typer.Option("--topic", help="Without the prefix; repeat for several.")
+        list[str],
+        typer.Option("--topic", metavar="NAME", help="Without the prefix; repeat for several."),
     ],
     since: Annotated[datetime | None, typer.Option(help="Only records from this UTC time.")] = None,
     settings_file: SettingsFile = None,
@@ -59,7 +60,10 @@ def write(
 def restore(
     url: Url,
     topics: Annotated[
-        list[str], typer.Option("--topic", help="Whole names, as archived; repeat for several.")
+        list[str],
+        typer.Option(
+            "--topic", metavar="NAME", help="Whole names, as archived; repeat for several."
+        ),
     ],
     to_prefix: Annotated[
         str, typer.Option(help="Written to topics of this prefix in the place of the settings'.")

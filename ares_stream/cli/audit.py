@@ -18,7 +18,9 @@ SettingsFile = Annotated[
 Bootstrap = Annotated[str | None, typer.Option(help="host:port,... instead of the settings'.")]
 Keys = Annotated[
     list[str],
-    typer.Option("--key", help="Public key of the notary, name+id+base64; repeat for several."),
+    typer.Option(
+        "--key", metavar="KEY", help="Public key of the notary, name+id+base64; repeat for several."
+    ),
 ]
 Topic = Annotated[str, typer.Option(help="Topic, without the prefix.")]
 
@@ -54,11 +56,15 @@ def verify(
     keys: Keys,
     topics: Annotated[
         list[str] | None,
-        typer.Option("--topic", help="Only this topic, without the prefix; repeat for several."),
+        typer.Option(
+            "--topic",
+            metavar="NAME",
+            help="Only this topic, without the prefix; repeat for several.",
+        ),
     ] = None,
     known: Annotated[
         list[Path] | None,
-        typer.Option(help="A file with a head that you kept; repeat for several."),
+        typer.Option(metavar="FILE", help="A file with a head that you kept; repeat for several."),
     ] = None,
     keep: Annotated[
         Path | None, typer.Option(help="Write the newest heads here, a file each, to keep.")

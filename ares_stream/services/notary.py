@@ -306,6 +306,7 @@ class NotaryService:
             await journal.append(records)
             self._salts.clear()
             await self._sign(journal)
+        self.metrics.last.set(time.time())
         self._progressed()
 
     async def _sign(self, journal: Journal) -> None:
@@ -328,7 +329,6 @@ class NotaryService:
         for topic, name in self._followed.items():
             sizes = (item.tree.size for item in self._grown.values() if item.topic == topic)
             self.metrics.leaves.labels(name).set(sum(sizes))
-        self.metrics.last.set(now.timestamp())
 
     async def _restore(self) -> None:
         self._grown.clear()

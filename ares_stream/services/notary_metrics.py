@@ -32,8 +32,8 @@ class NotaryMetrics:
             registry=registry,
         )
         self.last = Gauge(
-            "ares_notary_last_checkpoint_timestamp_seconds",
-            "Time of the last signed head.",
+            "ares_notary_checkpoint_timestamp_seconds",
+            "Time until which all that was read is signed.",
             registry=registry,
         )
         self.lost = Counter(
