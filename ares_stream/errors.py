@@ -13,6 +13,7 @@ AresError
 │   └── ProviderError     the execution provider asked for is not the one in use
 ├── StreamError           Kafka
 │   ├── TopicError        a topic is missing or is not as its specification says
+│   ├── AccessError       the broker forbids what this user does; names what must be allowed
 │   ├── BrokerError       unreachable or failing; a retry can help
 │   ├── ReadError         a range cannot be read whole: gap, open transaction, deadline
 │   └── BreakerOpen       too many dead letters: a person must look
@@ -107,6 +108,12 @@ class StreamError(AresError):
 
 class TopicError(StreamError):
     """A topic is missing, or differs from its specification."""
+
+    exit_code = 2
+
+
+class AccessError(StreamError):
+    """The broker's access control lists do not allow it; the message names what is missing."""
 
     exit_code = 2
 

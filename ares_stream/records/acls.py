@@ -156,10 +156,12 @@ def _producer(names: Names) -> list[Acl]:
 
 
 def _scorer(names: Names) -> list[Acl]:
+    written = (topics.VERDICTS, topics.REPAIR, topics.REVIEW, topics.DEADLETTERS)
     return [
         *(Acl("topic", name, ("Read",)) for name in names.interactions()),
         *_reads(names, topics.RELEASES),
-        *_writes(names, topics.VERDICTS, topics.REPAIR, topics.REVIEW, topics.DEADLETTERS),
+        # What is too large for a topic is known before it is sent.
+        *(Acl("topic", names.topic(name), ("Write", "DescribeConfigs")) for name in written),
         Acl("group", names.group("scorer"), ("Read",)),
         # One producer an input partition: see SessionSpec.transactional_id.
         Acl("transactional-id", f"{names.prefix}scorer.", ("Write",), prefixed=True),

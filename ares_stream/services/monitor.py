@@ -25,6 +25,7 @@ from ares_stream.detection.alarming import AlarmPolicy, acknowledge, attribute, 
 from ares_stream.detection.ledger import Ledger, LedgerPolicy
 from ares_stream.detection.tallies import CELLS, cell_name
 from ares_stream.errors import (
+    AccessError,
     BrokerError,
     DecodeError,
     FileFormatError,
@@ -108,7 +109,7 @@ class MonitorService:
         while not self._life.is_stopping:
             try:
                 await self._session()
-            except TopicError:
+            except (TopicError, AccessError):
                 raise
             except StreamError as error:
                 self._log.warning("started anew", error=str(error))

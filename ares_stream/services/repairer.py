@@ -20,6 +20,7 @@ from typing import Final, TypeVar
 from prometheus_client import CollectorRegistry
 
 from ares_stream.errors import (
+    AccessError,
     BrokerError,
     RepairError,
     SettingsError,
@@ -144,7 +145,7 @@ class Repairer:
             while not self._life.is_stopping:
                 try:
                     await step()
-                except TopicError:
+                except (TopicError, AccessError):
                     raise
                 except (StreamError, OSError) as error:
                     reason = f"{type(error).__name__}: {error}"

@@ -9,17 +9,23 @@ from typing import Any, Final
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    KafkaError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
 
 from ares_stream.errors import BrokerError, TopicError
 from ares_stream.records.topics import ActualTopic, TopicSpec
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import client_faults
+from ares_stream.streaming.faults import client_faults, explained, forbidden
 
 ADMIN_SECONDS: Final = 30.0
 """Bounds a whole command: aiokafka waits for ever for a controller that never answers."""
 POLL_SECONDS: Final = 0.05
 _UNKNOWN_TOPIC: Final = 3
+_FORBIDDEN_TOPIC: Final = TopicAuthorizationFailedError.errno
 
 
 @asynccontextmanager
@@ -35,7 +41,7 @@ async def _admin(connection: KafkaConnection, seconds: float) -> AsyncIterator[A
             f"Kafka at {connection.bootstrap} did not answer within {seconds:.0f} s"
         ) from None
     except (KafkaError, OSError) as error:
-        raise BrokerError(f"Kafka at {connection.bootstrap}: {error}") from error
+        raise explained(error, connection.bootstrap, on_topic="Describe") from error
     finally:
         await client.close()
 
@@ -56,6 +62,8 @@ async def create_topics(
     created: list[str] = []
     async with _admin(connection, seconds) as client:
         answer = await client.create_topics(new)
+        codes = ((name, code) for name, code, *_ in answer.topic_errors)
+        _refuse_forbidden(connection.bootstrap, codes, "Create")
         for name, code, *detail in answer.topic_errors:
             error = for_code(code)
             if code == 0:
@@ -65,7 +73,7 @@ async def create_topics(
                 raise TopicError(f"{name}: cannot be created: {reason}")
         # Creation returns before every broker knows the topic: a client that asks too early
         # is told that it does not exist.
-        while await _absent(client, [spec.name for spec in wanted]):  # noqa: ASYNC110
+        while await _absent(client, connection.bootstrap, [spec.name for spec in wanted]):  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)
     return created
 
@@ -82,9 +90,12 @@ async def describe_topics(
 ) -> Mapping[str, ActualTopic]:
     """What exists of the named topics, by name; a missing topic is not in the answer."""
     async with _admin(connection, seconds) as client:
+        described = await client.describe_topics(list(names))
+        codes = ((topic["topic"], topic["error_code"]) for topic in described)
+        _refuse_forbidden(connection.bootstrap, codes)
         found = {
             topic["topic"]: topic["partitions"]
-            for topic in await client.describe_topics(list(names))
+            for topic in described
             if topic["error_code"] != _UNKNOWN_TOPIC
         }
         configs: dict[str, dict[str, str]] = {}
@@ -92,6 +103,7 @@ async def describe_topics(
             resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in found]
             for answer in await client.describe_configs(resources):
                 for code, reason, _, name, entries in answer.resources:
+                    _refuse_forbidden(connection.bootstrap, [(name, code)], "DescribeConfigs")
                     if code:
                         raise TopicError(f"{name}: cannot be described: {reason}")
                     configs[name] = {entry[0]: entry[1] or "" for entry in entries}
@@ -111,7 +123,7 @@ async def count_partitions(
     """How many partitions each topic has. Raises TopicError naming every topic that is missing."""
     wanted = sorted(set(names))
     async with _admin(connection, seconds) as client:
-        if absent := await _absent(client, wanted):
+        if absent := await _absent(client, connection.bootstrap, wanted):
             raise TopicError(
                 f"missing on {connection.bootstrap}: {', '.join(absent)}; "
                 "create them with `ares topics create`"
@@ -135,9 +147,18 @@ async def message_limits(
     return limits
 
 
-async def _absent(client: AIOKafkaAdminClient, names: Sequence[str]) -> list[str]:
+def _refuse_forbidden(
+    where: str, codes: Iterable[tuple[str, int]], right: str = "Describe"
+) -> None:
+    """Raise AccessError for topics that this user may not see: they may exist or not."""
+    if hidden := sorted(name for name, code in codes if code == _FORBIDDEN_TOPIC):
+        raise forbidden(where, f"{right} on topic {', '.join(hidden)}")
+
+
+async def _absent(client: AIOKafkaAdminClient, where: str, names: Sequence[str]) -> list[str]:
     """Topics that cannot be used; another reason than absence stands behind the name."""
     topics: list[dict[str, Any]] = await client.describe_topics(list(names))
+    _refuse_forbidden(where, ((topic["topic"], topic["error_code"]) for topic in topics))
     return sorted(
         topic["topic"]
         if topic["error_code"] == _UNKNOWN_TOPIC

@@ -1,12 +1,72 @@
-"""What the Kafka client raises while a broker goes away, in one form."""
+"""What the Kafka client raises while a broker goes away or forbids something, in one form."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+)
+
+from ares_stream.errors import AccessError, BrokerError, StreamError
+
+FORBIDDEN: Final = (
+    TopicAuthorizationFailedError,
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+)
+
+
+def explained(
+    error: BaseException,
+    where: str,
+    *,
+    on_topic: str = "Read",
+    on_group: str = "Read",
+    name: str = "",
+) -> StreamError:
+    """The error for a person: AccessError with the right that the broker at `where` misses, else
+    BrokerError. `on_topic` and `on_group` say what the caller does with them; `name` is the
+    resource, for where the client does not say it."""
+    if not isinstance(error, FORBIDDEN):
+        return BrokerError(f"Kafka at {where}: {type(error).__name__}: {error}")
+    if isinstance(error, TopicAuthorizationFailedError):
+        right = f"{on_topic} on topic {_names(error, name)}"
+    elif isinstance(error, GroupAuthorizationFailedError):
+        right = f"{on_group} on group {_names(error, name)}"
+    elif isinstance(error, TransactionalIdAuthorizationFailed):
+        right = f"Write on transactional id {_names(error, name)}"
+    elif on_topic == "Write":
+        right = f"{on_topic} on topic {name}"
+    else:
+        right = "what it asks of the cluster"
+    return forbidden(where, right)
+
+
+def forbidden(where: str, right: str) -> AccessError:
+    """The broker does not allow the right, such as "Read on topic x"."""
+    return AccessError(
+        f"Kafka at {where} forbids this user: {right}; `ares topics acls` prints what each "
+        "service must be allowed"
+    )
+
+
+def _names(error: BaseException, name: str) -> str:
+    """What the error names: one, several, or nothing."""
+    found = error.args[0] if error.args else name
+    if isinstance(found, str):
+        return found or "(the client does not say which)"
+    if isinstance(found, Iterable):
+        return ", ".join(sorted(map(str, found)))
+    return name or str(found)
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from typing import Final, Self
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from ares_stream.errors import BrokerError
+from ares_stream.errors import StreamError
 from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.faults import explained
 from ares_stream.streaming.fetching import BatchConsumer, read_batches
 from ares_stream.streaming.reader import POLL_MS, READ_LIMITS
 from ares_stream.streaming.records import InboundRecord
@@ -198,10 +199,8 @@ class Follower:
             self._place(item, starts[item], ends[item])
             self._consumer.seek(item, self._positions[item.topic, item.partition])
 
-    def _failed(self, error: BaseException) -> BrokerError:
-        return BrokerError(
-            f"Kafka at {self._connection.bootstrap}: {type(error).__name__}: {error}"
-        )
+    def _failed(self, error: BaseException) -> StreamError:
+        return explained(error, self._connection.bootstrap)
 
 
 def _gap(item: TopicPartition, start: int, end: int) -> OffsetRange:

@@ -20,7 +20,7 @@ from ares_stream.errors import BrokerError, InputError, StreamError
 from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import client_faults
+from ares_stream.streaming.faults import FORBIDDEN, client_faults, explained
 from ares_stream.streaming.fetching import BatchConsumer, read_batches
 from ares_stream.streaming.publisher import MAX_REQUEST_BYTES, end_producer, retrieve
 from ares_stream.streaming.reader import POLL_MS, READ_LIMITS
@@ -84,9 +84,11 @@ class Journal:
         producer = self._producer
         if producer is None:
             raise BrokerError(f"{self._name}: the journal is not open")
+        outcome: asyncio.Future[Any] | None = None
         try:
             with client_faults():
                 async with asyncio.timeout(TRANSACTION_SECONDS), producer.transaction():
+                    outcome = producer._txn_manager._transaction_waiter
                     sent: list[asyncio.Future[Any]] = []
                     for record in records:
                         future = await producer.send(
@@ -101,7 +103,7 @@ class Journal:
                     # A commit after a failed send would succeed without it.
                     await asyncio.gather(*sent)
         except (KafkaError, OSError, TimeoutError) as error:
-            raise self._explained(error) from error
+            raise self._explained(_refusal(outcome) or error) from error
 
     async def _end(self) -> None:
         producer, self._producer = self._producer, None
@@ -115,9 +117,15 @@ class Journal:
             )
         if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
             return InputError("a record is larger than its topic's max.message.bytes")
-        return BrokerError(
-            f"Kafka at {self._connection.bootstrap}: {type(error).__name__}: {error}"
-        )
+        return explained(error, self._connection.bootstrap, on_topic="Write", name=self._name)
+
+
+def _refusal(outcome: asyncio.Future[Any] | None) -> Exception | None:
+    """Why the broker forbade the transaction; the client says "not in transaction" instead."""
+    if outcome is None or not outcome.done() or outcome.cancelled():
+        return None
+    error = outcome.exception()
+    return error if isinstance(error, FORBIDDEN) else None
 
 
 async def follow(
@@ -147,9 +155,7 @@ async def follow(
                     async for record in read_batches(fetched, READ_LIMITS, unreadable):
                         yield record
     except (KafkaError, OSError, TimeoutError) as error:
-        raise BrokerError(
-            f"Kafka at {connection.bootstrap}: {type(error).__name__}: {error}"
-        ) from error
+        raise explained(error, connection.bootstrap) from error
     finally:
         await consumer.stop()
 
@@ -172,8 +178,8 @@ async def group_lag(connection: KafkaConnection, group: str, topics: Sequence[st
                 ends = await consumer.end_offsets(partitions)
                 committed = {item: await consumer.committed(item) for item in partitions}
     except (KafkaError, OSError, TimeoutError) as error:
-        raise BrokerError(
-            f"Kafka at {connection.bootstrap}: {type(error).__name__}: {error}"
+        raise explained(
+            error, connection.bootstrap, on_topic="Describe", on_group="Describe", name=group
         ) from error
     finally:
         await consumer.stop()

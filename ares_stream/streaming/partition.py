@@ -19,22 +19,18 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
-    ClusterAuthorizationFailedError,
-    GroupAuthorizationFailedError,
     InvalidProducerEpoch,
     KafkaError,
     MessageSizeTooLargeError,
     ProducerFenced,
     RecordListTooLargeError,
-    TopicAuthorizationFailedError,
-    TransactionalIdAuthorizationFailed,
 )
 
 from ares_stream.errors import BrokerError
 from ares_stream.streaming.breaker import Breaker
 from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.deadletters import batch_size, dead_letter, kept_whole
-from ares_stream.streaming.faults import client_faults
+from ares_stream.streaming.faults import FORBIDDEN, client_faults, explained
 from ares_stream.streaming.publisher import end_producer, retrieve
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 from ares_stream.streaming.watermark import Watermark
@@ -55,12 +51,6 @@ MAX_REQUEST_BYTES: Final = 100 << 20
 with a limit below it would refuse the dead letter of a record that was read."""
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
-_FORBIDDEN = (
-    TopicAuthorizationFailedError,
-    ClusterAuthorizationFailedError,
-    GroupAuthorizationFailedError,
-    TransactionalIdAuthorizationFailed,
-)
 
 
 class PartitionLost(Exception):
@@ -266,10 +256,12 @@ class PartitionWorker:
                     if self._is_closing():
                         return
                     raise PartitionLost(f"{self.topic}-{self.partition} was fenced") from error
-                except _FORBIDDEN as error:
-                    raise BrokerError(
-                        f"{self.topic}-{self.partition}: the broker forbids it: "
-                        f"{type(error).__name__}; grant the service its ACLs"
+                except FORBIDDEN as error:
+                    raise explained(
+                        error,
+                        self._spec.connection.bootstrap,
+                        on_topic="Write",
+                        name=self._spec.group,
                     ) from error
                 except (KafkaError, OSError, TimeoutError, _Refused) as error:
                     self._observer.transaction(_outcome_of(error))

@@ -19,7 +19,7 @@ from aiokafka.errors import (
 
 from ares_stream.errors import BrokerError, InputError, TopicError
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import client_faults
+from ares_stream.streaming.faults import client_faults, explained
 from ares_stream.streaming.records import OutboundRecord
 
 PUBLISH_SECONDS: Final = 30.0
@@ -73,7 +73,7 @@ class Publisher:
             # A failed batch has used its sequence numbers: this producer can send no more.
             await self.aclose()
             if isinstance(error, (KafkaError, OSError, TimeoutError)):
-                raise self._explained(error) from error
+                raise self._explained(error, records) from error
             raise
 
     async def aclose(self) -> None:
@@ -110,7 +110,7 @@ class Publisher:
             if isinstance(result, BaseException):
                 raise result
 
-    def _explained(self, error: Exception) -> Exception:
+    def _explained(self, error: Exception, records: Sequence[OutboundRecord]) -> Exception:
         where = self._connection.bootstrap
         if isinstance(error, UnknownTopicOrPartitionError):
             return TopicError(f"a topic is missing on {where}; create it with `ares topics create`")
@@ -120,7 +120,9 @@ class Publisher:
             return BrokerError(
                 f"Kafka at {where} did not take the records within {self._seconds:.0f} s"
             )
-        return BrokerError(f"Kafka at {where}: {type(error).__name__}: {error}")
+        # A user that may write nothing at all is refused before a topic is named.
+        named = ", ".join(sorted({record.topic for record in records}))
+        return explained(error, where, on_topic="Write", name=named)
 
 
 def retrieve(future: asyncio.Future[Any]) -> None:

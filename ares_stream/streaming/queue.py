@@ -15,10 +15,10 @@ from typing import Final
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 
-from ares_stream.errors import BrokerError
+from ares_stream.errors import StreamError
 from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import client_faults
+from ares_stream.streaming.faults import client_faults, explained
 
 SESSION_TIMEOUT_MS: Final = 30_000
 NEVER_MS: Final = 2**31 - 1
@@ -41,11 +41,13 @@ class Waiting:
 
 
 class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
-    """This member's share of a topic. Raises BrokerError where Kafka fails or is too slow."""
+    """This member's share of a topic. Raises BrokerError where Kafka fails or is too
+    slow, AccessError where it forbids it."""
 
     def __init__(self, connection: KafkaConnection, topic: str, group: str) -> None:
         self._where = connection.bootstrap
         self._topic = topic
+        self._group = group
         self._consumer = AIOKafkaConsumer(
             **connection.client_arguments(),
             group_id=group,
@@ -75,10 +77,12 @@ class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
     async def waiting(self) -> list[Waiting]:
         """The partitions owned now, in order; none while the group is being balanced."""
         partitions = sorted(self._consumer.assignment())
-        if not partitions:
-            return []
         try:
             with client_faults():
+                if not partitions:
+                    # A member that may not join waits for ever, and only a fetch would say so.
+                    self._consumer._coordinator.check_errors()
+                    return []
                 async with asyncio.timeout(KAFKA_SECONDS):
                     stable = await self._consumer.end_offsets(partitions)
                     first = await self._consumer.beginning_offsets(partitions)
@@ -111,5 +115,5 @@ class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         """Work that was begun goes on: whoever does it must tell the next owner by other means."""
 
-    def _failed(self, error: BaseException) -> BrokerError:
-        return BrokerError(f"Kafka at {self._where}: {type(error).__name__}: {error}")
+    def _failed(self, error: BaseException) -> StreamError:
+        return explained(error, self._where, name=self._group)

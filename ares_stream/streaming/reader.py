@@ -16,11 +16,11 @@ from typing import Final, Literal
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from ares_stream.errors import BrokerError, ReadError, TopicError
+from ares_stream.errors import ReadError, TopicError
 from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import client_faults
+from ares_stream.streaming.faults import client_faults, explained
 from ares_stream.streaming.fetching import BatchConsumer, read_batches
 from ares_stream.streaming.records import InboundRecord, ReadLimits
 from ares_stream.streaming.unreadable import Unreadable, log_unreadable
@@ -56,9 +56,7 @@ async def _consumer(
     except OffsetOutOfRangeError as error:
         raise ReadError(f"truncated while it was read: {error}") from error
     except (KafkaError, OSError, TimeoutError) as error:
-        raise BrokerError(
-            f"Kafka at {connection.bootstrap}: {type(error).__name__}: {error}"
-        ) from error
+        raise explained(error, connection.bootstrap) from error
     finally:
         await consumer.stop()
 
