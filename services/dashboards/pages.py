@@ -147,8 +147,8 @@ STREAM = Page(
                   (Query("sum(increase(ares_dead_letters_total{@}[1d])) / "
                          "sum(increase(ares_ingested_records_total{@}[1d])) / 0.001", "spent"),),
                   kind="number", alert="AresRecordsRefused", limit=1),
-            Panel("Breaker", "bool", "1 once too much was refused; then nothing is read.",
-                  (Query("max by (instance) (ares_dead_letter_breaker_open{@})", "{{instance}}"),),
+            Panel("Breaker", "bool", "1 once too much of a topic was refused; then no more of it is read.",
+                  (Query("max by (topic) (ares_dead_letter_breaker_open{@})", "{{topic}}"),),
                   alert="AresDeadLetterBreakerOpen"),
             Panel("Offsets lost", "short", "Offsets that retention deleted before they were read.",
                   (Query("sum by (topic) (increase(ares_skipped_offsets_total{@}[1d]))",
