@@ -19,7 +19,7 @@ export HF_HOME ?= $(call kept,.cache/huggingface,huggingface)
 
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help install demo test unit integration chaos check format bench pictures schemas chart rules dashboards constraints clean
+.PHONY: help install demo test unit integration chaos check checkov format bench pictures schemas chart rules dashboards constraints clean
 
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,12 @@ check: install ## Lint, types and the direction of dependencies
 	$(BIN)/yamllint --strict docker-compose.yml services tests/cluster helm/ares-stream/*.yaml helm/ares-stream/files
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(BIN)/hadolint services/Dockerfile
+
+checkov: install ## Security checks of the rendered chart, by checkov in an environment of its own
+	test -x build/checkov/bin/checkov || { $(BIN)/uv venv --quiet build/checkov && $(BIN)/uv pip install --quiet --python build/checkov/bin/python 'checkov>=3.3,<4'; }
+	rm -rf build/rendered
+	$(BIN)/python -m tests.support.rendered build/rendered
+	build/checkov/bin/checkov --config-file .checkov.yaml --directory build/rendered
 
 wheel-test: install ## Build the wheel, install it with [cpu] alone into an empty environment, score a file
 	.ci/wheel-test
