@@ -1,6 +1,6 @@
 """Every value set of tests/unit/test_chart.py rendered to a file, for checkers that read files:
 
-    python -m tests.support.rendered DIR
+python -m tests.support.rendered DIR
 """
 
 import sys
