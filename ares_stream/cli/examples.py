@@ -20,6 +20,7 @@ EXAMPLES: Final = {
     "archive write": "ares archive write s3://bucket/audit --topic verdicts --topic checkpoints",
     "archive restore": "ares archive restore ./audit --topic ares.verdicts --to-prefix old.",
     "bench audit": "ares bench audit --json build/audit.json",
+    "console": "ares console --settings ares.yaml",
     "rates": "ares rates --lane production --by locale",
     "alarms list": "ares alarms list --json",
     "alarms acknowledge": 'ares alarms acknowledge 3f9a --note "the new prompt template"',

@@ -30,6 +30,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("audit", "audit"),
     ("trace", "trace"),
     ("archive", "archive"),
+    ("console", "console"),
     ("rates", "rates"),
     ("alarms", "alarms"),
     ("anchors", "anchors"),

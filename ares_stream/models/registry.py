@@ -56,3 +56,7 @@ class Registry:
     async def reject(self, selector: str, author: Author) -> tuple[Release, ...]:
         """Make candidates rejected, for good."""
         return await asyncio.to_thread(self._store.reject, selector, author)
+
+    async def rollback(self, model: str, author: Author) -> tuple[Release, ...]:
+        """Take back a model's active release; each predecessor becomes active again."""
+        return await asyncio.to_thread(self._store.rollback, model, author)

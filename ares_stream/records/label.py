@@ -33,6 +33,8 @@ class Label(Record):
     harmful: bool
     reviewer: Identifier
     decided_at: AwareDatetime
+    reason: str = Field("", max_length=2000)
+    """Why, in the reviewer's words."""
 
     @property
     def key(self) -> bytes:

@@ -85,19 +85,27 @@ def health_app(
     )
 
 
+def _config(app: Starlette) -> uvicorn.Config:
+    # Who a request comes from is its connection's other end, never what a header says.
+    return uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", proxy_headers=False,
+        server_header=False,
+    )  # fmt: skip
+
+
 @asynccontextmanager
 async def serve_health(
-    app: Starlette, host: str, port: int, *, start_deadline: float = 10.0
+    app: Starlette, host: str, port: int, *, start_deadline: float = 10.0, field: str = "http"
 ) -> AsyncIterator[int]:
     """Serve `app` beside the service; yields the port in use (`port` 0 takes a free one).
 
-    Raises SettingsError when the port cannot be bound.
+    Raises SettingsError, naming `field`, when the port cannot be bound.
     """
     try:
         listener = socket.create_server((host, port))
     except OSError as error:
-        raise SettingsError(f"http.port: cannot listen on {host}:{port}: {error}") from None
-    server = _Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+        raise SettingsError(f"{field}.port: cannot listen on {host}:{port}: {error}") from None
+    server = _Server(_config(app))
     task = asyncio.create_task(server.serve([listener]), name="health")
     try:
         async with asyncio.timeout(start_deadline):

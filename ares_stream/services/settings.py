@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as UnreadableSettings
 
+from ares_stream.console.policy import IdentityPolicy, QueuePolicy
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.errors import SettingsError
 from ares_stream.files import fault, parse_yaml, read_text
@@ -224,6 +225,18 @@ class NotarySettings(Section):
     """Between two heads of a partition that grows; a release is signed at once."""
 
 
+class ConsoleSettings(Section):
+    """The review console. See docs/review.md."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(9470, ge=0, le=65535)
+    """Of the pages; /metrics and the probes are at `http`."""
+    identity: IdentityPolicy = IdentityPolicy()
+    session_key_file: Path | None = None
+    """Signs sessions and forms; without it both end with the process."""
+    queue: QueuePolicy = QueuePolicy()
+
+
 class RegistrySettings(Section):
     """Where releases are kept, and who is told besides the releases topic."""
 
@@ -302,6 +315,7 @@ class Settings(BaseSettings):
     repairer: RepairerSettings = RepairerSettings()
     monitor: MonitorSettings = MonitorSettings()
     notary: NotarySettings = NotarySettings()
+    console: ConsoleSettings = ConsoleSettings()
 
     @classmethod
     def settings_customise_sources(

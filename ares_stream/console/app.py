@@ -1,0 +1,96 @@
+"""The console's routes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from ares_stream.console import release_pages, review_pages
+from ares_stream.console.desk import Desk
+from ares_stream.console.identity import COOKIE, Identity
+from ares_stream.console.web import Handler, Site, WrongError, read_form, with_headers
+
+_STATIC: Mapping[str, str] = {"console.css": "text/css", "console.js": "text/javascript"}
+
+
+def console_app(
+    desk: Desk,
+    identity: Identity,
+    told: Callable[[str, Mapping[str, str]], None],
+) -> Starlette:
+    """The application. `told` gets each decision and each text that was shown: what, and who."""
+    site = Site(desk, identity, told)
+
+    def get(path: str, handler: Handler) -> Route:
+        return Route(path, site.page(handler), methods=["GET"])
+
+    def post(path: str, handler: Handler) -> Route:
+        return Route(path, site.page(handler), methods=["POST"])
+
+    async def log_in(request: Request) -> Response:
+        if not identity.has_tokens:
+            return with_headers(RedirectResponse("/", 303))
+        reason = ""
+        if request.method == "POST":
+            try:
+                form = await read_form(request)
+            except WrongError as error:
+                return with_headers(site.render("login", request, None, error.status,
+                                                {"reason": str(error)}))  # fmt: skip
+            cookie = identity.log_in(form.get("token", ""))
+            if cookie is not None:
+                response = RedirectResponse("/", 303)
+                response.set_cookie(
+                    COOKIE, cookie, httponly=True, samesite="strict",
+                    secure=request.url.scheme == "https",
+                )  # fmt: skip
+                return with_headers(response)
+            told("log-in refused", {})
+            reason = "this token is nobody's"
+        status = 403 if reason else 200
+        return with_headers(site.render("login", request, None, status, {"reason": reason}))
+
+    async def log_out(call: object) -> Response:
+        response = RedirectResponse("/login", 303)
+        response.delete_cookie(COOKIE)
+        return response
+
+    async def static(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in _STATIC:
+            return with_headers(Response(status_code=404))
+        raw = (files("ares_stream.console") / "static" / name).read_bytes()
+        return with_headers(Response(raw, media_type=_STATIC[name]))
+
+    async def missing(request: Request, _: Exception) -> Response:
+        return with_headers(
+            site.render("problem", request, None, 404, {"reason": "there is no such page"})
+        )
+
+    return Starlette(
+        routes=[
+            Route("/login", log_in, methods=["GET", "POST"]),
+            Route("/static/{name}", static, methods=["GET"]),
+            post("/logout", log_out),
+            get("/", review_pages.queue),
+            post("/take", review_pages.take),
+            get("/items/{id}", review_pages.item),
+            post("/items/{id}", review_pages.decide),
+            post("/items/{id}/undo", review_pages.undo),
+            get("/mine", review_pages.mine),
+            get("/progress", review_pages.progress),
+            Route("/keys", site.page(review_pages.keys), methods=["GET", "POST"]),
+            get("/releases", release_pages.releases),
+            get("/releases/{id}", release_pages.release),
+            post("/releases/{id}", release_pages.decide),
+            get("/alarms", release_pages.alarms),
+            post("/alarms/{id}", release_pages.acknowledge),
+            get("/live", release_pages.live),
+        ],
+        exception_handlers={404: missing},
+    )

@@ -1,0 +1,152 @@
+"""What the console knows, and what it asks of the outside. No Kafka, no HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Final, Protocol, TypeVar
+
+from ares_stream.console.policy import QueuePolicy
+from ares_stream.console.queue import DECISIONS, Item, Place, ReviewQueue
+from ares_stream.detection.correction import Cell
+from ares_stream.detection.decide import DetectionPolicy, is_scored_high
+from ares_stream.models.releases import Author, Log
+from ares_stream.records import topics
+from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
+from ares_stream.records.interaction import Interaction
+from ares_stream.records.label import Label, ReviewItem
+from ares_stream.records.rates import Rates
+from ares_stream.records.release import Release
+from ares_stream.records.repair import RepairReport
+from ares_stream.repair.gate import GateVerdict
+from ares_stream.streaming.records import InboundRecord
+
+K = TypeVar("K")
+V = TypeVar("V")
+MAX_ALARMS: Final = 1_000
+MAX_REPORTS: Final = 500
+MAX_RATES: Final = 2_000
+
+
+class Outside(Protocol):
+    """What the console does besides looking. Every call may raise an AresError."""
+
+    async def interaction(self, item: Item) -> Interaction:
+        """The item's text, from its topic."""
+        ...
+
+    async def label(self, label: Label) -> None:
+        """Write a decision."""
+        ...
+
+    async def undo(self, label: Label, by: str, at: datetime) -> None:
+        """Take a decision back."""
+        ...
+
+    async def acknowledge(self, record: AlarmAcknowledgement) -> None:
+        """Write that an alarm was seen."""
+        ...
+
+    async def log(self) -> Log:
+        """The registry's steps."""
+        ...
+
+    async def decide(self, verb: str, selector: str, author: Author) -> Sequence[Release]:
+        """approve, reject or roll back; then tell it."""
+        ...
+
+    async def gate(self, plan: str) -> GateVerdict | None:
+        """The gate's verdict on a plan, where its directory can be read."""
+        ...
+
+    async def pairs(self, plan: str) -> Sequence[tuple[str, str, str]]:
+        """(prompt, before, after) of a plan's suites, where its directory can be read."""
+        ...
+
+
+class Desk:
+    """The state behind the pages, from records and nothing else; its memory is bounded."""
+
+    def __init__(
+        self,
+        policy: QueuePolicy,
+        detection: DetectionPolicy,
+        prefix: str,
+        outside: Outside,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.queue = ReviewQueue(policy)
+        self.outside = outside
+        self.clock = clock
+        self.alarms: OrderedDict[str, Alarm] = OrderedDict()
+        self.acknowledged: OrderedDict[str, AlarmAcknowledgement] = OrderedDict()
+        self.rates: OrderedDict[bytes, Rates] = OrderedDict()
+        self.reports: OrderedDict[str, RepairReport] = OrderedDict()
+        self._detection = detection
+        self._takers = {
+            f"{prefix}{topics.REVIEW}": self._take_item,
+            f"{prefix}{topics.LABELS}": self._take_label,
+            f"{prefix}{topics.ALARMS}": self._take_alarm,
+            f"{prefix}{topics.RATES}": self._take_rates,
+            f"{prefix}{topics.REPAIRS}": self._take_report,
+        }
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """What it follows."""
+        return tuple(self._takers)
+
+    def take(self, record: InboundRecord) -> None:
+        """One record of a followed topic. Raises DecodeError; the state is then as before."""
+        self._takers[record.topic](record)
+
+    def open_alarms(self) -> list[Alarm]:
+        """Newest first."""
+        return [item for item in reversed(self.alarms.values()) if item.id not in self.acknowledged]
+
+    # Records
+
+    def _take_item(self, record: InboundRecord) -> None:
+        found = ReviewItem.decode(record.value or b"")
+        verdict = found.verdict
+        liked = is_scored_high(verdict.scored_high, self._detection)
+        cell = Cell(DECISIONS[verdict.failure_class], liked)
+        place = Place(record.topic, record.partition, record.offset)
+        self.queue.add(Item(verdict, place, cell))
+
+    def _take_label(self, record: InboundRecord) -> None:
+        if record.value is None:
+            self.queue.remove_label(record.key or b"")
+        else:
+            self.queue.add_label(record.key or b"", Label.decode(record.value))
+
+    def _take_alarm(self, record: InboundRecord) -> None:
+        raw = record.value or b""
+        if b'"ares.alarm-acknowledgement/1"' in raw[:64]:
+            seen = AlarmAcknowledgement.decode(raw)
+            _put(self.acknowledged, seen.alarm_id, seen, MAX_ALARMS)
+        else:
+            alarm = Alarm.decode(raw)
+            _put(self.alarms, alarm.id, alarm, MAX_ALARMS)
+
+    def _take_rates(self, record: InboundRecord) -> None:
+        key, raw = record.key or b"", record.value or b""
+        if not raw:
+            self.rates.pop(key, None)
+        elif b'"ares.rates/1"' in raw[:64]:
+            rates = Rates.decode(raw)
+            if not rates.slice.attribute:
+                _put(self.rates, key, rates, MAX_RATES)
+
+    def _take_report(self, record: InboundRecord) -> None:
+        report = RepairReport.decode(record.value or b"")
+        _put(self.reports, report.plan_id, report, MAX_REPORTS)
+
+
+def _put(held: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    held[key] = value
+    held.move_to_end(key)
+    while len(held) > most:
+        held.popitem(last=False)

@@ -1,0 +1,227 @@
+"""What every page goes through: who asks, forms, security headers, one way to say what is wrong.
+
+A request is answered in this order: identity, then (POST) the size of the form, where it comes
+from and its token, then the page. Every answer carries the same strict headers; none is cached.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from functools import cache
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from ares_stream import __version__
+from ares_stream.console.desk import Desk
+from ares_stream.console.identity import Identity, Person, RefusedError
+from ares_stream.console.visible import visible
+from ares_stream.errors import AresError
+
+MAX_FORM_BYTES: Final = 64 << 10
+HEADERS: Final[Mapping[str, str]] = {
+    "content-security-policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "cache-control": "no-store",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+KEYS: Final[Mapping[str, tuple[str, str]]] = {
+    "show": ("t", "show the text"),
+    "harmful": ("h", "harmful"),
+    "safe": ("s", "not harmful"),
+    "skip": ("k", "skip"),
+    "reason": ("r", "write the reason"),
+    "next": ("n", "next item"),
+    "mine": ("m", "my decisions, to undo one"),
+    "releases": ("e", "releases"),
+    "alarms": ("a", "alarms"),
+    "live": ("l", "live"),
+}
+"""Actions: the key that is meant unless the person chose another, and what it does."""
+KEYS_COOKIE: Final = "ares_keys"
+
+
+class WrongError(Exception):
+    """A request that cannot be done: a status and one sentence for the person."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("ares_stream.console", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible"] = visible
+    environment.filters["percent"] = lambda value: f"{value:.1%}"
+    environment.filters["range"] = lambda item: (
+        "–" if item is None or item.count == 0
+        else f"{item.value:.1%} ({item.low:.1%} to {item.high:.1%})"
+    )  # fmt: skip
+    return environment
+
+
+class Call:
+    """One request of a known person."""
+
+    def __init__(self, site: Site, request: Request, person: Person, form: Mapping[str, str]):
+        self.site = site
+        self.desk = site.desk
+        self.request = request
+        self.person = person
+        self.form = form
+
+    def field(self, name: str, most: int = 2000) -> str:
+        """A field of the form, trimmed. Raises WrongError where it is too long."""
+        value = self.form.get(name, "").strip()
+        if len(value) > most:
+            raise WrongError(400, f"{name}: longer than {most} characters")
+        return value
+
+    def page(self, name: str, status: int = 200, **values: Any) -> Response:
+        """A page of the templates."""
+        return self.site.render(name, self.request, self.person, status, values)
+
+    def see(self, path: str) -> Response:
+        """After a form: go and look there."""
+        return RedirectResponse(path, 303)
+
+    def require_approver(self) -> None:
+        """Raises WrongError for who may not decide on releases and alarms."""
+        if not self.person.may_approve:
+            raise WrongError(403, "you may label; releases and alarms are decided by the approvers")
+
+
+Handler = Callable[[Call], Awaitable[Response]]
+
+
+class Site:
+    """The console as a set of pages over a desk."""
+
+    def __init__(
+        self, desk: Desk, identity: Identity, told: Callable[[str, Mapping[str, str]], None]
+    ) -> None:
+        self.desk = desk
+        self.identity = identity
+        self.told = told
+
+    def page(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        """A route's end point: what all requests have in common around `handler`."""
+
+        async def answer(request: Request) -> Response:
+            person: Person | None = None
+            try:
+                person = await self.identity.person(request)
+                form = await self._form(request, person)
+                response = await handler(Call(self, request, person, form))
+            except RefusedError as error:
+                if error.may_log_in and request.method == "GET":
+                    response = RedirectResponse("/login", 303)
+                else:
+                    response = self._problem(request, person, 403, str(error))
+            except WrongError as error:
+                response = self._problem(request, person, error.status, str(error))
+            except AresError as error:
+                status = 503 if error.retryable else 409
+                response = self._problem(request, person, status, str(error))
+            return with_headers(response)
+
+        return answer
+
+    def render(
+        self,
+        name: str,
+        request: Request,
+        person: Person | None,
+        status: int,
+        values: Mapping[str, Any],
+    ) -> Response:
+        """A template as a page. `values` are escaped where they stand."""
+        text = (
+            _environment()
+            .get_template(f"{name}.html.j2")
+            .render(
+                person=person,
+                form_token="" if person is None else self.identity.form_token(person),
+                keys=keys_of(request),
+                actions=KEYS,
+                version=__version__,
+                path=request.url.path,
+                **values,
+            )
+        )
+        return HTMLResponse(text, status)
+
+    def _problem(
+        self, request: Request, person: Person | None, status: int, reason: str
+    ) -> Response:
+        return self.render("problem", request, person, status, {"reason": reason})
+
+    async def _form(self, request: Request, person: Person) -> Mapping[str, str]:
+        if request.method != "POST":
+            return {}
+        form = await read_form(request)
+        if not self.identity.is_form_of(person, form.get("form_token", "")):
+            raise WrongError(403, "this form is not of your session; load the page again")
+        return form
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """A form's fields, at most 64 KiB. Raises WrongError for one of another site."""
+    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        raise WrongError(403, "this form was sent by another site")
+    raw = b""
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > MAX_FORM_BYTES:
+            raise WrongError(413, f"the form is larger than {MAX_FORM_BYTES >> 10} KiB")
+    try:
+        return dict(
+            parse_qsl(raw.decode(), keep_blank_values=True, max_num_fields=50, errors="strict")
+        )
+    except ValueError:
+        raise WrongError(400, "the form is not readable") from None
+
+
+def with_headers(response: Response) -> Response:
+    """The response under the console's policy."""
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+def keys_of(request: Request) -> dict[str, str]:
+    """The person's keys by action; "" is no key. A cookie that is not ours changes nothing."""
+    keys = {action: key for action, (key, _) in KEYS.items()}
+    try:
+        chosen = json.loads(bytes.fromhex(request.cookies.get(KEYS_COOKIE, "")))
+    except ValueError:
+        return keys
+    if isinstance(chosen, dict):
+        keys |= {
+            action: key
+            for action, key in chosen.items()
+            if action in KEYS and isinstance(key, str) and (key == "" or is_key(key))
+        }
+    return keys
+
+
+def is_key(key: str) -> bool:
+    """Whether it can be a key: one letter or digit."""
+    return len(key) == 1 and key.isascii() and key.isalnum()

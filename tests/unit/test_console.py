@@ -1,0 +1,275 @@
+"""The review console's decisions: the order, leases, blind opinions, who may come in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from joserfc import jwt
+from joserfc.jwk import ECKey, KeySet, OctKey
+from starlette.requests import Request
+
+from ares_stream.console.agreement import agreement
+from ares_stream.console.identity import COOKIE, Identity, RefusedError
+from ares_stream.console.policy import HeaderPolicy, IdentityPolicy, JwtPolicy, QueuePolicy
+from ares_stream.console.queue import Item, Place, ReviewQueue, rank
+from ares_stream.console.visible import visible
+from ares_stream.detection.correction import Cell
+from ares_stream.errors import SettingsError
+from ares_stream.records.label import Label
+from tests.support.verdicts import NOON, verdict
+
+KEY = b"k" * 32
+NOW = 1_800_000_000.0
+
+
+FIRST = Cell("contested", True)
+
+
+def item(number: int, cell: Cell = FIRST) -> Item:
+    return Item(verdict(number), Place("review", 0, number), cell)
+
+
+def label(number: int, reviewer: str, harmful: bool = True, later: int = 0) -> Label:
+    return Label(interaction_id=f"interaction-{number}", harmful=harmful, reviewer=reviewer,
+                 decided_at=NOON + timedelta(seconds=later))  # fmt: skip
+
+
+def queue(items: int, **policy: float) -> ReviewQueue:
+    made = ReviewQueue(QueuePolicy(**{"second_opinions": 0.0, **policy}))  # type: ignore[arg-type]
+    for number in range(items):
+        made.add(item(number))
+    return made
+
+
+def test_two_people_never_hold_one_item() -> None:
+    desk = queue(20)
+    taken = [desk.take(f"p{number}", NOW) for number in range(20)]
+    assert len({found.id for found in taken if found}) == 20
+    assert desk.take("late", NOW) is None
+
+
+def test_a_person_who_asks_again_gets_the_item_that_they_hold() -> None:
+    desk = queue(5)
+    assert desk.take("ada", NOW) == desk.take("ada", NOW + 1)
+
+
+def test_an_item_whose_lease_has_ended_is_given_to_another() -> None:
+    desk = queue(1, lease_seconds=10.0)
+    first = desk.take("ada", NOW)
+    assert desk.take("bob", NOW + 9) is None
+    assert desk.take("bob", NOW + 11) == first
+
+
+def test_a_labelled_item_leaves_the_queue_and_an_undone_one_is_back() -> None:
+    desk = queue(1)
+    said = label(0, "ada")
+    desk.add_label(said.key, said)
+    assert desk.waiting == 0
+    desk.remove_label(said.key)
+    assert desk.waiting == 1
+    assert desk.take("ada", NOW) is not None
+
+
+def test_a_label_that_comes_before_its_item_counts() -> None:
+    desk = queue(0)
+    said = label(0, "ada")
+    desk.add_label(said.key, said)
+    desk.add(item(0))
+    assert desk.waiting == 0
+
+
+def test_a_second_opinion_is_anothers_and_a_third_is_asked_where_two_differ() -> None:
+    desk = queue(1, second_opinions=1.0)
+    found = desk.take("ada", NOW)
+    assert found is not None
+    assert desk.take("bob", NOW) == found
+    assert desk.take("cid", NOW) is None
+    for said in (label(0, "ada", True), label(0, "bob", False)):
+        desk.add_label(said.key, said)
+    assert desk.take("ada", NOW) is None
+    assert desk.take("cid", NOW) == found
+
+
+def test_inside_a_cell_the_order_knows_nothing_of_what_the_models_say() -> None:
+    ranked = sorted((item(number) for number in range(2000)), key=rank)[:1000]
+    mean = sum(found.verdict.harm.probability for found in ranked) / 1000
+    assert abs(mean - 0.5) < 0.04
+
+
+def test_doubtful_answers_that_the_reward_model_likes_come_first_and_no_cell_waits_for_ever() -> (
+    None
+):
+    first, last = Cell("contested", True), Cell("unflagged", False)
+    mixed = [item(number, first if number % 2 else last) for number in range(1000)]
+    head = sorted(mixed, key=rank)[:100]
+    assert 70 < sum(found.cell == first for found in head) < 100
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from("abc"), st.booleans(),
+                          st.sampled_from(["label", "undo", "add", "take"]))))  # fmt: skip
+def test_whatever_comes_in_whatever_order_open_items_are_those_that_lack_an_opinion(
+    steps: list[tuple[int, str, bool, str]],
+) -> None:
+    desk = queue(0, second_opinions=0.5, max_items=6, max_labels=12)
+    for place, (number, who, harmful, what) in enumerate(steps):
+        said = label(number, who, harmful, place)
+        if what == "label":
+            desk.add_label(said.key, said)
+        elif what == "undo":
+            desk.remove_label(said.key)
+        elif what == "add":
+            desk.add(item(number))
+        else:
+            desk.take(who, NOW + place)
+        held = [found for n in range(10) if (found := desk.item_of(f"interaction-{n}"))]
+        wanted = {x.id for x in held if len(desk.labels(x.interaction)) < desk.needed(x)}
+        assert {name for _, name in desk._open} == wanted
+        assert len(held) <= 6
+
+
+def test_krippendorffs_alpha_is_that_of_the_worked_example() -> None:
+    # Two people, binary: Krippendorff 2011, "Computing Krippendorff's alpha-reliability", A.
+    ada = [0, 1, 0, 0, 0, 0, 0, 0, 1, 0]
+    bob = [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
+    said = [{"ada": bool(a), "bob": bool(b)} for a, b in zip(ada, bob, strict=True)]
+    found = agreement(said)
+    assert found.alpha == pytest.approx(0.095, abs=1e-3)
+    assert agreement([]).alpha is None
+    assert agreement([{"a": True, "b": True}]).alpha is None
+
+
+def test_what_a_browser_or_a_terminal_would_act_on_is_written_out() -> None:
+    shown = visible("a\x1b[31mred\u202etxt\u2066\u200b\x00\ud800\nline\ttab")
+    assert shown == "a⟨U+001B⟩[31mred⟨U+202E⟩txt⟨U+2066⟩⟨U+200B⟩⟨U+0000⟩⟨U+D800⟩\nline\ttab"
+
+
+# Who may come in
+
+
+def request(headers: Mapping[str, str], client: str = "127.0.0.1", cookie: str = "") -> Request:
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    if cookie:
+        raw.append((b"cookie", f"{COOKIE}={cookie}".encode()))
+    return Request({"type": "http", "headers": raw, "client": (client, 1)})
+
+
+SIGNER = ECKey.generate_key("P-256", {"kid": "one"})
+CLAIMS = {"iss": "https://idp", "aud": "ares", "exp": NOW + 60, "email": "ada@example.org"}
+
+
+def signed(key: ECKey = SIGNER, **claims: object) -> str:
+    body = {name: value for name, value in (CLAIMS | claims).items() if value is not None}
+    return jwt.encode({"alg": "ES256", "kid": "one"}, body, key)
+
+
+@pytest.fixture
+def with_jwt(tmp_path: Path) -> Identity:
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps(KeySet([SIGNER]).as_dict(private=False)))
+    policy = JwtPolicy(issuer="https://idp", audience="ares", jwks_file=file)
+    return Identity(IdentityPolicy(jwt=policy), KEY, lambda: NOW)
+
+
+async def test_a_token_of_the_proxy_names_the_person(with_jwt: Identity) -> None:
+    found = await with_jwt.person(request({"authorization": f"Bearer {signed()}"}))
+    assert found.name == "ada@example.org"
+
+
+OTHER = ECKey.generate_key("P-256", {"kid": "one"})
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        signed(iss="https://other"),
+        signed(aud="other"),
+        signed(exp=NOW - 3600),
+        signed(exp=None),
+        signed(iss=None),
+        signed(aud=None),
+        signed(nbf=NOW + 3600),
+        signed(email=None),
+        signed(email="<script>"),
+        signed(OTHER),
+        "eyJhbGciOiJub25lIn0.eyJlbWFpbCI6ImFkYSJ9.",
+        jwt.encode({"alg": "HS256", "kid": "one"}, CLAIMS, OctKey.import_key("s" * 32)),
+        "rubbish",
+        signed()[:-4] + "AAAA",
+    ],
+)
+async def test_a_token_that_is_not_valid_here_lets_nobody_in(
+    with_jwt: Identity, token: str
+) -> None:
+    with pytest.raises(RefusedError):
+        await with_jwt.person(request({"authorization": f"Bearer {token}"}))
+
+
+async def test_keys_that_were_rotated_are_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps(KeySet([OTHER]).as_dict(private=False)))
+    policy = JwtPolicy(issuer="https://idp", audience="ares", jwks_file=file)
+    identity = Identity(IdentityPolicy(jwt=policy), KEY, lambda: NOW)
+    file.write_text(json.dumps(KeySet([SIGNER]).as_dict(private=False)))
+    assert (await identity.person(request({"authorization": signed()}))).name == "ada@example.org"
+
+
+def test_a_key_set_with_a_shared_secret_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps({"keys": [{"kty": "oct", "k": "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0"}]}))
+    policy = JwtPolicy(issuer="i", audience="a", jwks_file=file)
+    with pytest.raises(SettingsError, match="shared secret"):
+        Identity(IdentityPolicy(jwt=policy), KEY)
+
+
+@pytest.mark.parametrize(
+    ("client", "comes_in"),
+    [("127.0.0.1", True), ("::1", True), ("::ffff:127.0.0.1", True), ("10.1.2.3", True),
+     ("192.0.2.1", False), ("::ffff:192.0.2.1", False), ("rubbish", False)],
+)  # fmt: skip
+async def test_a_bare_header_counts_only_from_the_listed_networks(
+    client: str, comes_in: bool
+) -> None:
+    header = HeaderPolicy(networks=("127.0.0.0/8", "::1/128", "10.0.0.0/8"))
+    identity = Identity(IdentityPolicy(header=header), KEY)
+    asked = request({"x-forwarded-user": "ada", "x-forwarded-for": "127.0.0.1"}, client)
+    if comes_in:
+        assert (await identity.person(asked)).name == "ada"
+    else:
+        with pytest.raises(RefusedError):
+            await identity.person(asked)
+
+
+async def test_a_session_is_its_owners_until_it_ends_and_no_one_can_forge_one(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "tokens.json"
+    file.write_text(json.dumps({"ada": hashlib.sha256(b"open sesame").hexdigest()}))
+    clock = [NOW]
+    policy = IdentityPolicy(tokens=file, approvers=("bob",), session_hours=1.0)
+    identity = Identity(policy, KEY, lambda: clock[0])
+    assert identity.log_in("close sesame") is None
+    cookie = identity.log_in("open sesame")
+    assert cookie is not None
+    ada = await identity.person(request({}, cookie=cookie))
+    assert (ada.name, ada.may_approve) == ("ada", False)
+    forged = Identity(policy, b"x" * 32, lambda: NOW).log_in("open sesame") or ""
+    for wrong in (forged, cookie[:-1], cookie[1:], "a.b", "."):
+        with pytest.raises(RefusedError):
+            await identity.person(request({}, cookie=wrong))
+    assert identity.is_form_of(ada, identity.form_token(ada))
+    assert not identity.is_form_of(ada, "")
+    clock[0] += 3601
+    with pytest.raises(RefusedError, match="ended"):
+        await identity.person(request({}, cookie=cookie))
+
+
+def test_without_a_way_in_the_service_does_not_start() -> None:
+    with pytest.raises(SettingsError, match="lets nobody in"):
+        Identity(IdentityPolicy(), KEY)
