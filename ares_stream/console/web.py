@@ -80,7 +80,9 @@ def _environment() -> Environment:
 class Call:
     """One request of a known person."""
 
-    def __init__(self, site: Site, request: Request, person: Person, form: Mapping[str, str]):
+    def __init__(
+        self, site: Site, request: Request, person: Person, form: Mapping[str, str]
+    ) -> None:
         self.site = site
         self.desk = site.desk
         self.request = request

@@ -236,7 +236,7 @@ def browser_path() -> str:
 
 
 @pytest.mark.timeout(240)
-async def test_a_reviewer_works_by_keys_alone_on_a_narrow_screen(
+async def test_a_reviewer_works_by_keys_alone_on_a_narrow_screen(  # noqa: PLR0915 - one visit
     console: Served, browser_path: str, tmp_path: Path
 ) -> None:
     from axe_playwright_python.async_playwright import Axe
