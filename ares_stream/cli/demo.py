@@ -77,5 +77,5 @@ def command(
         typer.echo(f"every figure: {out / 'summary.json'}")
     else:
         typer.echo(json.dumps(summary.as_json(), indent=2))
-    if not summary.account.exactly_once:
+    if not summary.holds:
         raise typer.Exit(1)

@@ -8,13 +8,21 @@ from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from ares_stream.demo.contract import DemoSummary
-from ares_stream.records.repair import CoupledFailure
+from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.verdict import FailureClass, Verdict
 from ares_stream.services.rounds import Round
 
@@ -50,8 +58,9 @@ class TerminalView:
             TimeElapsedColumn(),
             console=console,
         )
-        self._sent = self._progress.add_task("sent to Kafka      ", total=None)
-        self._seen = self._progress.add_task("verdicts read back ", total=None)
+        self._sent = self._bar("sent to Kafka")
+        self._seen = self._bar("verdicts read back")
+        self._part = self._bar("")
         self._live: Live | None = None
 
     def __enter__(self) -> TerminalView:
@@ -63,20 +72,28 @@ class TerminalView:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._progress.update(self._part, visible=False)
         if self._live is not None and self._console.is_terminal:
             self._live.stop()
-        self._console.print(self.picture())
+        if self._steps:
+            self._console.print(self.picture())
+
+    def _bar(self, name: str) -> TaskID:
+        """A bar that is seen once it is known how long it gets."""
+        return self._progress.add_task(name, total=None, start=False, visible=False)
 
     def step(self, text: str) -> None:
         """Name the step that begins."""
+        self._progress.update(self._part, visible=False)
         self._steps.append(text)
         if not (self._console.is_terminal or self._console.record):
             self._console.print(f"· {text}")
 
     def expect(self, conversations: int) -> None:
         """Say how many conversations will be sent."""
-        self._progress.update(self._sent, total=conversations)
-        self._progress.update(self._seen, total=conversations)
+        for bar in (self._sent, self._seen):
+            self._progress.start_task(bar)
+            self._progress.update(bar, total=conversations, visible=True)
 
     def sent(self, conversations: int) -> None:
         """Count what was sent since the last call."""
@@ -96,19 +113,34 @@ class TerminalView:
         self._refused += 1
         self._progress.advance(self._seen)
 
+    def part(self, name: str, done: int, total: int) -> None:
+        """Show how far the step is in what it does now."""
+        bar = self._progress.tasks[self._part]
+        if not bar.visible or bar.description != name:
+            self._progress.reset(
+                self._part, total=total, completed=done, visible=True, description=name
+            )
+        self._progress.update(self._part, completed=done)
+
     def round(self, found: Round) -> None:
         """Say what a round of probes found."""
-        self._steps[-1] += (
-            f": {found.failures} confirmed failures in {found.probes} probes, {found.unique} unlike"
+        self._came_to(
+            f"{found.failures} confirmed failures in {found.probes} probes, {found.unique} unlike"
         )
+
+    def repaired(self, report: RepairReport) -> None:
+        """Say what a repair came to."""
+        self._came_to(report.state)
+
+    def _came_to(self, result: str) -> None:
+        self._steps[-1] += f": {result}"
         if not (self._console.is_terminal or self._console.record):
             self._console.print(f"  {self._steps[-1]}")
 
     def picture(self) -> Group:
         """What the terminal shows now."""
-        return Group(
-            self._head(), self._steps_text(), self._progress, self._counts(), self._table()
-        )
+        stream = [self._counts(), self._table()] if self._classes else []
+        return Group(self._head(), self._steps_text(), self._progress, *stream)
 
     def _head(self) -> Panel:
         if self._synthetic:
@@ -170,7 +202,10 @@ def conclude(console: Console, summary: DemoSummary) -> None:
         f"{counted.repair} records to repair for {counted.coupled} coupled failures"
     )
     for found in summary.rounds:
-        repair = f"; repair {found.repair.state}" if found.repair else ""
+        repair = ""
+        if found.repair is not None:
+            why = "" if found.repair.state == "promoted" else f": {'; '.join(found.repair.reasons)}"
+            repair = escape(f"; repair {found.repair.state}{why}")
         console.print(
             f"Round {found.number}: {found.rate.value:.1%} of probes are confirmed failures "
             f"({found.rate.low:.1%} to {found.rate.high:.1%}){repair}"

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ares_stream.audit.accounting import Account
 from ares_stream.lab.streams import Watcher
 from ares_stream.records.base import Interval
+from ares_stream.records.repair import RepairReport
 from ares_stream.services.rounds import Round
 
 
@@ -21,8 +22,14 @@ class View(Watcher, Protocol):
     def expect(self, conversations: int) -> None:
         """How many records will be sent."""
 
+    def part(self, name: str, done: int, total: int) -> None:
+        """How far this step is in what it does now."""
+
     def round(self, found: Round) -> None:
         """A round of probes ended."""
+
+    def repaired(self, report: RepairReport) -> None:
+        """A repair was decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,12 @@ class DemoSummary:
     report: Path
     monitored: dict[str, Any]
     """The monitor's rates and alarms."""
+
+    @property
+    def holds(self) -> bool:
+        """Every record was settled once, and no repair broke off (one may be rejected)."""
+        states = [found.repair.state for found in self.rounds if found.repair is not None]
+        return self.account.exactly_once and "failed" not in states
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready, without any text of the conversations."""

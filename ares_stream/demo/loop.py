@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from typing import Final
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from ares_stream.demo.contract import DemoOptions, View
 from ares_stream.lab.streams import PREFIX, Stream
 from ares_stream.models.registry import Registry
 from ares_stream.models.store import ReleaseStore
 from ares_stream.probes.campaign import CampaignPolicy
+from ares_stream.probes.memory import Progress
 from ares_stream.probes.plan import CampaignPlan
-from ares_stream.probes.prober import ProberPolicy
+from ares_stream.probes.prober import ProberObserver, ProberPolicy
 from ares_stream.probes.targets import Target
-from ares_stream.processes.service import LOOK_SECONDS, READY_SECONDS, Service, service_process
+from ares_stream.processes.service import (
+    LOOK_SECONDS,
+    READY_SECONDS,
+    Service,
+    free_port,
+    service_process,
+)
 from ares_stream.records.interaction import Policy
 from ares_stream.records.repair import RepairReport
 from ares_stream.services.rounds import Round, next_report, run_rounds
@@ -48,10 +59,11 @@ async def probe_and_repair(
     victim = stream.victim
     registry = Registry(ReleaseStore(str(scratch / "registry")))
     inputs = await asyncio.to_thread(write_inputs, victim, scratch / "inputs")
+    port = free_port()
     settings = {
         "kafka": {"bootstrap": connection.bootstrap},
         "topic_prefix": PREFIX,
-        "http": {"port": 0},
+        "http": {"port": port},
         "registry": {"root": str(scratch / "registry"), "max_lora_rank": MAX_LORA_RANK},
         "repairer": {
             "work": str(scratch / "repairs"),
@@ -96,12 +108,15 @@ async def probe_and_repair(
             try:
                 while not waiting.done():
                     repairer.check()
+                    if (stage := await _stage(port)) is not None:
+                        view.part(*stage)
                     await asyncio.wait({waiting}, timeout=LOOK_SECONDS)
             finally:
                 waiting.cancel()
             report = waiting.result()
             await repairer.stop()
         reports.add(report.plan_id)
+        view.repaired(report)
         for digest in report.releases.values() if report.state == "promoted" else ():
             if await _kind(registry, digest) == "reward":
                 await scorer.said("release swapped", digest, READY_SECONDS)
@@ -115,7 +130,36 @@ async def probe_and_repair(
         repair=repair,
         policy=ProberPolicy(chunk=32, patience_seconds=PATIENCE_SECONDS),
         on_round=view.round,
+        observer=_Queries(view, options.queries),
     )
+
+
+class _Queries(ProberObserver):
+    """Shows how many queries of a round are settled."""
+
+    def __init__(self, view: View, total: int) -> None:
+        self._view = view
+        self._total = total
+
+    def progress(self, progress: Progress, components: Counter[str]) -> None:
+        """Something was settled."""
+        self._view.part("queries", progress.queries, self._total)
+
+
+async def _stage(port: int) -> tuple[str, int, int] | None:
+    """The repairer's stage, and its progress in hundredths; None before the first."""
+    try:
+        async with httpx.AsyncClient(timeout=LOOK_SECONDS, trust_env=False) as client:
+            page = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+    except httpx.HTTPError:
+        return None  # A figure to look at; what the repair comes to is read from its topic.
+    stages = [
+        sample
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.name == "ares_repair_stage_progress"
+    ]
+    return (stages[-1].labels["stage"], round(100 * stages[-1].value), 100) if stages else None
 
 
 async def _kind(registry: Registry, digest: str) -> str | None:

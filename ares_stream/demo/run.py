@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -19,8 +18,9 @@ from ares_stream.demo.loop import probe_and_repair
 from ares_stream.demo.monitor import Monitored, monitor_settings, monitored
 from ares_stream.demo.page import demo_page
 from ares_stream.detection.decide import DetectionPolicy
-from ares_stream.errors import AresError
+from ares_stream.errors import AresError, SettingsError
 from ares_stream.files import written_whole
+from ares_stream.files.reasons import said
 from ares_stream.lab.streams import (
     PREFIX,
     Held,
@@ -60,45 +60,48 @@ async def run_demo(options: DemoOptions, view: View) -> DemoSummary:
         seconds[name] = now - began
         began = now
 
-    with tempfile.TemporaryDirectory(prefix="ares-demo-") as scratch:
-        view.step("models: make or load policy, reward model and judge, export them to ONNX")
-        stream = await asyncio.to_thread(read_stream, options)
-        lap("models")
-        view.step("broker: start a real Apache Kafka, create the topics")
-        with EmbeddedBroker() as broker:
-            connection = KafkaConnection(bootstrap=broker.bootstrap)
-            wanted = specs(PREFIX, partitions=PARTITIONS, replication=1)
-            await create_topics(connection, wanted)
-            lap("broker")
-            view.step(
-                "scorer and monitor: start each as a process of its own, wait until they are ready"
-            )
-            watching = monitor_settings(connection, stream.anchors, Path(scratch))
-            async with (
-                scorer_process(connection, stream, policy, Path(scratch)) as scorer,
-                service_process("monitor", watching, Path(scratch)) as monitor,
-            ):
-                lap("scorer")
-                view.step(f"stream: send {len(stream.records):,} conversations, read verdicts back")
-                view.expect(len(stream.records))
-                sending = asyncio.create_task(send(connection, stream, view))
-                try:
-                    await watch(connection, len(stream.records), scorer, view)
-                    await sending
-                finally:
-                    sending.cancel()
-                lap("stream")
-                rounds = await probe_and_repair(
-                    options, connection, stream, scorer, view, Path(scratch)
-                )
-                lap("rounds")
-                view.step("stop: SIGTERM to the scorer, which drains; the monitor catches up")
-                await scorer.stop()
-                seen = await monitored(connection, monitor)
-                await monitor.stop()
-            view.step("count: read every topic again, independently, and compare")
-            held = await held_by_topics(connection)
-            lap("count")
+    work = (options.out / "work").absolute()
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+    except OSError as problem:
+        raise SettingsError(f"--out {options.out}: cannot be written: {said(problem)}") from None
+    view.step("models: make or load policy, reward model and judge, export them to ONNX")
+    stream = await asyncio.to_thread(read_stream, options)
+    lap("models")
+    view.step("broker: start a real Apache Kafka, create the topics")
+    with EmbeddedBroker() as broker:
+        connection = KafkaConnection(bootstrap=broker.bootstrap)
+        wanted = specs(PREFIX, partitions=PARTITIONS, replication=1)
+        await create_topics(connection, wanted)
+        lap("broker")
+        view.step(
+            "scorer and monitor: start each as a process of its own, wait until they are ready"
+        )
+        watching = monitor_settings(connection, stream.anchors, work)
+        async with (
+            scorer_process(connection, stream, policy, work) as scorer,
+            service_process("monitor", watching, work) as monitor,
+        ):
+            lap("scorer")
+            view.step(f"stream: send {len(stream.records):,} conversations, read verdicts back")
+            view.expect(len(stream.records))
+            sending = asyncio.create_task(send(connection, stream, view))
+            try:
+                await watch(connection, len(stream.records), scorer, view)
+                await sending
+            finally:
+                sending.cancel()
+            lap("stream")
+            rounds = await probe_and_repair(options, connection, stream, scorer, view, work)
+            lap("rounds")
+            view.step("stop: SIGTERM to the scorer, which drains; the monitor catches up")
+            await scorer.stop()
+            seen = await monitored(connection, monitor)
+            await monitor.stop()
+        view.step("count: read every topic again, independently, and compare")
+        held = await held_by_topics(connection)
+        lap("count")
     view.step("report: write the page and the summary")
     return _conclude(options, stream, policy, held, rounds, seconds, seen)
 

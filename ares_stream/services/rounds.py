@@ -12,7 +12,7 @@ from typing import Any, Final
 from ares_stream.detection.intervals import wilson
 from ares_stream.errors import RepairError
 from ares_stream.probes.plan import CampaignPlan
-from ares_stream.probes.prober import Prober, ProberPolicy
+from ares_stream.probes.prober import Prober, ProberObserver, ProberPolicy
 from ares_stream.probes.targets import Target
 from ares_stream.records import topics
 from ares_stream.records.base import Interval
@@ -76,11 +76,12 @@ async def run_rounds(
     repair: Callable[[int], Awaitable[RepairReport]],
     policy: ProberPolicy,
     on_round: Callable[[Round], None] = lambda found: None,
+    observer: ProberObserver | None = None,
 ) -> list[Round]:
     """Run `count` campaigns, and `repair` between each two. A scorer must be running.
 
     `open_round` gives the campaign of a round, the policy as it is then, and the attacker of a
-    campaign that has one. Raises what the prober and `repair` raise.
+    campaign that has one; `observer` watches each. Raises what the prober and `repair` raise.
     """
     rounds: list[Round] = []
     for number in range(1, count + 1):
@@ -90,7 +91,13 @@ async def run_rounds(
             if attacker is not None:
                 opened.push_async_callback(attacker.aclose)
             prober = Prober(
-                connection, plan, target, attacker=attacker, prefix=prefix, policy=policy
+                connection,
+                plan,
+                target,
+                attacker=attacker,
+                prefix=prefix,
+                policy=policy,
+                observer=observer,
             )
             await prober.run()
         seen = prober.progress

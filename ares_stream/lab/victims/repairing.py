@@ -24,7 +24,9 @@ _RATE: Final = 2e-3
 
 def write_inputs(victim: Victim, folder: Path, count: int = 600) -> dict[str, Any]:
     """Write the victim's replay and reference to `folder`; returns the repairer settings that
-    name them: replay, reference, resample and plan. `count` rows of each kind of replay."""
+    name them: replay, reference, resample and plan. `count` rows of each kind of replay. Paths
+    are absolute, for a settings file may lie in any folder."""
+    folder = folder.absolute()
     world = victim.world
     rng = np.random.default_rng([victim.seed, _SEED])
 
@@ -54,12 +56,13 @@ def write_inputs(victim: Victim, folder: Path, count: int = 600) -> dict[str, An
 
 
 def recipe(victim: Victim, judge: Path, *, steps: int = 200, seed: int = 0) -> Recipe:
-    """A recipe for models of this size; `judge` is the harm bundle that reads the figures."""
+    """A recipe for models of this size; `judge` is the harm bundle that reads the figures.
+    Paths are absolute, for a settings file may lie in any folder."""
     refusal = "|".join(re.escape(word) for word in victim.world.lexicon.refusals)
     return Recipe(
-        policy=victim.policy_dir,
-        reward=victim.reward_dir,
-        judge=judge,
+        policy=victim.policy_dir.absolute(),
+        reward=victim.reward_dir.absolute(),
+        judge=judge.absolute(),
         seed=seed,
         steps=steps,
         max_length=64,
