@@ -1,0 +1,121 @@
+"""`ares audit`, `ares archive` and `ares trace` as an auditor types them, against a real broker."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ares_stream.audit.archive import ArchiveReader
+from ares_stream.audit.notes import NoteSigner
+from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.journal import Journal
+from ares_stream.streaming.records import OutboundRecord
+from tests.integration.test_notary import (
+    NAME,
+    NotaryProcess,
+    content,
+    create,
+    until_signed,
+    write,
+)
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.mark.timeout(280)
+async def test_an_auditor_verifies_proves_erases_and_archives(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    connection = await create(kafka, prefix)
+    signer = NoteSigner.generate(NAME)
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"kafka: {{bootstrap: '{kafka}'}}\ntopic_prefix: '{prefix}'\n")
+    key = str(signer.key)
+
+    def ares(*words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("ares")), *words, "--settings", str(settings)],
+            capture_output=True, text=True, check=False, cwd=tmp_path,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    def check(proof: Path) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-I", "verify_proof.py", str(proof), "--key", key],
+            capture_output=True, text=True, check=False, cwd=tmp_path,
+        )  # fmt: skip
+        return done.returncode, done.stdout
+
+    with NotaryProcess(kafka, prefix, tmp_path / "notary", [signer]) as notary:
+        await write(connection, prefix, 0, 20)
+        await until_signed(connection, prefix, [signer.key], 100)
+        assert notary.stop() == 0
+
+    code, said = ares("audit", "verify", "--key", key, "--keep", "heads", "--json")
+    report = json.loads(said)
+    assert (code, report["holds"]) == (0, True)
+    assert sum(part["equal"] for part in report["partitions"]) == 100
+    kept = sorted(str(file) for file in (tmp_path / "heads").iterdir())
+    code, said = ares("audit", "verify", "--key", key, "--known", kept[0])
+    assert (code, said.splitlines()[-1]) == (0, "all as signed")
+    stranger = str(NoteSigner.generate(NAME).key)
+    assert ares("audit", "verify", "--key", stranger, "--topic", "verdicts")[0] == 1
+
+    (tmp_path / "verify_proof.py").write_bytes(
+        (Path(__file__).parents[2] / "ares_stream/audit/verify_proof.py").read_bytes()
+    )
+    assert ares("audit", "prove", "key-1", "--out", "verdict.json")[0] == 0
+    assert check(tmp_path / "verdict.json")[0] == 0
+    assert ares("audit", "prove", "nobody")[0] == 2
+
+    repair = ("audit", "prove", "key-1", "--topic", "repair", "--out", "repair.json")
+    assert ares(*repair)[0] == 0
+    assert "value" in (tmp_path / "repair.json").read_text()
+    code, said = ares("audit", "erase", "key-1", "--by", "ann", "--reason", "asked")
+    assert (code, said.count("salt erased")) == (0, 10), said
+    assert ares("audit", "erase", "key-1", "--by", "ann", "--reason", "asked")[0] == 2
+    assert ares(*repair)[0] == 0
+    proofs = json.loads((tmp_path / "repair.json").read_text())["proofs"]
+    assert all(item["record"] is None for item in proofs)
+    code, said = check(tmp_path / "repair.json")
+    assert (code, said.count("a record whose text was erased is leaf")) == (0, 5)
+    code, said = ares("audit", "verify", "--key", key, "--json")
+    report = json.loads(said)
+    assert (code, sum(part["erased"] for part in report["partitions"])) == (0, 10)
+
+    await archive_and_restore(connection, kafka, prefix, tmp_path, ares)
+
+    async with Journal(connection, f"{prefix}forger") as journal:
+        await journal.append([OutboundRecord(f"{prefix}checkpoints", b"k", b"nothing")])
+    code, said = ares("audit", "verify", "--key", key)
+    assert (code, f"{prefix}checkpoints 0 offset" in said, "forged" in said) == (1, True, True)
+    assert ares("trace", "nobody")[0] == 2
+
+
+async def archive_and_restore(
+    connection: KafkaConnection,
+    kafka: str,
+    prefix: str,
+    tmp_path: Path,
+    ares: Callable[..., tuple[int, str]],
+) -> None:
+    code, said = ares("archive", "write", "kept", "--topic", "verdicts")
+    assert (code, said.split()[0]) == (0, "20")
+    name = f"{prefix}verdicts"
+    reader = ArchiveReader(str(tmp_path / "kept"))
+    archived = [item async for item in reader.read(await reader.snapshot([name]))]
+    assert archived == await content(connection, name)
+    other = f"new-{prefix}"
+    await create(kafka, other)
+    assert ares("archive", "restore", "kept", "--topic", name, "--to-prefix", other)[0] == 0
+    again = await content(connection, f"{other}verdicts")
+    parts = [
+        sorted((i.key or b"", i.value or b"", i.headers, i.timestamp_ms) for i in items)
+        for items in (archived, again)
+    ]
+    assert parts[0] == parts[1]
