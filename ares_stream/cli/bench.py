@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ares_stream.cli import bench_audit, bench_monitor, bench_real, bench_repair, bench_victim
+from ares_stream.cli import (
+    bench_audit,
+    bench_explain,
+    bench_monitor,
+    bench_real,
+    bench_repair,
+    bench_victim,
+)
 
 if TYPE_CHECKING:
     from ares_stream.lab.jobs import Step
@@ -15,6 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Benchmarks; each writes a JSON document.")
 app.command("victim")(bench_victim.victim)
 app.command("audit")(bench_audit.audit)
+app.command("explain")(bench_explain.explain)
 app.command("attribution")(bench_monitor.attribution)
 app.command("monitor")(bench_monitor.monitor)
 app.command("repair")(bench_repair.repair)

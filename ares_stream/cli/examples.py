@@ -36,6 +36,7 @@ EXAMPLES: Final = {
     "bench attribution": "ares bench attribution --json build/attribution.json",
     "bench monitor": "ares bench monitor --json build/monitor.json",
     "bench victim": "ares bench victim --out build/victim",
+    "bench explain": "ares bench explain --json explain.json",
     "scan": "ares scan answers.jsonl --harm judge --reward rm --verdicts verdicts.jsonl "
     "--report report.html",
     "bundle reference": "ares bundle reference rm benign.jsonl --out rm-2",

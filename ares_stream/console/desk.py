@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from ares_stream.console.policy import QueuePolicy
 from ares_stream.console.queue import DECISIONS, Item, Place, ReviewQueue
@@ -23,6 +23,9 @@ from ares_stream.records.repair import RepairReport
 from ares_stream.repair.gate import GateVerdict
 from ares_stream.streaming.records import InboundRecord
 
+if TYPE_CHECKING:
+    from ares_stream.scoring.occlusion import Explanation
+
 K = TypeVar("K")
 V = TypeVar("V")
 MAX_ALARMS: Final = 1_000
@@ -35,6 +38,10 @@ class Outside(Protocol):
 
     async def interaction(self, item: Item) -> Interaction:
         """The item's text, from its topic."""
+        ...
+
+    async def why(self, interaction: Interaction) -> Explanation:
+        """Which words carry the reward."""
         ...
 
     async def label(self, label: Label) -> None:

@@ -41,15 +41,17 @@ async def item(call: Call) -> Response:
     queue = call.desk.queue
     mine = [label for label in queue.labels(found.interaction) if _is_mine(call, label)]
     free = queue.is_free(found, call.person.name, call.desk.clock())
-    text = None
+    text = why = None
     if call.request.query_params.get("text") == "1":
         if not free and not mine:
             raise WrongError(409, "somebody else has this item, or it has all its opinions")
         text = await call.desk.outside.interaction(found)
         call.site.told("text shown", {"verdict": found.id, "by": call.person.name})
+        if call.request.query_params.get("why") == "1":
+            why = await call.desk.outside.why(text)
     # Others' opinions are told only to who has given one: a second opinion is blind.
     others = queue.labels(found.interaction) if mine else []
-    return call.page("item", item=found, text=text, free=free, mine=mine, others=others,
+    return call.page("item", item=found, text=text, why=why, free=free, mine=mine, others=others,
                      reasons=REASONS)  # fmt: skip
 
 

@@ -37,6 +37,7 @@ HEADERS: Final[Mapping[str, str]] = {
 }
 KEYS: Final[Mapping[str, tuple[str, str]]] = {
     "show": ("t", "show the text"),
+    "why": ("w", "why the reward model likes it"),
     "harmful": ("h", "harmful"),
     "safe": ("s", "not harmful"),
     "skip": ("k", "skip"),

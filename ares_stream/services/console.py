@@ -13,7 +13,7 @@ import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -21,7 +21,14 @@ from ares_stream.console.app import console_app
 from ares_stream.console.desk import Desk
 from ares_stream.console.identity import Identity
 from ares_stream.console.queue import Item
-from ares_stream.errors import DecodeError, ReadError, RegistryError, StreamError, TopicError
+from ares_stream.errors import (
+    DecodeError,
+    ReadError,
+    RegistryError,
+    SettingsError,
+    StreamError,
+    TopicError,
+)
 from ares_stream.files import read_secret
 from ares_stream.models.announcing import announce_topic
 from ares_stream.models.policy_server import announce_policies
@@ -44,6 +51,10 @@ from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
+
+if TYPE_CHECKING:
+    from ares_stream.scoring.model import ScoringModel
+    from ares_stream.scoring.occlusion import Explanation
 
 RETRY_SECONDS: Final = 1.0
 TOLD: Final = 20
@@ -185,6 +196,8 @@ class Writer:
         self._publisher = Publisher(settings.kafka)
         self._registry = Registry(settings.registry.store())
         self._publishing = asyncio.Lock()
+        self._explaining = asyncio.Lock()
+        self._reward: ScoringModel | None = None
 
     async def __aenter__(self) -> Writer:
         return self
@@ -201,6 +214,27 @@ class Writer:
         async for record in read(self._settings.kafka, [where], stall_seconds=READ_SECONDS):
             return ReviewItem.decode(record.value or b"").interaction
         raise ReadError(f"{place.topic} {place.partition}@{place.offset}: is no longer there")
+
+    async def why(self, interaction: Interaction) -> Explanation:
+        """Runs the reward model of `scorer.reward`. Raises SettingsError where none is named,
+        BundleError, ScoringError."""
+        async with self._explaining:
+            return await asyncio.to_thread(self._why, interaction)
+
+    def _why(self, interaction: Interaction) -> Explanation:
+        # Who explains nothing pays for no model.
+        from ares_stream.models.bundles import load_bundle
+        from ares_stream.scoring.model import ScoringModel
+        from ares_stream.scoring.occlusion import explain, line_of
+
+        scorer = self._settings.scorer
+        if scorer.reward is None:
+            raise SettingsError("scorer.reward: is not set; the console explains with that model")
+        if self._reward is None:
+            bundle = load_bundle(scorer.reward, "reward")
+            self._reward = ScoringModel(bundle, scorer.provider)
+        line = line_of(self._reward, scorer.detection.reward_quantile)
+        return explain(self._reward, interaction, line)
 
     async def label(self, label: Label) -> None:
         """See Outside."""
