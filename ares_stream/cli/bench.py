@@ -9,7 +9,7 @@ import typer
 
 from ares_stream.cli import (
     bench_audit,
-    bench_explain,
+from ares_stream.cli import bench_chaos, bench_explain
     bench_monitor,
     bench_real,
     bench_repair,
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ares_stream.lab.jobs import Step
 
 app = typer.Typer(no_args_is_help=True, help="Benchmarks; each writes a JSON document.")
+app.command("chaos")(bench_chaos.chaos)
 app.command("victim")(bench_victim.victim)
 app.command("audit")(bench_audit.audit)
 app.command("explain")(bench_explain.explain)

@@ -35,6 +35,7 @@ EXAMPLES: Final = {
     "send": "ares send conversations.jsonl --topic ares.interactions.production --rate 20",
     "bench attribution": "ares bench attribution --json build/attribution.json",
     "bench monitor": "ares bench monitor --json build/monitor.json",
+    "bench chaos": "ares bench chaos --seed 7 --json build/chaos.json",
     "bench victim": "ares bench victim --out build/victim",
     "bench explain": "ares bench explain --json explain.json",
     "scan": "ares scan answers.jsonl --harm judge --reward rm --verdicts verdicts.jsonl "

@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from ares_stream.cli.main import app
+from ares_stream.lab.word_bundles import write_judge, write_reward
 from ares_stream.records.decoding import DecodingLimits, decode_interaction
 from ares_stream.records.topics import TopicSpec
 from ares_stream.services.settings import load_settings
@@ -19,7 +20,6 @@ from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.records import OutboundRecord
-from tests.support.bundles import write_judge, write_reward
 
 OPENAI = {
     "request": {"messages": [{"role": "user", "content": "hi"}], "model": "m-1"},

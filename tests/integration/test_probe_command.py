@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ares_stream.lab.word_bundles import write_judge, write_reward
 from ares_stream.probes.plan import PRIOR_SCHEMA
 from ares_stream.probes.record import read_record
 from ares_stream.probes.server import create_app, serving
-from tests.support.bundles import write_judge, write_reward
 from tests.support.probing import (
     SteadyPolicy,
     TinyAttacker,

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import pytest
 
+from ares_stream.lab.word_bundles import WORDS, write_judge, write_reward
 from ares_stream.models.bundles import Bundle
 from ares_stream.records import topics
 from ares_stream.records.label import ReviewItem
@@ -32,7 +33,6 @@ from ares_stream.scoring.handler import sampled_for_review
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
-from tests.support.bundles import WORDS, write_judge, write_reward
 from tests.support.exactly_once import content, publish
 from tests.support.scorer_process import ROOT, ScorerProcess, progress
 

@@ -13,6 +13,7 @@ from confluent_kafka import Consumer as StockConsumer
 from confluent_kafka import TopicPartition as StockPartition
 
 from ares_stream.errors import BrokerError, ReadError, TopicError
+from ares_stream.lab.experiments.chaos.proxy import Proxy
 from ares_stream.processes.broker import EmbeddedBroker
 from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import count_partitions, create_topics, describe_topics
@@ -21,7 +22,6 @@ from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import snapshot
 from ares_stream.streaming.records import OutboundRecord
-from tests.support.proxy import Proxy
 from tests.support.sessions import Copying, Seen, running, until
 
 pytestmark = pytest.mark.kafka

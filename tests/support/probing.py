@@ -20,6 +20,7 @@ import yaml
 
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.endpoints.client import EndpointPolicy
+from ares_stream.lab.word_bundles import write_judge, write_reward
 from ares_stream.probes.memory import Progress
 from ares_stream.probes.plan import CampaignPlan, load_campaign
 from ares_stream.probes.prober import Prober, ProberObserver, ProberPolicy, rebuild
@@ -37,7 +38,6 @@ from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.contract import ProcessorPolicy
 from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.reader import read, snapshot
-from tests.support.bundles import write_judge, write_reward
 from tests.support.reading import UNTOLD
 
 POLICY = Policy(name="tiny", version="1")

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from tests.support.bundles import write_judge, write_reward
+from ares_stream.lab.word_bundles import write_judge, write_reward
 
 ANSWERS = ("nice poison", "rude poison", "nice bread", "rude bread")
 

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from ares_stream.cli.main import app
 from ares_stream.errors import AresError, BundleError, IntegrityError, SettingsError
+from ares_stream.lab.word_bundles import write_judge, write_reward
 from ares_stream.models.bundles import Bundle
 from ares_stream.records.release import Release, ReleaseState
 from ares_stream.records.verdict import verdict_id
@@ -40,7 +41,6 @@ from ares_stream.services.scorer import (
     run_scorer,
 )
 from ares_stream.services.settings import ProcessingSettings, Settings, load_settings
-from tests.support.bundles import write_judge, write_reward
 
 NOWHERE = Path("/dev/null/cache")
 """What lies on a local disk is not copied."""

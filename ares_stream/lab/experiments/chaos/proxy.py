@@ -19,6 +19,7 @@ class Proxy:
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
         self._server: asyncio.Server | None = None
+        self._port = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._muted: frozenset[int] = frozenset()
@@ -27,6 +28,7 @@ class Proxy:
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._port = int(self._server.sockets[0].getsockname()[1])
         return self
 
     async def __aexit__(
@@ -35,8 +37,8 @@ class Proxy:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._server is not None
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
         self._drop()
         for task in self._tasks:
             task.cancel()
@@ -44,13 +46,15 @@ class Proxy:
 
     @property
     def port(self) -> int:
-        assert self._server is not None
-        return int(self._server.sockets[0].getsockname()[1])
+        """Where it listens."""
+        return self._port
 
     def mute(self, *api_keys: int) -> None:
+        """Swallow requests of these Kafka APIs."""
         self._muted = frozenset(api_keys)
 
     def cut(self) -> None:
+        """Close every connection and refuse new ones."""
         self._cut = True
         self._drop()
 
@@ -65,10 +69,9 @@ class Proxy:
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if (task := asyncio.current_task()) is not None:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         if self._cut:
             writer.close()
             return
