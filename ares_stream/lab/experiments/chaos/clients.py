@@ -270,12 +270,14 @@ def _seen(message: Message, *, values: bool = True) -> Seen:
     raw = message.value()
     value = raw.encode() if isinstance(raw, str) else raw
     key = message.key()
+    # Pairs, whatever the library's types say.
+    headers: Any = message.headers() or ()
     return Seen(
         _place(message),
         key.encode() if isinstance(key, str) else key,
         value if values else None,
         "" if value is None else hashlib.sha256(value).hexdigest(),
-        {name: _bytes(content) for name, content in message.headers() or ()},
+        {name: _bytes(content) for name, content in headers},
     )
 
 
