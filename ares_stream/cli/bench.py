@@ -9,7 +9,8 @@ import typer
 
 from ares_stream.cli import (
     bench_audit,
-from ares_stream.cli import bench_chaos, bench_explain
+    bench_chaos,
+    bench_explain,
     bench_monitor,
     bench_real,
     bench_repair,
