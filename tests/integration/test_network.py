@@ -37,16 +37,17 @@ NAMES: Final = re.compile(r"sun_path=\"[^\"]*(?:nscd|resolve)[^\"]*\"")
 def behind(trace: Path) -> list[str]:
     # -D: the command stays our child, and gets our signals. --seccomp-bpf: no other system call
     # is stopped at, so a service starts in its usual time.
-    options = ("-D", "-f", "--seccomp-bpf", "-e", "trace=network", "-s", "0")
-    return ["strace", *options, "-o", str(trace)]
+    strace = f"strace -D -f --seccomp-bpf -e trace=network -s 0 -o {trace}"
+    return ["sh", "-c", f'echo $$ > {trace}.pid; exec {strace} "$@"', "sh"]
 
 
 def whole(trace: Path) -> list[str]:
-    """The trace's lines once the last one is written: that the command itself has ended."""
+    """The trace's lines once it says that the command itself has ended."""
+    pid = Path(f"{trace}.pid").read_text().strip()
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         lines = trace.read_text(errors="replace").splitlines()
-        if lines and re.match(rf"{lines[0].split()[0]} +\+\+\+ ", lines[-1]):
+        if any(re.match(rf"{pid} +\+\+\+ ", line) for line in lines):
             return lines
         time.sleep(0.05)
     raise AssertionError(f"{trace}: the trace does not end")
@@ -113,7 +114,6 @@ def test_scorer_and_prober_call_the_broker_and_the_endpoint_that_their_settings_
     folder: Path, services: tuple[int, int], tmp_path: Path
 ) -> None:
     kafka, endpoint = services
-    trace = tmp_path / "trace"
     settings = {
         "kafka": {"bootstrap": f"127.0.0.1:{kafka}"},
         "scorer": {"harm": ["bundles/judge"], "reward": "bundles/reward"},
@@ -131,17 +131,16 @@ def test_scorer_and_prober_call_the_broker_and_the_endpoint_that_their_settings_
     }
     (folder / "ares.yaml").write_text(yaml.safe_dump(settings))
     (folder / "campaign.yaml").write_text(yaml.safe_dump(campaign))
-    plain = Reader(folder, {"9092": kafka})
-    plain.type("ares topics create --settings ares.yaml")
-    traced = Reader(folder, {"9092": kafka}, behind(trace))
+    ports = {"9092": kafka}
+    Reader(folder, ports).type("ares topics create --settings ares.yaml")
+    scorer = Reader(folder, ports, behind(tmp_path / "scorer"))
+    prober = Reader(folder, ports, behind(tmp_path / "prober"))
     try:
-        traced.type("ares scorer --settings ares.yaml")
-        scorer = trace.rename(tmp_path / "scorer")
-        traced.type("ares probe run campaign.yaml --settings ares.yaml")
-        prober = trace
+        scorer.type("ares scorer --settings ares.yaml")
+        prober.type("ares probe run campaign.yaml --settings ares.yaml")
     finally:
-        codes = traced.close()
+        codes = scorer.close()
     assert codes == {"scorer": 0}
     broker = {f"127.0.0.1:{kafka}"}
-    assert peers(scorer) == broker
-    assert peers(prober) == broker | {f"127.0.0.1:{endpoint}"}
+    assert peers(tmp_path / "scorer") == broker
+    assert peers(tmp_path / "prober") == broker | {f"127.0.0.1:{endpoint}"}
