@@ -223,5 +223,7 @@ def _names(settings: Settings, prefix: str | None) -> Names:
             "scorer": settings.scorer.group,
             "monitor": settings.monitor.group,
             "repairer": settings.repairer.group,
+            "notary": settings.notary.group,
         },
+        notarised=settings.notary.topics,
     )

@@ -21,7 +21,7 @@ from ares_stream.records.topics import specs, topic_name
 Resource = Literal["topic", "group", "transactional-id"]
 Operation = Literal["Read", "Write", "Create", "Describe", "DescribeConfigs"]
 Service = Literal[
-    "topics", "producer", "scorer", "monitor", "prober", "repairer", "console", "replayer"
+    "topics", "producer", "scorer", "monitor", "prober", "repairer", "notary", "console", "replayer"
 ]
 
 MEANING: Final[Mapping[Service, str]] = {
@@ -31,8 +31,9 @@ MEANING: Final[Mapping[Service, str]] = {
     "monitor": "`ares monitor`",
     "prober": "`ares prober`, `ares probe run`, `ares loop`",
     "repairer": "`ares repairer`",
-    "console": "people who label, acknowledge and release: `ares anchors make`, `ares alarms`, "
-    "`ares release`",
+    "notary": "`ares notary`",
+    "console": "`ares console`, and people who label, acknowledge and release: `ares anchors "
+    "make`, `ares alarms`, `ares release`",
     "replayer": "audits, which read everything: `ares verdicts`, `ares rates`, `ares doctor`",
 }
 
@@ -55,7 +56,12 @@ class Names:
     prefix: str = "ares."
     inputs: Sequence[str] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
-    """Consumer group by service: of scorer, monitor and repairer."""
+    """Consumer group by service: of scorer, monitor, repairer and notary."""
+    notarised: Sequence[str] = (
+        *(topics.VERDICTS, topics.REPAIR, topics.LABELS),
+        *(topics.RELEASES, topics.REPAIRS, topics.DEADLETTERS),
+    )
+    """Topics that the notary signs, without the prefix."""
 
     def topic(self, name: str) -> str:
         """The full name of one of our topics."""
@@ -198,9 +204,22 @@ def _repairer(names: Names) -> list[Acl]:
     ]
 
 
+def _notary(names: Names) -> list[Acl]:
+    own = (topics.NOTARY, topics.SALTS, topics.CHECKPOINTS)
+    return [
+        *_reads(names, *names.notarised, topics.RELEASES, *own),
+        *_writes(names, *own),
+        Acl("group", names.group("notary"), ("Read",)),
+        Acl("transactional-id", f"{names.prefix}notary", ("Write",)),
+    ]
+
+
 def _console(names: Names) -> list[Acl]:
     decided = (topics.LABELS, topics.ALARMS, topics.RELEASES)
-    return [*_reads(names, topics.REVIEW, topics.REPAIRS, *decided), *_writes(names, *decided)]
+    return [
+        *_reads(names, topics.REVIEW, topics.REPAIRS, topics.RATES, *decided),
+        *_writes(names, *decided),
+    ]
 
 
 def _replayer(names: Names) -> list[Acl]:
@@ -216,6 +235,7 @@ _TABLE: Final[Mapping[Service, Callable[[Names], list[Acl]]]] = {
     "monitor": _monitor,
     "prober": _prober,
     "repairer": _repairer,
+    "notary": _notary,
     "console": _console,
     "replayer": _replayer,
 }

@@ -269,9 +269,16 @@ async def repairer(connection: KafkaConnection) -> None:
     await publish(connection, topics.REPAIRS, topics.RELEASES)
 
 
+async def notary(connection: KafkaConnection) -> None:
+    await own_and_settle(connection, topics.NOTARY, NAMES.group("notary"))
+    own = (topics.NOTARY, topics.SALTS, topics.CHECKPOINTS)
+    await append(connection, "notary", *own)
+    await read_all(connection, *NAMES.notarised, topics.RELEASES, *own)
+
+
 async def console(connection: KafkaConnection) -> None:
     decided = (topics.LABELS, topics.ALARMS, topics.RELEASES)
-    await read_all(connection, topics.REVIEW, topics.REPAIRS, *decided)
+    await read_all(connection, topics.REVIEW, topics.REPAIRS, topics.RATES, *decided)
     await publish(connection, *decided)
 
 
@@ -287,6 +294,7 @@ WORK: Final[dict[Service, Callable[[KafkaConnection], Awaitable[None]]]] = {
     "monitor": monitor,
     "prober": prober,
     "repairer": repairer,
+    "notary": notary,
     "console": console,
     "replayer": replayer,
 }
