@@ -31,7 +31,8 @@ PEER: Final = re.compile(
     r"sin6?_port=htons\((\d+)\).*?(?:inet_addr\(|inet_pton\(AF_INET6, )\"([^\"]+)\""
 )
 NAMES: Final = re.compile(r"sun_path=\"[^\"]*(?:nscd|resolve)[^\"]*\"")
-"""Sockets of the system's look-up services."""
+"""Sockets of the system's look-up services. Users are looked up there as well; where no service
+is (ENOENT), a look-up of a host goes to a name server, and is seen as that."""
 
 
 def behind(trace: Path) -> list[str]:
@@ -59,7 +60,7 @@ def peers(trace: Path) -> set[str]:
     for line in whole(trace):
         if CALL.search(line):
             found |= {f"{address}:{port}" for port, address in PEER.findall(line)}
-            found |= set(NAMES.findall(line))
+            found |= set() if "ENOENT" in line else set(NAMES.findall(line))
     return found
 
 
