@@ -75,17 +75,24 @@ class Proxy:
         if self._cut:
             writer.close()
             return
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            broker_reader, broker_writer = await asyncio.open_connection(*self._target)
-            self._writers |= {writer, broker_writer}
-            try:
+        self._writers.add(writer)
+        mine = [writer]
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                broker_reader, broker_writer = await asyncio.open_connection(*self._target)
+                self._writers.add(broker_writer)
+                mine.append(broker_writer)
                 await asyncio.gather(
                     self._requests(reader, broker_writer), self._answers(broker_reader, writer)
                 )
-            finally:
-                for each in (writer, broker_writer):
-                    each.close()
-                    self._writers.discard(each)
+        finally:
+            # A client whose broker is away is told so: its connection ends too.
+            for each in mine:
+                each.close()
+                self._writers.discard(each)
+            for each in mine:
+                with contextlib.suppress(OSError):
+                    await each.wait_closed()
 
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         muted = False
