@@ -83,7 +83,7 @@ format: install ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install ## Throughput of the scorer as a share of the raw ONNX Runtime loop
+bench: install ## Throughput of the panel, and from topic to verdict, beside the raw ONNX Runtime loop
 	$(BIN)/python -m benchmarks.bench_scoring
 
 pictures: install ## Draw the pictures of the README from a run of the demo

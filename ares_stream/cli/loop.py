@@ -77,7 +77,7 @@ def command(
             rounds,
             open_round=open_round,
             repair=repair,
-            policy=ProberPolicy(scorer_group=settings.scorer.group, patience_seconds=300.0),
+            policy=ProberPolicy(scorer_groups=settings.scorer_groups, patience_seconds=300.0),
             on_round=_tell,
         )
 

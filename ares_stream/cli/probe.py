@@ -170,7 +170,7 @@ def run(
                 def reworded(self, kind: str, fault: str | None) -> None:
                     reworded[fault or "worded"] += 1
 
-            policy = ProberPolicy(scorer_group=settings.scorer.group, patience_seconds=patience)
+            policy = ProberPolicy(scorer_groups=settings.scorer_groups, patience_seconds=patience)
             prober = Prober(
                 settings.kafka,
                 plan,

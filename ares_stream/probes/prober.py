@@ -21,8 +21,8 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
@@ -71,7 +71,10 @@ class ProberPolicy:
 
     chunk: int = 8
     """Queries asked at once and published in one transaction."""
-    scorer_group: str = "ares-scorer"
+    scorer_groups: Mapping[str, str] = field(
+        default_factory=lambda: dict.fromkeys(("production", "probe"), "ares-scorer")
+    )
+    """Consumer group that scores each lane."""
     max_lag_records: int = 5_000
     """Interactions of any lane that wait for the scorer: beyond this, production goes first."""
     lag_seconds: float = 5.0
@@ -385,10 +388,13 @@ class Prober:
     async def _wait_for_lag(self) -> None:
         """Production goes first: ask nothing while the scorer is behind."""
         policy = self._policy
-        watched = [topic_name(self._prefix, name) for name in (topics.PRODUCTION, topics.PROBE)]
+        watched = {"production": topics.PRODUCTION, "probe": topics.PROBE}
         since = time.monotonic()
         while since - self._lag_seen > policy.lag_seconds or self._lagging:
-            lag = await group_lag(self._connection, policy.scorer_group, watched)
+            lag = 0
+            for lane, topic in watched.items():
+                name = topic_name(self._prefix, topic)
+                lag += await group_lag(self._connection, policy.scorer_groups[lane], [name])
             self._lag_seen = time.monotonic()
             self._lagging = lag > policy.max_lag_records
             if not self._lagging:

@@ -31,6 +31,11 @@ class Service:
         self._process = process
         self._log = log
 
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
     async def said(self, event: str, text: str, seconds: float) -> None:
         """Return once its log holds an event whose line has this text."""
         deadline = time.monotonic() + seconds

@@ -47,7 +47,7 @@ class ProberService:
             self._target,
             attacker=self._attacker,
             prefix=settings.topic_prefix,
-            policy=ProberPolicy(scorer_group=settings.scorer.group),
+            policy=ProberPolicy(scorer_groups=settings.scorer_groups),
             observer=self._metrics,
             patience=Patience(settings.patience_seconds, life.clock),
         )

@@ -179,6 +179,14 @@ class AnchorSettings(Section):
     per_minute: float = Field(2.0, gt=0.0, le=600.0)
 
 
+class ProberSettings(Section):
+    """The prober service, and every command that runs a campaign."""
+
+    scorer_groups: dict[Literal["production", "probe"], str] = {}
+    """Consumer group by lane, where lanes have scorers of their own; scorer.group elsewhere. A
+    campaign waits while these groups are far behind."""
+
+
 class MonitorSettings(Section):
     """The monitor service."""
 
@@ -313,6 +321,7 @@ class Settings(BaseSettings):
     scorer: ScorerSettings = ScorerSettings()
     registry: RegistrySettings = RegistrySettings()
     repairer: RepairerSettings = RepairerSettings()
+    prober: ProberSettings = ProberSettings()
     monitor: MonitorSettings = MonitorSettings()
     notary: NotarySettings = NotarySettings()
     console: ConsoleSettings = ConsoleSettings()
@@ -328,6 +337,12 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over the file, whose content arrives as init values."""
         return (env_settings, init_settings)
+
+    @property
+    def scorer_groups(self) -> dict[str, str]:
+        """The group that scores each lane a campaign looks at."""
+        lanes = ("production", "probe")
+        return dict.fromkeys(lanes, self.scorer.group) | dict(self.prober.scorer_groups)
 
     @model_validator(mode="after")
     def _topics_once(self) -> Self:

@@ -211,7 +211,10 @@ async def test_a_campaign_waits_while_the_scorer_is_behind_and_says_so_when_it_g
 ) -> None:
     pauses = Pauses()
     policy = ProberPolicy(
-        scorer_group=f"{prefix}scorer", max_lag_records=10, lag_seconds=0.1, patience_seconds=0.3
+        scorer_groups=dict.fromkeys(("production", "probe"), f"{prefix}scorer"),
+        max_lag_records=10,
+        lag_seconds=0.1,
+        patience_seconds=0.3,
     )
     target = TinyPolicy()
     async with scoring(kafka, prefix, tmp_path) as connection, serving(create_app(target)) as url:

@@ -186,6 +186,14 @@ def test_the_group_that_keda_watches_is_the_group_that_the_scorer_joins() -> Non
         assert [trigger["metadata"]["topic"]] == [item["topic"] for item in scorer["inputs"]]
 
 
+def test_the_prober_looks_at_the_groups_that_the_scorers_join() -> None:
+    resources = rendered(merged(NEEDED, SETS["prober"], {"topics": {"prefix": "team."}}))
+    settings = named(resources, "ConfigMap", "demo-ares-stream-prober")["data"]["ares.yaml"]
+    for lane, group in yaml.safe_load(settings)["prober"]["scorer_groups"].items():
+        scorer = named(resources, "ConfigMap", f"demo-ares-stream-scorer-{lane}")["data"]
+        assert yaml.safe_load(scorer["ares.yaml"])["scorer"]["group"] == group
+
+
 def test_new_settings_restart_the_pods_and_equal_ones_do_not() -> None:
     def checksum(values: dict[str, Any]) -> Any:
         deployment = named(
