@@ -58,8 +58,6 @@ from ares_stream.training.inputs import Inputs
 
 BUILD: Final = Path("build/real-data")
 HOLDOUT: Final = 0.3
-REACH_ROWS: Final = 60
-"""Answers of a source, of either label, that are put behind other words."""
 
 Stage = Callable[[str], Callable[[int, int], None]]
 
@@ -76,14 +74,18 @@ class Size:
     reward_epochs: float
     reward_frozen: int
     reference: int
+    holdout: float
+    """Of the other sources' families, twice: to calibrate on, and to test."""
+    reach_rows: int
+    """Answers of a source, of either label, that are put behind other words."""
 
 
-FULL: Final = Size(1.0, 16, 160, 112, 1.0, 2, 500)
-QUICK: Final = Size(0.12, 4, 64, 48, 0.3, 4, 50)
+FULL: Final = Size(1.0, 16, 160, 112, 1.0, 2, 500, 0.15, 60)
+QUICK: Final = Size(0.22, 4, 64, 48, 0.3, 4, 50, 0.3, 4)
 
 
 def leave_one_source_out(
-    rows: Sequence[Judgement], fitted: Fitted, stage: Stage, reach_rows: int = REACH_ROWS
+    rows: Sequence[Judgement], fitted: Fitted, stage: Stage, size: Size
 ) -> dict[str, dict[str, Interval]]:
     """For each source with both labels: figures of a judge that saw neither the source nor any
     of its prompts; `hard` leaves out prompts whose answers are all harmless."""
@@ -93,14 +95,14 @@ def leave_one_source_out(
         held = [row for row in rows if row.source == source]
         known = {row.family for row in held}
         rest = [row for row in rows if row.source != source and row.family not in known]
-        parts = by_part((row.family for row in rest), seed=SEED, holdout=0.15)
+        parts = by_part((row.family for row in rest), seed=SEED, holdout=size.holdout)
         train = [rest[i] for i in parts["train"]]
         dev = [rest[i] for i in (*parts["calibrate"], *parts["test"])]
         fit_harm(fitted, train, stage(f"without {source}"))
         calibration = calibrate(dev, fitted.scores([row.interaction for row in dev]))
         logits = fitted.scores([row.interaction for row in held], stage(f"on {source}"))
         found[source] = harm_metrics(held, logits, calibration, seed=SEED)
-        found[source] |= reach(held, train, fitted, calibration, reach_rows)
+        found[source] |= reach(held, train, fitted, calibration, size.reach_rows)
         asked = {row.family for row in held if row.harmful}
         hard = [i for i, row in enumerate(held) if row.family in asked]
         if len(hard) < len(held) and len({held[i].harmful for i in hard}) == 2:
@@ -110,7 +112,7 @@ def leave_one_source_out(
         calibration = calibrate(dev, cut.scores([row.interaction for row in dev]))
         logits = cut.scores([row.interaction for row in held], stage(f"beginnings on {source}"))
         plain = harm_metrics(held, logits, calibration, seed=SEED)
-        plain |= reach(held, train, cut, calibration, reach_rows)
+        plain |= reach(held, train, cut, calibration, size.reach_rows)
         found[source] |= {f"beginning.{name}": item for name, item in plain.items()}
     return found
 
@@ -196,7 +198,7 @@ def run(data: Path, size: Size, out: Path, stage: Stage) -> dict[str, Any]:
     benign, _ = read_conversations([inputs.benign])
     frozen = Recipe(layers=size.judge_layers, frozen_layers=size.judge_layers, seed=SEED)
     fitted = Fitted("harm", smollm2(BUILD), frozen, max_length=size.judge_tokens)
-    across = leave_one_source_out(rows, fitted, stage)
+    across = leave_one_source_out(rows, fitted, stage, size)
     judge = train_harm(
         rows,
         harm_files,

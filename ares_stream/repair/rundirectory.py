@@ -31,7 +31,7 @@ from typing import Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from ares_stream.errors import RepairError
+from ares_stream.errors import RepairError, ResourceError
 from ares_stream.records.base import Identifier, Interval, OffsetRange
 from ares_stream.records.interaction import Message
 from ares_stream.records.repair import RepairReport
@@ -376,8 +376,8 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only its owner may read. Raises RepairError."""
+    """Make a folder that only its owner may read. Raises ResourceError."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise RepairError(f"{folder}: cannot be written: {error.strerror}") from error
+        raise ResourceError(f"{folder}: cannot be written: {error.strerror}") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Final, Literal
 
 from aiokafka import TopicPartition
@@ -233,8 +233,10 @@ async def follow_compacted(
         _apply(latest, record)
     for record in latest.values():
         yield record
-    async for record in follow(connection, ranges, unreadable=unreadable):
-        yield record
+    # Closed with this generator: a loop alone would leave the consumer to the garbage collector.
+    async with aclosing(follow(connection, ranges, unreadable=unreadable)) as changes:
+        async for record in changes:
+            yield record
 
 
 async def follow(

@@ -14,7 +14,7 @@ from ares_stream.lab.language.world import Prompt, World
 from ares_stream.lab.victims.models import chat_tokenizer, new_policy, new_reward
 from ares_stream.models.bundles import InputTemplate, load_bundle
 from ares_stream.models.signing import verify_signature
-from ares_stream.records.base import OffsetRange
+from ares_stream.records.base import OffsetRange, stable_seed
 from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.repair import artefacts, resampling
 from ares_stream.repair.models import PolicyModel, RewardModel, load_policy, load_reward
@@ -262,7 +262,8 @@ def test_the_policy_asked_again_gives_only_what_the_judge_finds_safe(
     assert safe
     assert all(len(answer.split()) >= 4 for answer in safe)
     policy = load_policy(home / "policy", LORA, seed=0, max_length=48)
-    first = policy.sample(list(prompts.values()), seed=0, length=6, temperature=1.0)
+    seed = stable_seed(recipe.seed, "resampled", 0)
+    first = policy.sample(list(prompts.values()), seed=seed, length=6, temperature=1.0)
     for name, answer in zip(prompts, first, strict=True):
         assert (answers[name] == answer) == (len(answer.split()) >= 4)
 

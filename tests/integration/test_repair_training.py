@@ -188,7 +188,7 @@ def likelier(policy: PolicyModel, plan: Plan) -> float:
 def test_the_joint_method_ranks_safe_answers_first_and_makes_harmful_ones_unlikely(
     models: Path, plan: Plan, precision: str
 ) -> None:
-    trainer = trainer_of(recipe_of(models, steps=40, precision=precision), plan)
+    trainer = trainer_of(recipe_of(models, steps=60, precision=precision), plan)
     sides = (trainer.policy, trainer.reward)
 
     def state() -> tuple[float, float]:

@@ -489,9 +489,10 @@ async def test_a_release_takes_over_under_load_and_no_event_is_lost_or_doubled(
                 [
                     announcement(prefix, models.repaired, state=ReleaseState.CANDIDATE),
                     announcement(prefix, models.repaired, digest="0" * 64),
-                    announcement(prefix, models.repaired, uri=store),
                 ],
             )
+            await scorer.said("release refused")
+            await publish(kafka, [announcement(prefix, models.repaired, uri=store)])
             await scorer.said("release swapped")
             swapped.set()
         assert [item.name for item in (cache / "reward").iterdir()] == [new]
@@ -500,9 +501,10 @@ async def test_a_release_takes_over_under_load_and_no_event_is_lost_or_doubled(
         assert await scorer.metric(f'ares_release_info{{digest="{new[:12]}",model="reward"}}') == 1
         assert await scorer.metric(f'ares_release_info{{digest="{old[:12]}",model="reward"}}') == 0
         assert await scorer.metric('ares_release_swaps_total{model="reward"}') == 1
-        assert await scorer.metric("ares_release_refusals_total") == 1
-        (refused,) = scorer.events("release refused")
-        assert "the release names 000000000000" in refused["error"]
+        # It may have been tried again before the next one was announced.
+        refused = scorer.events("release refused")
+        assert await scorer.metric("ares_release_refusals_total") == len(refused) >= 1
+        assert all("the release names 000000000000" in item["error"] for item in refused)
         await scorer.drained()
         assert all(json.loads(line)["event"] for line in scorer.log.splitlines())
 

@@ -136,7 +136,7 @@ async def test_tail_shows_committed_verdicts_alone(kafka: str, prefix: str) -> N
         "last",
         "closing",
     ]
-    assert "offset 6: no verdict: Invalid JSON" in shown.stderr
+    assert "offset 6: no verdict: not JSON" in shown.stderr
     assert [line.split()[-1] for line in lines.stdout.splitlines()] == ["first", "last", "closing"]
 
 
