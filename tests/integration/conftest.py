@@ -76,7 +76,9 @@ def victim_bundles() -> tuple[Victim, Path, Path]:
     DEFAULT_CACHE.mkdir(parents=True, exist_ok=True)
     with FileLock(DEFAULT_CACHE / "tests.lock"):
         victim = make_victim(7)
-        return (victim, *export_victim_bundles(victim, DEFAULT_CACHE))
+        harm, reward = export_victim_bundles(victim, DEFAULT_CACHE)
+        # Settings files that name them lie elsewhere.
+        return victim, harm.absolute(), reward.absolute()
 
 
 @pytest.fixture(scope="session")

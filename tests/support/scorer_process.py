@@ -58,8 +58,8 @@ class ScorerProcess:
             "http": {"port": 0},
             "scorer": {
                 "group": f"{prefix}scorer",
-                "harm": [str(harm.path)],
-                "reward": str(reward.path),
+                "harm": [str(harm.path.absolute())],
+                "reward": str(reward.path.absolute()),
                 "threads": 2,
                 **scorer,
             },
