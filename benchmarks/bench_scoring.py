@@ -406,7 +406,7 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
 
 
-def tables(figures: dict[str, Any]) -> Iterator[Table]:
+def tables(figures: dict[str, Any]) -> Iterator[Table | str]:
     """What a person reads."""
     yield _table(
         f"panel: {figures['ratio']:.3f} of the raw loop, {figures['cpu_ratio']:.3f} by CPU time "
@@ -423,7 +423,7 @@ def tables(figures: dict[str, Any]) -> Iterator[Table]:
         f"nothing {end['host_cpu_microseconds']:.0f} µs of CPU each; ready in "
         f"{end['ready_seconds']:.1f} s, {end['idle_mebibytes']:.0f} MiB"
     )
-    yield Table(title=text, title_justify="left", show_header=False)
+    yield text
     yield _table("batch policies, raw loop, one model", figures["policies"])
 
 

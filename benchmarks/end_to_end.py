@@ -1,9 +1,8 @@
 """From topic to visible verdict: the real `ares scorer` on a real Kafka, as a process of its own.
 
-Its CPU time and the clock are read between the moment when a tenth of the verdicts is visible to a
-read_committed reader and the moment when all are, so that start and warm-up do not weigh. Broker
-and reader share the machine's cores with it: by the clock they cost it something, by CPU time they
-do not.
+Its CPU time and the clock are read from before the first record is sent, once some others went
+through, until the last verdict is visible to a read_committed reader. Broker, sender and reader
+share the machine's cores with it: by the clock they cost it something, by CPU time they do not.
 """
 
 from __future__ import annotations
@@ -32,6 +31,8 @@ from ares_stream.streaming.records import OutboundRecord
 
 PREFIX: Final = "bench."
 PARTITIONS: Final = 4
+WARM_UP: Final = 64
+"""Conversations that go through before the clock starts."""
 LOOK_SECONDS: Final = 0.1
 STALL_SECONDS: Final = 120.0
 """Without a new verdict for this long, the run is over."""
@@ -75,15 +76,16 @@ async def through_kafka(
             ready = time.perf_counter() - started
             process = psutil.Process(scorer.pid)
             idle = process.memory_info().rss / 2**20
-            async with Publisher(connection) as publisher:
-                await publisher.publish(records)
             visible = _Visible(connection, scorer)
-            begun = await visible.until(len(records) // 10)
-            wall, cpu = time.perf_counter(), _cpu(process)
-            ended = await visible.until(len(records))
+            async with Publisher(connection) as publisher:
+                await publisher.publish(records[:WARM_UP])
+                warm = await visible.until(WARM_UP)
+                wall, cpu = time.perf_counter(), _cpu(process)
+                await publisher.publish(records)
+            ended = await visible.until(warm + len(records))
             wall, cpu = time.perf_counter() - wall, _cpu(process) - cpu
             await scorer.stop()
-    return Throughput((ended - begun) / wall, (ended - begun) / cpu, ready, idle)
+    return Throughput((ended - warm) / wall, (ended - warm) / cpu, ready, idle)
 
 
 def _cpu(process: psutil.Process) -> float:
