@@ -346,6 +346,8 @@ async def test_a_stop_that_meets_a_dead_broker_ends_in_peace_within_the_drain(fa
             await task
 
 
+# aiokafka drops a connection that it was making when the broker went.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_broker_that_is_away_for_longer_than_a_session_is_waited_for() -> None:
     with EmbeddedBroker() as broker:
         copying = Copying(broker.bootstrap, "a.", partitions=3)
