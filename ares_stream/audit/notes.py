@@ -36,6 +36,16 @@ _NAME = re.compile(r"[^\s+\x00-\x1f]+")
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
+def _decoded(text: str) -> bytes:
+    """The bytes of base64 in its one canonical form, none of anything else: two notes that differ
+    in the spare bits of a last letter would otherwise both stand."""
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+    return raw if base64.b64encode(raw).decode() == text else b""
+
+
 @dataclass(frozen=True, slots=True)
 class NoteKey:
     """The public half: who may sign."""
@@ -53,10 +63,7 @@ class NoteKey:
         """Of `name+id+base64`. Raises SettingsError."""
         name, _, rest = text.strip().partition("+")
         shown, _, encoded = rest.partition("+")
-        try:
-            raw = base64.b64decode(encoded, validate=True)
-        except (binascii.Error, ValueError):
-            raw = b""
+        raw = _decoded(encoded)
         if not _NAME.fullmatch(name) or len(raw) != 33 or raw[:1] != ED25519:
             raise SettingsError("not a public key of the form name+id+base64 (Ed25519)")
         key = cls(name, raw[1:])
@@ -135,7 +142,7 @@ def open_note(note: str, trusted: Sequence[NoteKey]) -> tuple[str, tuple[NoteKey
         raise IntegrityError("not a signed note: it holds control characters")
     text, gap, lines = note.rpartition("\n\n")
     text += "\n"
-    signatures = lines.splitlines()
+    signatures = lines.removesuffix("\n").split("\n")
     if not gap or not 0 < len(signatures) <= MAX_SIGNATURES:
         raise IntegrityError("not a signed note: it has no signatures")
     known = {(key.name, key.key_id): key for key in trusted}
@@ -143,10 +150,7 @@ def open_note(note: str, trusted: Sequence[NoteKey]) -> tuple[str, tuple[NoteKey
     for line in signatures:
         dash, _, rest = line.partition(" ")
         name, _, encoded = rest.partition(" ")
-        try:
-            raw = base64.b64decode(encoded, validate=True)
-        except (binascii.Error, ValueError):
-            raw = b""
+        raw = _decoded(encoded)
         if dash != "—" or not _NAME.fullmatch(name) or len(raw) < 5:
             raise IntegrityError("not a signed note: a signature line is malformed")
         key = known.get((name, raw[:4]))
@@ -185,10 +189,7 @@ class TreeHead:
         lines = text.split("\n")
         if len(lines) < 4 or not lines[0] or not _SIZE.fullmatch(lines[1]):
             raise IntegrityError("not a checkpoint: expected origin, size and root")
-        try:
-            root = base64.b64decode(lines[2], validate=True)
-        except (binascii.Error, ValueError):
-            root = b""
+        root = _decoded(lines[2])
         if len(root) != 32:
             raise IntegrityError("not a checkpoint: its root is not 32 bytes in base64")
         return cls(lines[0], int(lines[1]), root)

@@ -41,7 +41,10 @@ def sha256(data: bytes) -> bytes:
 
 
 def unbase64(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)
+    raw = base64.b64decode(text, validate=True)
+    if base64.b64encode(raw).decode() != text:
+        raise ValueError("not base64 in its canonical form")
+    return raw
 
 
 def parse_key(text: str) -> Key:
@@ -61,7 +64,7 @@ def open_head(note: str, keys: Sequence[Key]) -> Head:
     if not gap:
         raise Wrong("the checkpoint is no signed note")
     good = False
-    for line in lines.splitlines():
+    for line in lines.rstrip("\n").split("\n"):
         dash, name, encoded = line.split(" ", 2)
         raw = unbase64(encoded)
         if dash != "\u2014":

@@ -138,7 +138,6 @@ def test_a_forged_checkpoint_is_found_and_the_others_still_prove() -> None:
     stranger = notarise(records_of(30), signers=[NoteSigner.generate(NAME)]).checkpoints[2][1]
     other = notarise(records_of(50, topic="ares.repair")).checkpoints[2][1]
     for forged in (
-        altered(item, note=item.note.replace("A", "B", 1)),
         altered(item, note="nothing"),
         altered(item, note=other.note),
         altered(item, leaves=item.leaves[:-49]),
@@ -154,6 +153,16 @@ def test_a_forged_checkpoint_is_found_and_the_others_still_prove() -> None:
         done = compared(chain, signed.records, signed)
         assert (done.equal, done.unproven, done.differences) == (40, 10, [])
     assert place == 4
+
+
+def test_no_letter_of_a_note_can_be_another() -> None:
+    signed = notarise(records_of(50))
+    item = signed.checkpoints[2][1]
+    for place, letter in enumerate(item.note):
+        for other in {"A", "B", "\n", chr(ord(letter) ^ 1)} - {letter}:
+            note = item.note[:place] + other + item.note[place + 1 :]
+            chain = checked(replace_checkpoint(signed, 2, altered(item, note=note)))
+            assert [(x.kind, x.start) for x in chain.differences] == [("forged", item.start)], place
 
 
 def replace_checkpoint(signed: Notarised, number: int, forged: Checkpoint) -> Notarised:
