@@ -19,7 +19,7 @@ export HF_HOME ?= $(call kept,.cache/huggingface,huggingface)
 
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help install demo test unit integration chaos check checkov format bench pictures schemas chart rules dashboards constraints clean
+.PHONY: help install demo test unit integration explore chaos check checkov format bench pictures schemas chart rules dashboards constraints clean
 
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ unit: install ## Unit tests alone, in seconds
 
 integration: install ## Tests against a real broker and real models
 	$(PYTEST) tests/integration
+
+explore: install ## Property-based tests on examples that nobody has tried
+	HYPOTHESIS_PROFILE=explore $(PYTEST) $$(grep -rl --include='test_*.py' 'from hypothesis' tests/unit tests/integration)
 
 chaos: install ## Random kills, for minutes
 	$(BIN)/python -m pytest tests/chaos

@@ -8,9 +8,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# How long an example takes says how busy the machine is.
-hypothesis.settings.register_profile("ares", deadline=None)
-hypothesis.settings.load_profile("ares")
+# How long an example takes says how busy the machine is. The suite gives one answer for one
+# commit, so its examples follow from the tests' text; `make explore` draws new ones.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 ROOT = Path(__file__).resolve().parent.parent
 
