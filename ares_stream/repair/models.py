@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from ares_stream.errors import BundleError, InputError, RepairError, ScoringErro
 from ares_stream.models.bundles import Bundle, load_bundle
 from ares_stream.records.interaction import Message
 from ares_stream.repair.recipe import Lora, Recipe
-from ares_stream.scoring.tokenising import InputEncoder
+from ares_stream.scoring.tokenising import InputEncoder, Tokens
 from ares_stream.training.architecture import Classifier
 from ares_stream.training.checkpoints import Use, first_line, load_checkpoint
+from ares_stream.training.encoder import mean
 from ares_stream.training.examples import conversation
 from ares_stream.training.inputs import Inputs
 from ares_stream.training.policy import PolicyEncoder
@@ -33,22 +34,26 @@ _INFERENCE_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids; those from `start` on are the answer with its end token. `segments` as BERT's."""
+    """Token ids; those from `start` on are the answer with its end token. `segments` as BERT's;
+    `further` are windows of an answer that a reward model does not read in one."""
 
     ids: tuple[int, ...]
     start: int
     segments: tuple[int, ...] = ()
+    further: tuple[Encoded, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """ids, attention and segments (rows, tokens); answer (rows, tokens): true where the next
-    token belongs to the answer."""
+    token belongs to the answer. `windows` (rows,) holds the number of the answer that each row is
+    a window of, None where every row is one answer."""
 
     ids: Tensor
     attention: Tensor
     segments: Tensor
     answer: Tensor
+    windows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -197,21 +202,39 @@ class RewardModel(Adapted):
             self._inputs = InputEncoder(bundle)
 
     def encode(self, messages: Sequence[Message], answer: str) -> Encoded:
-        """The conversation with its answer, cut as the scorer cuts it.
+        """The conversation with its answer, cut or in windows as the scorer reads it.
 
         Raises RepairError where the input template refuses it.
         """
-        (tokens,) = self._inputs.encode([(conversation(tuple(messages), answer), answer)])
-        if isinstance(tokens, ScoringError):
-            raise RepairError(f"reward model: {tokens}")
+        (reading,) = self._inputs.read([(conversation(tuple(messages), answer), answer)])
+        if isinstance(reading, ScoringError):
+            raise RepairError(f"reward model: {reading}")
+        first, *further = (self._window(tokens) for tokens in reading.windows)
+        return replace(first, further=tuple(further))
+
+    def _window(self, tokens: Tokens) -> Encoded:
         segments = tuple(tokens.types.tolist()) if self._segments else ()
         return Encoded(tuple(tokens.ids.tolist()), 1, segments)
 
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        """Pad on the right, every window in a row of its own."""
+        if not any(row.further for row in rows):
+            return super().collate(rows)
+        counts = torch.tensor([1 + len(row.further) for row in rows])
+        owners = torch.repeat_interleave(torch.arange(len(rows)), counts)
+        batch = super().collate([window for row in rows for window in (row, *row.further)])
+        return replace(batch, windows=owners.to(self.device))
+
     def scores(self, batch: Batch) -> Tensor:
-        """(rows,) in the model's own units, with gradient."""
+        """(answers,) in the model's own units, with gradient: of windows the mean, weighted by
+        their tokens, as the scorer has it."""
         segments = batch.segments if self._segments else None
         found: Tensor = self.runner(batch.ids, batch.attention, segments)
-        return found[:, 0].float()
+        each = found[:, 0].float()
+        if batch.windows is None:
+            return each
+        answers = int(batch.windows[-1]) + 1
+        return mean(each, batch.windows, batch.attention.sum(1), answers)
 
     def score(self, rows: Sequence[Encoded]) -> Tensor:
         """(rows,) without gradient, in the order of the rows, on the CPU."""

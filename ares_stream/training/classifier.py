@@ -118,6 +118,14 @@ class Fitted:
             )
         return found
 
+    def states(self, interactions: Sequence[Interaction]) -> list[NDArray[np.float32]]:
+        """What a frozen base gives of each answer's windows, [windows, hidden]: the states that
+        the domain of its bundle is about."""
+        answers = self.encode(interactions)
+        found = self.encoder.states([row for answer in answers for row in answer])
+        ends = np.cumsum([len(answer) for answer in answers])
+        return np.split(found, ends[:-1])
+
     def save(self) -> Path:
         """Write the model beside its tokenizer, and say where; gone when this object is."""
         self.encoder.save(self.directory)

@@ -214,6 +214,14 @@ class Encoder:
                     progress(start + len(batch), len(order))
         return found
 
+    def states(self, rows: Sequence[Encoded]) -> NDArray[np.float32]:
+        """What the head reads of each row, [rows, hidden]. Raises InputError where the base is
+        not frozen."""
+        if any(p.requires_grad for p in self.model.base_model.parameters()):
+            raise InputError("states: only those of a frozen base stay as they are")
+        self._remember(rows, None)
+        return torch.stack([self._features[row] for row in rows]).numpy()
+
     def save(self, directory: Path) -> None:
         """Write weights (safetensors) and configuration, as AutoModel reads them."""
         self.model.save_pretrained(directory)

@@ -33,6 +33,7 @@ from ares_stream.lab.victims.models import (  # noqa: E402
     new_reward,
     pair_tokenizer,
 )
+from ares_stream.models.bundles import Windows  # noqa: E402
 from ares_stream.records.interaction import Message  # noqa: E402
 from ares_stream.repair.figures import figures_of, garbled, measure, split_replay  # noqa: E402
 from ares_stream.repair.losses import row_means, token_log_probabilities  # noqa: E402
@@ -416,6 +417,44 @@ def test_a_mean_pooled_reward_model_scores_in_a_repair_as_its_bundle_does(
     assert not torch.allclose(reward.scores(batch), exported, atol=1e-2)
     with reward.before_repair():
         torch.testing.assert_close(reward.scores(batch), exported, atol=1e-3, rtol=0)
+
+
+def test_a_reward_model_under_repair_reads_a_long_answer_in_the_windows_of_its_bundle(
+    models: Path, plan: Plan, tmp_path: Path
+) -> None:
+    words = chat_tokenizer(WORLD, 4)
+    network = new_reward(words, 4)
+    torch.nn.init.normal_(network.score.weight)
+    network.save_pretrained(tmp_path / "reward")
+    words.save_pretrained(tmp_path / "reward")
+    pairs = plan.validated[:6]
+    answers = [" ".join([pair.chosen] * (1 + 4 * place)) for place, pair in enumerate(pairs)]
+    conversations = [
+        conversation(pair.messages[0].content, answer)
+        for pair, answer in zip(pairs, answers, strict=True)
+    ]
+    bundle = export_bundle(
+        "reward",
+        tmp_path / "reward",
+        tmp_path / "bundle",
+        name="reward",
+        max_length=40,
+        windows=Windows(most=4),
+        reference=conversations * 4,
+    )
+    exported = torch.tensor(raw_scores(bundle, conversations)).float()
+    reward = load_reward(
+        tmp_path / "reward", LORA, seed=0, max_length=40, bundle=tmp_path / "bundle"
+    )
+    rows = [
+        reward.encode(pair.messages, answer) for pair, answer in zip(pairs, answers, strict=True)
+    ]
+    assert {1 + len(row.further) for row in rows} >= {1, 4}
+    torch.testing.assert_close(reward.score(rows), exported, atol=1e-3, rtol=0)
+    batch = reward.collate(rows)
+    torch.testing.assert_close(reward.scores(batch).detach(), exported, atol=1e-3, rtol=0)
+    reward.scores(batch).sum().backward()  # type: ignore[no-untyped-call]
+    assert any(p.grad is not None and p.grad.any() for p in reward.trainable().values())
 
 
 def test_an_adapter_of_a_larger_model_and_a_missing_model_are_named(
