@@ -53,7 +53,7 @@ ELSEWHERE: Final = {
     r"ares (audit|archive|trace)|python verify_proof": "integration/test_audit_command.py",
     r"ares notary": "integration/test_notary.py",
     r"ares console": "integration/test_console.py",
-    r"ares send": "integration/test_send.py",
+    r"ares send .*:9094": "integration/test_send.py",
     r"ares bench chaos": "integration/test_chaos_bench.py",
 }
 """Commands that need minutes, or a repair or an alarm that went before, and the test of each."""
