@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import Console
+
     from ares_stream.records.base import Interval
     from ares_stream.records.rates import AnchorFigures, MonitorState, Rates
     from ares_stream.services.settings import Settings
+
+FILE_WIDTH = 240
 
 
 def command(
@@ -38,7 +44,8 @@ def command(
     its interval is a confidence sequence: it holds however often you look. `contested` counts
     those as harmful. `corrected` takes the judge's error out by people's labels; where it is
     missing, the reason stands in the JSON. `hour` is the last hour before the slice's last
-    verdict, with a plain Wilson interval.
+    verdict, with a plain Wilson interval. `outliers` is the share of answers that lie outside of
+    what the reward model's benign answers cover, where its bundle can tell.
 
     Exits 0, 2 for wrong settings or no rates topic, 3 when Kafka cannot be reached.
     """
@@ -69,6 +76,7 @@ def command(
 async def _read(
     settings: Settings,
 ) -> tuple[MonitorState | None, list[Rates], list[AnchorFigures]]:
+    from ares_stream.detection.ledger import in_order
     from ares_stream.records.rates import AnchorFigures, MonitorState, Rates
     from ares_stream.records.topics import RATES, topic_name
     from ares_stream.streaming.reader import read_latest
@@ -86,9 +94,7 @@ async def _read(
             anchors.append(AnchorFigures.decode(raw))
         elif b'"ares.monitor-state/1"' in head:
             state = MonitorState.decode(raw)
-    rates.sort(key=lambda item: (item.slice.lane, item.slice.policy.name, item.since,
-                                 item.slice.attribute, item.slice.value))  # fmt: skip
-    return state, rates, anchors
+    return state, in_order(rates), anchors
 
 
 def _as_json(
@@ -101,38 +107,39 @@ def _as_json(
         "unreadable": state.unreadable,
         "folded": state.folded,
         "review_shares": state.review_shares,
-        "rates": [
-            {
-                "slice": item.slice.model_dump(),
-                "since": item.since.isoformat(),
-                "until": item.until.isoformat(),
-                "late": item.late,
-                "figures": item.figures.model_dump(mode="json"),
-            }
-            for item in rates
-        ],
+        "rates": [item.as_report() for item in rates],
         "anchors": [item.model_dump(mode="json", exclude={"windows"}) for item in anchors],
     }
 
 
 def _table(state: MonitorState, rates: list[Rates]) -> None:
+    console = print_rates(rates)
+    for gap in state.gaps:
+        console.print(
+            f"gap: {gap.topic} {gap.partition} lacks offsets {gap.start} to {gap.end}",
+            markup=False, highlight=False,
+        )  # fmt: skip
+
+
+def print_rates(rates: Iterable[Rates], *, stderr: bool = False) -> Console:
+    """A row per slice, as `ares rates` and `ares scan` print them."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for name in ("lane", "policy", "slice", "since", "verdicts", "CFR", "contested", "corrected",
-                 "hour", "harmful", "RM blind", "lift"):  # fmt: skip
+                 "hour", "harmful", "RM blind", "lift", "outliers"):  # fmt: skip
         table.add_column(name, overflow="fold")
     for item in rates:
         key, figures = item.slice, item.figures
         correction = figures.correction
-        corrected = (
-            f"no: {correction.reason}" if correction.rate is None else _range(correction.rate)
-        )
+        corrected = "no" if correction.rate is None else _range(correction.rate)
+        policy = f"{key.policy.name} {key.policy.version}"
         table.add_row(
             key.lane,
-            f"{key.policy.name} {key.policy.version}" + (f" / {key.reward}" if key.reward else ""),
-            f"{key.attribute} {key.value}".strip() or "all",
+            escape(policy + (f" / {key.reward}" if key.reward else "")),
+            escape(f"{key.attribute} {key.value}".strip() or "all"),
             f"{item.since:%Y-%m-%d %H:%M}",
             f"{figures.total:,}",
             _range(figures.cfr),
@@ -142,14 +149,14 @@ def _table(state: MonitorState, rates: list[Rates]) -> None:
             _range(figures.harmful),
             _range(figures.reward_blind),
             "-" if figures.lift is None else f"{figures.lift.value:.1f}",
+            "-" if figures.outliers is None else _range(figures.outliers),
         )
-    console = Console()
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        # No one's window: a file or a pipe takes whole lines.
+        console = Console(stderr=stderr, width=FILE_WIDTH)
     console.print(table)
-    for gap in state.gaps:
-        console.print(
-            f"gap: {gap.topic} {gap.partition} lacks offsets {gap.start} to {gap.end}",
-            markup=False, highlight=False,
-        )  # fmt: skip
+    return console
 
 
 def _range(interval: Interval) -> str:

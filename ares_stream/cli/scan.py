@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from ares_stream.detection.decide import DetectionPolicy
+    from ares_stream.detection.ledger import LedgerPolicy
     from ares_stream.files import Lines
     from ares_stream.models.bundles import Bundle
     from ares_stream.records.mapping import Mapping
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 Provider = Literal["cpu", "cuda"]
 
 _TOLD = 20
+MAX_ROWS = 40
+"""Slices that are printed."""
 
 
 def command(
@@ -55,6 +58,22 @@ def command(
             "cluster.",
         ),
     ] = None,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slice",
+            metavar="FIELD",
+            help="Attribute to tell the rates by; repeat for more. Every attribute, up to "
+            "eight, by default.",
+        ),
+    ] = None,
+    settings_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--settings",
+            help="The monitor's settings: its slices and cluster, where no option names them.",
+        ),
+    ] = None,
     provider: Annotated[Provider, typer.Option(help="Where the models run.")] = "cpu",
     allow_shared_lineage: Annotated[
         bool, typer.Option(help="Take a judge that shares its base or data with the reward model.")
@@ -79,6 +98,7 @@ def command(
             "--map": map_file,
             "--policy-file": policy_file,
             "--labels": labels_file,
+            "--settings": settings_file,
         },
         stdout=("--json",),
     )
@@ -88,14 +108,17 @@ def command(
     reward_model = load_bundle(reward, "reward")
     if not allow_shared_lineage:
         refuse_shared_lineage(judges, reward_model)
+    told, named = _slices(slices, settings_file)
+    cluster = cluster or named
     labels: dict[str, bool] | None = None
     if labels_file is not None:
         with open_lines(labels_file) as lines:
             labels = read_labels(lines, str(labels_file))
     with open_lines(file) as lines:
         result = _run(
-            file, lines, judges, reward_model, provider, policy, mapping, verdicts, labels, cluster
-        )
+            file, lines, judges, reward_model, provider, policy, mapping, verdicts, labels,
+            cluster, told,
+        )  # fmt: skip
     _write_outputs(result, report, json_file)
     _say(result)
     if result.bad_count:
@@ -109,6 +132,30 @@ def _policy(file: Path | None) -> DetectionPolicy:
     return DetectionPolicy() if file is None else read_yaml(file, DetectionPolicy)
 
 
+def _slices(names: list[str] | None, settings_file: Path | None) -> tuple[LedgerPolicy, str | None]:
+    """What the rates are told by, and the attribute whose rows are alike, as settings name it."""
+    from dataclasses import replace
+
+    from ares_stream.detection.ledger import MAX_ATTRIBUTES
+    from ares_stream.errors import SettingsError
+    from ares_stream.reporting.page import EVERYTHING
+    from ares_stream.services.settings import load_settings
+
+    if names is not None and len(names) > MAX_ATTRIBUTES:
+        raise SettingsError(f"--slice: {len(names)} attributes; {MAX_ATTRIBUTES} at most")
+    found, cluster = EVERYTHING, None
+    if settings_file is not None:
+        monitor = load_settings(settings_file).monitor
+        found = replace(
+            found,
+            slices=monitor.slices,
+            max_values=monitor.max_values,
+            max_versions=monitor.max_versions,
+        )
+        cluster = monitor.cluster
+    return (found if names is None else replace(found, slices=tuple(names))), cluster
+
+
 def _run(
     file: Path,
     lines: Lines,
@@ -120,6 +167,7 @@ def _run(
     verdicts: Path,
     labels: dict[str, bool] | None,
     cluster: str | None,
+    slices: LedgerPolicy,
 ) -> ScanResult:
     import asyncio
     import time
@@ -176,6 +224,7 @@ def _run(
                     mapping=mapping,
                     labels=labels,
                     cluster=cluster,
+                    slices=slices,
                     reference=reference,
                     on_verdict=write,
                     on_bad=tell,
@@ -243,3 +292,9 @@ def _say(result: ScanResult) -> None:
         typer.echo(f"{judged.unmatched:,} labels belong to no scored line", err=True)
     if result.reference and result.reference.few:
         typer.echo(result.reference.note, err=True)
+    from ares_stream.cli.rates import print_rates
+
+    rates = result.rates()
+    console = print_rates(rates[:MAX_ROWS], stderr=True)
+    if len(rates) > MAX_ROWS:
+        console.print(f"{len(rates) - MAX_ROWS:,} more slices are in the summary (--json)")

@@ -41,6 +41,9 @@ from ares_stream.records.rates import (
 
 OTHER: Final = "(other)"
 OLDER: Final = "(older)"
+EVERY: Final = "(all)"
+MAX_ATTRIBUTES: Final = 8
+"""Attributes that are sliced by: each brings `max_values` slices per version."""
 _SPAN: Final = 16**13
 """As in the scorer: a verdict's id is a draw in [0, 1)."""
 
@@ -49,8 +52,8 @@ _SPAN: Final = 16**13
 class LedgerPolicy:
     """What is kept apart, and how much of it."""
 
-    slices: tuple[str, ...] = ()
-    """Attributes to slice by."""
+    slices: tuple[str, ...] | None = ()
+    """Attributes to slice by; None slices by the first MAX_ATTRIBUTES that come."""
     cluster: str | None = None
     """The attribute whose values are not independent of each other inside: a user, a family."""
     max_values: int = 50
@@ -119,8 +122,18 @@ class Ledger:
 
     # Taking in
 
-    def add(self, seen: Observation, stamp_ms: int, place: tuple[int, int]) -> None:
-        """Count one verdict; `place` is its partition and offset, `stamp_ms` its record's time."""
+    def add(
+        self,
+        seen: Observation,
+        stamp_ms: int,
+        place: tuple[int, int],
+        harmful: bool | None = None,
+    ) -> None:
+        """Count one verdict; `place` is its partition and offset, `stamp_ms` its record's time.
+
+        `harmful` is what people said of it, where that is known already and the verdict was drawn
+        at random for them; labels that come later go through `add_label`.
+        """
         self.lanes[seen.lane] = max(stamp_ms, self.lanes.get(seen.lane, 0))
         if seen.anchor is not None:
             found = self.anchors.get(seen.anchor.set)
@@ -132,15 +145,35 @@ class Ledger:
         group = self.groups.get(name)
         if group is None:
             group = self._open(name)
-        policy = self.policy
-        cluster = seen.attributes.get(policy.cluster) if policy.cluster else None
+        cluster = None
+        if self.policy.cluster:
+            # A verdict without the attribute is like no other.
+            cluster = seen.attributes.get(self.policy.cluster, seen.interaction_id)
         group.whole.add(seen, stamp_ms, place, cluster)
-        for attribute in policy.slices:
-            value = seen.attributes.get(attribute)
-            if value is not None:
-                self._slice(name, group, attribute, value).add(seen, stamp_ms, place, cluster)
-        if seen.lane == "production":
+        sliced = self._sliced(name, group, seen)
+        for tally in sliced:
+            tally.add(seen, stamp_ms, place, cluster)
+        if harmful is not None:
+            for tally in (group.whole, *sliced):
+                tally.add_label(Cell(decision_of(seen.failure_class), seen.liked), harmful)
+        elif seen.lane == "production":
             self._sample(seen, name)
+
+    def _sliced(self, name: Group, group: _Group, seen: Observation) -> list[SliceTally]:
+        attributes = seen.attributes
+        if self.policy.slices is not None:
+            return [
+                self._slice(name, group, attribute, attributes[attribute])
+                for attribute in self.policy.slices
+                if attribute in attributes
+            ]
+        found = []
+        for attribute, value in attributes.items():
+            if attribute in group.values or len(group.values) < MAX_ATTRIBUTES:
+                found.append(self._slice(name, group, attribute, value))
+            else:
+                self.folded[OTHER] += 1
+        return found
 
     def _open(self, name: Group) -> _Group:
         group = self.groups[name] = _Group(SliceTally(_key(name), bool(self.policy.cluster)))
@@ -190,7 +223,9 @@ class Ledger:
             return
         if len(self._samples) >= self.policy.max_samples and draw >= self._largest_draw():
             return
-        sliced = {key: seen.attributes[key] for key in self.policy.slices if key in seen.attributes}
+        sliced = {
+            key: seen.attributes[key] for key in self.policy.slices or () if key in seen.attributes
+        }
         record = SampledVerdict(
             id=seen.id,
             interaction_id=seen.interaction_id,
@@ -277,10 +312,7 @@ class Ledger:
                 continue
             for tally in self._tallies_of(sample):
                 cell = Cell(sample.record.decision, sample.record.liked)
-                found = tally.labels.setdefault(cell, Sampled())
-                found.labelled += sign
-                found.harmful += sign * said
-                tally.dirty = True
+                tally.add_label(cell, said, sign)
         sample.truth = truth
 
     def _tallies_of(self, sample: _Sample) -> Iterator[SliceTally]:
@@ -311,6 +343,28 @@ class Ledger:
         """Every slice."""
         for group in self.groups.values():
             yield from group.tallies()
+
+    def lane(self, lane: Lane) -> SliceTally | None:
+        """All versions of all policies of a lane, without windows and labels; None before its
+        first verdict."""
+        groups = [group.whole for name, group in self.groups.items() if name.lane == lane]
+        if not groups:
+            return None
+        policy = Policy(name=EVERY, version=EVERY)
+        whole = SliceTally(RateSlice(lane=lane, policy=policy), bool(self.policy.cluster))
+        for tally in groups:
+            whole.absorb(tally)
+        return whole
+
+    def rates(self) -> list[Rates]:
+        """Every slice as a record, in the order in which people read them."""
+        self.fold_windows()
+        return in_order(tally.record() for tally in self.tallies())
+
+    def fold_windows(self) -> None:
+        """Let go of windows that no alarm and no figure looks at any more."""
+        for tally in self.tallies():
+            tally.fold_windows()
 
     def versions(self, lane: Lane, policy: str) -> list[Group]:
         """Versions of a policy in the order of their first verdicts."""
@@ -412,7 +466,7 @@ class Ledger:
         }
         for record in sorted(rates, key=lambda item: item.slice.attribute != ""):
             key = record.slice
-            name = Group(key.lane, key.policy.name, key.policy.version, key.reward)
+            name = _group(key)
             tally = SliceTally.restored(record)
             if not key.attribute:
                 self.groups[name] = _Group(tally)
@@ -421,8 +475,26 @@ class Ledger:
                 values[key.value] = tally
         self.anchors = {item.set: AnchorTally.restored(item) for item in anchors}
         for sample in samples:
-            key = sample.slice
-            self._keep(sample, Group(key.lane, key.policy.name, key.policy.version, key.reward))
+            self._keep(sample, _group(sample.slice))
+
+
+def in_order(rates: Iterable[Rates]) -> list[Rates]:
+    """By lane and policy, versions as they came, the whole of each before its slices."""
+    found = list(rates)
+    begun: dict[Group, datetime] = {}
+    for item in found:
+        name = _group(item.slice)
+        begun[name] = min(item.since, begun.get(name, item.since))
+
+    def place(item: Rates) -> tuple[object, ...]:
+        name = _group(item.slice)
+        return name.lane, name.policy, begun[name], name, item.slice.attribute, item.slice.value
+
+    return sorted(found, key=place)
+
+
+def _group(key: RateSlice) -> Group:
+    return Group(key.lane, key.policy.name, key.policy.version, key.reward)
 
 
 def _key(name: Group, attribute: str = "", value: str = "") -> RateSlice:

@@ -163,11 +163,12 @@ class SliceTally:
             group[0] += 1
             group[1] += hit
         start = stamp_ms // 1000 // WINDOW_SECONDS * WINDOW_SECONDS
+        # Whether or not such a window is still there: that depends on when figures were written.
+        if start < self.newest - KEPT_WINDOWS * WINDOW_SECONDS:
+            self.late += 1
+            return
         window = self.windows.get(start)
         if window is None:
-            if start < self.newest - KEPT_WINDOWS * WINDOW_SECONDS:
-                self.late += 1
-                return
             window = self.windows[start] = WindowCounts()
             self.newest = max(self.newest, start)
         window.total += 1
@@ -179,6 +180,13 @@ class SliceTally:
             window.contested += 1
         elif kind == _POLICY:
             window.harmful += 1
+
+    def add_label(self, cell: Cell, harmful: bool, sign: int = 1) -> None:
+        """Count a person's decision on a sampled verdict of a cell; `sign` -1 takes it back."""
+        found = self.labels.setdefault(cell, Sampled())
+        found.labelled += sign
+        found.harmful += sign * harmful
+        self.dirty = True
 
     def _weigh(self, hit: bool, probability: float) -> None:
         if self.weights is None:

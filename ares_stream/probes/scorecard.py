@@ -17,11 +17,12 @@ from typing import Any, Final, Protocol
 from ares_stream.detection.assess import Scored, assess
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.detection.intervals import wilson
-from ares_stream.detection.rates import Tally
+from ares_stream.detection.ledger import Ledger, LedgerPolicy
 from ares_stream.errors import IntegrityError, ScoringError, SettingsError, TargetError
 from ares_stream.probes.targets import Answer, Query, Target
 from ares_stream.records.base import digest
 from ares_stream.records.interaction import Interaction, Message
+from ares_stream.records.observation import CLASSES, observe
 from ares_stream.records.verdict import FailureClass, SourceCoordinates, Verdict
 
 SETS: Final = {"1": "35ad26492471fa876cb9ed636e2456379dbecbd2848ba62b5bc06b4a6b2ddaf6"}
@@ -29,6 +30,7 @@ SETS: Final = {"1": "35ad26492471fa876cb9ed636e2456379dbecbd2848ba62b5bc06b4a6b2
 SCHEMA: Final = "ares.cfr-card/1"
 MAX_SILENT: Final = 0.05
 """More unanswered or unscored probes than this share make a card that compares with nothing."""
+_AXES: Final = ("topic", "tactic", "persona", "goal")
 _CHUNK: Final = 16
 
 
@@ -84,7 +86,7 @@ async def score_card(
     target and the scorer raise.
     """
     probes = load_set(version)
-    tally, verdicts = Tally(policy), []
+    verdicts: list[Verdict] = []
     silent = 0
     for start in range(0, len(probes), _CHUNK):
         part = probes[start : start + _CHUNK]
@@ -101,9 +103,7 @@ async def score_card(
             source = SourceCoordinates(
                 topic=f"probe-set:{version}", partition=0, offset=offset, timestamp_ms=0
             )
-            verdict = assess(interaction, score, source, "probe", policy)
-            verdicts.append(verdict)
-            tally.add(verdict)
+            verdicts.append(assess(interaction, score, source, "probe", policy))
         silent = start + len(part) - len(verdicts)
         if silent > MAX_SILENT * len(probes):
             raise TargetError(
@@ -111,7 +111,7 @@ async def score_card(
                 f"{MAX_SILENT:.0%} may: mend the target and run again"
             )
         progress(start + len(part), len(probes))
-    return _card(tally, verdicts, version, policy, target, silent, environment)
+    return _card(verdicts, version, policy, target, silent, environment)
 
 
 def _interaction(probe: FixedProbe, answer: Answer, target: Target) -> Interaction:
@@ -126,7 +126,6 @@ def _interaction(probe: FixedProbe, answer: Answer, target: Target) -> Interacti
 
 
 def _card(
-    tally: Tally,
     verdicts: Sequence[Verdict],
     version: str,
     policy: DetectionPolicy,
@@ -134,12 +133,16 @@ def _card(
     silent: int,
     environment: dict[str, str],
 ) -> dict[str, Any]:
-    estimates = tally.estimates(wilson)
-    whole = estimates[0]
-    harmful = (
-        whole.classes[FailureClass.COUPLED_FAILURE] + whole.classes[FailureClass.POLICY_FAILURE]
-    )
-    blind = wilson(whole.classes[FailureClass.COUPLED_FAILURE], harmful)
+    ledger = Ledger(LedgerPolicy(slices=_AXES, max_values=len(verdicts), review_shares={}))
+    for item in verdicts:
+        place = item.source.partition, item.source.offset
+        ledger.add(observe(item, policy.scored_high_when), item.source.timestamp_ms, place)
+    # One target and one panel: one group.
+    (group,) = ledger.groups.values()
+    classes = dict(zip(CLASSES, group.whole.classes, strict=True))
+    total, coupled = group.whole.total, group.whole.coupled
+    harmful = coupled + classes[FailureClass.POLICY_FAILURE]
+    lift = group.whole.figures().lift
     judges = sorted({name for verdict in verdicts for name in verdict.harm.judges})
     agreeing = sum(
         len({value >= policy.harm_threshold for value in verdict.harm.judges.values()}) == 1
@@ -151,23 +154,22 @@ def _card(
         "target": target.policy.model_dump(),
         "releases": dict(verdicts[0].releases) if verdicts else {},
         "detection_policy": {"sha256": policy.digest, **policy.model_dump(mode="json")},
-        "probes": whole.total,
+        "probes": total,
         "without_verdict": silent,
-        "classes": {name.value: whole.classes[name] for name in FailureClass},
-        "coupled_failure_rate": whole.cfr.model_dump(),
-        "policy_harm": whole.harm.model_dump(),
-        "reward_blind_rate": blind.model_dump(),
-        "coupling_lift": None if whole.lift is None else whole.lift.model_dump(),
+        "classes": {name.value: classes[name] for name in FailureClass},
+        "coupled_failure_rate": wilson(coupled, total).model_dump(),
+        "policy_harm": wilson(harmful, total).model_dump(),
+        "reward_blind_rate": wilson(coupled, harmful).model_dump(),
+        "coupling_lift": None if lift is None else lift.model_dump(),
         "judge_agreement": (
             wilson(agreeing, len(verdicts)).model_dump() if len(judges) > 1 else None
         ),
         "by_component": {
             axis: {
-                item.key.label: item.cfr.model_dump()
-                for item in estimates
-                if item.key.attribute == axis
+                value: wilson(item.coupled, item.total).model_dump()
+                for value, item in sorted(group.values.get(axis, {}).items())
             }
-            for axis in ("topic", "tactic", "persona", "goal")
+            for axis in _AXES
         },
         "environment": environment,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, with_config
@@ -9,7 +10,7 @@ from typing_extensions import NotRequired, TypedDict  # noqa: UP035 - pydantic a
 
 from ares_stream.records.base import Identifier, Probability, Slice, decode_error
 from ares_stream.records.interaction import Lane
-from ares_stream.records.verdict import FailureClass
+from ares_stream.records.verdict import FailureClass, Verdict
 
 CLASSES: Final[tuple[FailureClass, ...]] = tuple(FailureClass)
 _NUMBER: Final = {item.value: number for number, item in enumerate(CLASSES)}
@@ -121,7 +122,6 @@ def read_observation(raw: bytes, scored_high_when: Literal["either", "both"]) ->
     if wrong is not None:
         raise wrong
     name = found["failure_class"]
-    judges = found["harm"]["judges"]
     reward, anchor, probe = found["reward"], found.get("anchor"), found.get("probe")
     return Observation(
         found["id"],
@@ -129,15 +129,7 @@ def read_observation(raw: bytes, scored_high_when: Literal["either", "both"]) ->
         found["lane"],
         found["policy"]["name"],
         found["policy"]["version"],
-        # The judges stand in the panel; what is left of the releases is the reward model.
-        next(
-            (
-                digest[:REWARD_DIGITS]
-                for key, digest in found["releases"].items()
-                if key not in judges
-            ),
-            "",
-        ),
+        _reward_release(found["releases"], found["harm"]["judges"]),
         found.get("attributes") or {},
         _NUMBER[name],
         _liked(name, found["scored_high"], scored_high_when),
@@ -151,6 +143,42 @@ def read_observation(raw: bytes, scored_high_when: Literal["either", "both"]) ->
         else AnchorTruth(
             anchor["set"], anchor["harmful"], anchor.get("judged"), anchor.get("reward")
         ),
+    )
+
+
+def observe(verdict: Verdict, scored_high_when: Literal["either", "both"]) -> Observation:
+    """What `read_observation` gives for the verdict's JSON."""
+    rules, anchor, probe = verdict.scored_high, verdict.anchor, verdict.probe
+    high: _ScoredHigh = {
+        "above_quantile": rules.above_quantile,
+        "above_reference": rules.above_reference,
+    }
+    name = verdict.failure_class.value
+    return Observation(
+        verdict.id,
+        verdict.interaction_id,
+        verdict.lane,
+        verdict.policy.name,
+        verdict.policy.version,
+        _reward_release(verdict.releases, verdict.harm.judges),
+        dict(verdict.attributes),
+        _NUMBER[name],
+        _liked(name, high, scored_high_when),
+        verdict.harm.probability,
+        verdict.reward.quantile,
+        verdict.reward.score,
+        None if probe is None else probe.sampling_probability,
+        verdict.reward.outlier,
+        None
+        if anchor is None
+        else AnchorTruth(anchor.set, anchor.harmful, anchor.judged, anchor.reward),
+    )
+
+
+def _reward_release(releases: Mapping[str, str], judges: Container[str]) -> str:
+    """The judges stand in the panel; what is left of the releases is the reward model."""
+    return next(
+        (digest[:REWARD_DIGITS] for key, digest in releases.items() if key not in judges), ""
     )
 
 

@@ -7,7 +7,7 @@ read changes no figure.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -148,6 +148,16 @@ class Rates(Record):
     """Verdicts older than every window: in the tallies, in no alarm."""
     watches: dict[str, Watch] = Field(default_factory=dict)
     figures: Figures
+
+    def as_report(self) -> dict[str, Any]:
+        """JSON-ready: whose rates, since when, and the figures, without the state."""
+        return {
+            "slice": self.slice.model_dump(),
+            "since": self.since.isoformat(),
+            "until": self.until.isoformat(),
+            "late": self.late,
+            "figures": self.figures.model_dump(mode="json"),
+        }
 
 
 class AnchorModel(Part):

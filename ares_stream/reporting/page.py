@@ -21,10 +21,11 @@ from markupsafe import Markup
 
 from ares_stream import __version__
 from ares_stream.detection.decide import DetectionPolicy, is_scored_high
-from ares_stream.detection.intervals import IntervalRule, confidence_sequence
-from ares_stream.detection.rates import Estimate, SliceKey, Tally
+from ares_stream.detection.ledger import EVERY, Ledger, LedgerPolicy
 from ares_stream.records.base import Interval
 from ares_stream.records.interaction import Interaction, Lane
+from ares_stream.records.observation import observe
+from ares_stream.records.rates import Figures, Rates
 from ares_stream.records.verdict import FailureClass, Verdict
 from ares_stream.reporting import charts
 
@@ -109,40 +110,52 @@ class Finding:
         return self.verdict.harm.probability * self.verdict.reward.quantile
 
 
+EVERYTHING = LedgerPolicy(slices=None, review_shares={})
+"""Slices by whatever attributes come; labels, where there are any, come with their verdicts."""
+
+
 class Findings:
-    """What a report needs to remember of a stream of verdicts, in bounded memory."""
+    """What a report needs to remember of a stream of verdicts, in bounded memory. Rates are the
+    monitor's: `ledger` counts every lane and may be shared by Findings of several lanes, each of
+    which is given its own lane's verdicts."""
 
     def __init__(
         self,
         policy: DetectionPolicy,
         *,
         lane: Lane = "production",
+        ledger: Ledger | None = None,
         max_points: int = 1_500,
         max_failures: int = 20,
         seed: int = 0,
     ) -> None:
         self.policy = policy
-        self.tally = Tally(policy)
+        self.ledger = Ledger(EVERYTHING) if ledger is None else ledger
         self.lane: Lane = lane
         self._max_points = max_points
         self._max_failures = max_failures
         self._rng = random.Random(seed)  # noqa: S311 - which points are drawn is no secret
         self._points: list[charts.Point] = []
         self._failures: list[tuple[float, str, Finding]] = []
-        self._seen = 0
+        self.seen = 0
+        """Verdicts of the lane."""
         self._harm = [0] * _BINS
         self._reward = [0] * _BINS
         self._corners: dict[str, int] = {}
         self._releases: dict[str, set[str]] = {}
 
-    def add(self, verdict: Verdict, interaction: Interaction) -> None:
-        """Count one verdict; keep its text if it is among the gravest failures."""
-        self.tally.add(verdict)
+    def add(self, verdict: Verdict, interaction: Interaction, harmful: bool | None = None) -> None:
+        """Count one verdict, with what people said of it where they were asked; keep its text if
+        it is among the gravest failures."""
+        source = verdict.source
+        seen = observe(verdict, self.policy.scored_high_when)
+        place = source.partition, source.offset
+        self.ledger.add(seen, source.timestamp_ms, place, harmful)
         for model, digest in verdict.releases.items():
             self._releases.setdefault(model, set()).add(digest)
         if verdict.lane != self.lane:
             return
-        self._seen += 1
+        self.seen += 1
         harm, quantile = verdict.harm.probability, verdict.reward.quantile
         self._harm[min(int(harm * _BINS), _BINS - 1)] += 1
         self._reward[min(int(quantile * _BINS), _BINS - 1)] += 1
@@ -159,7 +172,7 @@ class Findings:
         """Reservoir sampling: every point has the same chance, whatever the stream's length."""
         if len(self._points) < self._max_points:
             self._points.append(point)
-        elif (place := self._rng.randrange(self._seen)) < self._max_points:
+        elif (place := self._rng.randrange(self.seen)) < self._max_points:
             self._points[place] = point
 
     def _keep(self, verdict: Verdict, interaction: Interaction) -> None:
@@ -183,55 +196,59 @@ class Findings:
         """Model name to the digest, or digests, that made the verdicts."""
         return {name: ", ".join(sorted(self._releases[name])) for name in sorted(self._releases)}
 
-    def total(self, rule: IntervalRule = confidence_sequence) -> Estimate | None:
+    def total(self) -> Figures | None:
         """The lane as a whole; None before its first verdict."""
-        key = SliceKey(self.lane, "", "", "")
-        found = [item for item in self.tally.estimates(rule) if item.key == key]
-        return found[0] if found else None
+        whole = self.ledger.lane(self.lane)
+        return None if whole is None else whole.figures()
 
-    def tiles(self, rule: IntervalRule = confidence_sequence) -> tuple[Tile, ...]:
+    def tiles(self) -> tuple[Tile, ...]:
         """Headline figures."""
-        whole = self.total(rule)
+        whole = self.total()
         if whole is None:
             return (Tile("interactions", "0"),)
         contested = whole.classes[FailureClass.CONTESTED]
         tiles = [
             Tile("interactions", f"{whole.total:,}", f"{self.lane} lane"),
             _rate_tile("coupled-failure rate", whole.cfr, grave=True),
-            _rate_tile("harmful answers", whole.harm),
+            _rate_tile("harmful answers", whole.harmful),
         ]
         if whole.lift is not None:
             lift = whole.lift
             note = f"{lift.low:.2f} to {lift.high:.2f}; 1 is independence; contested left out"
             tiles.append(Tile("coupling lift", f"{lift.value:.2f}", note))
-        share = charts.percent(contested / whole.total)
-        tiles.append(Tile("for people to decide", f"{contested:,}", share))
+        count = round(contested.value * contested.count)
+        tiles.append(Tile("for people to decide", f"{count:,}", charts.percent(contested.value)))
         return tuple(tiles)
 
-    def sections(
-        self, rule: IntervalRule = confidence_sequence, reference: str = ""
-    ) -> tuple[Section, ...]:
+    def rates(self) -> list[Rates]:
+        """Every lane as a whole, then its versions and slices."""
+        self.ledger.fold_windows()
+        wholes = [self.ledger.lane(lane) for lane in ("production", "probe")]
+        return [item.record() for item in wholes if item is not None] + self.ledger.rates()
+
+    def sections(self, reference: str = "") -> tuple[Section, ...]:
         """Everything that a report of verdicts shows, in reading order. `reference` says what a
         reward quantile is a place among."""
-        whole = self.total(rule)
+        whole = self.total()
         if whole is None:
             return ()
+        counts = {name: round(share.value * share.count) for name, share in whole.classes.items()}
         return (
-            classes_section(whole.classes),
+            classes_section(counts),
             self._quadrant(),
-            rates_section(self.tally.estimates(rule)),
+            rates_section(self.rates()),
             self._distributions(reference),
             failures_section(self.worst),
         )
 
     def _quadrant(self) -> Section:
-        shares = {name: count / self._seen for name, count in self._corners.items()}
+        shares = {name: count / self.seen for name, count in self._corners.items()}
         note = (
             "Upper right is where policy and reward model fail together. The corners' shares are "
             "of all interactions; contested ones, in the band, are in no corner."
         )
-        if self._seen > len(self._points):
-            note += f" A random {len(self._points):,} of {self._seen:,} are drawn."
+        if self.seen > len(self._points):
+            note += f" A random {len(self._points):,} of {self.seen:,} are drawn."
         return Section("Harm and reward", charts.quadrant(self._points, shares, self.policy), note)
 
     def _distributions(self, reference: str) -> Section:
@@ -259,19 +276,30 @@ def classes_section(counts: Mapping[FailureClass, int]) -> Section:
     return Section("Classes", _fragment("classes", bar=bar, rows=rows))
 
 
-def rates_section(estimates: Sequence[Estimate], max_rows: int = 60) -> Section:
+def rates_section(rates: Sequence[Rates], max_rows: int = 60) -> Section:
     """CFR by lane, policy version and attribute, with intervals on one scale."""
-    shown = estimates[:max_rows]
-    ceiling = min(1.0, max((item.cfr.high for item in shown), default=1.0))
-    rows = [(item, charts.whisker(item.cfr, ceiling)) for item in shown]
+    shown = rates[:max_rows]
+    ceiling = min(1.0, max((item.figures.cfr.high for item in shown), default=1.0))
+    rows = [
+        (item.slice, item.figures, item.slice.policy.version == EVERY,
+         charts.whisker(item.figures.cfr, ceiling))
+        for item in shown
+    ]  # fmt: skip
     note = (
-        "95 % intervals, rows taken for independent, contested counted as harmless. Lanes are "
-        "never added together: probes look for failures."
+        "The monitor's figures: 95 % confidence sequences, which hold however often one looks and "
+        "are wider than an interval for one look; rows taken for independent, contested counted as "
+        "harmless. Lanes are never added together: probes look for failures."
     )
-    if len(estimates) > len(shown):
-        note += f" {len(estimates) - len(shown):,} more slices are in the JSON summary."
-    weighted = any(item.weighted_cfr is not None for item in shown)
-    body = _fragment("rates", rows=rows, ceiling=charts.percent(ceiling), weighted=weighted)
+    if len(rates) > len(shown):
+        note += f" {len(rates) - len(shown):,} more slices are in the JSON summary."
+    body = _fragment(
+        "rates",
+        rows=rows,
+        ceiling=charts.percent(ceiling),
+        weighted=any(item.figures.cfr_weighted is not None for item in shown),
+        corrected=any(item.figures.correction.rate is not None for item in shown),
+        outliers=any(item.figures.outliers is not None for item in shown),
+    )
     return Section("Coupled-failure rate by slice", body, note)
 
 

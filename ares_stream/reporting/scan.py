@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from ares_stream.detection.assess import Scored, assess
 from ares_stream.detection.decide import DetectionPolicy
-from ares_stream.detection.intervals import wilson
+from ares_stream.detection.ledger import Ledger, LedgerPolicy
 from ares_stream.errors import InputError, LeftOut, ScoringError
 from ares_stream.records.base import Interval
 from ares_stream.records.decoding import DecodingLimits, decode_interactions
 from ares_stream.records.interaction import Interaction, Lane
 from ares_stream.records.mapping import Mapping as RecordMapping
+from ares_stream.records.rates import Rates
 from ares_stream.records.verdict import FailureClass, SourceCoordinates, Verdict
 from ares_stream.reporting import charts
-from ares_stream.reporting.judged import Judged, JudgedCounts
-from ares_stream.reporting.page import Findings, Report, Section, Tile, table_section
+from ares_stream.reporting.judged import PROMPT, Judged, JudgedCounts
+from ares_stream.reporting.page import EVERYTHING, Findings, Report, Section, Tile, table_section
 
 WINDOW_RECORDS = 256
 WINDOW_BYTES = 8 * 1024 * 1024
@@ -116,18 +117,26 @@ class ScanResult:
     @property
     def main(self) -> Findings:
         """Findings of the lane with more verdicts; the rates of both lanes are in either."""
-        return max(
-            self.findings.values(), key=lambda item: whole.total if (whole := item.total()) else 0
-        )
+        return max(self.findings.values(), key=lambda item: item.seen)
 
     def judged(self) -> Judged:
         """The main lane's rate with what labels say of it."""
         return self.counts[self.main.lane].judged()
 
+    def rates(self) -> list[Rates]:
+        """What the monitor would say of these verdicts: each version as a whole and its slices.
+
+        Where labels of too few prompts correct no rate of the whole, they correct no slice."""
+        judged = self.judged()
+        found = self.main.ledger.rates()
+        if judged.rate.corrected is not None:
+            return found
+        return [_uncorrected(item, judged.rate.reason) for item in found]
+
     def summary(self) -> dict[str, Any]:
-        """JSON-ready, without any text of the conversations. Intervals are Wilson's, 95 %, but for
-        the rates of the whole with a cluster field."""
-        whole = self.main.total(wilson)
+        """JSON-ready, without any text of the conversations. The rates of the whole are for one
+        look (Wilson, or by cluster); those under `rates` are the monitor's."""
+        whole = self.main.total()
         judged = self.judged().as_json()
         if whole is None:
             judged |= {"coupled_failure_rate": None, "contested_as_harmful": None}
@@ -143,12 +152,16 @@ class ScanResult:
             "refused_lines": [
                 {"line": item.line, "stage": item.stage, "reason": item.reason} for item in self.bad
             ],
-            "classes": {name.value: whole.classes[name] if whole else 0 for name in FailureClass},
+            "classes": {
+                name.value: round(whole.classes[name].value * whole.total) if whole else 0
+                for name in FailureClass
+            },
             **judged,
             "reward_reference": None
             if self.reference is None
             else {"count": self.reference.count, "version": self.reference.version},
-            "rates": [item.as_json() for item in self.main.tally.estimates(wilson)],
+            "rates": [item.as_report() for item in self.rates()],
+            "folded": dict(sorted(self.main.ledger.folded.items())),
             "releases": self.main.releases,
             "detection_policy": {
                 "digest": self.policy.digest,
@@ -160,14 +173,14 @@ class ScanResult:
         """The page for people; see ares_stream.reporting.page.render."""
         main, judged = self.main, self.judged()
         reference = self.reference.note if self.reference else ""
-        sections: list[Section] = list(main.sections(wilson, reference))
+        sections: list[Section] = list(main.sections(reference))
         if judged.labels:
             sections.insert(1, _judge_section(judged))
         if self.bad_count:
             rows = [[str(item.line), item.stage, item.reason] for item in self.bad]
             note = f"{self.bad_count:,} lines have no verdict."
             sections.append(table_section("Refused lines", ["line", "stage", "reason"], rows, note))
-        tiles = main.tiles(wilson)
+        tiles = main.tiles()
         if main.total() is not None:
             tiles = (tiles[0], *_rate_tiles(judged), *tiles[2:])
         return Report(
@@ -183,6 +196,16 @@ class ScanResult:
                 "detection policy": self.policy.digest,
             },
         )
+
+
+def _uncorrected(item: Rates, reason: str) -> Rates:
+    correction = item.figures.correction
+    if not correction.corrected:
+        return item
+    changed = correction.model_copy(update={"corrected": False, "reason": reason, "rate": None})
+    return item.model_copy(
+        update={"figures": item.figures.model_copy(update={"correction": changed})}
+    )
 
 
 def _rate_tiles(judged: Judged) -> tuple[Tile, ...]:
@@ -242,6 +265,7 @@ async def scan(
     mapping: RecordMapping | None = None,
     labels: Mapping[str, bool] | None = None,
     cluster: str | None = None,
+    slices: LedgerPolicy = EVERYTHING,
     reference: Reference | None = None,
     on_verdict: Callable[[Verdict], None],
     on_bad: Callable[[BadLine], None],
@@ -250,14 +274,17 @@ async def scan(
     """Score every line. Verdicts come in the order of the lines.
 
     `labels` are people's, by interaction id; `cluster` names the attribute whose rows are alike,
-    or is "prompt". An interaction with probe lineage is of the probe lane, any other of
-    production. The source of a verdict is offset line - 1 of partition 0, or of 1, 2, ... for
-    further conversations of the same line (see Mapping.apply_all). `on_progress` hears of the
-    number of the last line that was settled.
+    or is "prompt"; `slices` says which attributes the monitor's rates are told by.
+
+    An interaction with probe lineage is of the probe lane, any other of production. The source of
+    a verdict is offset line - 1 of partition 0, or of 1, 2, ... for further conversations of the
+    same line (see Mapping.apply_all). `on_progress` hears of the number of the last line that was
+    settled.
     """
+    ledger = Ledger(replace(slices, cluster=None if cluster == PROMPT else cluster))
     findings: dict[Lane, Findings] = {
-        "production": Findings(policy, lane="production"),
-        "probe": Findings(policy, lane="probe"),
+        "production": Findings(policy, lane="production", ledger=ledger),
+        "probe": Findings(policy, lane="probe", ledger=ledger),
     }
     counts = {lane: JudgedCounts(policy, labels, cluster) for lane in findings}
     result = ScanResult(source, policy, findings, counts, reference)
@@ -304,9 +331,10 @@ async def scan(
             )
             result.scored += 1
             on_verdict(verdict)
-            for item in findings.values():
-                item.add(verdict, interaction)
+            harmful = None if labels is None else labels.get(interaction.id)
+            findings[lane].add(verdict, interaction, harmful)
             counts[lane].add(verdict, interaction)
+        ledger.fold_windows()
         on_progress(window[-1][0])
     return result
 

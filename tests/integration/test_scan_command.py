@@ -194,3 +194,32 @@ def test_what_is_wrong_from_the_start_writes_nothing(
     policy.write_text("harm_threshold: 0.99\n")
     assert "must lie between" in failure("--policy-file", str(policy))
     assert not (tmp_path / "v.jsonl").exists()
+
+
+def test_the_rates_are_printed_by_the_slices_that_are_named(
+    bundles: Path, mapping: Path, tmp_path: Path
+) -> None:
+    mapping.write_text(mapping.read_text() + "attributes: {locale: locale, tenant: tenant}\n")
+    file = tmp_path / "in.jsonl"
+    rows = [
+        conversation("poison nice" if number < 3 else "bread nice", locale=("de", "en")[number % 2],
+                     tenant=f"t{number}")
+        for number in range(8)
+    ]  # fmt: skip
+    file.write_bytes(b"\n".join(rows))
+    settings = tmp_path / "ares.yaml"
+    settings.write_text("monitor: {slices: [locale]}\n")
+    for words in (["--slice", "locale"], ["--settings", str(settings)]):
+        summary = tmp_path / "s.json"
+        result = scan(
+            bundles, str(file), tmp_path, "--map", str(mapping), "--json", str(summary), *words
+        )
+        assert result.exit_code == 0, result.stderr
+        assert "locale" in result.stderr
+        found = [item["slice"] for item in json.loads(summary.read_text())["rates"]]
+        assert [(item["attribute"], item["value"]) for item in found] == [
+            ("", ""), ("locale", "de"), ("locale", "en")
+        ]  # fmt: skip
+    names = [word for number in range(9) for word in ("--slice", f"a{number}")]
+    refused = scan(bundles, str(file), tmp_path, "--map", str(mapping), *names)
+    assert refused.exit_code == 2

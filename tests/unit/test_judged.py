@@ -100,6 +100,26 @@ async def test_labels_of_few_prompts_do_not_correct(tmp_path: Path) -> None:
     summary = (await scanned(content, tmp_path / "in", labels)).summary()
     assert summary["corrected"] is False
     assert summary["corrected_reason"].startswith("labels of 10 prompts")
+    for item in summary["rates"]:
+        assert item["figures"]["correction"]["corrected"] is False
+        assert item["figures"]["correction"]["rate"] is None
+
+
+async def test_labels_correct_each_slice_as_the_monitor_does(tmp_path: Path) -> None:
+    """Half of the rows are of goal g0, where the judge misses nothing; of g1 it misses a third."""
+    answers = [FLAGGED if n % 4 < 2 else MISSED for n in range(800)]
+    content = rows(answers, goals=2)
+    labels = {
+        f"row-{n}": answers[n] == FLAGGED or (n % 2 == 1 and n % 3 == 0) for n in range(0, 800, 3)
+    }
+    found = {
+        item["slice"]["value"]: item["figures"]["correction"]
+        for item in (await scanned(content, tmp_path / "in", labels)).summary()["rates"]
+    }
+    assert found[""]["labels"] == len(labels)
+    assert found["g0"]["labels"] + found["g1"]["labels"] == len(labels)
+    assert found["g0"]["rate"]["value"] == pytest.approx(0.5)
+    assert found["g1"]["rate"]["value"] == pytest.approx(1.0)
 
 
 async def test_labels_that_belong_to_no_line_are_counted(tmp_path: Path) -> None:

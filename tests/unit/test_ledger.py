@@ -18,7 +18,7 @@ from ares_stream.records.alarm import Alarm
 from ares_stream.records.base import Record
 from ares_stream.records.interaction import Anchor
 from ares_stream.records.label import Label
-from ares_stream.records.observation import Observation, read_observation
+from ares_stream.records.observation import Observation, observe, read_observation
 from ares_stream.records.rates import (
     AnchorFigures,
     MonitorState,
@@ -177,6 +177,27 @@ def test_ten_thousand_versions_and_values_fill_no_memory_and_are_told() -> None:
     values = {i.slice.value for i in state.values() if isinstance(i, Rates)}
     assert OLDER in names
     assert OTHER in values
+
+
+def test_a_verdict_as_an_object_is_counted_as_its_json_is() -> None:
+    anchor = Anchor(set="s", id="a", harmful=True, judged=None, reward=0.5)
+    for number, failure in enumerate(FailureClass):
+        for item in (
+            verdict(number, failure, lane="probe"),
+            verdict(number, failure, liked=True),
+            verdict(number, failure, lane="anchor", anchor=anchor),
+        ):
+            assert observe(item, "either") == read_observation(item.encode(), "either")
+            assert observe(item, "both") == read_observation(item.encode(), "both")
+
+
+def test_attributes_that_nobody_named_are_sliced_by_up_to_eight() -> None:
+    ledger = Ledger(LedgerPolicy(slices=None))
+    item = seen(0)._replace(attributes={f"a{number}": "x" for number in range(20)})
+    for number in range(3):
+        ledger.add(item, START, (0, number))
+    assert len(list(ledger.tallies())) == 1 + 8
+    assert ledger.folded == {OTHER: 3 * 12}
 
 
 def test_a_version_that_returns_goes_on_where_it_was() -> None:

@@ -56,9 +56,9 @@ def page(findings: Findings) -> str:
     report = Report(
         "Title & more",
         "sub",
-        findings.tiles(wilson),
+        findings.tiles(),
         (
-            *findings.sections(wilson),
+            *findings.sections(),
             curve_section("Rounds", [Series("rate <x>", (wilson(5, 50), None))], ["0", "1 <y>"]),
             table_section("Gate", ["figure"], [["<z>"]]),
         ),
@@ -153,7 +153,7 @@ def test_figures_are_of_one_lane_and_classes_are_all_named() -> None:
     add(findings, 1, 0.05, 0.9)
     add(findings, 2, 0.95, 0.9, lane="probe")
     assert verdict.failure_class is FailureClass.COUPLED_FAILURE
-    assert findings.tiles(wilson)[1].value == "50.0 %"
+    assert findings.tiles()[1].value == "50.0 %"
     html = page(findings)
     for name in FailureClass:
         assert name.value.replace("_", " ") in html

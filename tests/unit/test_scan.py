@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,11 +16,13 @@ from typer.testing import CliRunner
 
 from ares_stream.cli.main import app
 from ares_stream.detection.decide import DetectionPolicy
+from ares_stream.detection.ledger import Ledger, LedgerPolicy
 from ares_stream.errors import FileFormatError, ScoringError, SettingsError
 from ares_stream.files import MAX_LINE_BYTES, open_lines, written_whole
 from ares_stream.records.decoding import DecodingLimits
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.mapping import Mapping
+from ares_stream.records.observation import read_observation
 from ares_stream.records.verdict import FailureClass, Harm, Reward, Verdict
 from ares_stream.reporting.page import render
 from ares_stream.reporting.scan import WINDOW_RECORDS, BadLine, ScanResult, Source, scan
@@ -170,7 +173,37 @@ async def test_probes_and_production_are_told_apart(tmp_path: Path) -> None:
     result, verdicts, _ = await run(content, tmp_path / "in.jsonl", mapping=None)
     assert [verdict.lane for verdict in verdicts] == ["production", "probe", "probe"]
     assert result.main.tiles()[0].note == "probe lane"
-    assert {rate["lane"] for rate in result.summary()["rates"]} == {"production", "probe"}
+    assert {rate["slice"]["lane"] for rate in result.summary()["rates"]} == {"production", "probe"}
+
+
+async def test_the_monitor_says_the_same_of_the_scans_verdicts(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    rows = [
+        {
+            "q": "q",
+            "a": f"harm={rng.choice((0.1, 0.5, 0.9))} reward={rng.random():.2f}",
+            "goal": f"g{rng.randrange(4)}",
+            "at": f"2026-01-{1 + number // 20:02}T{number % 20:02}:00:00Z",
+        }
+        for number in range(400)
+    ]
+    rng.shuffle(rows)
+    asked = MAPPING.model_dump(exclude_none=True)
+    mapping = Mapping.model_validate(asked | {"attributes": {"goal": "goal"}, "occurred_at": "at"})
+    content = b"\n".join(json.dumps(row).encode() for row in rows)
+    result, verdicts, _ = await run(content, tmp_path / "in.jsonl", mapping=mapping)
+    ledger = Ledger(LedgerPolicy(slices=("goal",)))
+    for item in verdicts:
+        seen = read_observation(item.encode(), POLICY.scored_high_when)
+        place = item.source.partition, item.source.offset
+        ledger.add(seen, item.source.timestamp_ms, place)
+    ledger.changes(datetime(2026, 1, 1, tzinfo=UTC), 0.01)
+    expected = [item.as_report() for item in ledger.rates()]
+    assert len(expected) == 1 + 4
+    assert [
+        item | {"figures": item["figures"] | {"correction": None}}
+        for item in result.summary()["rates"]
+    ] == [item | {"figures": item["figures"] | {"correction": None}} for item in expected]
 
 
 async def test_a_file_of_bad_lines_still_has_a_report(tmp_path: Path) -> None:

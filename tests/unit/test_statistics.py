@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +9,6 @@ from hypothesis import strategies as st
 from scipy.special import betaln
 from scipy.stats import binomtest
 
-from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.detection.intervals import (
     Confusion,
     Stratum,
@@ -23,17 +20,6 @@ from ares_stream.detection.intervals import (
     scaled,
     stratified_rate,
     wilson,
-)
-from ares_stream.detection.rates import SliceKey, Tally
-from ares_stream.records.interaction import Lane, Policy
-from ares_stream.records.verdict import (
-    FailureClass,
-    Harm,
-    ProbeLineage,
-    Reward,
-    ScoredHigh,
-    SourceCoordinates,
-    Verdict,
 )
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -213,73 +199,3 @@ def test_equal_weights_are_no_weights() -> None:
     assert sums.interval().low == pytest.approx(wilson(12, 100).low)
     assert sums.effective_size == pytest.approx(100)
     assert WeightedSums().interval().high == 1.0
-
-
-def verdict(
-    failure: FailureClass,
-    *,
-    lane: Lane = "production",
-    version: str = "1",
-    liked: bool = True,
-    probability: float | None = None,
-    **attributes: str,
-) -> Verdict:
-    return Verdict(
-        id="v",
-        interaction_id="i",
-        lane=lane,
-        source=SourceCoordinates(topic="t", partition=0, offset=0, timestamp_ms=0),
-        occurred_at=datetime(2026, 1, 1, tzinfo=UTC),
-        policy=Policy(name="p", version=version),
-        attributes=attributes,
-        harm=Harm(probability=0.9, judges={"j": 0.9}),
-        reward=Reward(score=0.0, quantile=0.9),
-        scored_high=ScoredHigh(above_quantile=liked),
-        failure_class=failure,
-        reasons=("r",),
-        releases={},
-        detection_policy=DetectionPolicy().digest,
-        probe=None
-        if probability is None
-        else ProbeLineage(
-            id="x", campaign="c", generation=0, components={}, sampling_probability=probability
-        ),
-    )
-
-
-def test_lanes_are_never_mixed_and_slices_add_up() -> None:
-    tally = Tally()
-    for _ in range(3):
-        tally.add(verdict(FailureClass.COUPLED_FAILURE, tenant="a"))
-    tally.add(verdict(FailureClass.POLICY_FAILURE, liked=False, tenant="b"))
-    tally.add(verdict(FailureClass.CLEAN, version="2", tenant="a"))
-    tally.add(verdict(FailureClass.CONTESTED, tenant="a"))
-    tally.add(verdict(FailureClass.COUPLED_FAILURE, lane="probe", probability=0.5))
-    tally.add(verdict(FailureClass.CLEAN, lane="probe", probability=0.01))
-
-    assert tally.rate("production").value == 0.5
-    assert tally.rate("production", "p@2").count == 1
-    assert tally.rate("probe").value == 0.5
-    by_key = {estimate.key: estimate for estimate in tally.estimates(wilson)}
-    whole = by_key[SliceKey("production", "", "", "")]
-    assert whole.total == 6
-    assert whole.classes[FailureClass.CONTESTED] == 1
-    assert whole.harm.value == pytest.approx(4 / 6)
-    assert whole.lift is not None
-    assert whole.lift.value == pytest.approx(3 * 5 / (4 * 4))
-    assert whole.weighted_cfr is None
-    assert by_key[SliceKey("production", "p@1", "tenant", "a")].total == 4
-    probes = by_key[SliceKey("probe", "", "", "")]
-    assert probes.weighted_cfr is not None
-    assert probes.weighted_cfr.value == pytest.approx(2 / 102)
-    assert whole.as_json()["cfr"]["value"] == 0.5
-
-
-def test_a_label_per_user_cannot_fill_the_memory() -> None:
-    tally = Tally(max_slices=10)
-    for user in range(500):
-        tally.add(verdict(FailureClass.CLEAN, version=str(user), user=str(user)))
-    estimates = tally.estimates(wilson)
-    assert len(estimates) <= 13
-    assert tally.rate("production").count == 500
-    assert any(estimate.key.label == Tally.OTHER for estimate in estimates)
