@@ -19,7 +19,7 @@ CHART = Path(__file__).parent / "ares-stream"
 
 FREE = {
     "global", "commonLabels", "podLabels", "podAnnotations", "settings", "campaign", "resources",
-    "nodeSelector", "affinity", "additionalLabels", "dashboardLabels",
+    "nodeSelector", "affinity", "additionalLabels", "dashboardLabels", "annotations",
 }  # fmt: skip
 """Mappings whose keys are not ours."""
 CHOICES: dict[str, list[str]] = {
@@ -149,11 +149,14 @@ def topics() -> str:
     return f"# From ares_stream/records/topics.py, by `make chart`.\n{text}"
 
 
-DEPLOYED: tuple[Service, ...] = ("scorer", "monitor", "prober", "repairer")
+DEPLOYED: tuple[Service, ...] = (
+    "scorer", "monitor", "prober", "repairer", "notary", "console", "replayer",
+)  # fmt: skip
 """Services that the chart runs."""
 GROUP = "@group"
-"""In the place of the group, which values decide; of the scorer's topics see INPUT."""
+"""In the place of a name that values decide: the group, the scorer's topics, the notary's."""
 INPUT = "@input"
+NOTARISED = "@notarised"
 
 
 def users() -> str:
@@ -168,9 +171,10 @@ def users() -> str:
                 "patternType": "prefix" if item.prefixed else "literal",
                 "operations": list(item.operations),
             }
-            for item in acls(service, Names(prefix="", inputs=[INPUT], groups=groups))
+            for item in acls(service, Names("", [INPUT], groups, [NOTARISED]))
         ]
-    text = yaml.safe_dump({"services": rows}, sort_keys=False)
+    content = {"notarised": list(Names().notarised), "services": rows}
+    text = yaml.safe_dump(content, sort_keys=False)
     return f"# From ares_stream/records/acls.py, by `make chart`.\n{text}"
 
 

@@ -35,16 +35,22 @@ def key(
         str, typer.Argument(help="The notary's name, such as example.com/ares; notary.name.")
     ],
     out: Annotated[Path, typer.Option(help="The file for the private key; must not exist.")],
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep a key that is there; print its public half.")
+    ] = False,
 ) -> None:
     """Make a key for the notary: the private half to a file, the public half to stdout.
 
     Hand the public half to the auditors; they check signatures by it. Exits 0; 2 when the file
-    exists.
+    exists, unless it is to be kept, or holds no key.
     """
     import os
 
     from ares_stream.audit.notes import NoteSigner
 
+    if keep and out.exists():
+        typer.echo(str(NoteSigner.read(name, out).key))
+        return
     signer = NoteSigner.generate(name)
     with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(signer.pem())
@@ -64,7 +70,10 @@ def verify(
     ] = None,
     known: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="A file with a head that you kept; repeat for several."),
+        typer.Option(
+            metavar="PATH",
+            help="A file with a head that you kept, or a folder of them; repeat for several.",
+        ),
     ] = None,
     keep: Annotated[
         Path | None, typer.Option(help="Write the newest heads here, a file each, to keep.")
@@ -90,7 +99,13 @@ def verify(
 
     settings, connection = connect(settings_file, bootstrap)
     trusted = _keys(keys)
-    heads = [TreeHead.parse(open_note(read_text(file), trusted)[0]) for file in known or ()]
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+    heads = [
+        TreeHead.parse(open_note(read_text(file), trusted)[0])
+        for path in known or ()
+        for file in (sorted(path.glob("*.txt")) if path.is_dir() else [path])
+    ]
     names = [f"{settings.topic_prefix}{name}" for name in topics or settings.notary.topics]
 
     async def work() -> Report:
@@ -103,7 +118,6 @@ def verify(
 
     report = asyncio.run(work())
     if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
         for part in report.partitions:
             if part.note:
                 (keep / f"{part.topic}-{part.partition}-{part.leaves}.txt").write_text(part.note)

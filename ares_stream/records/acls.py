@@ -21,8 +21,9 @@ from ares_stream.records.topics import specs, topic_name
 Resource = Literal["topic", "group", "transactional-id"]
 Operation = Literal["Read", "Write", "Create", "Describe", "DescribeConfigs"]
 Service = Literal[
-    "topics", "producer", "scorer", "monitor", "prober", "repairer", "notary", "console", "replayer"
-]
+    "topics", "producer", "scorer", "monitor", "prober", "repairer", "notary", "console",
+    "replayer", "eraser",
+]  # fmt: skip
 
 MEANING: Final[Mapping[Service, str]] = {
     "topics": "`ares topics create` and `ares topics check`",
@@ -34,7 +35,9 @@ MEANING: Final[Mapping[Service, str]] = {
     "notary": "`ares notary`",
     "console": "`ares console`, and people who label, acknowledge and release: `ares anchors "
     "make`, `ares alarms`, `ares release`",
-    "replayer": "audits, which read everything: `ares verdicts`, `ares rates`, `ares doctor`",
+    "replayer": "audits, which read everything: `ares replay`, `ares audit verify` and `prove`, "
+    "`ares trace`, `ares archive write`, `ares verdicts`, `ares rates`, `ares doctor`",
+    "eraser": "`ares audit erase`, which nobody else may",
 }
 
 
@@ -225,7 +228,12 @@ def _console(names: Names) -> list[Acl]:
 def _replayer(names: Names) -> list[Acl]:
     ours = [spec.name for spec in specs(names.prefix)]
     own = [name for name in names.interactions() if name not in ours]
-    return [Acl("topic", name, ("Read",)) for name in ours + own]
+    # Retention is part of what is verified.
+    return [Acl("topic", name, ("Read", "DescribeConfigs")) for name in ours + own]
+
+
+def _eraser(names: Names) -> list[Acl]:
+    return [Acl("topic", names.topic(topics.SALTS), ("Read", "Write"))]
 
 
 _TABLE: Final[Mapping[Service, Callable[[Names], list[Acl]]]] = {
@@ -238,5 +246,6 @@ _TABLE: Final[Mapping[Service, Callable[[Names], list[Acl]]]] = {
     "notary": _notary,
     "console": _console,
     "replayer": _replayer,
+    "eraser": _eraser,
 }
 SERVICES: Final[tuple[Service, ...]] = tuple(_TABLE)

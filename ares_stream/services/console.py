@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
 
 from ares_stream.console.app import console_app
 from ares_stream.console.desk import Desk
@@ -43,6 +43,7 @@ from ares_stream.records.release import Release
 from ares_stream.records.topics import topic_name
 from ares_stream.repair.gate import GateVerdict
 from ares_stream.repair.rundirectory import RunDirectory
+from ares_stream.services.console_metrics import ConsoleMetrics
 from ares_stream.services.health import serve_health
 from ares_stream.services.lifecycle import Life
 from ares_stream.services.settings import Settings
@@ -63,23 +64,6 @@ READ_SECONDS: Final = 10.0
 """A person waits no longer for a text."""
 
 
-class ConsoleMetrics:
-    """What the console counts."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.waiting = Gauge("ares_console_waiting_items", "Items that lack an opinion",
-                             registry=self.registry)  # fmt: skip
-        self.decisions = Counter(
-            "ares_console_decisions", "What people did, by kind", ["kind"], registry=self.registry
-        )
-        self.lag = Gauge("ares_console_lag_records", "Records not read yet",
-                         registry=self.registry)  # fmt: skip
-        for kind in ("labelled", "undone", "text shown", "release decided", "alarm acknowledged",
-                     "log-in refused"):  # fmt: skip
-            self.decisions.labels(kind)
-
-
 class ConsoleService:
     """See lifecycle.Service."""
 
@@ -87,7 +71,7 @@ class ConsoleService:
         self._settings = settings
         self._life = life
         self._console = settings.console
-        self._metrics = ConsoleMetrics()
+        self._metrics = ConsoleMetrics(CollectorRegistry())
         self._patience = Patience(settings.patience_seconds, life.clock)
         self._missing: str | None = f"waiting for Kafka at {settings.kafka.bootstrap}"
         self._unreadable = 0

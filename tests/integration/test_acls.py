@@ -285,6 +285,12 @@ async def console(connection: KafkaConnection) -> None:
 async def replayer(connection: KafkaConnection) -> None:
     for spec in specs(PREFIX):
         await read_latest(connection, spec.name)
+    await describe_topics(connection, [spec.name for spec in specs(PREFIX)])
+
+
+async def eraser(connection: KafkaConnection) -> None:
+    await read_all(connection, topics.SALTS)
+    await publish(connection, topics.SALTS)
 
 
 WORK: Final[dict[Service, Callable[[KafkaConnection], Awaitable[None]]]] = {
@@ -297,6 +303,7 @@ WORK: Final[dict[Service, Callable[[KafkaConnection], Awaitable[None]]]] = {
     "notary": notary,
     "console": console,
     "replayer": replayer,
+    "eraser": eraser,
 }
 
 

@@ -61,8 +61,9 @@ async def test_an_auditor_verifies_proves_erases_and_archives(
     assert (code, report["holds"]) == (0, True)
     assert sum(part["equal"] for part in report["partitions"]) == 100
     kept = sorted(str(file) for file in (tmp_path / "heads").iterdir())
-    code, said = ares("audit", "verify", "--key", key, "--known", kept[0])
-    assert (code, said.splitlines()[-1]) == (0, "all as signed")
+    for known in (kept[0], "heads"):
+        code, said = ares("audit", "verify", "--key", key, "--known", known, "--keep", "heads")
+        assert (code, said.splitlines()[-1]) == (0, "all as signed")
     stranger = str(NoteSigner.generate(NAME).key)
     assert ares("audit", "verify", "--key", stranger, "--topic", "verdicts")[0] == 1
 

@@ -9,14 +9,20 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from ares_stream.probes.metrics import ProberMetrics
+from ares_stream.services.console_metrics import ConsoleMetrics
 from ares_stream.services.metrics import RepairerMetrics, ScorerMetrics
 from ares_stream.services.monitor_metrics import MonitorMetrics
+from ares_stream.services.notary_metrics import NotaryMetrics
 
-SERVICES = (ScorerMetrics, ProberMetrics, RepairerMetrics, MonitorMetrics)
-NOTARY = {
-    "ares_notary_checkpoint_timestamp_seconds": "checkpoints are the notary's, where one runs",
-    "ares_audit_proof_failures_total": "proofs are the notary's, where one runs",
-}
+SERVICES = (
+    *(ScorerMetrics, ProberMetrics, RepairerMetrics, MonitorMetrics),
+    *(NotaryMetrics, ConsoleMetrics),
+)
+KUBERNETES = frozenset(
+    {"kube_job_status_failed", "kube_job_status_succeeded",
+     "kube_cronjob_status_last_successful_time"}
+)  # fmt: skip
+"""Of kube-state-metrics, which tells how Jobs end."""
 SUFFIXES = {
     "counter": ("_total",),
     "gauge": ("",),
@@ -44,7 +50,7 @@ def metric_names(expression: promql_parser.Expr) -> set[str]:
 @cache
 def known_metrics() -> frozenset[str]:
     """Every series name that a service can show, and `up`."""
-    names = {"up", *NOTARY}
+    names = {"up"}
     for make in SERVICES:
         for metric in vars(make(CollectorRegistry())).values():
             if isinstance(metric, MetricWrapperBase):

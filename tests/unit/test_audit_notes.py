@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from ares_stream.audit.notes import NoteKey, NoteSigner, TreeHead, open_note, sign_note
+from ares_stream.cli.main import app
 from ares_stream.errors import IntegrityError, SettingsError
 
 PUBLISHED_KEY = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
@@ -86,3 +88,20 @@ def test_a_private_key_is_read_from_its_file_and_nothing_else_is(tmp_path: Path)
 def test_a_damaged_public_key_is_refused(key: str) -> None:
     with pytest.raises(SettingsError):
         NoteKey.parse(key)
+
+
+def test_a_key_is_made_once_and_its_public_half_is_printed_as_often_as_one_asks(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "notary.pem"
+    words = ["audit", "key", "example.com/ares", "--out", str(file)]
+    first = CliRunner().invoke(app, [*words, "--keep"])
+    again = CliRunner().invoke(app, [*words, "--keep"])
+    assert (first.exit_code, again.exit_code) == (0, 0)
+    assert first.stdout == again.stdout == f"{NoteSigner.read('example.com/ares', file).key}\n"
+    assert file.stat().st_mode & 0o077 == 0
+    before = file.read_bytes()
+    assert CliRunner().invoke(app, words).exit_code != 0
+    assert file.read_bytes() == before
+    file.write_text("no key")
+    assert CliRunner().invoke(app, [*words, "--keep"]).exit_code != 0

@@ -1,5 +1,7 @@
 """The chart: nothing where it is disabled, what each value makes, and what it refuses in words."""
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,9 @@ import pytest
 import yaml
 
 from ares_stream.records.acls import Names, Service, acls
+from ares_stream.services.settings import Settings
 from tests.support.charts import CHART, NEEDED, VERSIONS, check, merged, named, rendered
+from tests.support.command_line import parses
 
 KEDA = {"scorer": {"defaults": {"keda": {"enabled": True}}}}
 GPU = {"scorer": {"lanes": {"production": {"provider": "cuda"}}}}
@@ -16,8 +20,68 @@ REPAIRER = {
     "repairer": {"enabled": True, "existingClaim": "repairs"},
     "registry": {"pvc": {"existingClaim": "registry"}},
 }
+NOTARY = {"notary": {"enabled": True, "existingSecret": "notary-key"}}
+CONSOLE: dict[str, Any] = {
+    "console": {
+        "enabled": True,
+        "existingSecret": "console",
+        "settings": {
+            "session_key_file": "/secrets/console/session-key",
+            "identity": {"tokens": "/secrets/console/tokens.json"},
+        },
+    }
+}
+INGRESS = merged(
+    CONSOLE,
+    {
+        "console": {
+            "ingress": {
+                "enabled": True, "host": "review.example.com", "tlsSecret": "review-tls",
+                "className": "nginx", "annotations": {"example.com/auth": "on"},
+            }
+        }
+    },
+)  # fmt: skip
+NIGHTLY = {
+    "replayer": {
+        "existingClaim": "proofs",
+        "nightly": {"enabled": True, "keys": ["example.com/ares+1a2b3c4d+AQ"]},
+    }
+}
 SETS: dict[str, dict[str, Any]] = {
     "the least": {},
+    "notary": NOTARY,
+    "notary, two, keys exchanged": merged(
+        NOTARY,
+        {
+            "notary": {
+                "replicas": 2,
+                "keys": ["old.pem", "new.pem"],
+                "settings": {"name": "example.com/ares", "topics": ["verdicts", "review"]},
+            }
+        },
+    ),
+    "console": CONSOLE,
+    "console behind an ingress": merged(
+        INGRESS,
+        REPAIRER,
+        {"scorer": {"lanes": {"production": {"settings": {"detection": {"harm_threshold": 0.6}}}}}},
+        {"networkPolicy": {"enabled": True, "visitors": [{"podSelector": {}}]}},
+    ),
+    "console, header of a proxy": merged(
+        INGRESS,
+        {
+            "console": {
+                "existingSecret": "",
+                "settings": {
+                    "session_key_file": None,
+                    "identity": {"tokens": None, "header": {"networks": ["10.0.0.0/8"]}},
+                },
+                "ingress": {"tlsSecret": "", "allowPlaintext": True},
+            }
+        },
+    ),
+    "nightly proof": merged(NIGHTLY, NOTARY, {"replayer": {"tolerations": [{"key": "a"}]}}),
     "keda": KEDA,
     "keda to zero, mTLS": merged(
         {"scorer": {"lanes": {"probe": {"keda": {"enabled": True, "minReplicas": 0}}}}},
@@ -93,6 +157,9 @@ SETS: dict[str, dict[str, Any]] = {
     },
     "strimzi, certificates": merged(
         KEDA,
+        INGRESS,
+        NIGHTLY,
+        NOTARY,
         {"prober": {"enabled": True, "campaign": {"id": "one"}}},
         {"topics": {"create": False}, "kafka": {"protocol": "SSL"}},
         {"strimzi": {"users": True, "cluster": "main", "authentication": "tls"}},
@@ -126,9 +193,10 @@ def test_what_is_rendered_is_what_kubernetes_and_the_operators_take(case: str) -
 @pytest.mark.parametrize("case", SETS)
 def test_every_pod_is_restricted_and_has_no_token_it_does_not_use(case: str) -> None:
     for resource in rendered(merged(NEEDED, SETS[case])):
-        if resource["kind"] not in ("Deployment", "Job"):
+        if resource["kind"] not in ("Deployment", "Job", "CronJob"):
             continue
-        pod = resource["spec"]["template"]["spec"]
+        spec = resource["spec"]
+        pod = spec.get("jobTemplate", {"spec": spec})["spec"]["template"]["spec"]
         jobs = resource["metadata"]["name"].endswith("repairer") and "without" not in case
         assert pod["automountServiceAccountToken"] is jobs
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -147,6 +215,8 @@ def test_every_pod_is_restricted_and_has_no_token_it_does_not_use(case: str) -> 
     [
         ({}, {"ScaledObject", "TriggerAuthentication", "HorizontalPodAutoscaler", "Role"}),
         ({}, {"PodMonitor", "PrometheusRule", "NetworkPolicy", "KafkaTopic", "KafkaUser"}),
+        ({}, {"CronJob", "Ingress", "Service"}),
+        (CONSOLE, {"Ingress"}),
         ({"topics": {"create": False}}, {"Job"}),
         ({"monitor": {"enabled": False}}, set()),
     ],
@@ -192,6 +262,102 @@ def test_the_prober_looks_at_the_groups_that_the_scorers_join() -> None:
     for lane, group in yaml.safe_load(settings)["prober"]["scorer_groups"].items():
         scorer = named(resources, "ConfigMap", f"demo-ares-stream-scorer-{lane}")["data"]
         assert yaml.safe_load(scorer["ares.yaml"])["scorer"]["group"] == group
+
+
+@pytest.mark.parametrize("case", SETS)
+def test_every_file_of_settings_is_one_that_the_service_reads(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("ARES_")]:
+        monkeypatch.delenv(name)
+    for item in rendered(merged(NEEDED, SETS[case])):
+        if item["kind"] == "ConfigMap" and "ares.yaml" in item["data"]:
+            # A secret's file is read by who connects.
+            Settings(**yaml.safe_load(item["data"]["ares.yaml"]))
+
+
+@pytest.mark.parametrize("case", SETS)
+def test_a_volume_that_is_mounted_is_there_and_one_that_is_there_is_mounted(case: str) -> None:
+    for item in rendered(merged(NEEDED, SETS[case])):
+        if item["kind"] not in ("Deployment", "Job", "CronJob"):
+            continue
+        spec = item["spec"]
+        pod = spec.get("jobTemplate", {"spec": spec})["spec"]["template"]["spec"]
+        there = [volume["name"] for volume in pod["volumes"]]
+        containers = (*pod.get("initContainers", ()), *pod["containers"])
+        mounts = [mount for box in containers for mount in box["volumeMounts"]]
+        assert {mount["name"] for mount in mounts} == set(there)
+        assert len(there) == len(set(there))
+        for box in containers:
+            paths = [mount["mountPath"] for mount in box["volumeMounts"]]
+            assert len(paths) == len(set(paths))
+
+
+def test_the_console_shows_what_the_scorer_decides_by_and_what_the_repairer_keeps() -> None:
+    resources = rendered(merged(NEEDED, SETS["console behind an ingress"]))
+
+    def settings(name: str) -> Any:
+        data = named(resources, "ConfigMap", f"demo-ares-stream-{name}")["data"]
+        return yaml.safe_load(data["ares.yaml"])
+
+    console, scorer = settings("console"), settings("scorer-production")["scorer"]
+    assert console["scorer"] == {name: scorer[name] for name in ("reward", "detection")}
+    assert console["repairer"]["work"] == settings("repairer")["repairer"]["work"]
+    assert console["registry"] == settings("repairer")["registry"]
+
+
+def test_people_reach_the_console_through_its_service_and_nothing_else() -> None:
+    resources = rendered(merged(NEEDED, SETS["console behind an ingress"]))
+    name = "demo-ares-stream-console"
+    (rule,) = named(resources, "Ingress", name)["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    service = named(resources, "Service", path["backend"]["service"]["name"])
+    (port,) = service["spec"]["ports"]
+    assert path["backend"]["service"]["port"]["name"] == port["name"]
+    pod = named(resources, "Deployment", name)["spec"]["template"]
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    (container,) = pod["spec"]["containers"]
+    ports = {item["name"]: item["containerPort"] for item in container["ports"]}
+    settings = yaml.safe_load(named(resources, "ConfigMap", name)["data"]["ares.yaml"])
+    assert ports[port["targetPort"]] == settings["console"]["port"]
+    policy = named(resources, "NetworkPolicy", name)["spec"]
+    assert policy["podSelector"]["matchLabels"] == service["spec"]["selector"]
+    (let,) = policy["ingress"]
+    assert (let["ports"][0]["port"], let["from"]) == ("pages", [{"podSelector": {}}])
+    whole = named(resources, "NetworkPolicy", "demo-ares-stream")["spec"]["ingress"]
+    assert {item["port"] for rule in whole for item in rule["ports"]} == {"http"}
+
+
+def test_a_nightly_proof_is_a_command_that_is_there_and_its_alerts_know_its_name() -> None:
+    resources = rendered(merged(NEEDED, NIGHTLY, {"fullnameOverride": "x" * 60}))
+    (job,) = [item for item in resources if item["kind"] == "CronJob"]
+    # Kubernetes adds eleven characters to a name of 52 at the most.
+    assert len(job["metadata"]["name"]) <= 52
+    for container in job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]:
+        parses(container["args"])
+    rules = (CHART / "rules" / "audit.yaml").read_text()
+    patterns = re.findall(r'(?:cronjob|job_name)=~"([^"]+)"', rules)
+    assert len(patterns) == 2
+    name = job["metadata"]["name"]
+    assert all(re.fullmatch(pattern, made) for pattern, made in zip(
+        patterns, (f"{name}-29345678", name), strict=True
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SETS)
+def test_every_container_of_ours_is_a_target_of_the_dockerfile_and_runs_a_command(
+    case: str,
+) -> None:
+    dockerfile = (CHART.parents[1] / "services" / "Dockerfile").read_text()
+    targets = set(re.findall(r"^FROM runtime AS (\S+)$", dockerfile, re.MULTILINE))
+    for item in rendered(merged(NEEDED, SETS[case])):
+        if item["kind"] in ("Deployment", "Job", "CronJob"):
+            spec = item["spec"]
+            pod = spec.get("jobTemplate", {"spec": spec})["spec"]["template"]["spec"]
+            for container in pod["containers"]:
+                image = container["image"].rsplit("/", 1)[-1].split(":")[0]
+                assert image.removeprefix("ares-stream-") in targets
+                parses(container["args"])
 
 
 def test_new_settings_restart_the_pods_and_equal_ones_do_not() -> None:
@@ -275,6 +441,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "jobs.gpu without",
     ),
     ({"prober": {"enabled": True}}, "prober.campaign"),
+    ({"notary": {"enabled": True}}, "notary.existingSecret"),
+    (merged(NOTARY, {"notary": {"keys": []}}), "notary.keys"),
+    ({"console": {"enabled": True}}, "names no way in"),
+    (merged(INGRESS, {"console": {"enabled": False}}), "there is no console"),
+    (merged(INGRESS, {"console": {"ingress": {"host": ""}}}), "console.ingress.host"),
+    (merged(INGRESS, {"console": {"ingress": {"tlsSecret": ""}}}), "would cross the network"),
+    (merged(NIGHTLY, {"replayer": {"existingClaim": ""}}), "replayer.existingClaim"),
+    (merged(NIGHTLY, {"replayer": {"nightly": {"keys": []}}}), "replayer.nightly.keys"),
     (merged(KEDA, {"kafka": {"mechanism": "OAUTHBEARER"}}), "keda.authentication"),
 ]
 
@@ -303,10 +477,16 @@ def test_the_schema_names_a_value_that_does_not_exist(values: dict[str, Any], wo
 def test_each_service_is_a_user_of_its_own_with_what_the_table_allows_it() -> None:
     lanes = {"production": {"settings": {"group": "guard"}}, "anchor": {"enabled": False}}
     own = {"repairer": {"settings": {"group": "menders"}}, "scorer": {"lanes": lanes}}
-    values = merged(NEEDED, REPAIRER, own, SETS["strimzi"], {"topics": {"prefix": "x."}})
+    audit = merged(SETS["notary, two, keys exchanged"], NIGHTLY, CONSOLE)
+    audit = merged(audit, {"notary": {"settings": {"group": "seals"}}})
+    values = merged(NEEDED, REPAIRER, own, audit, SETS["strimzi"], {"topics": {"prefix": "x."}})
     resources = rendered(values)
     users = {i["metadata"]["name"]: i for i in resources if i["kind"] == "KafkaUser"}
-    assert set(users) == {f"demo-ares-stream-{i}" for i in ("scorer", "monitor", "repairer")}
+    names = ("scorer", "monitor", "repairer", "notary", "console", "replayer")
+    assert set(users) == {f"demo-ares-stream-{i}" for i in names}
+    for user in users.values():
+        entries = [str(i["resource"]) for i in user["spec"]["authorization"]["acls"]]
+        assert len(entries) == len(set(entries))
 
     def rights(service: str) -> set[tuple[str, str, str]]:
         acls = users[f"demo-ares-stream-{service}"]["spec"]["authorization"]["acls"]
@@ -330,6 +510,10 @@ def test_each_service_is_a_user_of_its_own_with_what_the_table_allows_it() -> No
     )
     assert rights("monitor") == table("monitor", Names("x."))
     assert rights("repairer") == table("repairer", Names("x.", groups={"repairer": "menders"}))
+    seals = Names("x.", groups={"notary": "seals"}, notarised=["verdicts", "review"])
+    assert rights("notary") == table("notary", seals)
+    assert rights("console") == table("console", Names("x."))
+    assert rights("replayer") == table("replayer", Names("x."))
 
 
 @pytest.mark.parametrize("case", ["strimzi", "strimzi, certificates"])
@@ -338,10 +522,11 @@ def test_a_service_takes_the_secret_that_strimzi_makes_for_its_user(case: str) -
     users = {i["metadata"]["name"] for i in resources if i["kind"] == "KafkaUser"}
     found = set()
     for item in resources:
-        if item["kind"] == "Deployment":
+        if item["kind"] in ("Deployment", "CronJob"):
             service = item["metadata"]["labels"]["app.kubernetes.io/component"].split("-")[0]
-            volumes = item["spec"]["template"]["spec"]["volumes"]
-            secrets = [v["secret"]["secretName"] for v in volumes if "secret" in v]
+            spec = item["spec"].get("jobTemplate", item)["spec"]
+            volumes = spec["template"]["spec"]["volumes"]
+            secrets = [v["secret"]["secretName"] for v in volumes if v["name"].startswith("kafka")]
             assert secrets == [f"demo-ares-stream-{service}"]
             found.update(secrets)
             config = next(v["configMap"]["name"] for v in volumes if "configMap" in v)

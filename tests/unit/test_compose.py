@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 import yaml
-from typer.core import TyperGroup
 
-from ares_stream.cli.main import app
 from ares_stream.probes.plan import load_campaign
 from ares_stream.services.settings import load_settings
+from tests.support.command_line import parses
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -19,18 +17,6 @@ SERVICES: dict[str, Any] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "services" / "Dockerfile").read_text()
 OURS = sorted(name for name, service in SERVICES.items() if "build" in service)
 PACKED = ("./helm/ares-stream/rules", "./helm/ares-stream/dashboards")
-
-
-def parses(words: list[str]) -> None:
-    """Raise where `ares` does not take these words."""
-    command = typer.main.get_command(app)
-    context = command.make_context("ares", [], resilient_parsing=True)
-    while isinstance(command, TyperGroup):
-        found = command.get_command(context, words[0])
-        assert found is not None, words
-        command, words = found, words[1:]
-        context = command.make_context(words[0] if words else "x", [], resilient_parsing=True)
-    command.make_parser(context).parse_args(list(words))
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -68,8 +54,11 @@ def test_the_campaign_is_a_campaign() -> None:
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_what_is_mounted_exists_and_what_is_named_is_declared(name: str) -> None:
     for volume in SERVICES[name].get("volumes", ()):
+        # ${NAME:-PATH} is a file that a person makes.
         source = volume.split(":")[0]
-        if source.startswith("./"):
+        if re.match(r"\$\{\w+$", source):
+            assert re.match(r"\$\{ARES_\w+:-\./build/[\w.-]+\}:", volume), volume
+        elif source.startswith("./"):
             assert source in PACKED or (ROOT / source).exists(), source
         else:
             assert source in COMPOSE["volumes"], source

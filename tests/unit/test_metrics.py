@@ -26,6 +26,7 @@ from ares_stream.records.verdict import (
     SourceCoordinates,
     Verdict,
 )
+from ares_stream.services.console_metrics import ConsoleMetrics
 from ares_stream.services.metrics import RepairerMetrics, ScorerMetrics
 from ares_stream.services.monitor import objectives
 from ares_stream.services.monitor_metrics import MonitorMetrics
@@ -234,6 +235,7 @@ def test_an_open_breaker_shows(metrics: ScorerMetrics) -> None:
         ("The repairer", RepairerMetrics),
         ("The monitor", MonitorMetrics),
         ("The notary", NotaryMetrics),
+        ("The console", ConsoleMetrics),
     ],
 )
 def test_the_page_of_metrics_tells_every_metric_with_type_labels_and_help(
@@ -260,7 +262,11 @@ def test_a_verdict_is_counted_once_it_is_committed_and_once(metrics: ScorerMetri
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 @pytest.mark.parametrize(
-    "make", [ScorerMetrics, ProberMetrics, RepairerMetrics, MonitorMetrics, NotaryMetrics]
+    "make",
+    [
+        *(ScorerMetrics, ProberMetrics, RepairerMetrics, MonitorMetrics),
+        *(NotaryMetrics, ConsoleMetrics),
+    ],
 )
 def test_promtool_has_nothing_to_say(make: Callable[[CollectorRegistry], object]) -> None:
     registry = CollectorRegistry()

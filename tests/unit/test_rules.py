@@ -13,7 +13,7 @@ import promql_parser
 import pytest
 import yaml
 
-from tests.support.promql import known_metrics, metric_names
+from tests.support.promql import KUBERNETES, known_metrics, metric_names
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = sorted((ROOT / "helm/ares-stream/rules").glob("*.yaml"))
@@ -106,4 +106,6 @@ def test_a_link_to_a_section_of_the_runbook_leads_there() -> None:
 @pytest.mark.parametrize("rule", ENTRIES, ids=lambda rule: rule.get("alert") or rule["record"])
 def test_a_rule_asks_for_metrics_that_exist(rule: dict[str, Any]) -> None:
     recorded = {other["record"] for other in ENTRIES if "record" in other}
-    assert metric_names(promql_parser.parse(rule["expr"])) <= known_metrics() | recorded
+    assert (
+        metric_names(promql_parser.parse(rule["expr"])) <= known_metrics() | KUBERNETES | recorded
+    )

@@ -154,7 +154,7 @@ initContainers:
 {{/*
 A Deployment's pod template.
 dict root component target args config models registry resources grace startup
-     [account token volumes mounts nodeSelector tolerations affinity runtimeClass claims checksum]
+     [account token volumes mounts ports nodeSelector tolerations affinity runtimeClass claims checksum]
 */}}
 {{- define "ares.podTemplate" -}}
 {{- $values := .root.Values -}}
@@ -208,6 +208,9 @@ spec:
         - name: http
           containerPort: 9464
           protocol: TCP
+        {{- with .ports }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
       startupProbe:
         httpGet:
           path: /livez
@@ -268,6 +271,72 @@ spec:
         matchLabels:
           {{- include "ares.selector" $ | nindent 10 }}
     {{- end }}
+  {{- end }}
+  volumes:
+    {{- include "ares.volumes" . | nindent 4 }}
+    {{- with .volumes }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end -}}
+
+
+{{/*
+The pod template of a Job that runs `ares` once.
+dict root component container args config models registry resources
+     [volumes mounts nodeSelector tolerations environment]
+*/}}
+{{- define "ares.jobPod" -}}
+{{- $values := .root.Values -}}
+metadata:
+  labels:
+    {{- include "ares.labels" . | nindent 4 }}
+    {{- with $values.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  restartPolicy: Never
+  automountServiceAccountToken: false
+  {{- with $values.image.pullSecrets }}
+  imagePullSecrets:
+    {{- range . }}
+    - name: {{ . }}
+    {{- end }}
+  {{- end }}
+  securityContext:
+    {{- include "ares.podSecurity" . | nindent 4 }}
+  {{- include "ares.fetchModels" . | nindent 2 }}
+  containers:
+    - name: {{ .container }}
+      image: {{ include "ares.image" (dict "root" .root "target" "tools") }}
+      imagePullPolicy: {{ $values.image.pullPolicy }}
+      args:
+        {{- toYaml .args | nindent 8 }}
+      env:
+        {{- include "ares.environment" . | nindent 8 }}
+        {{- with .environment }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      {{- if and .registry $values.registry.existingSecret }}
+      envFrom:
+        - secretRef:
+            name: {{ $values.registry.existingSecret }}
+      {{- end }}
+      resources:
+        {{- toYaml .resources | nindent 8 }}
+      securityContext:
+        {{- include "ares.containerSecurity" . | nindent 8 }}
+      volumeMounts:
+        {{- include "ares.mounts" . | nindent 8 }}
+        {{- with .mounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+  {{- with .nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
   {{- end }}
   volumes:
     {{- include "ares.volumes" . | nindent 4 }}

@@ -109,4 +109,37 @@
 {{- if and (hasPrefix "/" $values.registry.root) $values.repairer.enabled (not $values.registry.pvc.existingClaim) -}}
 {{- fail "registry.pvc.existingClaim: registry.root is a path, so name the claim that holds it (or use an object store's URL)" -}}
 {{- end -}}
+{{- if $values.notary.enabled -}}
+{{- if not $values.notary.existingSecret -}}
+{{- fail "notary.existingSecret: name the secret with the private keys of `ares audit key`" -}}
+{{- end -}}
+{{- if not $values.notary.keys -}}
+{{- fail "notary.keys: names no key of the secret, so that nothing would be signed" -}}
+{{- end -}}
+{{- end -}}
+{{- if $values.console.enabled -}}
+{{- $identity := default dict (get $values.console.settings "identity") -}}
+{{- if not (or (get $identity "jwt") (get $identity "tokens") (get $identity "header")) -}}
+{{- fail "console.settings.identity: names no way in; set jwt, tokens or header (docs/review.md)" -}}
+{{- end -}}
+{{- end -}}
+{{- if $values.console.ingress.enabled -}}
+{{- if not $values.console.enabled -}}
+{{- fail "console.ingress.enabled: there is no console to serve; set console.enabled" -}}
+{{- end -}}
+{{- if not $values.console.ingress.host -}}
+{{- fail "console.ingress.host: name the host under which people reach the console" -}}
+{{- end -}}
+{{- if not (or $values.console.ingress.tlsSecret $values.console.ingress.allowPlaintext) -}}
+{{- fail "console.ingress.tlsSecret: without TLS conversations would cross the network readable; name a secret, or set console.ingress.allowPlaintext: true where a load balancer ends TLS" -}}
+{{- end -}}
+{{- end -}}
+{{- if $values.replayer.nightly.enabled -}}
+{{- if not $values.replayer.existingClaim -}}
+{{- fail "replayer.existingClaim: name the claim that keeps signed heads and reports" -}}
+{{- end -}}
+{{- if not $values.replayer.nightly.keys -}}
+{{- fail "replayer.nightly.keys: names no public key of the notary, so that nothing could be verified" -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}

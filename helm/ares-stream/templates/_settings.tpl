@@ -64,6 +64,5 @@ log_level: {{ .root.Values.logLevel }}
 http:
   host: 0.0.0.0
   port: 9464
-registry:
-  root: {{ .root.Values.registry.root | quote }}
+{{ toYaml (dict "registry" (mergeOverwrite (dict "root" .root.Values.registry.root) (deepCopy .root.Values.registry.settings))) }}
 {{- end -}}
