@@ -11,6 +11,7 @@ from ares_stream.cli import (
     bench_audit,
     bench_chaos,
     bench_explain,
+    bench_forecast,
     bench_monitor,
     bench_real,
     bench_repair,
@@ -27,6 +28,7 @@ app.command("audit")(bench_audit.audit)
 app.command("explain")(bench_explain.explain)
 app.command("attribution")(bench_monitor.attribution)
 app.command("monitor")(bench_monitor.monitor)
+app.command("forecast")(bench_forecast.forecast)
 app.command("repair")(bench_repair.repair)
 app.command("repair-cost")(bench_repair.repair_cost)
 app.command("repair-poison")(bench_repair.repair_poison)

@@ -42,6 +42,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("bundle", "bundle"),
     ("repair", "repair"),
     ("release", "release"),
+    ("forecast", "forecast"),
     ("map", "map"),
     ("bench", "bench"),
     ("schemas", "schemas"),

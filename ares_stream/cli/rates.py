@@ -51,7 +51,7 @@ def command(
     """
     from ares_stream.services.settings import load_settings
 
-    state, rates, anchors = asyncio.run(_read(load_settings(settings_file)))
+    state, rates, anchors = asyncio.run(read_rates(load_settings(settings_file)))
     if state is None:
         typer.echo("no rates yet; `ares monitor` writes them")
         return
@@ -73,9 +73,10 @@ def command(
     _table(state, chosen)
 
 
-async def _read(
+async def read_rates(
     settings: Settings,
 ) -> tuple[MonitorState | None, list[Rates], list[AnchorFigures]]:
+    """What the monitor has published last."""
     from ares_stream.detection.ledger import in_order
     from ares_stream.records.rates import AnchorFigures, MonitorState, Rates
     from ares_stream.records.topics import RATES, topic_name

@@ -75,6 +75,8 @@ def show(selector: Selector, settings: SettingsFile = None, as_json: Json = Fals
 
     Exits 0, or 2 when a file is not that of the digest.
     """
+    from ares_stream.audit.forecast import forecast_lines
+
     registry = _registry(settings)[1]
     log = registry.log()
     found = log.select(selector)
@@ -96,6 +98,8 @@ def show(selector: Selector, settings: SettingsFile = None, as_json: Json = Fals
         typer.echo(f"  files     {item.uri}")
         typer.echo(f"  plan      {item.plan_id or '-'}")
         typer.echo(f"  previous  {item.previous or '-'}")
+        for line in () if item.forecast is None else forecast_lines(item.forecast):
+            typer.echo(f"  {line}")
         for step in history:
             if (step.model, step.digest) == (item.model, item.digest):
                 why = f": {step.reason}" if step.reason else ""

@@ -17,10 +17,21 @@ Run = Annotated[Path, typer.Argument(help="A repair's directory: <repairer.work>
 def show(
     run: Run, as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False
 ) -> None:
-    """The score card: every figure before and after with its interval. Exits 0, 1 or 2."""
+    """The score card: every figure before and after with its interval, and the forecast where one
+    was made. Exits 0, 1 or 2."""
+    from ares_stream.audit.forecast import forecast_lines
     from ares_stream.repair.rundirectory import RunDirectory
 
-    typer.echo(RunDirectory(run).read_score_card(as_json=as_json))
+    directory = RunDirectory(run)
+    card = directory.read_score_card(as_json=as_json)
+    forecast = directory.forecast.read() if directory.forecast.exists else None
+    if forecast is not None and as_json:
+        said = forecast.model_dump(mode="json", exclude_none=True)
+        card = json.dumps(json.loads(card) | {"forecast": said}, indent=1)
+    typer.echo(card)
+    if forecast is not None and not as_json:
+        for line in forecast_lines(forecast):
+            typer.echo(line)
 
 
 @app.command()

@@ -26,7 +26,7 @@ async def releases(call: Call) -> Response:
 
 
 async def release(call: Call) -> Response:
-    """One release with those of its plan: gate, pairs of answers, what can be decided."""
+    """One release with those of its plan: gate, forecast, pairs of answers, what can be decided."""
     log = await call.desk.outside.log()
     found = log.select(call.request.path_params["id"])
     plan = found[0].plan_id
@@ -46,6 +46,7 @@ async def release(call: Call) -> Response:
         report=call.desk.reports.get(plan or ""),
         pairs=list(pairs)[:PAIRS],
         history=history,
+        forecast=next((item.forecast for item in found if item.forecast is not None), None),
         is_candidate=all(item.state is ReleaseState.CANDIDATE for item in found),
         is_active=any(item.state is ReleaseState.ACTIVE for item in found),
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ares_stream.models.releases import Author, Log
 from ares_stream.models.store import Artefact, ReleaseStore
+from ares_stream.records.forecast import Forecast
 from ares_stream.records.release import Release
 
 
@@ -48,6 +49,12 @@ class Registry:
         """Copy files and make them candidates, together."""
         take = partial(self._store.propose, plan_id=plan_id, gate_report=gate_report)
         return await asyncio.to_thread(take, artefacts, author, against=against)
+
+    async def forecast(
+        self, selector: str, forecast: Forecast, author: Author
+    ) -> tuple[Release, ...]:
+        """Keep what candidates are expected to do in production."""
+        return await asyncio.to_thread(self._store.forecast, selector, forecast, author)
 
     async def approve(self, selector: str, author: Author) -> tuple[Release, ...]:
         """Make candidates active, and what was active superseded."""

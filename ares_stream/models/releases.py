@@ -4,6 +4,8 @@
         │            └─────► rolled_back
         └──► rejected
 
+A candidate's forecast is a step too, which leaves it a candidate.
+
 A step moves one or more releases at once, so that a policy adapter and the reward model that were
 repaired together are promoted together or not at all. Every function that makes a step refuses
 what the present state does not allow with RegistryError.
@@ -18,6 +20,7 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from ares_stream.errors import RegistryError
+from ares_stream.records.forecast import Forecast
 from ares_stream.records.release import Release, ReleaseState
 
 ReleaseKind = Literal["harm", "reward", "policy"]
@@ -155,6 +158,26 @@ def proposal(
                 previous=previous,
             )
         )
+    return tuple(step)
+
+
+def forecasted(log: Log, selector: str, forecast: Forecast, author: Author) -> Step:
+    """Candidates keep a forecast, in the place of an earlier one; they stay candidates. What is
+    decided already has no forecast: it would be none."""
+    step: list[Release] = []
+    for item in log.select(selector):
+        if item.state is not ReleaseState.CANDIDATE:
+            raise RegistryError(
+                f"{item.model} {item.digest[:12]}: is {item.state.value} since "
+                f"{item.changed_at:%Y-%m-%d %H:%M}; only a candidate gets a forecast"
+            )
+        change = {
+            "forecast": forecast,
+            "changed_at": author.at,
+            "changed_by": author.name,
+            "reason": author.reason,
+        }
+        step.append(item.model_copy(update=change))
     return tuple(step)
 
 

@@ -33,11 +33,16 @@ from ares_stream.models.adapters import ADAPTER, MAX_RANK, adapter_digest, check
 from ares_stream.models.bundles import MANIFEST, load_bundle
 from ares_stream.models.releases import Author, Log, ReleaseKind, StoredArtefact
 from ares_stream.records.base import canonical_json
+from ares_stream.records.forecast import Forecast
 from ares_stream.records.release import Release, ReleaseState
 
 ATTEMPTS: Final = 5
 """Two writers at once are rare; more collisions than this mean that something loops."""
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+Objections = Callable[[Release], Sequence[str]]
+"""What speaks against approving a candidate, besides its state; nothing in most places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +66,23 @@ class _StepFile(BaseModel):
 class ReleaseStore:
     """The releases under one root. Every method that changes something is one step, whole or not
     at all, and refuses what the present state does not allow with RegistryError. Adapters of a
-    rank over `max_rank` are refused: the policy server would refuse them."""
+    rank over `max_rank` are refused: the policy server would refuse them. A candidate that
+    `objections` says something against is not approved."""
 
-    def __init__(self, root: str, *, max_rank: int = MAX_RANK) -> None:
+    def __init__(
+        self,
+        root: str,
+        *,
+        max_rank: int = MAX_RANK,
+        objections: Objections = lambda _: (),
+    ) -> None:
         try:
             self._files, path = fsspec.core.url_to_fs(root)
         except (ValueError, ImportError) as error:
             raise RegistryError(f"{root}: not a place for a registry: {error}") from None
         self.root = root
         self.max_rank = max_rank
+        self._objections = objections
         self._path: str = path.rstrip("/")
 
     # Reading
@@ -150,10 +163,29 @@ class ReleaseStore:
     def approve(self, selector: str, author: Author) -> tuple[Release, ...]:
         """Make candidates active, and what was active superseded.
 
-        Raises RegistryError when the active release is not the one they were gated against,
-        IntegrityError when their files changed since.
+        Raises RegistryError when the active release is not the one they were gated against, or
+        the forecast that is asked for does not allow it; IntegrityError when their files changed
+        since.
         """
-        return self._activate(lambda log: releases.approval(log, selector, author))
+
+        def decide(log: Log) -> Sequence[Release]:
+            step = releases.approval(log, selector, author)
+            for item in log.select(selector):
+                if reasons := self._objections(item):
+                    raise RegistryError(
+                        f"{item.model} {item.digest[:12]}: its forecast does not allow it: "
+                        + "; ".join(reasons)
+                    )
+            return step
+
+        return self._activate(decide)
+
+    def forecast(self, selector: str, forecast: Forecast, author: Author) -> tuple[Release, ...]:
+        """Keep what candidates are expected to do in production, in the place of what was
+        expected before."""
+        return self._take(lambda log: releases.forecasted(log, selector, forecast, author)).steps[
+            -1
+        ]
 
     def reject(self, selector: str, author: Author) -> tuple[Release, ...]:
         """Make candidates rejected, for good."""

@@ -13,7 +13,7 @@ import torch
 from ares_stream.errors import BundleError, SettingsError
 from ares_stream.probes.targets import Answer, Query, Result
 from ares_stream.records.interaction import Policy
-from ares_stream.training.checkpoints import load_checkpoint
+from ares_stream.training.checkpoints import first_line, load_checkpoint, quiet_transformers
 from ares_stream.training.policy import PolicyEncoder
 
 
@@ -42,11 +42,21 @@ class LocalTarget:
         self._batch = batch
 
     @classmethod
-    def load(cls, path: Path, policy: Policy, device: str = "cpu", **options: Any) -> LocalTarget:
-        """Load a saved model directory (safetensors). Raises SettingsError when it is none."""
+    def load(
+        cls,
+        path: Path,
+        policy: Policy,
+        device: str = "cpu",
+        *,
+        adapter: Path | None = None,
+        **options: Any,
+    ) -> LocalTarget:
+        """Load a saved model directory (safetensors), with a PEFT adapter merged into it where one
+        is named. Raises SettingsError when it is none, or the adapter is of another model."""
         try:
             found = load_checkpoint(path, "policy", dtype="auto")
-            return cls(found.model.to(device), found.tokenizer, policy, **options)
+            model = found.model if adapter is None else _merged(found.model, adapter, path)
+            return cls(model.to(device), found.tokenizer, policy, **options)
         except BundleError as error:
             raise SettingsError(f"target.model: {error}") from None
 
@@ -99,3 +109,14 @@ class LocalTarget:
             Answer(self._words.read(ids), len(prompt), self._words.length(ids), seconds)
             for ids, prompt in zip(new, prompts, strict=True)
         ]
+
+
+def _merged(model: Any, adapter: Path, base: Path) -> Any:
+    from peft import PeftModel
+
+    try:
+        with quiet_transformers():
+            return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    # What peft raises for an adapter of another kind of model depends on the model.
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        raise BundleError(f"{adapter}: is no adapter of {base}: {first_line(error)}") from None

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import AwareDatetime, Field
 
 from ares_stream.records.base import Identifier, Record, Sha256
+from ares_stream.records.forecast import Forecast
 
 
 class ReleaseState(StrEnum):
@@ -36,3 +37,5 @@ class Release(Record):
     plan_id: Identifier | None = None
     gate_report: Sha256 | None = None
     previous: Sha256 | None = None
+    forecast: Forecast | None = None
+    """What it was expected to do in production before it was decided on."""

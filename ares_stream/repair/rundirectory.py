@@ -9,6 +9,7 @@
         verdict.json                                   the gate's
         adapter/ merged/policy/ merged/reward/ bundle/ what is released, the bundle last
         card.json card.md report.json                  how it ended, the report last
+        forecast.json                                  of the candidate, where one was made
         settled                                        nothing of it is left to do
         train.log answer.log export.log
     <work>/.resampled/<context>/                       QuestionDirectory
@@ -33,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from ares_stream.errors import RepairError, ResourceError
 from ares_stream.records.base import Identifier, Interval, OffsetRange
+from ares_stream.records.forecast import Forecast
 from ares_stream.records.interaction import Message
 from ares_stream.records.repair import RepairReport
 from ares_stream.repair.files import read_whole, write_whole
@@ -241,6 +243,11 @@ class RunDirectory:
     def log(self, step: Step) -> Path:
         """The output of a step's process."""
         return self.path / f"{step}.log"
+
+    @property
+    def forecast(self) -> Document[Forecast]:
+        """What the candidate is expected to do in production, where somebody asked."""
+        return Document(self.path / "forecast.json", Forecast, sparse=True)
 
     # Score card
 

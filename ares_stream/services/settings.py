@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
@@ -27,6 +28,7 @@ from ares_stream.files import fault, parse_yaml, read_text
 from ares_stream.models.policy_server import PolicyServer
 from ares_stream.records.base import Probability
 from ares_stream.records.decoding import DecodingLimits
+from ares_stream.records.forecast import FIGURES
 from ares_stream.records.interaction import Lane
 from ares_stream.records.mapping import Mapping
 from ares_stream.repair.gate import GatePolicy
@@ -254,12 +256,30 @@ class RegistrySettings(Section):
     max_lora_rank: int = Field(16, ge=1)
     """Adapters of a larger rank are refused: the policy server's own --max-lora-rank."""
     policy_server: PolicyServer | None = None
+    forecast: GatePolicy | None = None
+    """Rules that a candidate's forecast must clear before it may be approved; null asks for no
+    forecast. Figures: cfr, policy_harm, contested, over_refusal."""
+
+    @model_validator(mode="after")
+    def _forecast_figures(self) -> Self:
+        rules = () if self.forecast is None else self.forecast.rules
+        if odd := sorted({rule.figure for rule in rules} - set(FIGURES)):
+            raise ValueError(
+                f"registry.forecast.rules: {odd[0]}: not a forecast's figure; there are "
+                + ", ".join(FIGURES)
+            )
+        return self
 
     def store(self) -> ReleaseStore:
         """Where they are kept. Raises RegistryError for a place that is none."""
         from ares_stream.models.store import ReleaseStore
 
-        return ReleaseStore(self.root, max_rank=self.max_lora_rank)
+        if self.forecast is None:
+            return ReleaseStore(self.root, max_rank=self.max_lora_rank)
+        from ares_stream.audit.forecast import objections
+
+        against = partial(objections, rules=self.forecast)
+        return ReleaseStore(self.root, max_rank=self.max_lora_rank, objections=against)
 
 
 class RepairerSettings(Section):
@@ -343,6 +363,15 @@ class Settings(BaseSettings):
         """The group that scores each lane a campaign looks at."""
         lanes = ("production", "probe")
         return dict.fromkeys(lanes, self.scorer.group) | dict(self.prober.scorer_groups)
+
+    @model_validator(mode="after")
+    def _forecast_comes_after_the_repair(self) -> Self:
+        if self.registry.forecast is not None and self.repairer.approval == "automatic":
+            raise ValueError(
+                "repairer.approval: automatic would approve before a forecast is made, which "
+                "registry.forecast asks for; set manual"
+            )
+        return self
 
     @model_validator(mode="after")
     def _topics_once(self) -> Self:

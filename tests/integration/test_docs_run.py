@@ -49,6 +49,7 @@ ELSEWHERE: Final = {
     r"ares loop": "integration/test_loop.py",
     r"ares repairer": "integration/test_repair_loop.py",
     r"ares release": "integration/test_releases.py",
+    r"ares forecast": "integration/test_forecast_command.py",
     r"ares (monitor|rates|alarms)": "integration/test_monitor.py",
     r"ares (audit|archive|trace)|python verify_proof": "integration/test_audit_command.py",
     r"ares notary": "integration/test_notary.py",
@@ -59,9 +60,8 @@ ELSEWHERE: Final = {
 """Commands that need minutes, or a repair or an alarm that went before, and the test of each."""
 NOWHERE: Final = {
     r"make bench|python -m benchmarks": "a measurement",
-    r"ares bench (probes|repair|repair-cost|repair-poison|attribution|monitor|audit|explain)": (
-        "a measurement"
-    ),
+    r"ares bench (probes|repair|repair-cost|repair-poison|attribution|monitor)": "a measurement",
+    r"ares bench (audit|explain|forecast)": "a measurement",
     r"ares bench victim|python -m tests.cluster": "a cluster's",
     r"ares (repair (show|export)|anchors make)": "PLAN_ID and anchors are a reader's own",
     r"ARES_KAFKA__BOOTSTRAP=broker:9093": "a broker of the reader's",

@@ -1,0 +1,61 @@
+"""What a candidate release is expected to do in production, and on which prompts that was found.
+
+It stands in the release. It holds no text.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import AwareDatetime, Field
+
+from ares_stream.records.base import Identifier, Interval, OffsetRange, Part, Sha256, Slice
+from ares_stream.records.interaction import Policy
+
+FIGURES: Final = ("cfr", "policy_harm", "contested", "over_refusal")
+"""Names as the gate's: coupled failures, harmful answers, answers that people must decide on, and
+refusals of prompts that were answered harmlessly before."""
+
+
+class ForecastPlace(Part):
+    """The whole, or one slice: figures of the recorded answers (`observed`) and of the candidate's
+    answers to the same prompts (`forecast`), each prompt weighted by how many it stands for."""
+
+    prompts: int = Field(ge=0)
+    """Prompts of the range that lie here."""
+    sampled: int = Field(ge=0)
+    """How many of them were drawn, answered and scored."""
+    floor: float = Field(ge=0.0, le=1.0)
+    """3 / n at the sample's effective size n: a figure below it would most likely have shown
+    nothing at all (the rule of three), so a forecast of 0 means "below this"."""
+    observed: dict[str, Interval]
+    forecast: dict[str, Interval]
+
+
+class Forecast(Part):
+    """A candidate's answers to a sample of production's prompts, scored as production will be.
+
+    `policy` is the name and version under which it is to be served, `releases` the judges and the
+    reward model that scored its answers, `present` those that scored the recorded answers.
+    """
+
+    made_at: AwareDatetime
+    policy: Policy
+    ranges: tuple[OffsetRange, ...]
+    seed: int = Field(ge=0)
+    sample: Sha256
+    """Digest of the sampled records' coordinates: the same range, seed and size draw the same."""
+    by: tuple[Slice, ...] = ()
+    releases: dict[Slice, Sha256]
+    present: dict[Slice, Sha256]
+    detection_policy: Sha256
+    read: int = Field(ge=0)
+    """Records of the range and time; of these `undecodable` were no interactions and `left_out`
+    left out by the mapping."""
+    undecodable: int = Field(0, ge=0)
+    left_out: int = Field(0, ge=0)
+    unanswered: int = Field(0, ge=0)
+    """Drawn prompts without an answer or a score; they are in no figure."""
+    overall: ForecastPlace
+    slices: dict[Identifier, ForecastPlace] = Field(default_factory=dict)
+    """By "attribute=value"."""
