@@ -27,9 +27,9 @@ def _group() -> None:
 def make(
     out: Annotated[Path, typer.Option(help="Where to write them, JSON lines with text.")],
     name: Annotated[str, typer.Option("--set", help="The set's name, with its version.")],
-    most: Annotated[int, typer.Option(min=2, help="Anchors, half of each truth if there are.")] = (
-        400
-    ),
+    most: Annotated[
+        int, typer.Option(min=2, max=1000, help="Anchors, half of each truth if there are.")
+    ] = 1000,
     settings_file: Annotated[
         Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
     ] = None,

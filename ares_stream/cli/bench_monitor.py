@@ -1,5 +1,5 @@
-"""`ares bench attribution` and `ares bench monitor`: does the monitor tell the judge from the
-system, and how fast does it catch up."""
+"""`ares bench attribution`, `intervals` and `monitor`: does the monitor tell the judge from the
+system, do its intervals hold the truth, and how fast does it catch up."""
 
 from __future__ import annotations
 
@@ -14,17 +14,31 @@ if TYPE_CHECKING:
 JsonFile = Annotated[Path, typer.Option("--json", help="The document to write.")]
 
 
+ScoredFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Your own scored rows, JSON lines of harm, quantile (0 to 1) and harmful (true or "
+        "false); conversations of the testbed by default."
+    ),
+]
+
+
 def attribution(
     json_file: JsonFile,
-    scored: Annotated[
-        Path | None,
-        typer.Option(
-            help="Your own scored rows, JSON lines of harm, quantile (0 to 1) and harmful (true or "
-            "false); conversations of the testbed by default."
-        ),
-    ] = None,
+    scored: ScoredFile = None,
     streams: Annotated[int, typer.Option(min=3, help="Streams of each change.")] = 60,
     quiet: Annotated[int, typer.Option(min=2, help="Streams without a change.")] = 200,
+    rise: Annotated[
+        float,
+        typer.Option(min=1.1, help="Coupled failures after a change of the policy, by before."),
+    ] = 2.0,
+    draw: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Which streams are drawn; on those of 15 the monitor's constants were chosen.",
+        ),
+    ] = 16,
 ) -> None:
     """Simulate changes of the policy, of the judge, of both and of none, and count what the
     alarms say.
@@ -36,7 +50,7 @@ def attribution(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ares_stream.files import write_document
-    from ares_stream.lab.experiments.attribution import Design, bench, correction_coverage
+    from ares_stream.lab.experiments.attribution import Design, bench
 
     console = Console(stderr=True)
     with console.status("scoring conversations of the testbed" if scored is None else "reading"):
@@ -46,12 +60,11 @@ def attribution(
         task = bar.add_task("streams", total=quiet + 3 * streams)
         found = bench(
             rows,
-            Design(),
+            Design(draw=draw, rise=rise),
             streams=streams,
             quiet=quiet,
             progress=lambda: bar.advance(task),
         )
-    found["correction"] = correction_coverage(rows)
     write_document(json_file, found)
     judge, both, still = found["judge"], found["both"], found["quiet"]
     typer.echo(
@@ -66,6 +79,44 @@ def attribution(
     # With both changed, the system has changed as well: saying so first is no error.
     blamed = judge["system_found"]
     if missed or blamed or still["false_alarms"]["value"] > still["stated_at_most"]:
+        raise typer.Exit(1)
+
+
+def intervals(
+    json_file: JsonFile,
+    scored: ScoredFile = None,
+    streams: Annotated[int, typer.Option(min=20, help="Streams of known truth.")] = 400,
+) -> None:
+    """Count how often each interval of `ares rates` holds the truth, watched ones at many looks.
+
+    Exits 0; 1 when one holds it less often than 95 %, beyond what chance explains; 2 for a wrong
+    file.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+
+    from ares_stream.files import write_document
+    from ares_stream.lab.experiments.coverage import measure
+
+    console = Console(stderr=True)
+    with console.status("scoring conversations of the testbed" if scored is None else "reading"):
+        rows = _testbed() if scored is None else _rows(scored)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("streams", total=streams)
+        found = measure(rows, streams=streams, progress=lambda: bar.advance(task))
+    write_document(json_file, found)
+    table = Table("figure", "truth", "looks", "covered", "of", "mean width", box=None)
+    for name, item in found["figures"].items():
+        width = "-" if item["mean_width"] is None else f"{item['mean_width']:.3f}"
+        table.add_row(
+            name, f"{item['truth']:.3f}", str(item["looks"]), f"{item['covers']['value']:.1%}",
+            str(item["streams"]), width,
+        )  # fmt: skip
+    Console().print(table)
+    if found["failed"]:
+        typer.echo(f"held less often than stated: {', '.join(found['failed'])}", err=True)
         raise typer.Exit(1)
 
 

@@ -34,6 +34,7 @@ EXAMPLES: Final = {
     "topics acls": "ares topics acls scorer --settings ares.yaml",
     "send": "ares send conversations.jsonl --topic ares.interactions.production --rate 20",
     "bench attribution": "ares bench attribution --json build/attribution.json",
+    "bench intervals": "ares bench intervals --json build/intervals.json",
     "bench monitor": "ares bench monitor --json build/monitor.json",
     "bench chaos": "ares bench chaos --seed 7 --json build/chaos.json",
     "bench victim": "ares bench victim --out build/victim",

@@ -7,7 +7,8 @@ Rates of false alarms, under no change and for one policy version:
                                                          evenly over the slices that may exist)
     rise over the previous version                      the same, where the previous version's rate
                                                          lies below its 99 % confidence sequence
-    judge changed, dead letters rose                    the same, of the anchors, of the stream
+    judge changed, dead letters rose                    the same, of the anchors (each counted once
+                                                         from any moment on), of the stream
     reward drifted                                      none by chance: the anchors' text is fixed
     lane silent                                         `silent_seconds` says what is long
 """
@@ -15,12 +16,12 @@ Rates of false alarms, under no change and for one policy version:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from ares_stream.detection.anchors import AnchorTally
+from ares_stream.detection.anchors import AnchorTally, Answers
 from ares_stream.detection.intervals import confidence_sequence
 from ares_stream.detection.ledger import OLDER, Ledger
 from ares_stream.detection.tallies import (
@@ -39,8 +40,10 @@ PREVIOUS_ALPHA: Final = 0.01
 MIN_PREVIOUS: Final = 100
 """Verdicts of a previous version below which it is no baseline."""
 SYSTEM_ALPHA: Final = 0.001
-"""Chance of saying `system` although the judge changed as much as the alarm shows."""
+"""Chance of saying `system` although the judge changed as much as the alarm shows. Chosen on the
+streams of `ares bench attribution --draw 15`; figures are stated on others."""
 DRIFT_ANCHORS: Final = 30
+"""Different anchors below which a shift of their rewards says little."""
 MAX_EVIDENCE: Final = 100
 _KINDS: Final[Mapping[str, AlarmKind]] = {
     "coupled": "coupled_failures_rose",
@@ -217,44 +220,58 @@ def attribute(
 
     `judge` where the anchors' own alarm is raised. `system` where the anchors since the change
     refute a judge that decides as many of them otherwise as the rise shows (a likelihood ratio
-    against a tenth of that, which may be watched; at most SYSTEM_ALPHA wrong). Else `none`.
+    against a tenth of that, which may be watched; at most SYSTEM_ALPHA wrong), each anchor counted
+    once however often it was sent. Else `none`.
     """
-    anchors = list(ledger.anchors.values())
-    if not anchors:
+    if not ledger.anchors:
         return Judgement("none", "no anchors are sent, so the judge is not watched")
+    # A set that is not sent any more says nothing of the judge as it is now.
+    anchors = [anchor for anchor in ledger.anchors.values() if anchor.newest >= changed_at]
+    if not anchors:
+        return Judgement("none", "no anchors have come since the change")
     for anchor in anchors:
         if anchor.watch.alarm or _anchor_peak(anchor, policy).log >= limit(policy):
             return Judgement("judge", f"anchors of {anchor.set} are decided otherwise than before")
     rise = rate.value - baseline
-    counts = [anchor.unflagged_since(changed_at) for anchor in anchors]
-    changed, came = sum(item[0] for item in counts), sum(item[1] for item in counts)
     if rise <= 0:
         return Judgement("none", "the rate since the change is not above the baseline")
-    log = system_evidence(changed, came, rise)
+    # A conversation that stands in two sets is one anchor.
+    answers: dict[str, Answers] = {}
+    for anchor in anchors:
+        for name, answer in anchor.since(changed_at).items():
+            if not answer.flagged:
+                before = answers.get(name)
+                answers[name] = answer if before is None else before.plus(answer)
+    changed, came = sum(item.changed for item in answers.values()), len(answers)
+    log = system_evidence([answers[name].share for name in sorted(answers)], rise)
     if log >= math.log(1 / SYSTEM_ALPHA):
         return Judgement(
             "system",
-            f"{changed} of {came} anchors decided otherwise since; a judge that explained the "
-            f"rise would change {rise:.1%} of them",
+            f"{changed} of {came} different anchors decided otherwise since; a judge that "
+            f"explained the rise would change {rise:.1%} of them",
         )
-    return Judgement("none", f"{changed} of {came} anchors decided otherwise since: too few to say")
+    needed = math.ceil(math.log(1 / SYSTEM_ALPHA) / system_evidence([0.0], rise))
+    return Judgement(
+        "none",
+        f"{changed} of {came} different anchors decided otherwise since: too few to say of a rise "
+        f"by {rise:.1%}, which takes {needed:,} unchanged ones that were not flagged",
+    )
 
 
-def system_evidence(changed: int, came: int, rise: float) -> float:
+def system_evidence(shares: Sequence[float], rise: float) -> float:
     """Log likelihood ratio of a judge that changes a tenth of `rise` of its decisions against one
-    that changes `rise` of them: evidence that the judge is not the cause."""
+    that changes `rise` of them: evidence that the judge is not the cause. `shares` holds, of each
+    anchor, how much of its answers is otherwise; the ratio is linear in it, so that its mean is at
+    most 1 under a judge that changes `rise` of them on average."""
     rise = min(rise, 0.9)
-    quiet = rise / 10
-    return (came - changed) * math.log((1 - quiet) / (1 - rise)) + changed * math.log(0.1)
+    unchanged = (1 - rise / 10) / (1 - rise)
+    return sum(math.log(unchanged + share * (0.1 - unchanged)) for share in shares)
 
 
 def _anchor_peak(anchor: AnchorTally, policy: AlarmPolicy) -> Peak:
     if policy.judge_changed is None:
         return Peak(-math.inf, -1, 0)
-    windows = anchor.series(anchor.watch.since)
-    if not any(item.hits for item in windows):
-        return Peak(-math.inf, -1, 0)
-    return peak(anchor.watch.before, windows, bounded(policy.judge_changed))
+    return anchor.peak(bounded(policy.judge_changed))
 
 
 def _anchor_alarms(
@@ -264,9 +281,9 @@ def _anchor_alarms(
         return
     if policy.judge_changed is not None:
         _watch({"anchors": anchor.watch}, "anchors", bounded(policy.judge_changed), anchor.newest)
-        top = _anchor_peak(anchor, policy)
-        if not anchor.watch.alarm and top.log >= limit(policy):
-            rate = _rate(anchor.series(anchor.watch.since), top)
+        if not anchor.watch.alarm and (top := _anchor_peak(anchor, policy)).log >= limit(policy):
+            told = anchor.since(top.changed_at).values()
+            rate = confidence_sequence(sum(item.changed for item in told), len(told))
             alarm = Alarm(
                 id=_identity("judge_changed", anchor.set, top.changed_at),
                 kind="judge_changed",
@@ -278,8 +295,8 @@ def _anchor_alarms(
                 attribution="judge",
                 attribution_reason=f"anchors of {anchor.set} are decided otherwise than before",
                 false_alarm_days=policy.false_alarm_days,
-                summary=f"the judge has changed: {rate.value:.1%} of {rate.count:,} anchors "
-                f"of {anchor.set} are decided otherwise than when the set was made",
+                summary=f"the judge has changed: {rate.value:.1%} of {rate.count:,} different "
+                f"anchors of {anchor.set} are decided otherwise than when the set was made",
                 covers=covers,
             )
             anchor.watch.alarm = alarm.id

@@ -30,6 +30,7 @@ from ares_stream.records.label import Label
 from ares_stream.records.observation import Observation
 from ares_stream.records.rates import (
     STATE_KEY,
+    AnchorAnswers,
     AnchorFigures,
     MonitorState,
     Position,
@@ -39,9 +40,12 @@ from ares_stream.records.rates import (
     Window,
 )
 
+Written = Rates | AnchorFigures | AnchorAnswers | SampledVerdict | MonitorState
 OTHER: Final = "(other)"
 OLDER: Final = "(older)"
 EVERY: Final = "(all)"
+MAX_SETS: Final = 8
+"""Anchor sets that are kept; the longest silent is let go."""
 MAX_ATTRIBUTES: Final = 8
 """Attributes that are sliced by: each brings `max_values` slices per version."""
 _SPAN: Final = 16**13
@@ -136,10 +140,8 @@ class Ledger:
         """
         self.lanes[seen.lane] = max(stamp_ms, self.lanes.get(seen.lane, 0))
         if seen.anchor is not None:
-            found = self.anchors.get(seen.anchor.set)
-            if found is None:
-                found = self.anchors[seen.anchor.set] = AnchorTally(seen.anchor.set)
-            found.add(seen, stamp_ms)
+            if not self._anchor_set(seen.anchor.set).add(seen, stamp_ms):
+                self.folded["anchor"] += 1
             return
         name = Group(seen.lane, seen.policy, seen.version, seen.reward)
         group = self.groups.get(name)
@@ -158,6 +160,18 @@ class Ledger:
                 tally.add_label(Cell(decision_of(seen.failure_class), seen.liked), harmful)
         elif seen.lane == "production":
             self._sample(seen, name)
+
+    def _anchor_set(self, name: str) -> AnchorTally:
+        found = self.anchors.get(name)
+        if found is None:
+            found = self.anchors[name] = AnchorTally(name)
+            if len(self.anchors) > MAX_SETS:
+                others = (item for item in self.anchors.values() if item is not found)
+                silent = min(others, key=lambda item: (item.newest, item.set))
+                self._gone.update(silent.keys())
+                self.folded["anchor"] += sum(silent.decisions.values())
+                del self.anchors[silent.set]
+        return found
 
     def _sliced(self, name: Group, group: _Group, seen: Observation) -> list[SliceTally]:
         attributes = seen.attributes
@@ -395,11 +409,9 @@ class Ledger:
 
     # Writing and reading
 
-    def changes(
-        self, now: datetime, budget: float
-    ) -> list[tuple[bytes, Rates | AnchorFigures | SampledVerdict | MonitorState | None]]:
+    def changes(self, now: datetime, budget: float) -> list[tuple[bytes, Written | None]]:
         """Keys with their records since the last call, None for what is gone; the state last."""
-        found: list[tuple[bytes, Rates | AnchorFigures | SampledVerdict | MonitorState | None]] = []
+        found: list[tuple[bytes, Written | None]] = []
         for tally in self.tallies():
             if tally.dirty:
                 tally.fold_windows()
@@ -408,10 +420,7 @@ class Ledger:
                 tally.dirty = False
         for anchor in self.anchors.values():
             if anchor.dirty:
-                anchor.fold_windows()
-                figures = anchor.record()
-                found.append((figures.key, figures))
-                anchor.dirty = False
+                found += anchor.changes()
         for verdict in sorted(self._new_samples):
             sample = self._samples[verdict].record
             found.append((sample.key, sample))
@@ -452,6 +461,7 @@ class Ledger:
         state: MonitorState,
         rates: Sequence[Rates],
         anchors: Sequence[AnchorFigures],
+        answers: Sequence[AnchorAnswers],
         samples: Sequence[SampledVerdict],
     ) -> None:
         """Take up what an earlier life wrote. Labels are read anew from their own topic."""
@@ -473,7 +483,10 @@ class Ledger:
             elif name in self.groups:
                 values = self.groups[name].values.setdefault(key.attribute, {})
                 values[key.value] = tally
-        self.anchors = {item.set: AnchorTally.restored(item) for item in anchors}
+        by_set: dict[str, list[AnchorAnswers]] = defaultdict(list)
+        for answer in answers:
+            by_set[answer.set].append(answer)
+        self.anchors = {item.set: AnchorTally.restored(item, by_set[item.set]) for item in anchors}
         for sample in samples:
             self._keep(sample, _group(sample.slice))
 

@@ -22,6 +22,7 @@ class AnchorTruth(NamedTuple):
     """What was known of an anchor before it was scored."""
 
     set: str
+    id: str
     harmful: bool
     judged: bool | None
     reward: float | None
@@ -85,6 +86,7 @@ class _Probe(TypedDict):
 @with_config(ConfigDict(extra="ignore"))
 class _Anchor(TypedDict):
     set: Identifier
+    id: Identifier
     harmful: bool
     judged: NotRequired[bool | None]
     reward: NotRequired[FiniteFloat | None]
@@ -141,7 +143,11 @@ def read_observation(raw: bytes, scored_high_when: Literal["either", "both"]) ->
         None
         if anchor is None
         else AnchorTruth(
-            anchor["set"], anchor["harmful"], anchor.get("judged"), anchor.get("reward")
+            anchor["set"],
+            anchor["id"],
+            anchor["harmful"],
+            anchor.get("judged"),
+            anchor.get("reward"),
         ),
     )
 
@@ -171,7 +177,7 @@ def observe(verdict: Verdict, scored_high_when: Literal["either", "both"]) -> Ob
         verdict.reward.outlier,
         None
         if anchor is None
-        else AnchorTruth(anchor.set, anchor.harmful, anchor.judged, anchor.reward),
+        else AnchorTruth(anchor.set, anchor.id, anchor.harmful, anchor.judged, anchor.reward),
     )
 
 

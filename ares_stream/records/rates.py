@@ -172,8 +172,8 @@ class AnchorModel(Part):
 
 
 class AnchorWindow(Part):
-    """Anchors of one window: how many, and how many were decided otherwise than when the set
-    was made; the same of those that were not flagged then."""
+    """Different anchors of one window: how many, and of how many most answers were otherwise than
+    when the set was made; the same of those that were not flagged then."""
 
     start: int
     total: int = 0
@@ -200,6 +200,23 @@ class AnchorFigures(Record):
     def key(self) -> bytes:
         """Kafka's key."""
         return canonical_json(["anchors", self.set])
+
+
+class AnchorAnswers(Record):
+    """What was said of each anchor of a set in one window: state. `answers` holds, by a digest of
+    the anchor's id, how often it was asked, how often it was decided otherwise than when the set
+    was made, and whether it had been flagged then."""
+
+    SCHEMA: ClassVar[str] = "ares.anchor-answers/1"
+    schema_: Literal["ares.anchor-answers/1"] = Field("ares.anchor-answers/1", alias="schema")
+    set: Identifier
+    start: int = Field(description="Unix seconds")
+    answers: dict[str, tuple[int, int, bool]]
+
+    @property
+    def key(self) -> bytes:
+        """Kafka's key."""
+        return canonical_json(["anchors", self.set, self.start])
 
 
 class SampledVerdict(Record):

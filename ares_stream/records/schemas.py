@@ -21,7 +21,13 @@ from ares_stream.records.checkpoint import Checkpoint, NotaryState, Salt
 from ares_stream.records.cloudevents import event_type
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.label import Label, ReviewItem
-from ares_stream.records.rates import AnchorFigures, MonitorState, Rates, SampledVerdict
+from ares_stream.records.rates import (
+    AnchorAnswers,
+    AnchorFigures,
+    MonitorState,
+    Rates,
+    SampledVerdict,
+)
 from ares_stream.records.release import Release
 from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.verdict import Verdict
@@ -39,6 +45,7 @@ RECORDS: tuple[type[Record], ...] = (
     RepairReport,
     Rates,
     AnchorFigures,
+    AnchorAnswers,
     SampledVerdict,
     MonitorState,
     Alarm,
@@ -65,7 +72,7 @@ TOPIC_RECORDS: Mapping[str, tuple[tuple[type[Record], ...], str]] = {
     topics.RELEASES: ((Release,), "The present release of each model. Compacted by model."),
     topics.REPAIRS: ((RepairReport,), "How each repair ended. Keyed by plan."),
     topics.RATES: (
-        (Rates, AnchorFigures, SampledVerdict, MonitorState),
+        (Rates, AnchorFigures, AnchorAnswers, SampledVerdict, MonitorState),
         "The monitor's figures and its state, with the offsets that they cover. Compacted.",
     ),
     topics.ALARMS: (

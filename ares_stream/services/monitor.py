@@ -41,6 +41,7 @@ from ares_stream.records.interaction import Interaction
 from ares_stream.records.label import Label
 from ares_stream.records.observation import read_observation
 from ares_stream.records.rates import (
+    AnchorAnswers,
     AnchorFigures,
     MonitorState,
     Rates,
@@ -295,6 +296,7 @@ class _Leader:
                 states[0],
                 [item for item in found.get(Rates, []) if isinstance(item, Rates)],
                 [item for item in found.get(AnchorFigures, []) if isinstance(item, AnchorFigures)],
+                [item for item in found.get(AnchorAnswers, []) if isinstance(item, AnchorAnswers)],
                 [i for i in found.get(SampledVerdict, []) if isinstance(i, SampledVerdict)],
             )
         # Labels are compacted: their topic is their state.
@@ -433,7 +435,7 @@ def read_anchors(path: Path) -> list[Interaction]:
 
 def _decode_state(record: InboundRecord) -> Record:
     raw = record.value or b""
-    for kind in (Rates, SampledVerdict, AnchorFigures, MonitorState):
+    for kind in (Rates, SampledVerdict, AnchorFigures, AnchorAnswers, MonitorState):
         if f'"{kind.SCHEMA}"'.encode() in raw[:64]:
             return kind.decode(raw)
     raise StreamError(

@@ -9,11 +9,12 @@ from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.lab.experiments.attribution import (
     Design,
     Scored,
+    _delays,
     bench,
     changed_judge,
-    correction_coverage,
     z_alarms,
 )
+from ares_stream.lab.experiments.coverage import measure
 
 SMALL = Design(before=60, after=60, per_window=40, anchors_per_window=20)
 
@@ -53,7 +54,16 @@ def test_the_three_ways_in_which_a_judge_changes(scored: Scored) -> None:
     assert 0.2 < np.mean(noisy > scored.harm) < 0.8
 
 
-def test_the_corrected_rate_covers_the_truth_of_scored_conversations(scored: Scored) -> None:
-    found = correction_coverage(scored, streams=150)
-    assert found["corrected_covers"]["high"] >= 0.95
-    assert found["corrected_covers"]["value"] >= 0.9
+def test_every_interval_of_the_monitor_holds_the_truth_of_scored_conversations(
+    scored: Scored,
+) -> None:
+    found = measure(scored, streams=30)
+    assert found["failed"] == []
+    assert found["figures"]["raw"]["covers"]["value"] < 0.9
+    assert {item["streams"] for item in found["figures"].values()} == {30}
+
+
+def test_delays_count_streams_in_which_the_change_was_never_found() -> None:
+    told = _delays([1, 2, None, None, None], 1.0)
+    assert told == {"median": None, "low": told["low"], "high": None}
+    assert _delays([0] * 9 + [None], 0.5)["median"] == 0.5

@@ -9,17 +9,19 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from ares_stream.detection.alarming import AlarmPolicy, acknowledge, evaluate
+from ares_stream.detection.alarming import AlarmPolicy, acknowledge, evaluate, limit
+from ares_stream.detection.anchors import MAX_ANCHORS, AnchorTally
 from ares_stream.detection.correction import Cell
-from ares_stream.detection.ledger import OLDER, OTHER, Ledger, LedgerPolicy
+from ares_stream.detection.ledger import MAX_SETS, OLDER, OTHER, Ledger, LedgerPolicy
 from ares_stream.detection.tallies import CELLS, WINDOW_SECONDS
 from ares_stream.errors import DecodeError
 from ares_stream.records.alarm import Alarm
 from ares_stream.records.base import Record
 from ares_stream.records.interaction import Anchor
 from ares_stream.records.label import Label
-from ares_stream.records.observation import Observation, observe, read_observation
+from ares_stream.records.observation import AnchorTruth, Observation, observe, read_observation
 from ares_stream.records.rates import (
+    AnchorAnswers,
     AnchorFigures,
     MonitorState,
     Rates,
@@ -36,8 +38,15 @@ EVERYTHING = LedgerPolicy(
 Row = tuple[Observation, int, tuple[int, int]]
 
 
+def anchor_fields(anchor: Anchor) -> tuple[str, str, bool, bool | None, float | None]:
+    return anchor.set, anchor.id, anchor.harmful, anchor.judged, anchor.reward
+
+
 def seen(number: int, failure: FailureClass = FailureClass.CLEAN, **changed: object) -> Observation:
     return read_observation(verdict(number, failure, **changed).encode(), "either")  # type: ignore[arg-type]
+
+
+OBSERVED = {name: seen(0, name, lane="anchor") for name in FailureClass}
 
 
 def rows(count: int, seed: int = 0) -> list[Row]:
@@ -96,6 +105,7 @@ def restored(state: dict[bytes, Record | None], policy: LedgerPolicy) -> Ledger:
         MonitorState.decode(whole.encode()),
         [Rates.decode(item.encode()) for item in records if isinstance(item, Rates)],
         [AnchorFigures.decode(i.encode()) for i in records if isinstance(i, AnchorFigures)],
+        [AnchorAnswers.decode(i.encode()) for i in records if isinstance(i, AnchorAnswers)],
         [SampledVerdict.decode(i.encode()) for i in records if isinstance(i, SampledVerdict)],
     )
     return ledger
@@ -394,6 +404,120 @@ def test_a_rise_with_steady_anchors_is_the_systems() -> None:
     assert [(item.kind, item.attribution) for item in raised] == [
         ("coupled_failures_rose", "system")
     ]
+
+
+def test_an_anchor_that_is_asked_a_thousand_times_is_one_fact() -> None:
+    """Twenty anchors, again and again: neither do they refute a judge that changes a tenth of its
+    decisions, nor do two of them that changed show that more than 1 % have."""
+    policy = AlarmPolicy(coupled=0.05)
+    for wrong in (0, 2):
+        ledger, rng = Ledger(LedgerPolicy()), np.random.default_rng(5)
+        traffic(ledger, policy, rng, 6, 0.04)
+        later = START + 6 * 3_600_000
+        for turn in range(100):
+            stamp = later + turn * 2 * MINUTE
+            anchors(ledger, 20, wrong=wrong, first=10**6 + 20 * turn, stamp=stamp)
+        raised = traffic(ledger, policy, rng, 3, 0.3, start=later, first=3 * 10**6)
+        assert [(item.kind, item.attribution) for item in raised] == [
+            ("coupled_failures_rose", "none")
+        ]
+        assert f"{wrong // 2} of 10 different anchors" in raised[0].attribution_reason
+        (tally,) = ledger.anchors.values()
+        assert tally.known == 20
+        assert sum(tally.decisions.values()) == 2_000
+
+
+@pytest.mark.parametrize("judge", ["steady", "unsteady"])
+def test_a_judge_that_errs_no_more_than_stated_raises_its_alarm_no_more_often(judge: str) -> None:
+    """Thirty days of anchors, 1 % of which the judge decides otherwise: always the same ones, or
+    each at any time. One alarm in five days is allowed."""
+    rng = np.random.default_rng(8)
+    raised = 0
+    for _ in range(20):
+        tally = AnchorTally("s")
+        bad = rng.random(200) < 0.01
+        for window in range(216):
+            for number in range(20 * window, 20 * window + 20):
+                wrong = bad[number % 200] if judge == "steady" else rng.random() < 0.01
+                anchor = Anchor(set="s", id=f"a{number % 200}", harmful=False, judged=False)
+                failure = FailureClass.POLICY_FAILURE if wrong else FailureClass.CLEAN
+                item = OBSERVED[failure]._replace(anchor=AnchorTruth(*anchor_fields(anchor)))
+                tally.add(item, START + window * WINDOW_SECONDS * 1000)
+            tally.fold_windows()
+        raised += tally.peak(0.01).log >= limit(AlarmPolicy(false_alarm_days=5.0))
+    assert raised / (20 * 1.5) <= 1 / 5
+
+
+def test_the_same_anchors_in_any_order_and_over_restarts_give_the_same_figures() -> None:
+    rng = random.Random(4)
+    taken: list[Row] = []
+    for number in range(900):
+        anchor = Anchor(
+            set=f"s{number % 2}", id=f"a{number % 50}", harmful=False,
+            judged=rng.choice((True, False, None)), reward=float(number % 5),
+        )  # fmt: skip
+        failure = rng.choice(list(FailureClass))
+        item = seen(number, failure, lane="anchor", anchor=anchor, score=rng.random())
+        taken.append((item, START + number * 2 * MINUTE, (number % 3, number // 3)))
+    policy = AlarmPolicy()
+    whole = filled(taken)
+    expected = written(whole)
+    # In the order of partitions, within a day of each other.
+    other = Ledger(EVERYTHING)
+    for start in range(0, 900, 300):
+        for row in sorted(taken[start : start + 300], key=lambda row: row[2]):
+            other.add(*row)
+    assert {k: v.encode() for k, v in expected.items() if v is not None} == {
+        k: v.encode() for k, v in written(other).items() if v is not None
+    }
+    state: dict[bytes, Record | None] = {}
+    for start in range(0, 900, 100):
+        ledger = restored(state, EVERYTHING) if state else Ledger(EVERYTHING)
+        for row in taken[start : start + 100]:
+            ledger.add(*row)
+        state.update(written(ledger))
+    assert {k: v.encode() for k, v in expected.items() if v is not None} == {
+        k: v.encode() for k, v in state.items() if v is not None
+    }
+    again = restored(state, EVERYTHING)
+    alarms = [evaluate(item, policy, NOON, "verdicts", ()) for item in (whole, again)]
+    for item in (whole, again):
+        for anchor_tally in item.anchors.values():
+            anchor_tally.dirty = True
+    alarms = [evaluate(item, policy, NOON, "verdicts", ()) for item in (whole, again)]
+    assert alarms[0] == alarms[1]
+    assert "judge_changed" in {item.kind for item in alarms[0]}
+
+
+def test_anchors_and_sets_without_end_fill_no_memory_and_are_told() -> None:
+    ledger = Ledger(LedgerPolicy())
+    for number in range(MAX_ANCHORS + 50):
+        anchor = Anchor(set="s", id=f"a{number}", harmful=False, judged=False)
+        ledger.add(seen(number, lane="anchor", anchor=anchor), START, (0, number))
+    assert ledger.anchors["s"].known == MAX_ANCHORS
+    assert ledger.folded == {"anchor": 50}
+    written(ledger)
+    for number in range(50):
+        anchor = Anchor(set=f"t{number}", id="a", harmful=False, judged=False)
+        item = seen(number, lane="anchor", anchor=anchor)
+        ledger.add(item, START + (number + 1) * MINUTE * 10, (0, number))
+    assert set(ledger.anchors) == {f"t{number}" for number in range(50 - MAX_SETS, 50)}
+    gone = [key for key, item in written(ledger).items() if item is None]
+    assert b'["anchors","s"]' in gone
+    assert len([key for key in gone if b'"s"' in key]) == 2
+
+
+def test_a_set_that_is_not_sent_any_more_says_nothing_of_the_judge_now() -> None:
+    ledger, rng = Ledger(LedgerPolicy()), np.random.default_rng(9)
+    policy = AlarmPolicy(coupled=0.05)
+    anchors(ledger, 100, wrong=30, first=10**6, stamp=START)
+    assert [item.kind for item in evaluate(ledger, policy, NOON, "verdicts", ())] == [
+        "judge_changed"
+    ]
+    later = START + 2 * 86_400_000
+    raised = traffic(ledger, policy, rng, 3, 0.3, start=later, first=3 * 10**6)
+    assert [(item.kind, item.attribution) for item in raised] == [("coupled_failures_rose", "none")]
+    assert raised[0].attribution_reason == "no anchors have come since the change"
 
 
 def test_a_reward_release_that_scores_anchors_otherwise_has_drifted() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -17,17 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares_stream.detection.alarming import AlarmPolicy, attribute, evaluate
-from ares_stream.detection.correction import Cell, Sampled, corrected_rate
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.detection.intervals import wilson
 from ares_stream.detection.ledger import Ledger, LedgerPolicy
-from ares_stream.detection.tallies import CELLS, WINDOW_SECONDS, decision_of
+from ares_stream.detection.tallies import WINDOW_SECONDS
 from ares_stream.records.alarm import Alarm
 from ares_stream.records.observation import CLASSES, AnchorTruth, Observation
 from ares_stream.records.verdict import FailureClass
 
 Change = Literal["none", "policy", "judge", "both"]
 JUDGES: Final = ("lenient", "strict", "noisy")
+TUNING: Final = 15
+"""Draws on which alarming.SYSTEM_ALPHA was chosen."""
+ANCHORS: Final = 1000
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
@@ -59,6 +61,9 @@ class Design:
     drop: float = 0.2
     """Share of decisions that a changed judge decides otherwise, of the kind that it changed in."""
     false_alarm_days: float = 30.0
+    draw: int = 16
+    """Which streams are drawn. On those of TUNING the monitor's constants were chosen, so that
+    they prove nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +109,14 @@ def changed_judge(
 
 def simulate(scored: Scored, design: Design, change: Change, judge: str, seed: int) -> Outcome:
     """One stream, watched as the monitor watches it."""
-    rng = np.random.default_rng([seed, 15])
+    rng = np.random.default_rng([seed, design.draw])
     policy = DetectionPolicy()
     steady = judged(scored, scored.harm, policy)
     liked = scored.quantile >= policy.reward_quantile
     other = judged(scored, changed_judge(scored.harm, judge, design.drop, policy, rng), policy)
     base = float(np.mean(steady == _COUPLED))
     failing = np.flatnonzero((steady == _COUPLED) & scored.harmful & liked)
-    pool = _anchor_pool(scored, steady, rng)
+    pool = _anchor_pool(scored, rng)
     watched = AlarmPolicy(
         coupled=base,
         contested=max(0.02, float(np.mean(steady == _CONTESTED))),
@@ -120,7 +125,7 @@ def simulate(scored: Scored, design: Design, change: Change, judge: str, seed: i
     ledger = Ledger(LedgerPolicy(review_shares={}))
     opened: dict[str, Alarm] = {}
     outcome: dict[str, int | None] = {"judge": None, "system": None, "first": None}
-    early, place, rates = 0, 0, []
+    early, place, turn, rates = 0, 0, 0, []
     for window in range(design.before + design.after):
         after = window >= design.before
         classes = other if after and change in ("judge", "both") else steady
@@ -135,11 +140,13 @@ def simulate(scored: Scored, design: Design, change: Change, judge: str, seed: i
             ledger.add(_seen(scored, int(row), int(classes[row]), bool(liked[row]), None), stamp,
                        (0, place))  # fmt: skip
             place += 1
-        for row in rng.choice(pool, design.anchors_per_window):
+        # One after the other, again and again, as the monitor sends them.
+        for row in pool[(turn + np.arange(design.anchors_per_window)) % len(pool)]:
             was = int(steady[row])
-            truth = AnchorTruth("bench", bool(scored.harmful[row]), _flag(was), None)
+            truth = AnchorTruth("bench", str(row), bool(scored.harmful[row]), _flag(was), None)
             ledger.add(_seen(scored, int(row), int(classes[row]), bool(liked[row]), truth), stamp,
                        (0, place))  # fmt: skip
+        turn += design.anchors_per_window
         rates.append(int(np.sum(classes[rows] == _COUPLED)))
         now = datetime.fromtimestamp(stamp / 1000, UTC)
         raised = evaluate(ledger, watched, now, "verdicts", ())
@@ -158,8 +165,7 @@ def simulate(scored: Scored, design: Design, change: Change, judge: str, seed: i
             tally.fold_windows()
             tally.dirty = False
         for anchor in ledger.anchors.values():
-            anchor.fold_windows()
-            anchor.dirty = False
+            anchor.changes()
     quiet = rates if change == "none" else rates[: design.before]
     return Outcome(
         outcome["judge"], outcome["system"], outcome["first"], early,
@@ -179,13 +185,11 @@ def _settled(ledger: Ledger, policy: AlarmPolicy, opened: dict[str, Alarm]) -> S
     return list(opened.values())
 
 
-def _anchor_pool(
-    scored: Scored, steady: NDArray[np.int64], rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Four hundred anchors, half of each truth."""
-    return np.concatenate(
-        [rng.choice(np.flatnonzero(scored.harmful == truth), 200) for truth in (True, False)]
-    )
+def _anchor_pool(scored: Scored, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Different conversations, half of each truth where there are so many, in any order."""
+    kinds = [np.flatnonzero(scored.harmful == truth) for truth in (True, False)]
+    chosen = [rng.choice(rows, min(len(rows), ANCHORS // 2), replace=False) for rows in kinds]
+    return rng.permutation(np.concatenate(chosen))
 
 
 def _flag(kind: int) -> bool | None:
@@ -240,7 +244,7 @@ def bench(
     return {
         "schema": "ares.bench-attribution/1",
         "rows": len(scored.harm),
-        "design": {name: getattr(design, name) for name in Design.__dataclass_fields__},
+        "design": asdict(design) | {"anchors": ANCHORS, "tuning": design.draw == TUNING},
         "quiet": {
             "streams": quiet,
             "days": days,
@@ -254,6 +258,7 @@ def bench(
                 "streams": streams,
                 "judge_found": sum(item.judge is not None for item in outcomes),
                 "system_found": sum(item.system is not None for item in outcomes),
+                "without_alarm": sum(item.first is None for item in outcomes),
                 "blamed_on_system_first": sum(_system_first(item) for item in outcomes),
                 "undecided": sum(item.judge is None and item.system is None for item in outcomes),
                 "delay_hours": _delays(
@@ -271,47 +276,15 @@ def _system_first(item: Outcome) -> bool:
 
 
 def _delays(windows: Sequence[int | None], hours: float) -> dict[str, float | None]:
-    """Median hours to the right attribution with a bootstrap interval; what was never said counts
-    as the longest."""
-    known = [(item + 1) * hours for item in windows if item is not None]
-    if not known:
-        return {"median": None, "low": None, "high": None}
+    """Median hours to the right attribution with a bootstrap interval, over all streams: one in
+    which it was never said is later than any. None is later than the stream was watched."""
+    times = [math.inf if item is None else (item + 1) * hours for item in windows]
     rng = np.random.default_rng(0)
-    drawn = np.median(rng.choice(known, (2_000, len(known))), axis=1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return {"median": float(np.median(known)), "low": float(low), "high": float(high)}
-
-
-def correction_coverage(scored: Scored, *, labels: int = 200, streams: int = 500) -> dict[str, Any]:
-    """How often the corrected and the raw rate's interval hold the truth: streams drawn from the
-    scored conversations, `labels` of each drawn for people, who say the truth."""
-    policy = DetectionPolicy()
-    kinds = judged(scored, scored.harm, policy)
-    liked = scored.quantile >= policy.reward_quantile
-    truth = float(np.mean(scored.harmful & liked))
-    rng = np.random.default_rng(15)
-    decisions = [decision_of(int(kind)) for kind in kinds]
-    covered = raw = told = 0
-    for _ in range(streams):
-        rows = rng.integers(0, len(kinds), 5_000)
-        cells = {cell: Sampled() for cell in CELLS}
-        for place, row in enumerate(rows):
-            cell = cells[Cell(decisions[row], bool(liked[row]))]
-            cell.size += 1
-            if place < labels:
-                cell.labelled += 1
-                cell.harmful += bool(scored.harmful[row])
-        rate = corrected_rate(cells)
-        raw += rate.raw.low <= truth <= rate.raw.high
-        if rate.corrected is not None:
-            told += 1
-            covered += rate.corrected.low <= truth <= rate.corrected.high
-    return {
-        "labels": labels,
-        "true_rate": truth,
-        "raw_rate": float(np.mean(kinds == _COUPLED)),
-        "streams": streams,
-        "corrected": told,
-        "corrected_covers": wilson(covered, told).model_dump(),
-        "raw_covers": wilson(raw, streams).model_dump(),
+    drawn = np.sort(rng.choice(times, (2_000, len(times))), axis=1)
+    medians = np.sort(drawn[:, (len(times) - 1) // 2])
+    found = {
+        "median": float(np.sort(times)[(len(times) - 1) // 2]),
+        "low": float(medians[49]),
+        "high": float(medians[-50]),
     }
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
