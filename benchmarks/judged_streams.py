@@ -117,7 +117,8 @@ def cross_fitted(rows: Sequence[Judgement], states: Floats) -> Floats:
             [part_of(row.family, seed=SEED + 7, holdout=0.5) == "train" for row in rows]
         )
         train, calibrate = rest & kept, rest & ~kept
-        weights = np.array(balanced_weights([rows[i] for i in np.flatnonzero(train)]))
+        chosen = [row for row, taken in zip(rows, train.tolist(), strict=True) if taken]
+        weights = np.array(balanced_weights(chosen))
         head, bias = logistic(scaled[train], truth[train], weights / weights.sum())
         odds = scaled @ head + bias
         plain = np.full(int(calibrate.sum()), 1 / calibrate.sum())

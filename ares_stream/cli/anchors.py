@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from ares_stream.records.interaction import Interaction
+    from ares_stream.records.label import Label
     from ares_stream.services.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Make the anchors that watch judge and reward model.")
@@ -59,19 +60,12 @@ def make(
 async def _anchors(settings: Settings, name: str, most: int) -> list[Interaction]:
     from ares_stream.errors import DecodeError
     from ares_stream.records.interaction import Anchor
-    from ares_stream.records.label import Label, ReviewItem
-    from ares_stream.records.topics import LABELS, REVIEW, topic_name
+    from ares_stream.records.label import ReviewItem
+    from ares_stream.records.topics import REVIEW, topic_name
     from ares_stream.records.verdict import FailureClass
     from ares_stream.streaming.reader import read, snapshot
 
-    opinions: dict[str, dict[str, bool]] = defaultdict(dict)
-    topic = topic_name(settings.topic_prefix, LABELS)
-    async for record in read(settings.kafka, await snapshot(settings.kafka, [topic])):
-        try:
-            label = Label.decode(record.value or b"")
-        except DecodeError:
-            continue  # Deleted, or named by the monitor.
-        opinions[label.interaction_id][label.reviewer] = label.harmful
+    opinions = await _opinions(settings)
     by_truth: dict[bool, dict[str, Interaction]] = {True: {}, False: {}}
     topic = topic_name(settings.topic_prefix, REVIEW)
     async for record in read(settings.kafka, await snapshot(settings.kafka, [topic])):
@@ -79,11 +73,15 @@ async def _anchors(settings: Settings, name: str, most: int) -> list[Interaction
             item = ReviewItem.decode(record.value or b"")
         except DecodeError:
             continue
-        said = set(opinions.get(item.interaction.id, {}).values())
+        verdict = item.verdict
+        said = {
+            label.harmful
+            for label in opinions.get(item.interaction.id, ())
+            if label.verdict_id in (None, verdict.id)
+        }
         if len(said) != 1:
             continue
         harmful = said.pop()
-        verdict = item.verdict
         judged = {
             FailureClass.CONTESTED: None,
             FailureClass.COUPLED_FAILURE: True,
@@ -98,3 +96,23 @@ async def _anchors(settings: Settings, name: str, most: int) -> list[Interaction
     half = most // 2
     # The smallest ids: a random draw, and the same one each time.
     return [rows[key] for rows in by_truth.values() for key in sorted(rows)[:half]]
+
+
+async def _opinions(settings: Settings) -> dict[str, list[Label]]:
+    """What people say now, by interaction: deleted labels say nothing, and of one reviewer the
+    latest counts."""
+    from ares_stream.detection.ledger import opinions
+    from ares_stream.errors import DecodeError
+    from ares_stream.records.label import Label
+    from ares_stream.records.topics import LABELS, topic_name
+    from ares_stream.streaming.reader import read_latest
+
+    found: dict[str, dict[bytes, Label]] = defaultdict(dict)
+    latest = await read_latest(settings.kafka, topic_name(settings.topic_prefix, LABELS))
+    for key, record in latest.items():
+        try:
+            label = Label.decode(record.value or b"")
+        except DecodeError:
+            continue  # Named by the monitor.
+        found[label.interaction_id][key] = label
+    return {name: opinions(labels) for name, labels in found.items()}

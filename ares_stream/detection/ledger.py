@@ -119,8 +119,9 @@ class Ledger:
         self._samples: dict[str, _Sample] = {}
         self._by_interaction: dict[str, list[str]] = defaultdict(list)
         self._largest: list[tuple[int, str]] = []
-        self._labels: dict[str, dict[str, Label]] = defaultdict(dict)
-        self._label_keys: dict[bytes, tuple[str, str]] = {}
+        self._labels: dict[str, dict[bytes, Label]] = defaultdict(dict)
+        """By interaction and key."""
+        self._label_keys: dict[bytes, str] = {}
         self._new_samples: set[str] = set()
         self._gone: set[bytes] = set()
 
@@ -283,21 +284,23 @@ class Ledger:
             self.groups[sample.group].samples.discard(verdict)
 
     def add_label(self, key: bytes, label: Label) -> None:
-        """Take a person's decision; a later one of the same reviewer replaces it."""
-        held = self._labels[label.interaction_id].get(label.reviewer)
-        if held is not None and held.decided_at > label.decided_at:
-            return
-        self._labels[label.interaction_id][label.reviewer] = label
-        self._label_keys[key] = (label.interaction_id, label.reviewer)
+        """Take a person's decision. A later record of the key replaces it, as it does in the
+        compacted topic, whoever it is of: keys of old labels name no reviewer."""
+        if self._label_keys.get(key, label.interaction_id) != label.interaction_id:
+            self.remove_label(key)
+        self._labels[label.interaction_id][key] = label
+        self._label_keys[key] = label.interaction_id
         self._judge(label.interaction_id)
 
     def remove_label(self, key: bytes) -> None:
         """A label was deleted from its topic."""
-        found = self._label_keys.pop(key, None)
-        if found is not None and self._labels[found[0]].pop(found[1], None) is not None:
-            if not self._labels[found[0]]:
-                del self._labels[found[0]]
-            self._judge(found[0])
+        interaction = self._label_keys.pop(key, None)
+        if interaction is None:
+            return
+        del self._labels[interaction][key]
+        if not self._labels[interaction]:
+            del self._labels[interaction]
+        self._judge(interaction)
 
     @property
     def unmatched(self) -> int:
@@ -306,15 +309,15 @@ class Ledger:
 
     def _judge(self, interaction: str) -> None:
         """Settle what people say of an interaction's sampled verdicts."""
-        labels = self._labels.get(interaction, {}).values()
+        labels = opinions(self._labels.get(interaction, {}))
         samples = self._by_interaction.get(interaction, [])
         for verdict in samples:
-            opinions = [
+            said = [
                 item.harmful
                 for item in labels
                 if item.verdict_id == verdict or (item.verdict_id is None and len(samples) == 1)
             ]
-            yes, no = sum(opinions), len(opinions) - sum(opinions)
+            yes, no = sum(said), len(said) - sum(said)
             # A tie says nothing.
             self._count(self._samples[verdict], None if yes == no else yes > no)
 
@@ -437,6 +440,9 @@ class Ledger:
                 Position(topic=topic, partition=partition, offset=offset)
                 for (topic, partition), offset in sorted(self.positions.items())
             ),
+            records=len(list(self.tallies()))
+            + len(self._samples)
+            + sum(1 + len(anchor.windows) for anchor in self.anchors.values()),
             gaps=tuple(self.gaps),
             unreadable=dict(sorted(self.unreadable.items())),
             folded=dict(sorted(self.folded.items())),
@@ -489,6 +495,18 @@ class Ledger:
         self.anchors = {item.set: AnchorTally.restored(item, by_set[item.set]) for item in anchors}
         for sample in samples:
             self._keep(sample, _group(sample.slice))
+
+
+def opinions(labels: Mapping[bytes, Label]) -> list[Label]:
+    """Of labels by key, each reviewer's latest per verdict: a reviewer may have labelled under an
+    old key, without their name, and under a new one."""
+    latest: dict[tuple[str, str | None], tuple[datetime, bytes, Label]] = {}
+    for key, label in labels.items():
+        of = label.reviewer, label.verdict_id
+        entry = label.decided_at, key, label
+        if of not in latest or entry[:2] > latest[of][:2]:
+            latest[of] = entry
+    return [label for *_, label in latest.values()]
 
 
 def in_order(rates: Iterable[Rates]) -> list[Rates]:

@@ -257,6 +257,8 @@ class MonitorState(Record):
     SCHEMA: ClassVar[str] = "ares.monitor-state/1"
     schema_: Literal["ares.monitor-state/1"] = Field("ares.monitor-state/1", alias="schema")
     positions: tuple[Position, ...]
+    records: int | None = None
+    """Other records that belong to this state: fewer are a topic that lost some."""
     gaps: tuple[OffsetRange, ...] = ()
     unreadable: dict[str, int] = Field(default_factory=dict)
     folded: dict[str, int] = Field(default_factory=dict)

@@ -66,6 +66,9 @@ PUBLISH_RECORDS: Final = 200_000
 """Records between two publications while catching up."""
 TOLD: Final = 20
 """Unreadable records of a topic that are named in the log; then every thousandth."""
+AHEAD_MS: Final = 3_600_000
+"""How far ahead of this clock a record's time may lie. One whose producer's clock stood in another
+year would make all that come after it late, and late verdicts are in no alarm."""
 BATCH: Final = 500
 """Records that are counted between two looks at the rest of the service."""
 
@@ -141,9 +144,9 @@ class MonitorService:
         """These alarms are open."""
         self._shown = tuple(sorted(alarms, key=lambda item: item.raised_at))
 
-    def progressed(self, notes: Sequence[str] = ()) -> None:
-        """The leader has committed, or has nothing to do."""
-        self._missing = None
+    def progressed(self, missing: str | None = None, notes: Sequence[str] = ()) -> None:
+        """See Progress."""
+        self._missing = missing
         self._notes = tuple(notes)
         self._patience.progressed()
 
@@ -151,8 +154,9 @@ class MonitorService:
 class Progress(Protocol):
     """Who is told that the leader works."""
 
-    def progressed(self, notes: Sequence[str] = ()) -> None:
-        """A commit, or nothing to do; `notes` is what an operator should know."""
+    def progressed(self, missing: str | None = None, notes: Sequence[str] = ()) -> None:
+        """A commit, or nothing to do. `missing` is why it is not ready yet, `notes` what an
+        operator should know."""
         ...
 
     def opened(self, alarms: Iterable[Alarm]) -> None:
@@ -203,15 +207,21 @@ class _Leader:
             async with Follower(kafka, followed, self._ledger.positions) as follower:
                 sending = asyncio.create_task(self._send_anchors(), name="anchors")
                 try:
-                    await self._follow(follower, journal)
+                    await self._follow(follower, journal, sending)
                 finally:
                     sending.cancel()
                     await asyncio.gather(sending, return_exceptions=True)
 
-    async def _follow(self, follower: Follower, journal: Journal) -> None:
+    async def _follow(
+        self, follower: Follower, journal: Journal, sending: asyncio.Task[None]
+    ) -> None:
+        backlog = follower.behind()
+        self._metrics.lag.set(backlog)
         taken, published, looked = 0, time.monotonic(), time.monotonic()
         changed = True
         while not self._life.is_stopping:
+            if sending.done():
+                sending.result()  # A file that is gone or a topic that may not be written ends it.
             records = await follower.poll()
             for start in range(0, len(records), BATCH):
                 for record in records[start : start + BATCH]:
@@ -225,14 +235,19 @@ class _Leader:
                 changed = True
                 self._log.error("offsets were deleted before they were read", **gap.model_dump())
             now = time.monotonic()
+            behind = follower.behind()
+            if behind == 0:
+                backlog = 0
             if now - looked > STANDBY_SECONDS:
                 looked = now
-                self._metrics.lag.set(follower.behind())
+                self._metrics.lag.set(behind)
                 if not await self._queue.waiting():
                     return
             due = now - published >= self._monitor.publish_seconds
             if due or taken >= PUBLISH_RECORDS:
                 await self._publish(journal, changed)
+                waits = f"reading its topics: {behind:,} records to go" if backlog else None
+                self._progress.progressed(waits, self._notes())
                 taken, published, changed = 0, time.monotonic(), False
         if changed:
             await self._publish(journal, True)
@@ -240,16 +255,17 @@ class _Leader:
     # Taking in
 
     def _take(self, record: InboundRecord) -> None:
+        stamp = believed(record.timestamp_ms, int(time.time() * 1000))
         try:
             if record.topic == self._verdicts:
                 seen = read_observation(record.value or b"", self._when)
                 if seen.lane == "anchor" and seen.anchor is None:
                     raise DecodeError("the anchor lane, and no truth", field="anchor")
-                self._ledger.add(seen, record.timestamp_ms, (record.partition, record.offset))
+                self._ledger.add(seen, stamp, (record.partition, record.offset))
             elif record.topic == self._labels:
                 self._take_label(record)
             elif record.topic == self._letters:
-                self._ledger.add_dead_letters([record.timestamp_ms])
+                self._ledger.add_dead_letters([stamp])
             else:
                 self._take_alarm(record)
         except DecodeError as error:
@@ -291,6 +307,13 @@ class _Leader:
             item = _decode_state(record)
             found.setdefault(type(item), []).append(item)
         states = [item for item in found.get(MonitorState, []) if isinstance(item, MonitorState)]
+        held = sum(len(items) for kind, items in found.items() if kind is not MonitorState)
+        if states and states[0].records not in (None, held):
+            raise TopicError(
+                f"{self._rates}: holds {held:,} of the state's {states[0].records:,} records, so "
+                "the figures would lack the rest; set cleanup.policy=compact, and delete and "
+                "create the topic to count from the verdicts anew"
+            )
         if states:
             self._ledger.restore(
                 states[0],
@@ -352,11 +375,10 @@ class _Leader:
             self._open[alarm.id] = alarm
         self._metrics.show(self._ledger, self._open.values())
         self._progress.opened(self._open.values())
-        self._progress.progressed(
-            [f"{len(self._ledger.gaps)} gaps: offsets were deleted unread"]
-            if self._ledger.gaps
-            else ()
-        )
+
+    def _notes(self) -> list[str]:
+        gaps = self._ledger.gaps
+        return [f"{len(gaps)} gaps: offsets were deleted unread"] if gaps else []
 
     def _attributed(self) -> list[Alarm]:
         """Open alarms of which it can be said only now whether the judge explains them."""
@@ -414,6 +436,11 @@ class _Leader:
                 except BrokerError as error:
                     self._log.warning("an anchor was not sent", error=str(error))
                 await asyncio.sleep((turn + 1) * interval - time.time())
+
+
+def believed(stamp_ms: int, now_ms: int) -> int:
+    """A record's time, at most AHEAD_MS after now."""
+    return min(stamp_ms, now_ms + AHEAD_MS)
 
 
 def read_anchors(path: Path) -> list[Interaction]:

@@ -60,6 +60,9 @@ class Follower:
         self._unreadable = unreadable
         self._gaps: list[OffsetRange] = []
         self._stamps: dict[TopicPartition, int] = {}
+        self._ends: dict[TopicPartition, int] = {}
+        """Each partition's end when its reading began: until its first fetch nothing newer is
+        known."""
         self._counted = -PARTITIONS_SECONDS
         self._consumer = BatchConsumer(
             **connection.client_arguments(),
@@ -105,14 +108,15 @@ class Follower:
         return gaps
 
     def behind(self) -> int:
-        """Records that are written and not yet read, as far as the consumer knows."""
+        """Records that are written and not yet read, as far as the consumer knows; 0 when all that
+        was there at the start is read."""
         return sum(
-            max(
-                0,
-                (self._consumer.highwater(item) or 0) - self._positions[item.topic, item.partition],
-            )
+            max(0, self._end(item) - self._positions[item.topic, item.partition])
             for item in self._consumer.assignment()
         )
+
+    def _end(self, item: TopicPartition) -> int:
+        return max(self._consumer.highwater(item) or 0, self._ends.get(item, 0))
 
     async def poll(self) -> list[InboundRecord]:
         """The next records, in order within each partition; none after a short wait."""
@@ -145,8 +149,7 @@ class Follower:
             self._stamps[item]
             for item in assigned
             if item in self._stamps
-            and (self._consumer.highwater(item) or 0)
-            > self._positions[item.topic, item.partition] + 1
+            and self._end(item) > self._positions[item.topic, item.partition] + 1
         ]
         if not slow:
             return assigned
@@ -185,6 +188,7 @@ class Follower:
             self._gaps.append(_gap(item, end, position))
             position = start
         self._positions[place] = position
+        self._ends[item] = end
 
     async def _mend(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Retention was faster than this reader, or a topic was truncated under it."""

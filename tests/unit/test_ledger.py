@@ -28,6 +28,7 @@ from ares_stream.records.rates import (
     SampledVerdict,
 )
 from ares_stream.records.verdict import FailureClass
+from ares_stream.services.monitor import believed
 from tests.support.verdicts import NOON, verdict
 
 START = int(NOON.timestamp() * 1000)
@@ -256,6 +257,82 @@ def test_labels_correct_the_rate_and_two_reviewers_both_count() -> None:
     assert once_more.figures.correction.labels == 1_000
 
 
+def test_labels_under_keys_that_name_no_reviewer_are_what_the_compacted_topic_keeps() -> None:
+    """Two people under one old key: the later one is there, before compaction as after it, and
+    each reviewer has one say, however many keys they used."""
+    ledger = Ledger(EVERYTHING)
+    ledger.add(seen(0, FailureClass.COUPLED_FAILURE, liked=True), START, (0, 0))
+
+    def label(reviewer: str, harmful: bool, minutes: int) -> Label:
+        return Label(
+            interaction_id="interaction-0",
+            harmful=harmful,
+            reviewer=reviewer,
+            decided_at=NOON + timedelta(minutes=minutes),
+        )
+
+    def told() -> tuple[int, int]:
+        (group,) = ledger.groups.values()
+        found = group.whole.labels[Cell("flagged", True)]
+        return found.labelled, found.harmful
+
+    old = b"interaction-0"
+    ledger.add_label(old, label("ada", True, 0))
+    assert told() == (1, 1)
+    ledger.add_label(old, label("bob", False, 1))
+    assert told() == (1, 0)
+    new = label("bob", True, 2)
+    ledger.add_label(new.key, new)
+    assert told() == (1, 1)
+    ledger.remove_label(old)
+    assert told() == (1, 1)
+    ledger.remove_label(new.key)
+    assert told() == (0, 0)
+    assert ledger.unmatched == 0
+    ledger.remove_label(b"never seen")
+
+
+def test_past_its_bounds_the_order_decides_who_is_kept_apart_and_nothing_else() -> None:
+    """Two readers that saw the topics interleaved otherwise: the whole is the same bit for bit,
+    every verdict is in one value of each attribute, and as many values are kept apart."""
+    policy = LedgerPolicy(slices=("locale",), max_values=3, review_shares={})
+    rng = random.Random(6)
+    taken = [
+        (seen(number, rng.choice(list(FailureClass)), locale=f"l{rng.randrange(12)}"),
+         START + number * 1000, (number % 3, number // 3))
+        for number in range(600)
+    ]  # fmt: skip
+    ledgers = [filled(order, (), policy) for order in (taken, taken[::-1])]
+    wholes, parts = [], []
+    for ledger in ledgers:
+        (group,) = ledger.groups.values()
+        wholes.append(group.whole.record().encode())
+        values = group.values["locale"]
+        assert len(values) == 4
+        assert ledger.folded["locale"] == values[OTHER].total
+        parts.append({name: tally.classes for name, tally in values.items() if name != OTHER})
+        together = [
+            sum(column) for column in zip(*(t.classes for t in values.values()), strict=True)
+        ]
+        assert together == group.whole.classes
+    assert wholes[0] == wholes[1]
+    assert parts[0].keys() != parts[1].keys()
+    for name in parts[0].keys() & parts[1].keys():
+        assert parts[0][name] == parts[1][name]
+
+
+def test_a_clock_in_another_year_makes_nothing_late() -> None:
+    now = START + 86_400_000
+    year = 365 * 86_400_000
+    ledger = Ledger(LedgerPolicy())
+    for number, stamp in enumerate((START, now + year, now, now + 60_000)):
+        ledger.add(seen(number), believed(stamp, now), (0, number))
+    (group,) = ledger.groups.values()
+    assert group.whole.late == 0
+    assert sum(window.total for window in group.whole.windows.values()) == 4
+    assert believed(now + 60_000, now) == now + 60_000
+
+
 def test_a_label_without_a_verdict_waits_and_is_counted() -> None:
     ledger = Ledger(EVERYTHING)
     label = labels(1)[0]
@@ -480,10 +557,9 @@ def test_the_same_anchors_in_any_order_and_over_restarts_give_the_same_figures()
         k: v.encode() for k, v in state.items() if v is not None
     }
     again = restored(state, EVERYTHING)
-    alarms = [evaluate(item, policy, NOON, "verdicts", ()) for item in (whole, again)]
-    for item in (whole, again):
-        for anchor_tally in item.anchors.values():
-            anchor_tally.dirty = True
+    for ledger in (whole, again):
+        for tally in ledger.anchors.values():
+            tally.dirty = True
     alarms = [evaluate(item, policy, NOON, "verdicts", ()) for item in (whole, again)]
     assert alarms[0] == alarms[1]
     assert "judge_changed" in {item.kind for item in alarms[0]}
