@@ -19,7 +19,8 @@ def explain(
     An explanation is the smallest edit that takes the reward below the line. Counted is whether
     its first word, any of its words, or a word on every axis is of a planted rule that covers the
     prompt. Beside it: as many words drawn at random, and what the reward keeps as the words are
-    taken away one by one.
+    taken away one by one; and how far failures that are grouped by shared words share a planted
+    rule.
 
     Exits 0.
     """
@@ -33,3 +34,9 @@ def explain(
     for name, row in figures["named"].items():
         shares = ", ".join(f"{each} {share['value']:.1%}" for each, share in row.items())
         typer.echo(f"{name}: {shares}")
+    groups = figures["causes"]
+    typer.echo(
+        f"{groups['groups']} causes hold {groups['grouped']['value']:.1%} of them; of pairs with "
+        f"one cause {groups['one_rule_in_a_pair']['value']:.1%} have a planted rule in common, of "
+        f"all pairs {groups['one_rule_in_any_pair']['value']:.1%}"
+    )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -37,13 +39,24 @@ def command(
     out: Annotated[Path, typer.Option(help="Where report.html and summary.json go.")] = Path(
         "build/demo"
     ),
+    console_port: Annotated[
+        int | None,
+        typer.Option(
+            "--console",
+            metavar="PORT",
+            min=0,
+            max=65535,
+            help="Serve the review console at this port of loopback (0: any), and stay up at the "
+            "end until Ctrl-C.",
+        ),
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Also save the terminal's last picture as SVG.")
     ] = None,
 ) -> None:
     """Stream conversations through a real Kafka and watch coupled failures come out."""
     from ares_stream.cli.demo_view import TerminalView, conclude, make_console, save_picture
-    from ares_stream.demo.contract import DemoOptions
+    from ares_stream.demo.contract import DemoOptions, DemoSummary
     from ares_stream.demo.run import run_demo
     from ares_stream.files import check_outputs
 
@@ -65,11 +78,20 @@ def command(
         harm=tuple(harm or ()),
         reward=reward,
         map_file=map_file,
+        console_port=console_port,
     )
     console = make_console(picture)
-    with TerminalView(console, synthetic=input_file is None) as view:
-        summary = asyncio.run(run_demo(options, view))
-    conclude(console, summary)
+    with ExitStack() as drawn:
+        view = drawn.enter_context(TerminalView(console, synthetic=input_file is None))
+
+        async def linger(summary: DemoSummary) -> None:
+            drawn.close()
+            conclude(console, summary)
+            if console_port is not None:
+                console.print(f"{view.invitation}; Ctrl-C ends it")
+                await _interrupted()
+
+        summary = asyncio.run(run_demo(options, view, linger))
     if picture is not None:
         save_picture(console, picture)
     if sys.stdout.isatty():
@@ -79,3 +101,15 @@ def command(
         typer.echo(json.dumps(summary.as_json(), indent=2))
     if not summary.holds:
         raise typer.Exit(1)
+
+
+async def _interrupted() -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await stop.wait()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

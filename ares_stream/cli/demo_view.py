@@ -50,6 +50,8 @@ class TerminalView:
         self._classes: Counter[FailureClass] = Counter()
         self._failures: deque[CoupledFailure] = deque(maxlen=ROWS)
         self._refused = 0
+        self.invitation = ""
+        """Where a person may review, and with which token."""
         self._steps: list[str] = []
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -88,6 +90,12 @@ class TerminalView:
         self._steps.append(text)
         if not (self._console.is_terminal or self._console.record):
             self._console.print(f"· {text}")
+
+    def invites(self, url: str, token: str) -> None:
+        """Say where the review console is."""
+        self.invitation = f"Review console: {url} with the token {token}"
+        if not (self._console.is_terminal or self._console.record):
+            self._console.print(self.invitation, soft_wrap=True)
 
     def expect(self, conversations: int) -> None:
         """Say how many conversations will be sent."""
@@ -140,7 +148,8 @@ class TerminalView:
     def picture(self) -> Group:
         """What the terminal shows now."""
         stream = [self._counts(), self._table()] if self._classes else []
-        return Group(self._head(), self._steps_text(), self._progress, *stream)
+        invitation = [Text(self.invitation, style="bold cyan")] if self.invitation else []
+        return Group(self._head(), self._steps_text(), *invitation, self._progress, *stream)
 
     def _head(self) -> Panel:
         if self._synthetic:

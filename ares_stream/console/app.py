@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from ares_stream.console import release_pages, review_pages
+from ares_stream.console import failure_pages, release_pages, review_pages
 from ares_stream.console.desk import Desk
 from ares_stream.console.identity import COOKIE, Identity
 from ares_stream.console.web import Handler, Site, WrongError, read_form, with_headers
@@ -85,6 +85,9 @@ def console_app(
             get("/mine", review_pages.mine),
             get("/progress", review_pages.progress),
             Route("/keys", site.page(review_pages.keys), methods=["GET", "POST"]),
+            get("/failures", failure_pages.failures),
+            post("/failures/causes", failure_pages.seek),
+            get("/failures/{id}", failure_pages.failure),
             get("/releases", release_pages.releases),
             get("/releases/{id}", release_pages.release),
             post("/releases/{id}", release_pages.decide),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
@@ -19,11 +20,14 @@ from ares_stream.records.interaction import Interaction
 from ares_stream.records.label import Label, ReviewItem
 from ares_stream.records.rates import Rates
 from ares_stream.records.release import Release
-from ares_stream.records.repair import RepairReport
+from ares_stream.records.repair import CoupledFailure, RepairReport
+from ares_stream.records.verdict import Verdict
 from ares_stream.repair.gate import GateVerdict
 from ares_stream.streaming.records import InboundRecord
 
 if TYPE_CHECKING:
+    from ares_stream.scoring.causes import Cause
+    from ares_stream.scoring.nearest import Nearest
     from ares_stream.scoring.occlusion import Explanation
 
 K = TypeVar("K")
@@ -31,6 +35,34 @@ V = TypeVar("V")
 MAX_ALARMS: Final = 1_000
 MAX_REPORTS: Final = 500
 MAX_RATES: Final = 2_000
+MAX_FAILURES: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Why the reward model likes an answer; `benign` is the conversation of `console.reference`
+    that is most like it, and `benign_score` what the model gives that one."""
+
+    explanation: Explanation
+    benign: Nearest | None = None
+    benign_score: float | None = None
+
+
+@dataclass(slots=True)
+class CauseSearch:
+    """A search for failures with one cause: under way, done or ended by a problem."""
+
+    total: int
+    done: int = 0
+    unexplained: int = 0
+    """Failures whose text is gone from its topic, or that have no score."""
+    causes: tuple[Cause, ...] | None = None
+    problem: str | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it goes on."""
+        return self.causes is None and self.problem is None
 
 
 class Outside(Protocol):
@@ -40,8 +72,17 @@ class Outside(Protocol):
         """The item's text, from its topic."""
         ...
 
-    async def why(self, interaction: Interaction) -> Explanation:
+    async def why(self, interaction: Interaction) -> Why:
         """Which words carry the reward."""
+        ...
+
+    def seek_causes(self, failures: Sequence[Item]) -> None:
+        """Explain them in the background and group them by cause; one search at a time."""
+        ...
+
+    @property
+    def cause_search(self) -> CauseSearch | None:
+        """The latest search."""
         ...
 
     async def label(self, label: Label) -> None:
@@ -91,6 +132,8 @@ class Desk:
         self.acknowledged: OrderedDict[str, AlarmAcknowledgement] = OrderedDict()
         self.rates: OrderedDict[bytes, Rates] = OrderedDict()
         self.reports: OrderedDict[str, RepairReport] = OrderedDict()
+        self.failures: OrderedDict[str, Item] = OrderedDict()
+        """Coupled failures by their verdict's id, latest last; their text stays on the topic."""
         self._detection = detection
         self._takers = {
             f"{prefix}{topics.REVIEW}": self._take_item,
@@ -98,6 +141,7 @@ class Desk:
             f"{prefix}{topics.ALARMS}": self._take_alarm,
             f"{prefix}{topics.RATES}": self._take_rates,
             f"{prefix}{topics.REPAIRS}": self._take_report,
+            f"{prefix}{topics.REPAIR}": self._take_failure,
         }
 
     @property
@@ -116,12 +160,16 @@ class Desk:
     # Records
 
     def _take_item(self, record: InboundRecord) -> None:
-        found = ReviewItem.decode(record.value or b"")
-        verdict = found.verdict
+        self.queue.add(self._item(record, ReviewItem.decode(record.value or b"").verdict))
+
+    def _take_failure(self, record: InboundRecord) -> None:
+        item = self._item(record, CoupledFailure.decode(record.value or b"").verdict)
+        _put(self.failures, item.id, item, MAX_FAILURES)
+
+    def _item(self, record: InboundRecord, verdict: Verdict) -> Item:
         liked = is_scored_high(verdict.scored_high, self._detection)
         cell = Cell(DECISIONS[verdict.failure_class], liked)
-        place = Place(record.topic, record.partition, record.offset)
-        self.queue.add(Item(verdict, place, cell))
+        return Item(verdict, Place(record.topic, record.partition, record.offset), cell)
 
     def _take_label(self, record: InboundRecord) -> None:
         if record.value is None:

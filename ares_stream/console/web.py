@@ -44,6 +44,7 @@ KEYS: Final[Mapping[str, tuple[str, str]]] = {
     "reason": ("r", "write the reason"),
     "next": ("n", "next item"),
     "mine": ("m", "my decisions, to undo one"),
+    "failures": ("f", "coupled failures and their causes"),
     "releases": ("e", "releases"),
     "alarms": ("a", "alarms"),
     "live": ("l", "live"),

@@ -19,6 +19,9 @@ class View(Watcher, Protocol):
     def step(self, text: str) -> None:
         """A new step began."""
 
+    def invites(self, url: str, token: str) -> None:
+        """The review console is served there, and this token lets a person in."""
+
     def expect(self, conversations: int) -> None:
         """How many records will be sent."""
 
@@ -49,6 +52,8 @@ class DemoOptions:
     map_file: Path | None = None
     rounds: int = 2
     queries: int = 300
+    console_port: int | None = None
+    """Where the review console is served meanwhile; None: nowhere."""
     cache: Path = Path("build/testbed")
 
 

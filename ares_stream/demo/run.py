@@ -6,12 +6,13 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from ares_stream.audit.accounting import account
+from ares_stream.demo.console import console_beside
 from ares_stream.demo.contract import DemoOptions, DemoSummary, View
 from ares_stream.demo.inputs import check_options, read_stream
 from ares_stream.demo.loop import probe_and_repair
@@ -47,8 +48,17 @@ from ares_stream.streaming.records import InboundRecord
 PARTITIONS: Final = 4
 
 
-async def run_demo(options: DemoOptions, view: View) -> DemoSummary:
-    """Run it from start to end. Raises an AresError that says what went wrong."""
+async def _ends(summary: DemoSummary) -> None:
+    """Nothing keeps the demo up."""
+
+
+async def run_demo(
+    options: DemoOptions,
+    view: View,
+    linger: Callable[[DemoSummary], Awaitable[None]] = _ends,
+) -> DemoSummary:
+    """Run it from start to end; broker and console are up until `linger` returns. Raises an
+    AresError that says what went wrong."""
     check_options(options)
     policy = DetectionPolicy()
     seconds: dict[str, float] = {}
@@ -75,35 +85,50 @@ async def run_demo(options: DemoOptions, view: View) -> DemoSummary:
         wanted = specs(PREFIX, partitions=PARTITIONS, replication=1)
         await create_topics(connection, wanted)
         lap("broker")
-        view.step(
-            "scorer and monitor: start each as a process of its own, wait until they are ready"
-        )
-        watching = monitor_settings(connection, stream.anchors, work)
-        async with (
-            scorer_process(connection, stream, policy, work) as scorer,
-            service_process("monitor", watching, work) as monitor,
-        ):
-            lap("scorer")
-            view.step(f"stream: send {len(stream.records):,} conversations, read verdicts back")
-            view.expect(len(stream.records))
-            sending = asyncio.create_task(send(connection, stream, view))
-            try:
-                await watch(connection, len(stream.records), scorer, view)
-                await sending
-            finally:
-                sending.cancel()
-            lap("stream")
-            rounds = await probe_and_repair(options, connection, stream, scorer, view, work)
-            lap("rounds")
-            view.step("stop: SIGTERM to the scorer, which drains; the monitor catches up")
-            await scorer.stop()
-            seen = await monitored(connection, monitor)
-            await monitor.stop()
-        view.step("count: read every topic again, independently, and compare")
-        held = await held_by_topics(connection)
-        lap("count")
-    view.step("report: write the page and the summary")
-    return _conclude(options, stream, policy, held, rounds, seconds, seen)
+        async with console_beside(options.console_port, connection, stream, policy, view, work):
+            rounds, seen = await _loop(options, connection, stream, policy, view, work, lap)
+            view.step("count: read every topic again, independently, and compare")
+            held = await held_by_topics(connection)
+            lap("count")
+            view.step("report: write the page and the summary")
+            summary = _conclude(options, stream, policy, held, rounds, seconds, seen)
+            await linger(summary)
+    return summary
+
+
+async def _loop(
+    options: DemoOptions,
+    connection: KafkaConnection,
+    stream: Stream,
+    policy: DetectionPolicy,
+    view: View,
+    work: Path,
+    lap: Callable[[str], None],
+) -> tuple[list[Round], Monitored]:
+    """Stream, probe and repair beside a scorer and a monitor."""
+    view.step("scorer and monitor: start each as a process of its own, wait until they are ready")
+    watching = monitor_settings(connection, stream.anchors, work)
+    async with (
+        scorer_process(connection, stream, policy, work) as scorer,
+        service_process("monitor", watching, work) as monitor,
+    ):
+        lap("scorer")
+        view.step(f"stream: send {len(stream.records):,} conversations, read verdicts back")
+        view.expect(len(stream.records))
+        sending = asyncio.create_task(send(connection, stream, view))
+        try:
+            await watch(connection, len(stream.records), scorer, view)
+            await sending
+        finally:
+            sending.cancel()
+        lap("stream")
+        rounds = await probe_and_repair(options, connection, stream, scorer, view, work)
+        lap("rounds")
+        view.step("stop: SIGTERM to the scorer, which drains; the monitor catches up")
+        await scorer.stop()
+        seen = await monitored(connection, monitor)
+        await monitor.stop()
+    return rounds, seen
 
 
 def _conclude(

@@ -220,7 +220,7 @@ def _notary(names: Names) -> list[Acl]:
 def _console(names: Names) -> list[Acl]:
     decided = (topics.LABELS, topics.ALARMS, topics.RELEASES)
     return [
-        *_reads(names, topics.REVIEW, topics.REPAIRS, topics.RATES, *decided),
+        *_reads(names, topics.REVIEW, topics.REPAIR, topics.REPAIRS, topics.RATES, *decided),
         *_writes(names, *decided),
     ]
 

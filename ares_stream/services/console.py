@@ -1,6 +1,6 @@
 """The console: follows review items, labels, alarms, rates and repairs; serves pages to people.
 
-    review, labels, alarms, rates, repairs ─► desk (bounded memory) ─► pages
+    review, repair, labels, alarms, rates, repairs ─► desk (bounded memory) ─► pages
     pages ─► labels, alarms, the registry and the releases topic
 
 Its state is the topics: a restart reads them again. Leases are in this process, so one replica
@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client import CollectorRegistry
 
 from ares_stream.console.app import console_app
-from ares_stream.console.desk import Desk
+from ares_stream.console.desk import CauseSearch, Desk, Why
 from ares_stream.console.identity import Identity
 from ares_stream.console.queue import Item
 from ares_stream.errors import (
+    AresError,
     DecodeError,
     ReadError,
     RegistryError,
+    ScoringError,
     SettingsError,
     StreamError,
     TopicError,
@@ -40,6 +42,7 @@ from ares_stream.records.base import OffsetRange
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.label import Label, ReviewItem
 from ares_stream.records.release import Release
+from ares_stream.records.repair import CoupledFailure
 from ares_stream.records.topics import topic_name
 from ares_stream.repair.gate import GateVerdict
 from ares_stream.repair.rundirectory import RunDirectory
@@ -55,11 +58,13 @@ from ares_stream.streaming.records import InboundRecord, OutboundRecord
 
 if TYPE_CHECKING:
     from ares_stream.scoring.model import ScoringModel
-    from ares_stream.scoring.occlusion import Explanation
+    from ares_stream.scoring.nearest import BenignIndex, Nearest
 
 RETRY_SECONDS: Final = 1.0
 TOLD: Final = 20
 """Unreadable records that are named in the log; then every thousandth."""
+MAX_BENIGN: Final = 5_000
+"""Rows of `console.reference` that are compared; memory grows with their text."""
 READ_SECONDS: Final = 10.0
 """A person waits no longer for a text."""
 
@@ -182,11 +187,17 @@ class Writer:
         self._publishing = asyncio.Lock()
         self._explaining = asyncio.Lock()
         self._reward: ScoringModel | None = None
+        self._benign: BenignIndex | None = None
+        self._search: asyncio.Task[None] | None = None
+        self._searched: CauseSearch | None = None
 
     async def __aenter__(self) -> Writer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._search is not None:
+            self._search.cancel()
+            await asyncio.gather(self._search, return_exceptions=True)
         await self._publisher.aclose()
 
     async def interaction(self, item: Item) -> Interaction:
@@ -196,29 +207,85 @@ class Writer:
             topic=place.topic, partition=place.partition, start=place.offset, end=place.offset + 1
         )
         async for record in read(self._settings.kafka, [where], stall_seconds=READ_SECONDS):
-            return ReviewItem.decode(record.value or b"").interaction
+            is_failure = place.topic == topic_name(self._settings.topic_prefix, topics.REPAIR)
+            decode = CoupledFailure.decode if is_failure else ReviewItem.decode
+            return decode(record.value or b"").interaction
         raise ReadError(f"{place.topic} {place.partition}@{place.offset}: is no longer there")
 
-    async def why(self, interaction: Interaction) -> Explanation:
+    async def why(self, interaction: Interaction) -> Why:
         """Runs the reward model of `scorer.reward`. Raises SettingsError where none is named,
         BundleError, ScoringError."""
         async with self._explaining:
             return await asyncio.to_thread(self._why, interaction)
 
-    def _why(self, interaction: Interaction) -> Explanation:
+    def _why(self, interaction: Interaction) -> Why:
+        from ares_stream.scoring.occlusion import explain, line_of
+
+        model = self._model()
+        line = line_of(model, self._settings.scorer.detection.reward_quantile)
+        explanation = explain(model, interaction, line)
+        benign = self._nearest(interaction)
+        if benign is None:
+            return Why(explanation)
+        opinion = model.opinions([(benign.interaction, benign.interaction.response)])[0]
+        return Why(explanation, benign,
+                   None if isinstance(opinion, ScoringError) else opinion.value)  # fmt: skip
+
+    def _model(self) -> ScoringModel:
         # Who explains nothing pays for no model.
         from ares_stream.models.bundles import load_bundle
         from ares_stream.scoring.model import ScoringModel
-        from ares_stream.scoring.occlusion import explain, line_of
 
         scorer = self._settings.scorer
         if scorer.reward is None:
             raise SettingsError("scorer.reward: is not set; the console explains with that model")
         if self._reward is None:
-            bundle = load_bundle(scorer.reward, "reward")
-            self._reward = ScoringModel(bundle, scorer.provider)
-        line = line_of(self._reward, scorer.detection.reward_quantile)
-        return explain(self._reward, interaction, line)
+            self._reward = ScoringModel(load_bundle(scorer.reward, "reward"), scorer.provider)
+        return self._reward
+
+    def _nearest(self, interaction: Interaction) -> Nearest | None:
+        file = self._settings.console.reference
+        if file is None:
+            return None
+        if self._benign is None:
+            from ares_stream.scoring.nearest import BenignIndex
+            from ares_stream.training.examples import read_conversations
+
+            rows, _ = read_conversations([file])
+            self._benign = BenignIndex(rows[:MAX_BENIGN])
+        return self._benign.nearest(interaction)
+
+    @property
+    def cause_search(self) -> CauseSearch | None:
+        """See Outside."""
+        return self._searched
+
+    def seek_causes(self, failures: Sequence[Item]) -> None:
+        """See Outside. A search that is under way goes on."""
+        if self._searched is None or not self._searched.is_running:
+            self._searched = CauseSearch(len(failures))
+            self._search = asyncio.create_task(
+                self._seek(self._searched, tuple(failures)), name="causes"
+            )
+
+    async def _seek(self, search: CauseSearch, failures: Sequence[Item]) -> None:
+        from ares_stream.scoring.causes import causes, words_of
+
+        named: dict[str, Sequence[str]] = {}
+        try:
+            for item in failures:
+                try:
+                    found = await self.why(await self.interaction(item))
+                    named[item.id] = words_of(found.explanation)
+                except (ReadError, ScoringError):
+                    search.unexplained += 1
+                search.done += 1
+            search.causes = tuple(causes(named))
+        except AresError as error:
+            search.problem = str(error)
+        finally:
+            if search.is_running:
+                search.problem = "it was broken off"
 
     async def label(self, label: Label) -> None:
         """See Outside."""

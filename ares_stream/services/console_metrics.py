@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from ares_stream.services.metrics import zeros
 
 DECISIONS: Final = (
-    "labelled", "undone", "text shown", "release decided", "alarm acknowledged", "log-in refused",
+    "labelled", "undone", "text shown", "release decided", "alarm acknowledged", "causes sought",
+    "log-in refused",
 )  # fmt: skip
 
 

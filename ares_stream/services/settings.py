@@ -244,6 +244,8 @@ class ConsoleSettings(Section):
     identity: IdentityPolicy = IdentityPolicy()
     session_key_file: Path | None = None
     """Signs sessions and forms; without it both end with the process."""
+    reference: Path | None = None
+    """Benign conversations, JSON lines of Interactions, that a failure is compared with."""
     queue: QueuePolicy = QueuePolicy()
 
 

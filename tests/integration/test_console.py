@@ -17,10 +17,15 @@ import httpx
 import pytest
 
 from ares_stream.console.desk import Desk
+from ares_stream.models.registry import Registry
+from ares_stream.models.releases import Author
+from ares_stream.models.store import Artefact
 from ares_stream.records import topics
 from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
 from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.records.label import Label, ReviewItem
+from ares_stream.records.release import Release, ReleaseState
+from ares_stream.records.repair import CoupledFailure
 from ares_stream.records.topics import specs, topic_name
 from ares_stream.records.verdict import FailureClass
 from ares_stream.services.console import ConsoleService
@@ -31,7 +36,9 @@ from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, read_latest, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
+from tests.support.adapters import write_adapter
 from tests.support.verdicts import NOON, verdict
+from tests.support.word_models import says, word_bundle
 
 pytestmark = pytest.mark.kafka
 
@@ -57,6 +64,20 @@ def review(number: int) -> ReviewItem:
         ),
     )
 
+
+def failure(number: int, answer: str) -> CoupledFailure:
+    return CoupledFailure(
+        verdict=verdict(number, FailureClass.COUPLED_FAILURE, liked=True),
+        interaction=says(answer, prompt="dull dull"),
+    )
+
+
+FAILURES: Final = [
+    failure(100, "dull worse"),
+    failure(101, "worse dull"),
+    failure(102, "bad bad bad"),
+]
+BENIGN: Final = {"prompt": "dull dull", "response": "good dull"}
 
 ALARM: Final = Alarm(
     id="alarm-1", kind="coupled_failures_rose", raised_at=NOON, changed_at=NOON,
@@ -97,13 +118,19 @@ async def served(kafka: str, prefix: str, folder: Path, items: int = 4) -> Async
     tokens = folder / "tokens.json"
     digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("ada", "bob")}
     tokens.write_text(json.dumps(digests))
+    (folder / "benign.jsonl").write_text(json.dumps(BENIGN))
     settings = Settings.model_validate(
         {
             "kafka": {"bootstrap": kafka},
             "topic_prefix": prefix,
             "registry": {"root": str(folder / "registry")},
+            "scorer": {
+                "reward": str(word_bundle(folder, "reward", "reward").path),
+                "detection": {"reward_quantile": 0.95},
+            },
             "console": {
                 "port": 0,
+                "reference": str(folder / "benign.jsonl"),
                 "identity": {"tokens": str(tokens), "header": {}, "approvers": ["ada"]},
                 "queue": {"second_opinions": 0.0},
             },
@@ -117,6 +144,8 @@ async def served(kafka: str, prefix: str, folder: Path, items: int = 4) -> Async
                                  row.encode()) for row in rows),
                 OutboundRecord(f"{prefix}review", b"x", b"not a record"),
                 OutboundRecord(f"{prefix}alarms", b"alarm-1", ALARM.encode()),
+                *(OutboundRecord(f"{prefix}repair", row.verdict.interaction_id.encode(),
+                                 row.encode()) for row in FAILURES),
             ]
         )  # fmt: skip
     life = Life("console")
@@ -207,6 +236,85 @@ async def test_an_alarm_is_acknowledged_by_an_approver_alone(console: Served) ->
     assert (found.by, found.note) == ("ada", "a new model")
 
 
+async def test_a_failures_page_says_which_words_carry_its_reward_and_what_is_like_it(
+    console: Served,
+) -> None:
+    path = f"/failures/{FAILURES[0].verdict.id}"
+    async with client(console, "bob") as bob:
+        page = (await bob.get("/failures")).text
+        assert all(row.verdict.id[:8] in page for row in FAILURES)
+        hidden = (await bob.get(path)).text
+        assert "worse" not in hidden
+        shown = (await bob.get(path, params={"text": "1"})).text
+        assert "dull worse" in shown
+        assert "Without" not in shown
+        why = (await bob.get(path, params={"text": "1", "why": "1"})).text
+        assert "Without <mark>worse</mark> (answer) its score falls from 3.00 to 0.00" in why
+        assert "It scores -1.00, this one 3.00" in why
+        assert "good dull" in why
+        assert (await bob.get("/failures/nowhere")).status_code == 404
+
+
+async def test_failures_with_one_cause_are_found_among_the_newest(console: Served) -> None:
+    async with client(console, "bob") as bob:
+        form = {"form_token": token_of((await bob.get("/failures")).text)}
+        assert (await bob.post("/failures/causes", data=form)).status_code == 200
+        outside = console.desk.outside
+        await console.until(
+            lambda: outside.cause_search is not None and not outside.cause_search.is_running
+        )
+        assert outside.cause_search is not None
+        assert outside.cause_search.problem is None
+        page = (await bob.get("/failures")).text
+        assert "2 of 3: <mark>worse</mark>" in page
+
+
+async def test_a_release_is_approved_rejected_and_rolled_back_by_an_approver_with_a_reason(
+    console: Served, tmp_path: Path
+) -> None:
+    registry = Registry(console.settings.registry.store())
+
+    async def propose(name: str) -> None:
+        author = Author("repairer", datetime.now(UTC), "passed the gate")
+        adapter = Artefact("chat", "policy", write_adapter(tmp_path / name, name.encode()))
+        await registry.propose([adapter], author, plan_id=f"plan-{name}")
+
+    async def states() -> dict[str, ReleaseState]:
+        return {item.plan_id or "": item.state for item in (await registry.log()).releases}
+
+    await propose("one")
+    async with client(console, "ada") as ada, client(console, "bob") as bob:
+        form = {"form_token": token_of((await ada.get("/")).text), "reason": "looks right"}
+        theirs = form | {"form_token": token_of((await bob.get("/")).text)}
+        approve, reject, back = (form | {"decision": verb} for verb in
+                                 ("approve", "reject", "rollback"))  # fmt: skip
+        refused = await bob.post("/releases/plan-one", data=theirs | {"decision": "approve"})
+        assert refused.status_code == 403
+        assert (
+            await ada.post("/releases/plan-one", data=approve | {"reason": ""})
+        ).status_code == 400
+        assert set((await states()).values()) == {ReleaseState.CANDIDATE}
+        for plan, step in (("one", approve), ("two", approve), ("three", reject), ("two", back)):
+            if f"plan-{plan}" not in await states():
+                await propose(plan)
+            done = await ada.post(f"/releases/plan-{plan}", data=step)
+            assert done.status_code == 200, done.text
+        # What was decided already is refused, and says why.
+        assert (await ada.post("/releases/plan-three", data=approve)).status_code == 409
+        page = (await ada.get("/releases/plan-two")).text
+        assert "rolled_back by ada: looks right" in page
+    assert await states() == {
+        "plan-one": ReleaseState.ACTIVE,
+        "plan-two": ReleaseState.ROLLED_BACK,
+        "plan-three": ReleaseState.REJECTED,
+    }
+    name = topic_name(console.settings.topic_prefix, topics.RELEASES)
+    told = (await read_latest(console.settings.kafka, name))[b"chat"]
+    active = Release.decode(told.value or b"")
+    assert (active.plan_id, active.state) == ("plan-one", ReleaseState.ACTIVE)
+    assert active.changed_by == "ada"
+
+
 async def test_no_answer_is_cached_framed_or_without_the_policy(console: Served) -> None:
     async with client(console, "ada") as ada:
         for path in ("/", "/live", "/nowhere", "/static/console.js", "/login", "/releases/x"):
@@ -277,10 +385,19 @@ async def test_a_reviewer_works_by_keys_alone_on_a_narrow_screen(  # noqa: PLR09
             await page.keyboard.press("h")
             await page.wait_for_url(lambda url: "text=1" not in url)
             await console.until(lambda: console.desk.queue.waiting == 3)
-            for key, name in (("m", "mine"), ("e", "releases"), ("a", "alarms"), ("l", "live")):
+            for key, name in (("m", "mine"), ("e", "releases"), ("a", "alarms"), ("l", "live"),
+                              ("f", "failures")):  # fmt: skip
                 await page.keyboard.press(key)
                 await page.wait_for_url(f"**/{name}", timeout=10_000)
                 await check(page, name)
+            await page.click(f"text={FAILURES[0].verdict.id[:8]}")
+            await page.wait_for_url("**/failures/*")
+            await page.keyboard.press("t")
+            await page.wait_for_url("**/failures/*?text=1")
+            await page.keyboard.press("w")
+            await page.wait_for_url("**/failures/*?text=1&why=1")
+            assert await page.inner_text("mark") == "worse"
+            await check(page, "why")
             for name in ("progress", "keys"):
                 await page.goto(f"{console.url}/{name}")
                 await check(page, name)
@@ -288,7 +405,7 @@ async def test_a_reviewer_works_by_keys_alone_on_a_narrow_screen(  # noqa: PLR09
             complaints: list[str] = []
             alone = await context.new_page()
             alone.on("console", lambda message: complaints.append(message.text))
-            for name in ("", "mine", "live", "alarms", "keys", "progress", "releases"):
+            for name in ("", "mine", "live", "alarms", "keys", "progress", "releases", "failures"):
                 await alone.goto(f"{console.url}/{name}")
             assert complaints == []
             # The policy of the page forbids what is not ours.

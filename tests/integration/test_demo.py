@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 pytestmark = [pytest.mark.kafka, pytest.mark.torch, pytest.mark.timeout(900)]
@@ -120,6 +122,36 @@ def test_your_own_conversations_with_a_bad_line_among_them(folder: Path) -> None
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert (summary["synthetic"], summary["verdicts"], summary["dead_letters"]) == (False, 40, 1)
+
+
+def test_the_console_is_served_meanwhile_and_until_somebody_ends_it(folder: Path) -> None:
+    lines = (folder / "build/demo/conversations.jsonl").read_bytes().splitlines()[:60]
+    (folder / "some.jsonl").write_bytes(b"\n".join(lines))
+    words = (
+        *("demo", "--input", "some.jsonl", "--out", "build/console", "--console", "0"),
+        *("--harm", "build/demo/models/harm", "--reward", "build/demo/models/reward"),
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "ares_stream", *words], cwd=folder, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    ) as demo:  # fmt: skip
+        assert demo.stderr is not None
+        url = token = ""
+        for line in demo.stderr:
+            if found := re.match(r"Review console: (\S+)/login with the token (\S+)$", line):
+                url, token = found.groups()
+            if line.rstrip().endswith("Ctrl-C ends it"):
+                break
+        with httpx.Client(base_url=url, follow_redirects=True, trust_env=False) as person:
+            assert person.get("/failures").url.path == "/login"
+            assert person.post("/login", data={"token": token}).status_code == 200
+            page = person.get("/failures").text
+            assert "Look for causes" in page
+            assert person.get("/live").status_code == 200
+        demo.send_signal(signal.SIGINT)
+        out, _ = demo.communicate(timeout=60)
+        assert demo.returncode == 0
+    assert json.loads(out)["exactly_once"] is True
 
 
 @pytest.mark.parametrize(

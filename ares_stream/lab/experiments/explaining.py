@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from ares_stream.lab.victims.victim import make_victim
 from ares_stream.models.bundles import load_bundle
 from ares_stream.records.base import EPOCH
 from ares_stream.records.interaction import Interaction, Message, Policy
+from ares_stream.scoring.causes import causes, words_of
 from ares_stream.scoring.model import ScoringModel
 from ares_stream.scoring.occlusion import Span, explain, line_of, scores_without
 
@@ -43,6 +45,8 @@ def measure(
     edits = 0
     counts = {name: dict.fromkeys(MEASURES, 0) for name in ("explanation", "random")}
     words: list[int] = []
+    said_by: dict[str, tuple[str, ...]] = {}
+    planted: dict[str, set[int]] = {}
     curves: dict[str, list[list[float]]] = {"explanation": [], "random": []}
     for item in shown(cases):
         found = explain(model, item, line)
@@ -52,6 +56,8 @@ def measure(
         top = list(found.edit) or order[:CURVE]
         chance = [said[int(place)] for place in rng.permutation(len(said))]
         rules = _rules(world, item)
+        said_by[item.id] = words_of(found)
+        planted[item.id] = {world.rules.index(rule) for rule in rules}
         for name, spans in (("explanation", top), ("random", chance[: len(top)])):
             for measure_name, holds in _named(world, item, rules, spans).items():
                 counts[name][measure_name] += holds
@@ -71,10 +77,31 @@ def measure(
         },
         "brought_below_the_line": wilson(edits, len(cases)).model_dump(),
         "words_of_an_explanation": float(np.mean(words)),
+        "causes": _causes(said_by, planted),
         "reward_quantile_after_deleting": {
             name: [round(float(value), 4) for value in np.mean(rows, axis=0)]
             for name, rows in curves.items()
         },
+    }
+
+
+def _causes(said: Mapping[str, tuple[str, ...]], planted: Mapping[str, set[int]]) -> dict[str, Any]:
+    """How far groups by shared words follow the planted rules: the share of pairs inside a group
+    with a rule in common, beside that of all pairs, and the share of failures in a group."""
+    found = causes(said)
+    inside = [pair for cause in found for pair in combinations(cause.failures, 2)]
+    everywhere = list(combinations(said, 2))
+
+    def share(pairs: list[tuple[str, str]]) -> dict[str, Any]:
+        return wilson(
+            sum(bool(planted[one] & planted[two]) for one, two in pairs), len(pairs)
+        ).model_dump()
+
+    return {
+        "groups": len(found),
+        "grouped": wilson(sum(len(cause.failures) for cause in found), len(said)).model_dump(),
+        "one_rule_in_a_pair": share(inside),
+        "one_rule_in_any_pair": share(everywhere),
     }
 
 
