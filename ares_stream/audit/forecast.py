@@ -23,7 +23,6 @@ from ares_stream.records.release import Release
 from ares_stream.records.verdict import FailureClass
 from ares_stream.repair.gate import GatePolicy, Table
 from ares_stream.repair.gate import decide as decide_gate
-from ares_stream.repair.suites import OPENING
 
 RULE_OF_THREE: Final = 3.0
 CHANGE: Final = 1.5
@@ -51,12 +50,12 @@ def compare(
     policy: DetectionPolicy,
     refusal: re.Pattern[str],
 ) -> Pair:
-    """Decide on both answers to one prompt. `refusal` is searched in their openings."""
+    """Decide on both answers to one prompt. `refusal` is how a refusal begins."""
     return Pair(
         decide(present.harm, present.reward, policy).failure_class,
-        refusal.search(response[:OPENING]) is not None,
+        refusal.match(response) is not None,
         decide(candidate.harm, candidate.reward, policy).failure_class,
-        refusal.search(answer[:OPENING]) is not None,
+        refusal.match(answer) is not None,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ares_stream.cli import bundle_import, bundle_train
+from ares_stream.cli import bundle_import, bundle_recalibrate, bundle_train
 
 if TYPE_CHECKING:
     from ares_stream.models.bundles import Bundle, Kind
@@ -25,6 +25,7 @@ export = typer.Typer(
 app.add_typer(export, name="export")
 app.add_typer(bundle_import.app, name="import")
 app.add_typer(bundle_train.app, name="train")
+app.command("recalibrate")(bundle_recalibrate.recalibrate)
 
 Directory = Annotated[Path, typer.Argument(help="Bundle directory.")]
 Model = Annotated[str, typer.Argument(help="Directory or hub id, with safetensors.")]

@@ -31,6 +31,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("trace", "trace"),
     ("archive", "archive"),
     ("console", "console"),
+    ("review", "review"),
     ("rates", "rates"),
     ("alarms", "alarms"),
     ("anchors", "anchors"),

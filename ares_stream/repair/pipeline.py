@@ -29,7 +29,16 @@ from ares_stream.processes.child import Limits, Progress, run_child
 from ares_stream.records.base import OffsetRange, digest
 from ares_stream.records.release import ReleaseState
 from ares_stream.records.repair import CoupledFailure, RepairReport
-from ares_stream.repair.gate import CANARIES, GatePolicy, GateVerdict, Rule, Table, decide
+from ares_stream.repair.gate import (
+    CANARIES,
+    LABELLED,
+    LABELLED_MIN,
+    GatePolicy,
+    GateVerdict,
+    Rule,
+    Table,
+    decide,
+)
 from ares_stream.repair.plan import Plan
 from ares_stream.repair.recipe import Recipe
 from ares_stream.repair.resampling import prompt_digest
@@ -71,6 +80,17 @@ class Configuration:
     """How often the policy is asked again for a safe answer; 0 asks never."""
     private_key: Path | None = None
     commands: Commands = Commands()
+
+    def gate_of(self, plan: Plan) -> GatePolicy:
+        """What the repair of a plan must show: with a rule on what people called harmless, where
+        there is enough of it, the trainer is ours and so measures it, and no rule is on it."""
+        policy = self.gate_policy
+        measured = self.commands.train == Commands().train
+        named = any(rule.figure == LABELLED.figure for rule in policy.rules)
+        if len(plan.labelled) < LABELLED_MIN or not measured or named:
+            return policy
+        rules: tuple[Rule, ...] = (*policy.rules, LABELLED)
+        return policy.model_copy(update={"rules": rules})
 
     @property
     def gate_policy(self) -> GatePolicy:
@@ -200,7 +220,7 @@ class Pipeline:
             private_key=configuration.private_key,
         )
         run = self._workspace.run(plan.id)
-        write = partial(run.begin, job, plan, recipe, configuration.gate_policy)
+        write = partial(run.begin, job, plan, recipe, configuration.gate_of(plan))
         await asyncio.to_thread(write, configuration.suites)
         return run
 

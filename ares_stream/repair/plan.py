@@ -48,6 +48,8 @@ Reason = Literal[
     "outlier",
     "source_cap",
 ]
+MAX_LABELLED: Final = 200
+"""Conversations that people called harmless, of a plan: each is answered twice for the gate."""
 ENOUGH_FOR_OUTLIERS: Final = 20
 """Below this a median and its spread say nothing of what is usual."""
 
@@ -148,6 +150,9 @@ class Plan(_Part):
     over_refusal: tuple[ReplaySample, ...] = Field(min_length=1)
     validated: tuple[ValidatedPair, ...] = Field(min_length=1)
     left_out: tuple[LeftOut, ...]
+    labelled: tuple[ReplaySample, ...] = ()
+    """What was flagged and people called harmless: held out, so that the gate sees whether the
+    repair makes the policy refuse it."""
     policy: PlanPolicy
 
     model_config = ConfigDict(
@@ -165,6 +170,8 @@ class Plan(_Part):
             "over_refusal": len(self.over_refusal),
             "validated": len(self.validated),
         }
+        if self.labelled:
+            parts["labelled"] = len(self.labelled)
         sources = Counter(f"safe_{name}" for name in self.safe_sources)
         reasons = Counter(f"left_out_{item.reason}" for item in self.left_out)
         return parts | dict(sorted(sources.items())) | dict(sorted(reasons.items()))
@@ -175,8 +182,10 @@ class Plan(_Part):
         return tuple(sample.safe_source for sample in (*self.train, *self.held_out))
 
     def content_id(self) -> str:
-        """The id that this content has: 32 hexadecimal digits."""
-        return digest(self.model_dump(mode="json", exclude={"id"}))[:32]
+        """The id that this content has: 32 hexadecimal digits. Without labelled conversations it
+        is that of a plan of before they were known."""
+        aside = {"id"} if self.labelled else {"id", "labelled"}
+        return digest(self.model_dump(mode="json", exclude=aside))[:32]
 
     def checked(self) -> Self:
         """Itself. Raises IntegrityError when its id is not its content's."""
@@ -248,6 +257,7 @@ def plan(
         over_refusal=_mix(replay.over_refusal, wanted, policy),
         validated=_mix(replay.validated, wanted, policy),
         left_out=tuple(LeftOut(id=name, reason=left_out[name]) for name in sorted(left_out)),
+        labelled=_labelled(once, left_out, policy),
         policy=policy,
     )
     return whole.model_copy(update={"id": whole.content_id()})
@@ -382,6 +392,24 @@ def _collapse(
             kept.append(best)
             left_out.update({item.id: "near_copy" for item in live if item is not best})
     return sorted(kept, key=lambda item: item.id)
+
+
+def _labelled(
+    failures: Mapping[str, CoupledFailure], left_out: Mapping[str, Reason], policy: PlanPolicy
+) -> tuple[ReplaySample, ...]:
+    """Conversations whose flag a person refuted, one of each prompt. Not those where the reward
+    model alone was at fault: nobody flagged what the policy answered."""
+    found: dict[str, ReplaySample] = {}
+    for name, reason in sorted(left_out.items()):
+        interaction = failures[name].interaction
+        flagged = failures[name].verdict.failure_class is not FailureClass.REWARD_FAILURE
+        if reason == "refuted" and flagged and interaction.response.strip():
+            turns = "\n".join(turn.content for turn in interaction.messages)
+            if len(turns) + len(interaction.response) <= policy.max_characters:
+                row = ReplaySample(messages=interaction.messages, response=interaction.response)
+                found.setdefault(normalised(turns), row)
+    order = sorted(found, key=lambda turns: _hash(policy.seed, "labelled", turns))
+    return tuple(found[turns] for turns in order[:MAX_LABELLED])
 
 
 def _text(sample: Sample) -> str:

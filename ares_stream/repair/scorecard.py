@@ -19,6 +19,7 @@ RATES = frozenset(
         "rm_blind",
         "rm_accuracy",
         "over_refusal",
+        "over_refusal_labelled",
         "garbage",
         "canaries",
     }

@@ -58,8 +58,20 @@ def _binary(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
     return values, truth
 
 
-def fit_platt(logits: ArrayLike, labels: ArrayLike) -> Platt:
+def _weights(weights: ArrayLike | None, count: int) -> Floats:
+    """Positive weights whose sum is the number of rows that they are worth (Kish 1965)."""
+    if weights is None:
+        return np.ones(count)
+    given = np.asarray(weights, np.float64)
+    if given.shape != (count,) or not (np.isfinite(given).all() and (given > 0).all()):
+        raise InputError(f"weights must be {count} finite numbers above 0")
+    return np.asarray(given * given.sum() / np.square(given).sum(), np.float64)
+
+
+def fit_platt(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Platt:
     """Maximum likelihood on Platt's smoothed targets (Platt 1999; Lin, Lin and Weng 2007).
+
+    `weights` say how many rows each one stands for: 1 / the probability that it was drawn with.
 
     The smoothing keeps the slope finite where the rows can be separated. A slope is never
     below zero: calibration may not turn a ranking round, so a model that ranks worse than
@@ -68,26 +80,30 @@ def fit_platt(logits: ArrayLike, labels: ArrayLike) -> Platt:
     Raises InputError for unequal lengths, non-finite logits, or one label only.
     """
     values, truth = _binary(logits, labels)
-    positives = truth.sum()
-    negatives = len(truth) - positives
+    shares = _weights(weights, len(truth))
+    positives = (shares * truth).sum()
+    negatives = shares.sum() - positives
     targets = np.where(truth == 1.0, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    shares = shares / shares.sum()
     centre, scale = values.mean(), max(float(values.std()), 1e-12)
     x = (values - centre) / scale
 
     def loss(point: Floats) -> tuple[float, Floats]:
         z = point[0] * x + point[1]
         residual = expit(z) - targets
-        value = (np.logaddexp(0.0, z) - targets * z).mean()
-        return float(value), np.array([(residual * x).mean(), residual.mean()])
+        value = shares @ (np.logaddexp(0.0, z) - targets * z)
+        return float(value), np.array([shares @ (residual * x), shares @ residual])
 
-    rate = float(targets.mean())
+    rate = float(shares @ targets)
     start = np.array([0.0, math.log(rate / (1 - rate))])
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, None), (None, None)]).x
     slope = float(found[0]) / scale
     return Platt(slope, float(found[1]) - slope * float(centre))
 
 
-def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> Platt:
+def fit_calibration(
+    logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
+) -> Platt:
     """`fit_platt` for a model that is released: the fit must stand on something.
 
     Raises InputError for fewer than MIN_OF_EACH_LABEL rows of a label, for logits that hardly
@@ -106,11 +122,11 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> Platt:
             "the judge gives all these conversations the same probability: there is nothing to "
             "calibrate; is it the trained model?"
         )
-    found = fit_platt(values, truth)
-    rate = truth.mean()
-    blind = -math.log(rate) * harmful - math.log1p(-rate) * harmless
+    found, shares = fit_platt(values, truth, weights), _weights(weights, len(truth))
+    rate = float(shares @ truth / shares.sum())
+    blind = float(-shares @ (truth * math.log(rate) + (1 - truth) * math.log1p(-rate)))
     z = found.slope * values + found.intercept
-    fitted = float((np.logaddexp(0.0, z) - truth * z).sum())
+    fitted = float(shares @ (np.logaddexp(0.0, z) - truth * z))
     if found.slope <= 0 or 2 * (blind - fitted) < _CHANCE:
         raise InputError(
             f"that the judge ranks harmful conversations above harmless ones may be chance (AUROC "

@@ -507,6 +507,30 @@ def test_figures_are_read_from_held_out_rows_and_start_without_drift(
     assert after.overall["cfr_frozen_rm"].count == len(plan.held_out)
 
 
+def test_refusals_of_what_people_called_harmless_are_a_figure_of_their_own(
+    models: Path, plan: Plan
+) -> None:
+    labelled = plan.model_copy(update={"labelled": plan.benign[:4]})
+    training, held_out = split_replay(labelled)
+    assert held_out.labelled == plan.benign[:4]
+    trainer = trainer_of(recipe_of(models), training)
+
+    def figures(of: Plan, refusal: str) -> Any:
+        return measure(
+            trainer.policy, trainer.reward, of, lambda pairs: [True for _ in pairs],
+            trainer.scale, refusal=refusal, length=6,
+        ).overall  # fmt: skip
+
+    every = figures(held_out, "")["over_refusal_labelled"]
+    assert (every.value, every.count) == (1.0, 4)
+    assert figures(held_out, "never said")["over_refusal_labelled"].value == 0.0
+    with_labels, without = figures(held_out, "no"), figures(split_replay(plan)[1], "no")
+    assert "over_refusal_labelled" not in without
+    assert {k: v.count for k, v in without.items()} == {
+        k: v.count for k, v in with_labels.items() if k != "over_refusal_labelled"
+    }
+
+
 def test_answers_in_other_words_are_no_drift_on_policy_unless_their_mean_score_moves(
     models: Path, plan: Plan
 ) -> None:

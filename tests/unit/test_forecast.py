@@ -43,7 +43,7 @@ from tests.support.forecasts import CANDIDATE, asked, forecast_of, place
 from tests.support.verdicts import NOON, verdict
 
 ANN = Author("ann", NOON, "forecast")
-REFUSAL = re.compile("cannot")
+REFUSAL = re.compile("I cannot")
 
 
 # The sample

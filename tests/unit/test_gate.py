@@ -11,18 +11,25 @@ from pydantic import ValidationError
 
 from ares_stream.detection.intervals import wilson
 from ares_stream.errors import AresError, FileFormatError, RepairError
+from ares_stream.processes.child import Limits
 from ares_stream.records.base import Interval
 from ares_stream.repair.gate import (
     CANARIES,
     DEFAULT_RULES,
+    LABELLED,
+    LABELLED_MIN,
     GatePolicy,
     Rule,
     Table,
     decide,
     worsening,
 )
+from ares_stream.repair.pipeline import Commands, Configuration
+from ares_stream.repair.plan import ReplaySample
+from ares_stream.repair.recipe import Recipe
 from ares_stream.repair.rundirectory import figures_document, tables
 from ares_stream.repair.suites import figures, load_suites, prompts
+from tests.support.failures import batch, made, turns
 from tests.support.gate_tables import INCUMBENT, REPAIRED, drift
 
 WORSE = {
@@ -37,6 +44,40 @@ WORSE = {
     "garbage": wilson(12, 320),
 }
 POLICY = GatePolicy()
+
+
+def configured(folder: Path, **changes: Any) -> Configuration:
+    return Configuration(
+        work=folder,
+        policy_model="policy",
+        recipe=Recipe(policy=folder, reward=folder),
+        suites=(),
+        incumbent=folder,
+        reference=folder,
+        limits=Limits(seconds=1, memory_bytes=1),
+        automatic=False,
+        samples=0,
+        **{"gate": POLICY} | changes,
+    )
+
+
+def test_enough_conversations_that_people_called_harmless_are_a_rule_of_the_gate(
+    tmp_path: Path,
+) -> None:
+    plan = made(batch(6))
+    row = ReplaySample(messages=turns("how do i kill a process"), response="Use kill.")
+    few, enough = (
+        plan.model_copy(update={"labelled": (row,) * count})
+        for count in (LABELLED_MIN - 1, LABELLED_MIN)
+    )
+    ours = configured(tmp_path)
+    assert ours.gate_of(few) == ours.gate_of(plan) == POLICY
+    assert ours.gate_of(enough).rules == (*DEFAULT_RULES, LABELLED)
+    theirs = configured(tmp_path, commands=Commands(train=("their-trainer",)))
+    assert theirs.gate_of(enough) == POLICY, "it does not measure the figure"
+    own = LABELLED.model_copy(update={"tolerance": 0.5})
+    asked = configured(tmp_path, gate=GatePolicy(rules=(*DEFAULT_RULES, own)))
+    assert asked.gate_of(enough).rules[-1] == own
 
 
 def test_a_repair_whose_every_bound_clears_passes() -> None:

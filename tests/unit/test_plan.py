@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ares_stream.errors import IntegrityError, RepairError
+from ares_stream.records.base import digest
 from ares_stream.records.verdict import (
     FailureClass,
 )
@@ -290,6 +291,32 @@ def test_the_policy_is_asked_again_only_where_its_answer_would_be_taught() -> No
     assert asked(LOOSE) == ["asked"]
     refusals = LOOSE.model_copy(update={"refusals": ("No.",)})
     assert asked(refusals) == ["asked"], "its own words are better than ours"
+
+
+def test_what_people_called_harmless_is_held_out_for_the_gate_and_never_trained_on() -> None:
+    failures = [
+        *batch(6),
+        failure("wrong", prompt="how do i kill a process", response="Use kill."),
+        failure("again", prompt="How do I  kill a process", response="With kill."),
+        failure("reward", rejected="x", failure_class=FailureClass.REWARD_FAILURE),
+        failure("empty", response=" "),
+        failure("both"),
+    ]
+    labels = {name: label(name, False) for name in ("wrong", "again", "reward", "empty", "both")}
+    found = made(failures, labels, contradicting={"both"})
+    assert [row.messages[0].content for row in found.labelled] == ["How do I  kill a process"]
+    taught = {row.id for row in (*found.train, *found.held_out)}
+    assert taught.isdisjoint(labels)
+    assert found.counts["labelled"] == 1
+    assert found.checked() is found
+
+
+def test_a_plan_without_labels_has_the_id_that_it_had_before_labelled_rows_were_known() -> None:
+    found = made(batch(6))
+    content = found.model_dump(mode="json", exclude={"id"})
+    assert content.pop("labelled") == []
+    assert digest(content)[:32] == found.id
+    assert "labelled" not in found.counts
 
 
 def test_a_flood_of_unanswered_failures_is_asked_about_up_to_a_number() -> None:
