@@ -15,6 +15,7 @@ from ares_stream.cli import (
     bench_monitor,
     bench_real,
     bench_repair,
+    bench_throughput,
     bench_victim,
 )
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Benchmarks; each writes a JSON document.")
 app.command("chaos")(bench_chaos.chaos)
+app.command("throughput")(bench_throughput.throughput)
 app.command("victim")(bench_victim.victim)
 app.command("audit")(bench_audit.audit)
 app.command("explain")(bench_explain.explain)

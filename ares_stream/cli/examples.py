@@ -39,6 +39,7 @@ EXAMPLES: Final = {
     "bench intervals": "ares bench intervals --json build/intervals.json",
     "bench monitor": "ares bench monitor --json build/monitor.json",
     "bench chaos": "ares bench chaos --seed 7 --json build/chaos.json",
+    "bench throughput": "ares bench throughput --peers build/peers --json build/throughput.json",
     "bench victim": "ares bench victim --out build/victim",
     "bench explain": "ares bench explain --json explain.json",
     "scan": "ares scan answers.jsonl --harm judge --reward rm --verdicts verdicts.jsonl "

@@ -40,6 +40,9 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 MAX_ATTRIBUTES = 32
 
 
+_set = object.__setattr__
+_NO_EXTRA: dict[str, Any] = {}
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -58,15 +61,15 @@ class Part(BaseModel):
     def checked(cls, **fields: Any) -> Self:
         """Of values that were checked when they were made: nothing is looked at again. A field
         that is left out gets its default; aliases and unknown fields are not for here."""
-        self = cls.__new__(cls)
-        declared, required = _fields(cls)
+        defaults, required, names = _fields(cls)
         if not required <= fields.keys():
             raise TypeError(f"{cls.__name__}: needs {sorted(required - fields.keys())}")
-        values = declared | fields
-        object.__setattr__(self, "__dict__", values)
-        object.__setattr__(self, "__pydantic_fields_set__", set(values))
-        object.__setattr__(self, "__pydantic_extra__", {})
-        object.__setattr__(self, "__pydantic_private__", None)
+        self = cls.__new__(cls)
+        # Frozen as it is, it shares with others of its class what they all have.
+        _set(self, "__dict__", defaults | fields)
+        _set(self, "__pydantic_fields_set__", names)
+        _set(self, "__pydantic_extra__", _NO_EXTRA)
+        _set(self, "__pydantic_private__", None)
         return self
 
     # As pydantic's RootModel does: nested parts that are read do not pass through __init__.
@@ -76,7 +79,10 @@ class Part(BaseModel):
 def declared(part: PartT) -> PartT:
     """The part without the unknown fields that reading kept: what a producer added to its record
     may hold text, and goes no further."""
-    fields = {name: _declared(getattr(part, name)) for name in type(part).model_fields}
+    known = part.__dict__
+    fields = {name: _declared(value) for name, value in known.items()}
+    if not part.__pydantic_extra__ and all(fields[name] is known[name] for name in known):
+        return part
     return cast(PartT, type(part).model_construct(**fields))
 
 
@@ -84,20 +90,22 @@ def _declared(value: Any) -> Any:
     if isinstance(value, Part):
         return declared(value)
     if isinstance(value, tuple):
-        return tuple(_declared(item) for item in value)
+        items = tuple(_declared(item) for item in value)
+        return items if any(a is not b for a, b in zip(items, value, strict=True)) else value
     return value
 
 
 @cache
-def _fields(part: type[Part]) -> tuple[dict[str, Any], frozenset[str]]:
-    """All fields in their order, which is that of the JSON, with their defaults; and those that
-    have none, or one that is made anew for each object."""
+def _fields(part: type[Part]) -> tuple[dict[str, Any], frozenset[str], set[str]]:
+    """All fields in their order, which is that of the JSON, with their defaults; those that have
+    none, or one that is made anew for each object; and the names of all."""
     required = frozenset(
         name
         for name, field in part.model_fields.items()
         if field.is_required() or field.default_factory is not None
     )
-    return {name: field.default for name, field in part.model_fields.items()}, required
+    defaults = {name: field.default for name, field in part.model_fields.items()}
+    return defaults, required, set(defaults)
 
 
 class Record(Part):
@@ -121,7 +129,7 @@ class Record(Part):
 
     def encode(self) -> bytes:
         """Compact JSON, UTF-8. Equal records give equal bytes."""
-        return self.model_dump_json(exclude_none=True).encode()
+        return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_none=True)
 
 
 def refusal(reason: str) -> PydanticCustomError:

@@ -27,6 +27,11 @@ def event_type(record: type[Record]) -> str:
     return f"{name}.v{version}"
 
 
+@cache
+def _encoded_type(record: type[Record]) -> bytes:
+    return event_type(record).encode()
+
+
 def cloudevent_headers(
     value: Record,
     *,
@@ -41,12 +46,12 @@ def cloudevent_headers(
     interaction happened. A valid `traceparent` of the `incoming` headers, with its
     `tracestate`, is kept byte for byte; an invalid one is dropped, as W3C asks.
     """
-    instant = time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    instant = time.astimezone(UTC).isoformat(timespec="milliseconds")[: -len("+00:00")] + "Z"
     return (
         ("ce_specversion", b"1.0"),
         ("ce_id", id.encode()),
         ("ce_source", source.encode()),
-        ("ce_type", event_type(type(value)).encode()),
+        ("ce_type", _encoded_type(type(value))),
         ("ce_time", instant.encode()),
         ("content-type", b"application/json"),
         *trace_context(incoming),
@@ -55,6 +60,8 @@ def cloudevent_headers(
 
 def trace_context(incoming: Sequence[tuple[str, bytes | None]]) -> Headers:
     """The valid trace headers among `incoming`: none, traceparent, or both."""
+    if not incoming:
+        return ()
     parents = [value or b"" for name, value in incoming if name.lower() == "traceparent"]
     if len(parents) != 1 or not _TRACEPARENT.fullmatch(parents[0]):
         return ()

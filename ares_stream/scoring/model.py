@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ares_stream.errors import BundleError, ScoringError
 from ares_stream.models.bundles import TOKENIZER, Bundle, Calibration, Outputs, RewardReference
 from ares_stream.records.interaction import Interaction
-from ares_stream.scoring.batching import plan
+from ares_stream.scoring.batching import BatchPolicy, plan
 from ares_stream.scoring.domain import Sign, Space, farthest, sign
 from ares_stream.scoring.runtime import OnnxModel, Provider
 from ares_stream.scoring.tokenising import InputEncoder, Reading, Tokens
@@ -35,6 +35,15 @@ class Output:
 
     value: float
     distance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one run gave: logits [inputs, labels], and each input's distance from the training
+    rows, where the bundle has a domain."""
+
+    logits: npt.NDArray[np.float32]
+    distances: Sequence[float] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +91,8 @@ class ScoringModel:
         self._reference = bundle.manifest.reference
         self._domain = bundle.manifest.domain
         self._space = None if self._domain is None else Space.read(bundle)
-        self._reads_decoded = bundle.manifest.kind == "harm"
+        self.reads_decoded = bundle.manifest.kind == "harm"
+        """Whether it also reads what is encoded in an answer."""
 
     async def values(
         self, inputs: Sequence[tuple[Interaction, str]], executor: Executor
@@ -102,9 +112,13 @@ class ScoringModel:
             for window in self.windows(item)
         ]
         outputs: list[Output | ScoringError] = [_NOT_RUN] * len(tokens)
+        order: list[int] = []
+        results: list[Result | ScoringError] = []
         for batch in self.plan([len(item) for item in tokens]):
-            for row, output in zip(batch, self.run([tokens[row] for row in batch]), strict=True):
-                outputs[row] = output
+            order += batch
+            results += self.run([tokens[row] for row in batch])
+        for row, output in zip(order, self.outputs(results), strict=True):
+            outputs[row] = output
         rows = iter(outputs)
         return [
             item
@@ -113,12 +127,18 @@ class ScoringModel:
             for item in readings
         ]
 
+    @property
+    def batching(self) -> BatchPolicy:
+        """What bounds its runs."""
+        return self._onnx.batching
+
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
         """Which inputs of these lengths run together."""
         return plan(lengths, self._onnx.batching)
 
-    def run(self, batch: Sequence[Tokens]) -> list[Output | ScoringError]:
-        """One output per input. A batch that fails is halved down to the input at fault."""
+    def run(self, batch: Sequence[Tokens]) -> list[Result | ScoringError]:
+        """What the model gives for the inputs, in order. A batch that fails is halved down to the
+        input at fault. Blocks; `outputs` reads what several runs gave."""
         try:
             logits, states = self._onnx.run_with_states(batch)
             distances = (
@@ -131,16 +151,38 @@ class ScoringModel:
                 return [error]
             middle = len(batch) // 2
             return [*self.run(batch[:middle]), *self.run(batch[middle:])]
-        raw = read_outputs(logits, self._outputs)
+        return [Result(logits, distances)]
+
+    def outputs(self, results: Sequence[Result | ScoringError]) -> list[Output | ScoringError]:
+        """One output per input of the runs that gave these results, in order."""
+        whole = [item for item in results if isinstance(item, Result)]
+        values = iter(self._values([item.logits for item in whole]))
+        outputs: list[Output | ScoringError] = []
+        for item in results:
+            if isinstance(item, ScoringError):
+                outputs.append(item)
+                continue
+            for row in range(len(item.logits)):
+                value = next(values)
+                if math.isfinite(value):
+                    distance = None if item.distances is None else item.distances[row]
+                    outputs.append(Output(value, distance))
+                else:
+                    reason = f"model {self.name} gave {value} for this conversation"
+                    outputs.append(ScoringError(reason))
+        return outputs
+
+    def _values(self, logits: Sequence[npt.NDArray[np.float32]]) -> list[float]:
+        """Probabilities or rewards. Many small runs cost one pass of numpy."""
+        if not logits:
+            return []
+        if len({item.shape[1] for item in logits}) > 1:
+            return [value for item in logits for value in self._values([item])]
+        raw = read_outputs(np.concatenate(logits), self._outputs)
         values = (
             raw if self._outputs.activation == "identity" else calibrate(raw, self._calibration)
         )
-        return [
-            Output(value, None if distances is None else distances[row])
-            if math.isfinite(value)
-            else ScoringError(f"model {self.name} gave {value} for this conversation")
-            for row, value in enumerate(values.tolist())
-        ]
+        return list(values.tolist())
 
     def opinion(
         self, reading: Reading, outputs: Sequence[Output | ScoringError]
@@ -157,7 +199,7 @@ class ScoringModel:
         domain = self._sign(reading, distances) if distances else None
         if len(values) == 1:
             return Opinion(values[0], unread=reading.unread, domain=domain)
-        if self._reads_decoded:
+        if self.reads_decoded:
             return Opinion(max(values), len(values), reading.encodings, reading.unread, domain)
         sizes = [len(tokens) for tokens in reading.windows]
         mean = sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
@@ -170,7 +212,7 @@ class ScoringModel:
 
     def windows(self, reading: Reading) -> tuple[Tokens, ...]:
         """What of an answer this model reads: a judge also reads what is encoded in it."""
-        if self._reads_decoded:
+        if self.reads_decoded:
             return (*reading.windows, *reading.decoded)
         return reading.windows
 

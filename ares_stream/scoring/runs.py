@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ares_stream.errors import ScoringError
 from ares_stream.scoring.batching import padding_share
 from ares_stream.scoring.contract import ScoringObserver
-from ares_stream.scoring.model import Opinion, Output, ScoringModel
+from ares_stream.scoring.model import Opinion, Output, Result, ScoringModel
 from ares_stream.scoring.tokenising import Input, InputEncoder, Reading, Tokens
 
 MIN_PART = 16
@@ -34,19 +34,34 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """Windows of text that pass through a model together: `places` are (input, window)."""
+class _Batch:
+    """Windows of text that run together: `places` are (input, window)."""
 
-    question: int
-    model: ScoringModel
     places: Sequence[tuple[int, int]]
     tokens: Sequence[Tokens]
+    padding: float
+
+    @property
+    def size(self) -> int:
+        """Tokens, padding included; the longest input comes first."""
+        return len(self.tokens) * len(self.tokens[0])
 
 
 @dataclass(frozen=True, slots=True)
-class _Done:
-    run: _Run
-    outputs: Sequence[Output | ScoringError]
+class _Run:
+    """A batch on its way through a model."""
+
+    question: int
+    model: ScoringModel
+    batch: _Batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one thread did: the runs that it took with their results, when it began, and how long
+    it took."""
+
+    done: Sequence[tuple[_Run, Sequence[Result | ScoringError]]]
     began: float
     seconds: float
 
@@ -65,41 +80,57 @@ async def ask(
     started = time.perf_counter()
     readings = await _read(questions, inputs, executor, threads)
     observer.stage("tokenise", time.perf_counter() - started)
+    planned: dict[object, list[_Batch]] = {}
     runs: list[_Run] = []
     for number, (question, found) in enumerate(zip(questions, readings, strict=True)):
-        runs += _runs(number, question.model, found)
-    runs.sort(key=lambda run: -len(run.tokens) * len(run.tokens[0]))
+        model = question.model
+        # Models that read alike run the same batches.
+        key = (id(model.encoder), question.count, model.reads_decoded, model.batching)
+        if key not in planned:
+            planned[key] = _batches(model, found)
+        runs += [_Run(number, model, batch) for batch in planned[key]]
+    runs.sort(key=lambda run: -run.batch.size)
     waiting = iter(runs)
     started = time.perf_counter()
     loop = asyncio.get_running_loop()
     jobs = [loop.run_in_executor(executor, _work, waiting) for _ in range(min(threads, len(runs)))]
-    outputs: list[list[list[Output | ScoringError]]] = [
-        [
-            [] if isinstance(item, ScoringError) else [_MISSING] * len(question.model.windows(item))
-            for item in found
-        ]
-        for question, found in zip(questions, readings, strict=True)
-    ]
-    for done in await asyncio.gather(*jobs):
-        for item in done:
-            run = item.run
-            padding = padding_share([len(tokens) for tokens in run.tokens])
-            observer.batch(run.model.name, len(run.tokens), padding)
-            observer.stage("queue", item.began - started)
-            observer.stage("infer", item.seconds)
-            rows = outputs[run.question]
-            for (place, window), output in zip(run.places, item.outputs, strict=True):
-                rows[place][window] = output
+    places: list[list[tuple[int, int]]] = [[] for _ in questions]
+    results: list[list[Result | ScoringError]] = [[] for _ in questions]
+    for share in await asyncio.gather(*jobs):
+        if not share.done:
+            continue
+        observer.stage("queue", share.began - started)
+        observer.stage("infer", share.seconds)
+        for run, given in share.done:
+            observer.batch(run.model.name, len(run.batch.tokens), run.batch.padding)
+            places[run.question] += run.batch.places
+            results[run.question] += given
     return [
-        [
-            item if isinstance(item, ScoringError) else question.model.opinion(item, out)
-            for item, out in zip(found, rows, strict=True)
-        ]
-        for question, found, rows in zip(questions, readings, outputs, strict=True)
+        _opinions(question.model, found, where, question.model.outputs(given))
+        for question, found, where, given in zip(questions, readings, places, results, strict=True)
     ]
 
 
 _MISSING = ScoringError("a run was lost")
+
+
+def _opinions(
+    model: ScoringModel,
+    found: Readings,
+    places: Sequence[tuple[int, int]],
+    outputs: Sequence[Output | ScoringError],
+) -> list[Opinion | ScoringError]:
+    """One per reading, from the outputs of its windows."""
+    rows: list[list[Output | ScoringError]] = [
+        [] if isinstance(item, ScoringError) else [_MISSING] * len(model.windows(item))
+        for item in found
+    ]
+    for (place, window), output in zip(places, outputs, strict=True):
+        rows[place][window] = output
+    return [
+        item if isinstance(item, ScoringError) else model.opinion(item, out)
+        for item, out in zip(found, rows, strict=True)
+    ]
 
 
 async def _read(
@@ -126,23 +157,28 @@ async def _read(
     return [read[id(question.model.encoder)][: question.count] for question in questions]
 
 
-def _runs(number: int, model: ScoringModel, found: Readings) -> Iterator[_Run]:
+def _batches(model: ScoringModel, found: Readings) -> list[_Batch]:
     places: list[tuple[int, int]] = []
     tokens: list[Tokens] = []
+    lengths: list[int] = []
     for place, item in enumerate(found):
         if isinstance(item, Reading):
-            windows = model.windows(item)
-            places += [(place, window) for window in range(len(windows))]
-            tokens += windows
-    for batch in model.plan([len(item) for item in tokens]):
-        yield _Run(number, model, [places[row] for row in batch], [tokens[row] for row in batch])
+            for window, part in enumerate(model.windows(item)):
+                places.append((place, window))
+                tokens.append(part)
+                lengths.append(len(part))
+    return [
+        _Batch(
+            [places[row] for row in batch],
+            [tokens[row] for row in batch],
+            padding_share([lengths[row] for row in batch]),
+        )
+        for batch in model.plan(lengths)
+    ]
 
 
-def _work(waiting: Iterator[_Run]) -> list[_Done]:
+def _work(waiting: Iterator[_Run]) -> _Share:
     """Take runs until none is left. `next` of a list's iterator gives each to one thread."""
-    done: list[_Done] = []
-    for run in waiting:
-        began = time.perf_counter()
-        outputs = run.model.run(run.tokens)
-        done.append(_Done(run, outputs, began, time.perf_counter() - began))
-    return done
+    began = time.perf_counter()
+    done = [(run, run.model.run(run.batch.tokens)) for run in waiting]
+    return _Share(done, began, time.perf_counter() - began)

@@ -114,17 +114,17 @@ class OnnxModel:
 
     def _feed(self, batch: Sequence[Tokens]) -> dict[str, npt.NDArray[np.integer]]:
         shape = (len(batch), max(len(item) for item in batch))
-        ids, mask, types = (np.zeros(shape, dtype=np.int64) for _ in range(3))
-        for row, item in enumerate(batch):
-            ids[row, : len(item)] = item.ids
-            mask[row, : len(item)] = 1
-            types[row, : len(item)] = item.types
-        feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        return {
-            name: value.astype(self._inputs[name], copy=False)
-            for name, value in feed.items()
-            if name in self._inputs
-        }
+        feed: dict[str, npt.NDArray[np.integer]] = {}
+        for name, kind in self._inputs.items():
+            value = feed[name] = np.zeros(shape, dtype=kind)
+            for row, item in enumerate(batch):
+                if name == "input_ids":
+                    value[row, : len(item)] = item.ids
+                elif name == "attention_mask":
+                    value[row, : len(item)] = 1
+                else:
+                    value[row, : len(item)] = item.types
+        return feed
 
     def _run_bound(self, feed: dict[str, npt.NDArray[np.integer]]) -> Any:
         binding = self._session.io_binding()

@@ -28,6 +28,7 @@ from ares_stream.records.interaction import Interaction
 from ares_stream.scoring.encodings import hidden_texts
 from ares_stream.scoring.framing import Ids, read_frames
 from ares_stream.scoring.templates import compile_template
+from ares_stream.scoring.words import Words
 
 CHARACTERS_PER_TOKEN: Final = 24
 """No tokenizer makes so few tokens of natural text: longer text cannot fit and is cut before it
@@ -89,6 +90,7 @@ class InputEncoder:
             raise BundleError(f"{bundle.tokenizer}: not a tokenizer: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._words = Words.of(self._tokenizer)
         try:
             self._first = compile_template(template.first)
             self._second = compile_template(template.second) if template.second else None
@@ -110,7 +112,7 @@ class InputEncoder:
         self._longest = template.max_length * CHARACTERS_PER_TOKEN
 
     def read(self, inputs: Sequence[Input]) -> list[Reading | ScoringError]:
-        """Each (interaction, answer to it) as the model reads it, in order. Releases the GIL.
+        """Each (interaction, answer to it) as the model reads it, in order.
 
         Time and memory are linear in what the model can read, whatever the text's length.
         """
@@ -295,10 +297,15 @@ class InputEncoder:
         ]
 
     def _ids(self, texts: Sequence[str]) -> list[Ids | None]:
-        return [
-            None if encoding is None else np.asarray(encoding.ids, dtype=np.int64)
-            for encoding in self._tokenize(texts)
-        ]
+        found: list[Sequence[int] | None] = [None] * len(texts)
+        if self._words is not None:
+            found = list(self._words.ids(texts))
+        others = [place for place, ids in enumerate(found) if ids is None]
+        if others:
+            encodings = self._tokenize([texts[place] for place in others])
+            for place, encoding in zip(others, encodings, strict=True):
+                found[place] = None if encoding is None else encoding.ids
+        return [None if ids is None else np.asarray(ids, dtype=np.int64) for ids in found]
 
     def _tokenize(self, texts: Sequence[str]) -> list[Encoding | None]:
         """Without special tokens; None for a text the tokenizer has no tokens for."""

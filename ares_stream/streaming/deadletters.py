@@ -18,6 +18,8 @@ from ares_stream.streaming.records import Damage, InboundRecord, OutboundRecord,
 PREFIX: Final = "__connect.errors."
 OURS: Final = "ares.errors."
 _BATCH_HEADER: Final = 61
+_ROUGH: Final = 32
+"""At least what the lengths of two fields take, or of a record's five."""
 MAX_REASON: Final = 500
 """Longest reason in a header; our errors hold no text of a record, other people's might."""
 MAX_KEY: Final = 1024
@@ -55,7 +57,7 @@ def dead_letter(
         whole = OutboundRecord(
             topic, record.key, record.value, (*record.headers, *_headers(reasons))
         )
-        if limit is None or batch_size(whole) <= limit:
+        if fits(whole, limit):
             return whole
         damage = _measured(record, f"its dead letter would be larger than {limit} bytes")
     kept = {
@@ -77,6 +79,17 @@ def batch_size(record: OutboundRecord) -> int:
     for name, value in record.headers:
         size += _field_size(name.encode()) + _field_size(value)
     return _BATCH_HEADER + _varint_size(size) + size
+
+
+def fits(record: OutboundRecord, limit: int | None) -> bool:
+    """Whether `batch_size` is within a limit (None: of any size); looks closely only near it."""
+    if limit is None:
+        return True
+    rough = _BATCH_HEADER + _ROUGH + len(record.key or b"") + len(record.value or b"")
+    for name, value in record.headers:
+        # A character of a name takes four bytes at most.
+        rough += _ROUGH + 4 * len(name) + len(value or b"")
+    return rough <= limit or batch_size(record) <= limit
 
 
 def _field_size(field: bytes | None) -> int:

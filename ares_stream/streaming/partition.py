@@ -14,8 +14,9 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Final
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
@@ -29,10 +30,11 @@ from aiokafka.errors import (
 from ares_stream.errors import BrokerError
 from ares_stream.streaming.breaker import Breaker
 from ares_stream.streaming.contract import SessionSpec
-from ares_stream.streaming.deadletters import batch_size, dead_letter, kept_whole
+from ares_stream.streaming.deadletters import batch_size, dead_letter, fits, kept_whole
 from ares_stream.streaming.faults import FORBIDDEN, client_faults, explained
-from ares_stream.streaming.publisher import end_producer, retrieve
+from ares_stream.streaming.publisher import end_producer
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
+from ares_stream.streaming.sending import send
 from ares_stream.streaming.watermark import Watermark
 
 OPEN_SECONDS: Final = 30.0
@@ -45,7 +47,8 @@ epoch, so the producer is replaced, which starts a new epoch."""
 REOPEN_PAUSE_SECONDS: Final = 0.2
 MAX_PAUSE_SECONDS: Final = 2.0
 """A worker opens again and again: the session's watch says when that is no use."""
-BATCH_BYTES: Final = 16 << 10
+BATCH_BYTES: Final = 128 << 10
+"""A commit of the usual size is one batch of each partition."""
 MAX_REQUEST_BYTES: Final = 100 << 20
 """A broker's own limit on a request: what is too large for a topic, the topic says. A producer
 with a limit below it would refuse the dead letter of a record that was read."""
@@ -86,6 +89,14 @@ TRANSITIONS: Final[Mapping[PartitionState, frozenset[PartitionState]]] = {
 }
 
 
+@dataclass(slots=True)
+class Inflight:
+    """Records and bytes that all workers of a session have read and not yet committed."""
+
+    records: int = 0
+    size: int = 0
+
+
 class PartitionWorker:
     """The processing of one partition, from its assignment to its revocation.
 
@@ -105,6 +116,7 @@ class PartitionWorker:
         partition: int,
         *,
         breaker: Breaker,
+        inflight: Inflight,
         room: Callable[[], None],
         size_limits: Mapping[str, int],
     ) -> None:
@@ -126,12 +138,15 @@ class PartitionWorker:
         self._policy = spec.policy
         self._observer = spec.observer
         self._breaker = breaker
+        self._inflight = inflight
         self._room = room
         self._size_limits = size_limits
         self._producer: AIOKafkaProducer | None = None
         self._watermark: Watermark[Outcome] = Watermark()
         self._records: dict[int, InboundRecord] = {}
         self._bytes = 0
+        self._alone: set[int] = set()
+        """Offsets whose outputs share no batch: one of theirs was refused for its size."""
         self._too_large_outputs: set[int] = set()
         self._too_large_letters: set[int] = set()
         self._oldest_ready: float | None = None
@@ -183,9 +198,12 @@ class PartitionWorker:
 
     def add(self, record: InboundRecord) -> None:
         """Take a record in."""
-        self._watermark.add(record.offset, record.size)
+        size = record.size
+        self._watermark.add(record.offset, size)
         self._records[record.offset] = record
-        self._bytes += record.size
+        self._bytes += size
+        self._inflight.records += 1
+        self._inflight.size += size
         self.position = record.offset + 1
         self._idle.clear()
 
@@ -293,6 +311,8 @@ class PartitionWorker:
 
     def _clear(self) -> None:
         self._watermark = Watermark()
+        self._inflight.records -= len(self._records)
+        self._inflight.size -= self._bytes
         self._records.clear()
         self._bytes = 0
         self._oldest_ready = None
@@ -379,8 +399,9 @@ class PartitionWorker:
         if isinstance(outcome, Rejection):
             return outcome
         for output in outcome:
-            size, limit = batch_size(output), self._size_limits.get(output.topic)
-            if limit is not None and size > limit:
+            limit = self._size_limits.get(output.topic)
+            if not fits(output, limit):
+                size = batch_size(output)
                 reason = f"its output of {size} bytes is larger than {output.topic} takes ({limit})"
                 return Rejection("publish", "ares_stream.errors.StreamError", reason)
         if offset in self._too_large_outputs:
@@ -408,40 +429,29 @@ class PartitionWorker:
         return outputs
 
     async def _send(self, outputs: Sequence[tuple[int, OutboundRecord]]) -> None:
-        """Send all and wait for all: a commit after a failed send would succeed without it."""
+        """Send all and wait for all. Raises _Refused where the broker finds some too large, and
+        what else kept one from being written."""
         assert self._producer is not None  # noqa: S101 - the worker is open
-        sent: list[asyncio.Future[Any]] = []
-        for _, record in outputs:
-            try:
-                future = await self._producer.send(
-                    record.topic,
-                    value=record.value,
-                    key=record.key,
-                    headers=list(record.headers),
-                    timestamp_ms=record.timestamp_ms,
-                )
-            except _TOO_LARGE as error:
-                future = asyncio.get_running_loop().create_future()
-                future.set_exception(error)
-            future.add_done_callback(retrieve)
-            sent.append(future)
-        results = await asyncio.gather(*sent, return_exceptions=True)
-        failed = [item for item in results if isinstance(item, BaseException)]
+        alone = {place for place, (offset, _) in enumerate(outputs) if offset in self._alone}
+        results = await send(self._producer, [record for _, record in outputs], alone)
+        failed = [item.error for item in results if item is not None]
         if not failed:
             return
         refused = [
-            item
-            for item, result in zip(outputs, results, strict=True)
-            if isinstance(result, _TOO_LARGE)
+            (*output, result.shared)
+            for output, result in zip(outputs, results, strict=True)
+            if result is not None and isinstance(result.error, _TOO_LARGE)
         ]
         self._refuse(refused)
         raise _Refused if refused else failed[0]
 
-    def _refuse(self, outputs: Sequence[tuple[int, OutboundRecord]]) -> None:
+    def _refuse(self, outputs: Sequence[tuple[int, OutboundRecord, bool]]) -> None:
         """Remember whose outputs the broker took for too large: where the limits of the topics
-        are not known here, or have changed. All of them at once, so that each pays once."""
-        for offset, output in outputs:
-            if output.topic != self._spec.deadletter_topic:
+        are not known here, or have changed. What shared a batch is sent alone the next time."""
+        for offset, output, shared in outputs:
+            if shared:
+                self._alone.add(offset)
+            elif output.topic != self._spec.deadletter_topic:
                 self._too_large_outputs.add(offset)
             elif kept_whole(output):
                 self._too_large_letters.add(offset)
@@ -455,7 +465,11 @@ class PartitionWorker:
     def _settle(self, batch: Sequence[tuple[int, Outcome]], end: int, seconds: float) -> None:
         notes: list[object] = []
         for offset, outcome in batch:
-            self._bytes -= self._records.pop(offset).size
+            size = self._records.pop(offset).size
+            self._bytes -= size
+            self._inflight.records -= 1
+            self._inflight.size -= size
+            self._alone.discard(offset)
             self._too_large_outputs.discard(offset)
             self._too_large_letters.discard(offset)
             refusal = outcome.reason if isinstance(outcome, Rejection) else None

@@ -46,21 +46,20 @@ class InboundRecord:
     headers: Headers = ()
     damage: Damage | None = None
     """Set where no record can be read at this offset: then key and value are None."""
+    size: int = field(init=False, compare=False)
+    """Bytes that the record holds in memory, nearly."""
+
+    def __post_init__(self) -> None:
+        """Add up once what is asked for several times."""
+        size = _RECORD_OVERHEAD + len(self.key or b"") + len(self.value or b"")
+        for name, value in self.headers:
+            size += _HEADER_OVERHEAD + len(name) + len(value or b"")
+        object.__setattr__(self, "size", size)
 
     @property
     def header_map(self) -> dict[str, bytes]:
         """Headers by name: the last of a name, a null value as empty bytes."""
         return {name: value or b"" for name, value in self.headers}
-
-    @property
-    def size(self) -> int:
-        """Bytes that the record holds in memory, nearly."""
-        return (
-            _RECORD_OVERHEAD
-            + len(self.key or b"")
-            + len(self.value or b"")
-            + sum(_HEADER_OVERHEAD + len(name) + len(value or b"") for name, value in self.headers)
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from ares_stream.streaming.breaker import Breaker
 from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.fetching import BatchConsumer
-from ares_stream.streaming.partition import PartitionLost, PartitionWorker
+from ares_stream.streaming.partition import Inflight, PartitionLost, PartitionWorker
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.records import Damage, InboundRecord, Outcome, Rejection
 from ares_stream.streaming.resume import OffsetLoss, resume
@@ -80,6 +80,9 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         self._losses = losses
         self._workers: dict[TopicPartition, PartitionWorker] = {}
         self._unread: dict[TopicPartition, Unread] = {}
+        self._inflight = Inflight()
+        self._decompressing: dict[TopicPartition, int] = {}
+        """Bytes that decompression keeps, of the partitions whose batch is not read to its end."""
         self._pending: deque[_Item] = deque()
         self._work = asyncio.Event()
         self._room = asyncio.Event()
@@ -230,7 +233,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         with what it has is not spared."""
         now = asyncio.get_running_loop().time()
         patient = self._policy.poll_interval_seconds * MAX_IDLE_SHARE
-        if (is_reading or not self._records()) and now - self._polled >= patient:
+        if (is_reading or not self._inflight.records) and now - self._polled >= patient:
             self._polled = now
             with client_faults():
                 await self._consumer.getbatches(NOBODY, timeout_ms=0)
@@ -263,7 +266,12 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
                 continue
             epoch = worker.epoch
             records = await unread.take(*self._room_of(worker))
-            if self._unread.get(partition) is unread and worker.epoch == epoch:
+            if self._unread.get(partition) is not unread:
+                continue
+            self._decompressing.pop(partition, None)
+            if held := unread.held:
+                self._decompressing[partition] = held
+            if worker.epoch == epoch:
                 self._accept(partition, worker, records)
                 read = True
         return read
@@ -307,16 +315,11 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             worker.highwater = highwater
         worker.report_lag()
 
-    def _records(self) -> int:
-        return sum(worker.inflight_records for worker in self._workers.values())
-
     def _bytes(self) -> int:
-        return sum(
-            worker.inflight_bytes + self._unread[tp].held for tp, worker in self._workers.items()
-        )
+        return self._inflight.size + sum(self._decompressing.values())
 
     def _has_room(self) -> bool:
-        records = self._records()
+        records = self._inflight.records
         # With nothing in flight nothing would ever make room: then one more is read.
         return records == 0 or (
             records < self._policy.inflight_records and self._bytes() < self._policy.inflight_bytes
@@ -327,7 +330,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         part = max(1, min(len(self._workers), 4))
         records = min(
             self._policy.inflight_records // part - worker.inflight_records,
-            self._policy.inflight_records - self._records(),
+            self._policy.inflight_records - self._inflight.records,
         )
         size = min(
             self._policy.inflight_bytes // part - worker.inflight_bytes,
@@ -347,12 +350,12 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         )
 
     def _report(self) -> None:
-        self._observer.inflight(self._records(), self._bytes())
+        self._observer.inflight(self._inflight.records, self._bytes())
 
     def _made_room(self) -> None:
         self._report()
         # Restart at half: reading in spoonfuls makes small windows and slow models.
-        if self._records() <= self._policy.inflight_records // 2:
+        if self._inflight.records <= self._policy.inflight_records // 2:
             self._room.set()
 
     # Handling
@@ -415,6 +418,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
                 partition.topic,
                 partition.partition,
                 breaker=self._breaker,
+                inflight=self._inflight,
                 room=self._made_room,
                 size_limits=self._size_limits,
             )
@@ -436,6 +440,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         self._joined = False
         for partition in revoked:
             self._unread.pop(partition, None)
+            self._decompressing.pop(partition, None)
         leaving = [self._workers.pop(tp) for tp in revoked if tp in self._workers]
         await asyncio.gather(*(worker.close() for worker in leaving))
         for worker in leaving:
@@ -466,6 +471,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             self._losses.append(loss)
             self._observer.lost(loss)
         self._unread[partition] = Unread(self._policy.read)
+        self._decompressing.pop(partition, None)
         self._consumer.seek(partition, offset)
         self._consumer.resume(partition)
         self._room.set()

@@ -62,7 +62,7 @@ ELSEWHERE: Final = {
 NOWHERE: Final = {
     r"make bench|python -m benchmarks": "a measurement",
     r"ares bench (probes|repair|repair-cost|repair-poison|attribution|monitor)": "a measurement",
-    r"ares bench (audit|explain|forecast|intervals)": "a measurement",
+    r"ares bench (audit|explain|forecast|intervals|throughput)": "a measurement",
     r"ares bench victim|python -m tests.cluster": "a cluster's",
     r"ares (repair (show|export)|anchors make)": "PLAN_ID and anchors are a reader's own",
     r"ARES_KAFKA__BOOTSTRAP=broker:9093": "a broker of the reader's",

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from ares_stream.streaming.breaker import Breaker, BreakerPolicy
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.contract import ProcessorObserver, ProcessorPolicy, SessionSpec
-from ares_stream.streaming.partition import TRANSITIONS, PartitionState, PartitionWorker
+from ares_stream.streaming.partition import (
+    TRANSITIONS,
+    Inflight,
+    PartitionState,
+    PartitionWorker,
+)
 from ares_stream.streaming.records import InboundRecord, Outcome
 
 
@@ -34,7 +39,13 @@ def worker() -> PartitionWorker:
         observer=ProcessorObserver(),
     )
     return PartitionWorker(
-        spec, "in", 3, breaker=Breaker(BreakerPolicy()), room=lambda: None, size_limits={}
+        spec,
+        "in",
+        3,
+        breaker=Breaker(BreakerPolicy()),
+        inflight=Inflight(),
+        room=lambda: None,
+        size_limits={},
     )
 
 

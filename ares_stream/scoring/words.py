@@ -1,0 +1,80 @@
+"""Token ids of plain ASCII text by looking its words up.
+
+A BERT tokenizer cuts text into words and each word into pieces, without regard to its neighbours.
+The tokenizers library does both for every word of every text; of a word that was met before the
+pieces are known. Text that could be read in any other way (letters beyond ASCII, control
+characters, what looks like a special token) is left to the library.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from tokenizers import Tokenizer
+
+MOST_WORDS: Final = 1 << 16
+"""Known at once, in some megabytes; then all are forgotten, and the frequent ones met again."""
+MOST_ADDED: Final = 64
+"""Tokens beside the vocabulary that are looked for in each text."""
+_WORD: Final = re.compile(r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]")
+"""BERT's words in printable ASCII: runs of letters and digits, and punctuation one by one."""
+_OTHER: Final = re.compile(r"[^\t\n\r -~]")
+
+
+class Words:
+    """Reads texts as a BERT tokenizer does. May be used by several threads."""
+
+    def __init__(self, tokenizer: Tokenizer, *, lowercase: bool, added: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._lowercase = lowercase
+        self._added = tuple(token.lower() for token in added)
+        self._known: dict[str, Sequence[int]] = {}
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Words | None:
+        """None for a tokenizer that reads words in another way."""
+        known: dict[str, Any] = json.loads(tokenizer.to_str())
+        normalizer, splitter = known["normalizer"], known["pre_tokenizer"]
+        added = [item["content"] for item in known["added_tokens"]]
+        if (
+            known["model"]["type"] != "WordPiece"
+            or normalizer is None
+            or normalizer["type"] != "BertNormalizer"
+            or splitter is None
+            or splitter["type"] != "BertPreTokenizer"
+            or len(added) > MOST_ADDED
+            or not all(added)
+        ):
+            return None
+        return cls(tokenizer, lowercase=normalizer["lowercase"], added=added)
+
+    def ids(self, texts: Sequence[str]) -> list[list[int] | None]:
+        """The ids of each text, without special tokens; None where the library must read it."""
+        split = [self._split(text) for text in texts]
+        known = self._known
+        met = {word for words in split if words for word in words if word not in known}
+        if met:
+            try:
+                found = self._tokenizer.encode_batch_fast(list(met), add_special_tokens=False)
+            except Exception:  # tokenizers raises bare Exception, where it has no token for a word
+                return [None] * len(texts)
+            known.update(zip(met, (item.ids for item in found), strict=True))
+        ids = [
+            None if words is None else [number for word in words for number in known[word]]
+            for words in split
+        ]
+        if len(known) > MOST_WORDS:
+            # Another one: threads that read now keep theirs.
+            self._known = {}
+        return ids
+
+    def _split(self, text: str) -> list[str] | None:
+        if _OTHER.search(text) is not None:
+            return None
+        lower = text.lower()
+        if any(token in lower for token in self._added):
+            return None
+        return _WORD.findall(lower if self._lowercase else text)
