@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter as Counts
-from typing import Final
+from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from ares_stream.endpoints.client import Unanswerable
 from ares_stream.errors import TargetError
 from ares_stream.probes.attacker import Fault, Kind
 from ares_stream.probes.memory import Calibration, Progress
@@ -80,6 +82,14 @@ class ProberMetrics(ProberObserver):
         self.paused_for = gauge("paused", "1 while the campaign waits for this.", "reason")
         for reason in PAUSES:
             self.paused_for.labels(reason).set(0)
+        # A rate over a series that begins with its first event never sees that event.
+        for error in (TargetError, Unanswerable):
+            self.target_errors.labels(error.__name__)
+        for kind in ("prompt", "completion"):
+            self.tokens.labels(kind)
+            self.attacker_tokens.labels(kind)
+        for attacked, outcome in itertools.product(get_args(Kind), ("worded", *get_args(Fault))):
+            self.reworded_probes.labels(attacked, outcome)
 
     def progress(self, progress: Progress, components: Counts[str]) -> None:
         """Something was settled."""

@@ -44,6 +44,11 @@ _HINTS: Final = {
     "reversed": (" eht ", " dna ", " ot ", " fo ", " uoy ", " ruoy "),
 }
 
+ENCODINGS: Final = (
+    "base64", "hex", "binary", "url", "html", "escapes", "unicode", "leet", "spaced", *_HINTS,
+)  # fmt: skip
+"""Every name that `hidden_texts` gives."""
+
 
 def hidden_texts(text: str) -> list[tuple[str, str]]:
     """(encoding, decoded text) of what is encoded in the text; most answers hold nothing."""

@@ -25,6 +25,7 @@ from ares_stream.records.interaction import Lane
 from ares_stream.records.repair import RepairReport
 from ares_stream.records.verdict import FailureClass, Verdict
 from ares_stream.scoring.contract import ScoringObserver
+from ares_stream.scoring.encodings import ENCODINGS
 from ares_stream.streaming.contract import ProcessorObserver
 from ares_stream.streaming.resume import OffsetLoss
 
@@ -199,11 +200,17 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         self._quadrant = cache(self.quadrant.labels)
         self._disagreement = cache(self.disagreement.labels)
 
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
         zeros(self.verdicts, LANES, [name.value for name in FailureClass])
         zeros(self.quadrant, LANES, ("harmful", "safe"), ("liked", "disliked"))
         zeros(self.transactions, ("committed", "fenced", "refused", "failed", "unknown"))
         zeros(self.rebalances, ("assigned", "revoked"))
         zeros(self.constitution, ("answered", "failed", "skipped"))
+        zeros(self.unread_answers, LANES)
+        zeros(self.outside_domain, LANES)
+        zeros(self.encoded_answers, ENCODINGS)
 
     def on_inputs(self, topics: Iterable[str]) -> None:
         """What will be read: its counters begin at 0."""
@@ -211,6 +218,9 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         zeros(self.ingested, names)
         zeros(self.unread, names)
         zeros(self.dead_letters, names, STAGES)
+        zeros(self.left_out_records, names)
+        for name in names:
+            self.breaker_open.labels(name).set(0)
 
     # Observer of the processor
 
@@ -292,6 +302,7 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
     def on_releases(self, releases: Mapping[str, str]) -> None:
         """Show which digest each model has now."""
         self.release.clear()
+        zeros(self.swaps, releases)
         for model, digest in releases.items():
             self.release.labels(model, digest[:12]).set(1)
 

@@ -204,6 +204,8 @@ class _Leader:
             self._metrics.leading.set(1)
             self._log.info("leading", verdicts=self._covered())
             followed = [self._verdicts, self._labels, self._letters, self._alarm_topic]
+            for name in followed:
+                self._metrics.unreadable.labels(name).set(self._ledger.unreadable[name])
             async with Follower(kafka, followed, self._ledger.positions) as follower:
                 sending = asyncio.create_task(self._send_anchors(), name="anchors")
                 try:

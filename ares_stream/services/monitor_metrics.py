@@ -96,6 +96,7 @@ class MonitorMetrics:
             "Verdicts whose value or version was counted with others, past the bound.",
             "attribute",
         )
+        self.folded.labels("version").set(0)
         self.gaps = gauge("monitor_gap_offsets", "Offsets deleted before they were read.")
         self.unmatched = gauge(
             "monitor_unmatched_labels", "Labelled interactions outside of the review sample."

@@ -39,6 +39,7 @@ from ares_stream.records.base import OffsetRange
 from ares_stream.records.checkpoint import Checkpoint, NotaryState, PendingLeaves, Salt
 from ares_stream.records.topics import topic_name
 from ares_stream.services.lifecycle import Life
+from ares_stream.services.metrics import zeros
 from ares_stream.services.notary_metrics import NotaryMetrics
 from ares_stream.services.settings import NotarySettings, Settings
 from ares_stream.streaming.admin import count_partitions
@@ -147,6 +148,7 @@ class NotaryService:
         self._lost = 0
         prefix = settings.topic_prefix
         self._followed = {topic_name(prefix, name): name for name in settings.notary.topics}
+        zeros(self.metrics.lost, self._followed.values())
         self._state_topic = topic_name(prefix, topics.NOTARY)
         self._salt_topic = topic_name(prefix, topics.SALTS)
         self._checkpoint_topic = topic_name(prefix, topics.CHECKPOINTS)

@@ -50,7 +50,7 @@ from ares_stream.repair.plan import Plan, PlanPolicy, Replay, plan, settle_label
 from ares_stream.repair.rundirectory import RunDirectory
 from ares_stream.repair.suites import load_suites
 from ares_stream.services.lifecycle import Life, live
-from ares_stream.services.metrics import RepairerMetrics
+from ares_stream.services.metrics import RepairerMetrics, zeros
 from ares_stream.services.settings import RepairerSettings, Settings
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.patience import Patience
@@ -106,6 +106,7 @@ class Repairer:
         self._reports_topic = topic_name(settings.topic_prefix, topics.REPAIRS)
         self._postponed: _Postponed | None = None
         self._labels_topic = topic_name(settings.topic_prefix, topics.LABELS)
+        zeros(self.metrics.undecodable, (self._topic, self._reports_topic, self._labels_topic))
         self._passed_over = PassedOver(self._on_unreadable)
         self._failed: dict[int, int] = {}
         """Ends of what failed in this life: a restart may try it again, a loop may not."""

@@ -218,8 +218,6 @@ class Scorer:
     def _make_processor(self, panel: Panel) -> Processor:
         settings = self._settings
         inputs, outputs = _inputs(settings), _outputs(settings)
-        for item in inputs:
-            self.metrics.breaker_open.labels(item.topic).set(0)
         return Processor(
             settings.kafka,
             service="scorer",

@@ -17,12 +17,12 @@ from ares_stream.streaming.journal import Journal
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from tests.integration.test_notary import (
     NAME,
-    NotaryProcess,
     content,
     create,
     until_signed,
     write,
 )
+from tests.support.service_process import NotaryProcess
 
 pytestmark = pytest.mark.kafka
 

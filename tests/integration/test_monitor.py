@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -34,6 +30,7 @@ from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, read_latest, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
+from tests.support.service_process import MonitorProcess, ares, settings_of
 from tests.support.verdicts import verdict
 
 pytestmark = pytest.mark.kafka
@@ -42,83 +39,6 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 SECONDS: Final = 60.0
 PARTITIONS: Final = 3
 NOW: Final = datetime.now(UTC)
-
-
-class MonitorProcess:
-    """`ares monitor` with a log; killed at the end."""
-
-    def __init__(self, bootstrap: str, prefix: str, folder: Path, **monitor: Any) -> None:
-        folder.mkdir(exist_ok=True, parents=True)
-        self.log_file = folder / f"log-{time.monotonic_ns()}"
-        self.settings = settings_of(bootstrap, prefix, **monitor)
-        file = folder / "settings.yaml"
-        file.write_text(yaml.safe_dump(self.settings))
-        self.file = file
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("ares")), "monitor", "--settings", str(file)],
-                cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        lines = [item for item in self.log_file.read_text().splitlines() if item.startswith("{")]
-        return [item for item in map(json.loads, lines) if item["event"] == name]
-
-    async def said(self, name: str) -> dict[str, Any]:
-        deadline = time.monotonic() + SECONDS
-        while not (found := self.events(name)):
-            assert self.process.poll() is None, self.log_file.read_text()[-3000:]
-            assert time.monotonic() < deadline, f"it never said {name!r}"
-            await asyncio.sleep(0.05)
-        return found[-1]
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(SECONDS)
-
-    def __enter__(self) -> MonitorProcess:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self.process.poll() is None:
-            self.kill()
-        if error is not None:
-            print(self.log_file.read_text()[-4000:])
-
-
-def settings_of(bootstrap: str, prefix: str, **monitor: Any) -> dict[str, Any]:
-    return {
-        "kafka": {"bootstrap": bootstrap},
-        "topic_prefix": prefix,
-        "http": {"port": 0},
-        "scorer": {"review_sample": 0.5},
-        "monitor": {
-            "group": f"{prefix}monitor",
-            "slices": ["locale"],
-            "cluster": "user",
-            "publish_seconds": 0.2,
-            **monitor,
-        },
-    }
-
-
-async def ares(*words: str) -> str:
-    """What a command prints."""
-    process = await asyncio.create_subprocess_exec(
-        str(Path(sys.executable).with_name("ares")),
-        *words,
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200"},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    output, _ = await process.communicate()
-    assert process.returncode == 0, words
-    return output.decode()
 
 
 async def create(bootstrap: str, prefix: str) -> KafkaConnection:

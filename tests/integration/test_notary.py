@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
-import yaml
 
 from ares_stream.audit.leaves import Leaf, unpack
 from ares_stream.audit.notes import NoteKey, NoteSigner
@@ -28,11 +23,11 @@ from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.journal import Journal
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
+from tests.support.service_process import SECONDS, NotaryProcess
 
 pytestmark = pytest.mark.kafka
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-SECONDS: Final = 60.0
 NAME: Final = "notary.example/ares"
 LIVES: Final = int(os.environ.get("ARES_NOTARY_LIVES", "2"))
 """Each is half a minute, most of it the group's time-out; eight were survived, too."""
@@ -43,64 +38,6 @@ OUTPUTS: Final = (
     topics.RELEASES,
     topics.DEADLETTERS,
 )
-
-
-class NotaryProcess:
-    """`ares notary` with a log; killed at the end."""
-
-    def __init__(
-        self, bootstrap: str, prefix: str, folder: Path, signers: Sequence[NoteSigner], **more: Any
-    ) -> None:
-        folder.mkdir(exist_ok=True, parents=True)
-        self.log_file = folder / f"log-{time.monotonic_ns()}"
-        keys = []
-        for signer in signers:
-            file = folder / f"{signer.key.key_id.hex()}.pem"
-            file.write_bytes(signer.pem())
-            keys.append(str(file))
-        settings = {
-            "kafka": {"bootstrap": bootstrap},
-            "topic_prefix": prefix,
-            "http": {"port": 0},
-            "notary": {"group": f"{prefix}notary", "name": NAME, "keys": keys,
-                       "checkpoint_seconds": 0.05, **more},
-        }  # fmt: skip
-        file = folder / f"settings-{time.monotonic_ns()}.yaml"
-        file.write_text(yaml.safe_dump(settings))
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("ares")), "notary", "--settings", str(file)],
-                cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-
-    async def said(self, name: str) -> dict[str, Any]:
-        deadline = time.monotonic() + SECONDS
-        while True:
-            text = self.log_file.read_text()
-            lines = [json.loads(item) for item in text.splitlines() if item.startswith("{")]
-            if found := [item for item in lines if item["event"] == name]:
-                return found[-1]  # type: ignore[no-any-return]
-            assert self.process.poll() is None, text[-3000:]
-            assert time.monotonic() < deadline, f"it never said {name!r}: {text[-3000:]}"
-            await asyncio.sleep(0.05)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(SECONDS)
-
-    def __enter__(self) -> NotaryProcess:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self.process.poll() is None:
-            self.kill()
-        if error is not None:
-            print(self.log_file.read_text()[-4000:])
 
 
 async def create(bootstrap: str, prefix: str) -> KafkaConnection:
