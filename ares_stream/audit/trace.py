@@ -5,11 +5,12 @@ What is shown never holds text of a conversation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from ares_stream.audit.replay.findings import finding
 from ares_stream.errors import DecodeError
 from ares_stream.records import topics
 from ares_stream.records.interaction import Interaction
@@ -62,6 +63,23 @@ class InteractionTrace:
         self._plans: set[str] = set()
         self._digests: set[str] = set()
         self.steps: list[Step] = []
+
+    def replayed(self, reports: Iterable[Mapping[str, Any]]) -> None:
+        """Reports of replays: what each says of the records that were traced. Raises InputError
+        for another document."""
+        for report in reports:
+            for topic, partition, offset in sorted(self._sources):
+                said = finding(report, topic, partition, offset)
+                if said is None:
+                    continue
+                at = datetime.fromisoformat(report["finished_at"])
+                facts = {"read_digest": report["read_digest"], "mode": report["mode"]}
+                self.steps.append(
+                    Step(
+                        "replay", topic, partition, offset, int(at.timestamp() * 1000),
+                        f"{report['mode']}: {said}", facts,
+                    )
+                )  # fmt: skip
 
     def learn(self, records: Iterable[InboundRecord]) -> None:
         """Verdicts: whose id is the selector leads to the interaction."""

@@ -29,6 +29,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("notary", "notary"),
     ("audit", "audit"),
     ("trace", "trace"),
+    ("replay", "replay"),
     ("archive", "archive"),
     ("console", "console"),
     ("review", "review"),

@@ -15,6 +15,12 @@ def command(
     release: Annotated[
         str | None, typer.Option(help="A release's digest, or its first 8 or more digits.")
     ] = None,
+    replays: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--replay", metavar="REPORT", help="A report of `ares replay`; repeat for several."
+        ),
+    ] = None,
     settings_file: Annotated[
         Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
     ] = None,
@@ -35,6 +41,7 @@ def command(
     from ares_stream.audit.trace import TRACED, InteractionTrace, ReleaseTrace
     from ares_stream.cli.topics import connect
     from ares_stream.errors import InputError, SettingsError
+    from ares_stream.files import read_json
     from ares_stream.records import topics
     from ares_stream.streaming.reader import read, snapshot
 
@@ -58,7 +65,10 @@ def command(
             async for record in read(connection, ranges):
                 trace.take(name, record)
 
+    reports: list[dict[str, object]] = [read_json(file, dict) for file in replays or ()]
     asyncio.run(work())
+    if isinstance(trace, InteractionTrace):
+        trace.replayed(reports)
     if not trace.steps:
         raise InputError("nothing is found of it; retention may have deleted it")
     if as_json:

@@ -30,6 +30,11 @@ def available_providers() -> list[str]:
     return list(ort.get_available_providers())
 
 
+def version() -> str:
+    """Of ONNX Runtime."""
+    return str(ort.__version__)
+
+
 class OnnxModel:
     """A session over one bundle's model. `run` may be called from several threads."""
 

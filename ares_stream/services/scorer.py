@@ -77,7 +77,7 @@ class Scorer:
         self._life = life
         self._patience = Patience(settings.patience_seconds, life.clock)
         self.metrics = ScorerMetrics(CollectorRegistry())
-        self.metrics.on_inputs(item.topic for item in _inputs(settings))
+        self.metrics.on_inputs(item.topic for item in inputs_of(settings))
         self._settings = settings
         self._bundles: dict[str, Bundle] = {}
         self._follower: ReleaseFollower | None = None
@@ -149,8 +149,8 @@ class Scorer:
 
     async def _reach_kafka(self) -> None:
         """Wait for a broker that is not there yet. A missing topic is an error at once."""
-        wanted = [item.topic for item in _inputs(self._settings)]
-        wanted += [*_outputs(self._settings).all, _deadletters(self._settings)]
+        wanted = [item.topic for item in inputs_of(self._settings)]
+        wanted += [*outputs_of(self._settings).all, deadletters_of(self._settings)]
         if self._settings.scorer.follow_releases:
             wanted.append(self._releases)
         while True:
@@ -217,7 +217,7 @@ class Scorer:
 
     def _make_processor(self, panel: Panel) -> Processor:
         settings = self._settings
-        inputs, outputs = _inputs(settings), _outputs(settings)
+        inputs, outputs = inputs_of(settings), outputs_of(settings)
         return Processor(
             settings.kafka,
             service="scorer",
@@ -232,7 +232,7 @@ class Scorer:
                 review_sample=settings.scorer.review_sample,
                 review_split=dict(settings.scorer.review_split.items()),
             ),
-            deadletter_topic=_deadletters(settings),
+            deadletter_topic=deadletters_of(settings),
             output_topics=outputs.all,
             id_prefix=settings.topic_prefix,
             policy=processor_policy(settings.scorer.processing, settings.scorer.breaker),
@@ -337,7 +337,8 @@ def _released(release: Release, public_key: Path | None, cache: Path) -> Bundle:
     return bundle
 
 
-def _inputs(settings: Settings) -> list[Input]:
+def inputs_of(settings: Settings) -> list[Input]:
+    """The topics that are read, with lane and mapping."""
     if settings.scorer.inputs:
         return [Input(item.topic, item.lane, item.map) for item in settings.scorer.inputs]
     prefix = settings.topic_prefix
@@ -348,7 +349,8 @@ def _inputs(settings: Settings) -> list[Input]:
     ]
 
 
-def _outputs(settings: Settings) -> Outputs:
+def outputs_of(settings: Settings) -> Outputs:
+    """The topics that are written."""
     prefix = settings.topic_prefix
     return Outputs(
         verdicts=topic_name(prefix, topics.VERDICTS),
@@ -357,7 +359,8 @@ def _outputs(settings: Settings) -> Outputs:
     )
 
 
-def _deadletters(settings: Settings) -> str:
+def deadletters_of(settings: Settings) -> str:
+    """Where what is refused goes."""
     return topic_name(settings.topic_prefix, topics.DEADLETTERS)
 
 

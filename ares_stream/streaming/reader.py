@@ -132,10 +132,12 @@ async def read(
     *,
     stall_seconds: float = STALL_SECONDS,
     unreadable: Unreadable = log_unreadable,
+    limits: ReadLimits = READ_LIMITS,
 ) -> AsyncGenerator[InboundRecord, None]:
     """Every committed record of the ranges, in order within each partition.
 
-    Where no record can be read `unreadable` is told; who must not pass over it raises there.
+    Where no record can be read, or `limits` forbid it, `unreadable` is told; who must not pass over
+    it raises there.
 
     Raises TopicError for a missing topic or partition; ReadError for a range that starts before
     what retention kept, ends past what was written, or makes no progress for `stall_seconds`;
@@ -164,7 +166,7 @@ async def read(
         while ends:
             batches = await consumer.getbatches(*ends, timeout_ms=POLL_MS)
             for partition, fetched in batches.items():
-                async for record in read_batches(fetched, READ_LIMITS, unreadable):
+                async for record in read_batches(fetched, limits, unreadable):
                     if record.offset < ends[partition]:
                         yield record
             moved = bool(batches)

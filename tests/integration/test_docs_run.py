@@ -52,6 +52,7 @@ ELSEWHERE: Final = {
     r"ares forecast": "integration/test_forecast_command.py",
     r"ares (monitor|rates|alarms)": "integration/test_monitor.py",
     r"ares (audit|archive|trace)|python verify_proof": "integration/test_audit_command.py",
+    r"ares replay": "integration/test_replay.py",
     r"ares notary": "integration/test_notary.py",
     r"ares console": "integration/test_console.py",
     r"ares (review|bundle recalibrate)": "integration/test_review_command.py",

@@ -88,6 +88,26 @@ def traced(selector: str) -> InteractionTrace:
     return trace
 
 
+def test_a_report_of_a_replay_is_the_last_step_of_a_life() -> None:
+    trace = InteractionTrace("interaction-5")
+    for name, records in world().items():
+        for item in records:
+            trace.take(name, item)
+    report = {
+        "schema": "ares.replay-report/1", "mode": "proof",
+        "finished_at": "2026-11-01T00:00:00+00:00",
+        "read_digest": "e" * 64, "differences_total": 1, "chosen_offsets": None, "tolerated": [],
+        "partitions": [
+            {"topic": "ares.interactions.production", "partition": 0, "ranges": [[0, 9]]}],
+        "differences": [
+            {"topic": "ares.interactions.production", "partition": 0, "offset": 5,
+             "agreement": "divergent", "detail": "harm.probability"}],
+    }  # fmt: skip
+    trace.replayed([report, {**report, "differences": [], "differences_total": 0}])
+    said = [step.summary for step in trace.steps if step.kind == "replay"]
+    assert said == ["proof: divergent: harm.probability", "proof: as recorded"]
+
+
 def test_an_interaction_is_followed_to_the_release_that_came_of_it() -> None:
     expected = [
         ("interaction", 5), ("verdict", 5), ("review", 5), ("label", 5), ("repair", 5),

@@ -1,0 +1,1 @@
+"""Replay: topic ranges scored again, to prove what was decided or to ask what others would say."""

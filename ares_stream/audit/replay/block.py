@@ -1,0 +1,334 @@
+"""One block replayed: read, decode, score and decide by the scorer's own handler, compare."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Final
+
+from ares_stream.audit.archive import ArchiveReader
+from ares_stream.audit.replay.comparing import FAULTS, Comparison, compare, nothing_there
+from ares_stream.audit.replay.models import (
+    MadeWith,
+    Models,
+    NoModels,
+    Readings,
+    RecordedJudge,
+    recorded_opinion,
+)
+from ares_stream.audit.replay.neighbours import Neighbours
+from ares_stream.audit.replay.recorded import Output, Recorded, by_offset
+from ares_stream.audit.replay.spec import (
+    LISTED,
+    BlockResult,
+    Horizon,
+    Job,
+    ReplaySpec,
+    Selection,
+    hash_read,
+    hash_replayed,
+)
+from ares_stream.audit.replay.what_if import Changes, class_decided, class_made
+from ares_stream.errors import AresError, BundleError, DecodeError, ReadError
+from ares_stream.records.verdict import Verdict
+from ares_stream.scoring.handler import Scorer, ScoringHandler
+from ares_stream.streaming.reader import read
+from ares_stream.streaming.records import InboundRecord, Outcome, Rejection
+from ares_stream.streaming.session import damaged
+
+WINDOW: Final = 128
+WINDOW_BYTES: Final = 8 << 20
+"""Records handled together. What a model says of one does not depend on its neighbours; see
+docs/replay.md."""
+
+
+async def records_of(spec: ReplaySpec, job: Job) -> AsyncIterator[InboundRecord]:
+    """Every record of a job's range in order, those that cannot be read as their coordinates.
+
+    Raises ReadError and TopicError as readers do.
+    """
+    if isinstance(spec.source, str):
+        async for record in ArchiveReader(spec.source).read([job.range]):
+            yield record
+        return
+    unreadable: list[InboundRecord] = []
+
+    def keep(record: InboundRecord, _: DecodeError) -> None:
+        unreadable.append(record)
+
+    found = read(spec.source, [job.range], unreadable=keep, limits=spec.read)
+    async with aclosing(found) as records:
+        async for record in records:
+            while unreadable:
+                yield unreadable.pop(0)
+            yield record
+    for record in unreadable:
+        if record.offset < job.end:
+            yield record
+
+
+class BlockReplay:
+    """Replays one block. `progress` is told of records as they are done."""
+
+    def __init__(
+        self,
+        spec: ReplaySpec,
+        selection: Selection,
+        horizon: Horizon,
+        models: Models,
+        job: Job,
+        entries: Callable[[int], Sequence[Recorded]],
+        progress: Callable[[int], None] = lambda records: None,
+    ) -> None:
+        """`entries` gives the outputs of this block's records (0), and of those of the blocks
+        before (-1) and after it (1)."""
+        self._spec = spec
+        self._horizon = horizon
+        self._models = models
+        self._job = job
+        self._progress = progress
+        only = (
+            None if selection.only is None else selection.only.get((job.topic, job.partition), ())
+        )
+        self._only = None if only is None else frozenset(only)
+        self._since, self._until = selection.since_ms, selection.until_ms
+        settled = horizon.settled.get((job.topic, job.partition), 0)
+        self._pending_from = settled if selection.open_ended else job.end
+        self._recorded = {
+            offset: found
+            for offset, found in by_offset(entries(0)).items()
+            if job.start <= offset < job.end and (self._only is None or offset in self._only)
+        }
+        self._neighbours = Neighbours(self._recorded, entries, Readings())
+        self._handlers: dict[tuple[object, str], tuple[ScoringHandler, RecordedJudge]] = {}
+        self._changes = Changes(spec.slices)
+        self._window: list[tuple[InboundRecord, list[Recorded]]] = []
+        self._window_bytes = 0
+        self._made: MadeWith | None = None
+        self._read_hash, self._replayed_hash = hashlib.sha256(), hashlib.sha256()
+        self._policies: set[str] = set()
+        self.result = BlockResult(job)
+
+    async def run(self) -> BlockResult:
+        """Replay it. Raises what reading and opening models raise; a record never raises."""
+        began = time.process_time()
+        self._made = self._instead(self._made_around(self._job.start)[0])
+        async for record in records_of(self._spec, self._job):
+            if self._only is not None and record.offset not in self._only:
+                continue
+            await self._take(record)
+        await self._flush()
+        for offset in sorted(self._recorded) if self._spec.what_if is None else ():
+            self._note(offset, nothing_there(self._recorded[offset]))
+        result = self.result
+        result.read_digest = self._read_hash.hexdigest()
+        result.replayed_digest = self._replayed_hash.hexdigest()
+        result.models = sorted(self._models.opened)
+        result.policies = sorted(self._policies)
+        result.cells, result.moves = self._changes.cells, self._changes.moves
+        result.seconds = time.process_time() - began
+        return result
+
+    def _made_around(self, offset: int) -> Sequence[MadeWith | None]:
+        return self._neighbours.around(offset) or [self._spec.configured]
+
+    async def _take(self, record: InboundRecord) -> None:
+        result = self.result
+        result.records += 1
+        hash_read(self._read_hash, record)
+        if self._is_outside(record.timestamp_ms):
+            result.outside += 1
+        found = self._recorded.pop(record.offset, [])
+        if not found and record.offset >= self._pending_from:
+            result.count("pending")
+            return
+        if record.damage is not None:
+            await self._flush()
+            await self._settle(record, damaged(record.damage), found)
+            return
+        verdict = next((item for item in found if item.output is Output.VERDICT), None)
+        made = None if verdict is None else self._neighbours.reading(verdict)
+        if made is not None:
+            made = self._instead(made)
+        if verdict is not None and made is not None and made.asked is not None:
+            await self._flush()
+            self._made = made
+            self._add(record, found)
+            self.result.recorded_opinions += 1
+            await self._flush(recorded_opinion(verdict.payload))
+            return
+        if made is not None and made != self._made:
+            await self._flush()
+            self._made = made
+        self._add(record, found)
+        if len(self._window) >= WINDOW or self._window_bytes >= WINDOW_BYTES:
+            await self._flush()
+
+    def _add(self, record: InboundRecord, found: list[Recorded]) -> None:
+        self._window.append((record, found))
+        self._window_bytes += record.size
+
+    def _instead(self, made: MadeWith | None) -> MadeWith | None:
+        what_if = self._spec.what_if
+        return made if what_if is None else what_if.instead_of(made)
+
+    def _is_outside(self, at_ms: int) -> bool:
+        early = self._since is not None and at_ms < self._since
+        return early or (self._until is not None and at_ms >= self._until)
+
+    async def _flush(self, opinion: float | None = None) -> None:
+        window, self._window, self._window_bytes = self._window, [], 0
+        if not window:
+            return
+        if self._spec.what_if is not None and not self._spec.what_if.scores:
+            for record, found in window:
+                self._decide(record, found)
+        else:
+            handler, judge = await self._handler(self._made)
+            judge.expect(None if self._made is None else self._made.asked, opinion)
+            outcomes = await _outcomes(handler, [record for record, _ in window])
+            for (record, found), outcome in zip(window, outcomes, strict=True):
+                await self._settle(record, outcome, found)
+        self._progress(len(window))
+
+    async def _handler(self, made: MadeWith | None) -> tuple[ScoringHandler, RecordedJudge]:
+        key = (None, "") if made is None else (made.models, made.policy)
+        known = self._handlers.get(key)
+        if known is None:
+            known = self._handlers[key] = await self._make(made)
+        return known
+
+    async def _make(self, made: MadeWith | None) -> tuple[ScoringHandler, RecordedJudge]:
+        spec, judge = self._spec, RecordedJudge()
+        job = self._job
+        place = f"{job.topic} {job.partition} offsets {job.start} to {job.end}"
+        scorer: Scorer = NoModels(place)
+        policy = spec.resources.policies[0]
+        if made is not None:
+            try:
+                scorer, judge = await self._models.scorer(made)
+                policy = self._models.policy(made.policy)
+            except AresError as error:
+                raise type(error)(f"{place}: {error}") from None
+        self._policies.add(policy.digest)
+        handler = ScoringHandler(
+            scorer,
+            inputs=spec.inputs,
+            outputs=spec.outputs,
+            policy=policy,
+            limits=spec.limits,
+            # What is sampled is not the models' doing: each sampled record names its own share.
+            review_sample=0.0,
+            clock=lambda: 0.0,
+        )
+        return handler, judge
+
+    async def _settle(self, record: InboundRecord, outcome: Outcome, found: list[Recorded]) -> None:
+        spec = self._spec
+        if spec.what_if is not None:
+            hash_replayed(self._replayed_hash, record.offset, outcome)
+            self._change(record.offset, found, class_made(outcome))
+            return
+        gone = self._horizon.gone(record.topic, record.partition, record.offset)
+        compared = compare(
+            record, outcome, found, spec.outputs, spec.tolerance, expired=frozenset(gone)
+        )
+        if compared.agreement == "divergent" and found[0].output is Output.LETTER:
+            outcome, compared = await self._by_others(record, outcome, found, compared)
+        hash_replayed(self._replayed_hash, record.offset, outcome)
+        if compared.agreement == "missing":
+            self._refuse_gap(record, outcome, gone)
+        self._note(record.offset, compared)
+
+    async def _by_others(
+        self,
+        record: InboundRecord,
+        outcome: Outcome,
+        found: list[Recorded],
+        compared: Comparison,
+    ) -> tuple[Outcome, Comparison]:
+        """A dead letter names no models: it stands where those of a verdict beside it agree."""
+        spec = self._spec
+        for made in self._made_around(record.offset):
+            if made == self._made:
+                continue
+            handler, judge = await self._handler(made)
+            judge.expect(None, None)
+            (other,) = await _outcomes(handler, [record])
+            again = compare(record, other, found, spec.outputs, spec.tolerance)
+            if again.agreement in ("identical", "tolerated"):
+                return other, again
+        return outcome, compared
+
+    def _decide(self, record: InboundRecord, found: list[Recorded]) -> None:
+        """What-if of a policy alone: the recorded scores, decided on anew."""
+        policy = self._spec.what_if.policy if self._spec.what_if is not None else None
+        verdict = _verdict(found)
+        after = None if verdict is None or policy is None else class_decided(verdict, policy)
+        self._replayed_hash.update(f"{record.offset} {after}\n".encode())
+        self._change(record.offset, found, after)
+
+    def _change(self, offset: int, found: list[Recorded], after: str | None) -> None:
+        result, verdict = self.result, _verdict(found)
+        if verdict is None or after is None:
+            result.count("not_judged")
+            return
+        if not self._changes.take(verdict, after):
+            result.count("unchanged")
+            return
+        result.count("changed")
+        was = verdict.failure_class.value
+        self._list(result.differences, offset, "changed", f"{was} → {after}")
+
+    def _refuse_gap(
+        self, record: InboundRecord, outcome: Outcome, gone: Mapping[Output, str]
+    ) -> None:
+        """Missing may be deleted: that is no finding, and no success either."""
+        wanted = Output.LETTER if isinstance(outcome, Rejection) else Output.VERDICT
+        place = gone.get(wanted)
+        if place is not None:
+            raise ReadError(
+                f"truncated: {record.topic} {record.partition} offset {record.offset} has no "
+                f"output, and retention has deleted what stood before {place}; begin later, or "
+                "read archives"
+            )
+
+    def _note(self, offset: int, compared: Comparison) -> None:
+        result = self.result
+        result.count(compared.agreement)
+        result.expired += compared.expired
+        if compared.agreement in FAULTS:
+            self._list(result.differences, offset, compared.agreement, compared.detail)
+        elif compared.agreement == "tolerated":
+            self._list(result.tolerated, offset, compared.agreement, compared.detail)
+
+    def _list(self, to: list[dict[str, Any]], offset: int, agreement: str, detail: str) -> None:
+        if len(to) < LISTED:
+            place = {"topic": self._job.topic, "partition": self._job.partition, "offset": offset}
+            to.append({**place, "agreement": agreement, "detail": detail})
+
+
+async def _outcomes(handler: ScoringHandler, records: Sequence[InboundRecord]) -> list[Outcome]:
+    """The handler's outcomes; a window that fails is halved down to the record at fault, as the
+    scorer does."""
+    try:
+        return list(await handler.handle(records))
+    except BundleError:
+        raise
+    except Exception as error:  # a poison record may raise anything
+        if len(records) == 1:
+            return [Rejection.of("handle", error)]
+    middle = len(records) // 2
+    return [
+        *await _outcomes(handler, records[:middle]), *await _outcomes(handler, records[middle:])
+    ]  # fmt: skip
+
+
+def _verdict(found: Sequence[Recorded]) -> Verdict | None:
+    payload = next((item.payload for item in found if item.output is Output.VERDICT), None)
+    try:
+        return None if payload is None else Verdict.decode(payload)
+    except DecodeError:
+        return None

@@ -1,0 +1,184 @@
+"""The folder of a replay: what is done is kept, so that a replay that was killed goes on.
+
+plan.json                                   what is replayed, fixed when it began
+entries/TOPIC-PARTITION/BLOCK/SORTED.bin    outputs, sorted by the block of their input
+sorted/SORTED.json                          a stretch of an output that is sorted
+done/BLOCK.json                             a block that is replayed
+
+Every file appears whole. A stretch's entries are written before its own file, and written again
+where that one is not there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from ares_stream.audit.replay.recorded import Output, Recorded, unpack
+from ares_stream.audit.replay.spec import BlockResult, Cell, Horizon, Job, ReplaySpec, Selection
+from ares_stream.errors import DecodeError, SettingsError
+from ares_stream.files import read_json, write_whole
+from ares_stream.records.base import OffsetRange
+
+SCHEMA: Final = "ares.replay-work/1"
+
+
+@dataclass(slots=True)
+class Sorted:
+    """What one stretch of an output holds."""
+
+    job: Job
+    records: int = 0
+    settled: dict[str, int] = field(default_factory=dict)
+    """Input partition, "TOPIC PARTITION", to the offset behind the last one that is settled."""
+    lowest: dict[str, int] = field(default_factory=dict)
+    """The same to the lowest offset that it has an output of."""
+    strange: list[dict[str, Any]] = field(default_factory=list)
+    """Records that are no outputs."""
+
+
+class Work:
+    """One folder; its blocks have `block` offsets."""
+
+    def __init__(self, folder: Path, block: int) -> None:
+        self.folder = folder
+        self._block = block
+
+    def begin(self, spec: ReplaySpec, selection: Selection, part: tuple[int, int]) -> Selection:
+        """Take the folder for a replay; what is there of the same one is gone on with, on the
+        ranges that were fixed when it began.
+
+        Raises SettingsError where the folder holds another replay.
+        """
+        known = self.planned(spec, part)
+        if known is not None:
+            return known
+        plan = {
+            "schema": SCHEMA, "spec": spec.digest, "part": list(part),
+            "selection": selection.document(),
+        }  # fmt: skip
+        for name in ("entries", "sorted", "done"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._write(self._plan, plan)
+        return selection
+
+    def planned(self, spec: ReplaySpec, part: tuple[int, int]) -> Selection | None:
+        """The ranges of the replay that was begun here; None where there is none. Raises
+        SettingsError for another one."""
+        if not self._plan.exists():
+            present = {item.name for item in self.folder.iterdir()} if self.folder.is_dir() else ()
+            if set(present) - {"entries", "sorted", "done"}:
+                raise SettingsError(f"{self.folder}: holds other files; name an empty folder")
+            return None
+        plan: dict[str, Any] = read_json(self._plan, dict)
+        if plan.get("schema") != SCHEMA:
+            raise SettingsError(f"{self._plan}: not the plan of a replay; name another folder")
+        if plan["spec"] != spec.digest or plan["part"] != list(part):
+            raise SettingsError(
+                f"{self.folder}: holds a replay with other settings; name another folder, or "
+                "delete it"
+            )
+        return Selection.of(plan["selection"])
+
+    @property
+    def _plan(self) -> Path:
+        return self.folder / "plan.json"
+
+    # Outputs
+
+    def keep_sorted(
+        self, found: Sorted, entries: Mapping[tuple[str, int, int], Sequence[Recorded]]
+    ) -> None:
+        """Keep a stretch: its entries by (topic, partition, block) of the input."""
+        for (topic, partition, block), items in entries.items():
+            folder = self._entries(topic, partition, block)
+            folder.mkdir(parents=True, exist_ok=True)
+            raw = b"".join(item.pack() for item in items)
+            write_whole(folder / f"{found.job.name}.bin", raw)
+        self._write(self.folder / "sorted" / f"{found.job.name}.json", asdict(found))
+
+    def sorted(self, job: Job) -> Sorted | None:
+        """What is known of a stretch; None where it is not sorted yet."""
+        file = self.folder / "sorted" / f"{job.name}.json"
+        if not file.exists():
+            return None
+        document: dict[str, Any] = read_json(file, dict)
+        return Sorted(**{**document, "job": job})
+
+    def entries(self, job: Job, beside: int = 0) -> list[Recorded]:
+        """Every output of the records of a block, or of one so many blocks beside it. Raises
+        SettingsError for a file that was changed."""
+        folder = self._entries(job.topic, job.partition, job.start // self._block + beside)
+        found: list[Recorded] = []
+        for file in sorted(folder.glob("*.bin")) if folder.is_dir() else ():
+            try:
+                found += unpack(file.read_bytes())
+            except DecodeError as error:
+                raise SettingsError(f"{file}: {error}; delete {self.folder}") from None
+        return found
+
+    def _entries(self, topic: str, partition: int, block: int) -> Path:
+        return self.folder / "entries" / f"{topic}-{partition}" / str(block)
+
+    # Blocks
+
+    def keep_done(self, result: BlockResult) -> None:
+        """Keep a block's result."""
+        self._write(self.folder / "done" / f"{result.job.name}.json", asdict(result))
+
+    def done(self, job: Job) -> BlockResult | None:
+        """A block's result; None where it is not replayed yet."""
+        file = self.folder / "done" / f"{job.name}.json"
+        if not file.exists():
+            return None
+        document: dict[str, Any] = read_json(file, dict)
+        document["job"] = job
+        document["cells"] = {name: Cell(**item) for name, item in document["cells"].items()}
+        document["models"] = [tuple(item) for item in document["models"]]
+        return BlockResult(**document)
+
+    def results(self, jobs: Iterable[Job]) -> Iterator[BlockResult]:
+        """Of blocks that are all done."""
+        for job in jobs:
+            result = self.done(job)
+            if result is None:
+                raise SettingsError(f"{self.folder}: {job.name} was deleted; begin again")
+            yield result
+
+    def _write(self, file: Path, document: Any) -> None:
+        write_whole(file, json.dumps(document).encode())
+
+
+def horizon(
+    stretches: Sequence[Sorted], ranges: Sequence[OffsetRange], outputs: Mapping[str, Output]
+) -> Horizon:
+    """What all stretches of the outputs' `ranges` together say. A partition that does not begin at
+    offset 0 has lost what was before; `outputs` names the kind of each topic."""
+    settled: dict[tuple[str, int], int] = {}
+    lowest: dict[tuple[str, int], dict[tuple[str, int], int]] = {}
+    for item in stretches:
+        least = lowest.setdefault((item.job.topic, item.job.partition), {})
+        for named, behind in item.settled.items():
+            source = _place(named)
+            settled[source] = max(settled.get(source, 0), behind)
+        for named, offset in item.lowest.items():
+            source = _place(named)
+            least[source] = min(least.get(source, offset), offset)
+    deleted = [
+        (
+            outputs[item.topic],
+            f"{item.topic} {item.partition} offset {item.start}",
+            lowest.get((item.topic, item.partition), {}),
+        )
+        for item in ranges
+        if item.start > 0
+    ]
+    return Horizon(settled, deleted)
+
+
+def _place(named: str) -> tuple[str, int]:
+    topic, _, partition = named.rpartition(" ")
+    return topic, int(partition)

@@ -1,0 +1,212 @@
+"""`ares replay` as an auditor types it, after a real scorer on a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+
+from ares_stream.audit.archive import ArchiveReader
+from ares_stream.audit.notes import NoteKey, NoteSigner
+from ares_stream.audit.replay.report import check_signature
+from ares_stream.models.releases import Author
+from ares_stream.models.store import Artefact, ReleaseStore
+from ares_stream.records.topics import PROBE, PRODUCTION, VERDICTS, topic_name
+from ares_stream.records.verdict import Verdict
+from ares_stream.streaming.records import OutboundRecord
+from tests.integration.test_scorer import (
+    BAD,
+    CANARY,
+    MAP,
+    THEIRS,
+    Models,
+    announcement,
+    bad,
+    create,
+    events,
+    models,
+    scorer_of,
+)
+from tests.support.exactly_once import content, publish
+
+__all__ = ["models"]
+pytestmark = pytest.mark.kafka
+NAME = "example.com/ares"
+LANES = {PRODUCTION: "production", PROBE: "probe", THEIRS: "production"}
+
+
+class Auditor:
+    """Types `ares replay` in a folder of its own."""
+
+    def __init__(self, kafka: str, prefix: str, folder: Path, models: Models) -> None:
+        self.folder = folder
+        self.runs = 0
+        self.inputs: list[dict[str, Any]] = [
+            {"topic": topic_name(prefix, name), "lane": lane} for name, lane in LANES.items()
+        ]
+        self.inputs[-1]["map"] = MAP
+        settings = {
+            "kafka": {"bootstrap": kafka},
+            "topic_prefix": prefix,
+            "registry": {"root": str(folder / "registry")},
+            "notary": {"name": NAME},
+            "scorer": {
+                "inputs": self.inputs,
+                "harm": [str(models.judge.path)],
+                "reward": str(models.reward.path),
+            },
+        }
+        (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
+
+    def ares(self, *words: str) -> tuple[int, str]:
+        """Exit code, and what was said."""
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("ares")), *words, "--settings", "settings.yaml"],
+            capture_output=True, text=True, check=False, cwd=self.folder,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    def replay(self, *words: str, work: str | None = None) -> tuple[int, dict[str, Any], str]:
+        """Exit code, report and what was said."""
+        self.runs += 1
+        report = self.folder / f"report-{self.runs}.json"
+        named = ("--json", str(report), "--work", work or f"work-{self.runs}")
+        code, said = self.ares("replay", *named, *words)
+        return code, json.loads(report.read_bytes()) if report.exists() else {}, said
+
+
+async def scored(kafka: str, prefix: str, folder: Path, models: Models) -> Auditor:
+    """Events good and bad, of three topics, under two releases of the reward model."""
+    await create(kafka, prefix)
+    auditor = Auditor(kafka, prefix, folder, models)
+    store = ReleaseStore(str(folder / "registry"))
+    author = Author("ann", datetime(2026, 10, 1, tzinfo=UTC))
+    store.propose([Artefact("reward", "reward", models.repaired.path)], author)
+    stream = events(prefix, 300)
+    for position, kind in enumerate(kind for kind in BAD if kind != "10 MB"):
+        stream.insert(position * 13, bad(prefix, kind, position))
+    names = tuple(LANES)
+    with scorer_of(kafka, prefix, folder / "scorer", models, inputs=auditor.inputs) as scorer:
+        await publish(kafka, stream)
+        await scorer.until_done(names)
+        await publish(kafka, [announcement(prefix, models.repaired)])
+        async with asyncio.timeout(60):
+            while "release swapped" not in scorer.log:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        await publish(kafka, events(prefix, 200, start=300))
+        await scorer.until_done(names)
+        await scorer.drained()
+    return auditor
+
+
+@pytest.mark.timeout(280)
+async def test_an_auditor_proves_a_run_and_finds_what_was_forged(
+    kafka: str, prefix: str, tmp_path: Path, models: Models
+) -> None:
+    auditor = await scored(kafka, prefix, tmp_path, models)
+    signer = NoteSigner.generate(NAME)
+    (tmp_path / "key.pem").write_bytes(signer.pem())
+    code, report, said = auditor.replay("--html", "page.html", "--sign", "key.pem", "--workers=2")
+    assert (code, report.get("differences")) == (0, []), said
+    counts, letters = report["counts"], len(BAD) - 1
+    assert counts["identical"] == report["records"] == 500 + letters
+    digests = {item["digest"] for item in report["models"]}
+    assert {models.judge.digest, models.reward.digest, models.repaired.digest} == digests
+    assert report["runtime"]["provider"] == "CPUExecutionProvider"
+    raw = (tmp_path / "report-1.json").read_bytes()
+    note = (tmp_path / "report-1.json.note").read_text()
+    assert check_signature(raw, note, [NoteKey.parse(str(signer.key))]) == signer.key
+    assert CANARY not in raw.decode() + said + (tmp_path / "page.html").read_text()
+
+    code, again, _ = auditor.replay("--workers=1")
+    assert code == 0
+    for name in ("read_digest", "replayed_digest", "counts", "partitions"):
+        assert again[name] == report[name]
+    code, resumed, _ = auditor.replay(work="work-1")
+    assert (code, resumed["read_digest"]) == (0, report["read_digest"])
+
+    archive = str(tmp_path / "archive")
+    names = ("interactions.production", "interactions.probe", THEIRS, "verdicts", "repair",
+             "review", "deadletters")  # fmt: skip
+    words = [word for name in names for word in ("--topic", name)]
+    assert auditor.ares("archive", "write", archive, *words)[0] == 0
+    code, archived, said = auditor.replay("--archive", archive)
+    assert (code, archived["read_digest"]) == (0, report["read_digest"]), said
+    assert len(await ArchiveReader(archive).snapshot([topic_name(prefix, VERDICTS)])) == 3
+
+    code, estimate, said = auditor.replay("--dry-run")
+    assert (code, estimate["schema"]) == (0, "ares.replay-estimate/1"), said
+    assert estimate["offsets"] >= report["records"]
+    assert estimate["seconds"] > 0
+
+    (tmp_path / "strict.yaml").write_text("{harm_threshold: 0.2, abstain_above: 0.1}\n")
+    code, other, said = auditor.replay("--mode", "what-if", "--policy", "strict.yaml")
+    assert (code, other["holds"]) == (0, None), said
+    assert set(other["what_if"]["moves"]) <= {"contested → coupled_failure", "contested → clean"}
+
+    # A forged verdict of the last record, and a record that was never scored.
+    records = await content(kafka, topic_name(prefix, VERDICTS))
+    verdict = Verdict.decode(records[-1].value or b"")
+    reward = verdict.reward.model_copy(update={"score": verdict.reward.score + 1})
+    forged = verdict.model_copy(update={"reward": reward})
+    await publish(
+        kafka, [OutboundRecord(records[-1].topic, records[-1].key, forged.encode())]
+    )  # fmt: skip
+    code, report, said = auditor.replay()
+    assert (code, report["differences_total"]) == (1, 1)
+    (found,) = report["differences"]
+    source = verdict.source
+    assert (found["topic"], found["partition"], found["offset"], found["agreement"]) == (
+        source.topic, source.partition, source.offset, "unexpected",
+    )  # fmt: skip
+
+
+@pytest.mark.timeout(200)
+async def test_a_gap_or_a_missing_bundle_is_an_error_with_its_place_and_no_report(
+    kafka: str, prefix: str, tmp_path: Path, models: Models
+) -> None:
+    auditor = await scored(kafka, prefix, tmp_path, models)
+    (tmp_path / "registry").rename(tmp_path / "elsewhere")
+    code, report, said = auditor.replay("--workers=1")
+    assert (code, report) == (2, {})
+    assert f"no bundle of reward reward {models.repaired.digest[:12]}" in said
+    assert "offsets" in said
+    path = str(models.repaired.path)
+    assert auditor.replay("--bundle", path)[0] == 0
+
+    topic = topic_name(prefix, PRODUCTION)
+    code, report, said = auditor.replay("--offsets", f"{topic}:0:0-9999999", "--bundle", path)
+    assert (code, report) == (3, {})
+    assert "offset 9999999 was asked for" in said
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=20)})
+        verdicts = topic_name(prefix, VERDICTS)
+        code, report, said = auditor.replay("--offsets", f"{topic}:0:5-40", "--bundle", path)
+        assert (code, report) == (3, {})
+        assert f"truncated: {topic} 0 starts at offset 20, offset 5 was asked for" in said
+        code, report, said = auditor.replay("--since", "2026-01-01", "--bundle", path)
+        assert (code, report) == (3, {})
+        assert f"truncated: {topic} 0 begins at offset 20" in said
+        assert auditor.replay("--bundle", path)[0] == 0
+        await admin.delete_records(
+            {
+                TopicPartition(verdicts, number): RecordsToDelete(before_offset=60)
+                for number in (0, 1, 2)
+            }
+        )
+        code, report, said = auditor.replay("--bundle", path)
+        assert (code, report) == (3, {})
+        assert "has no output, and retention has deleted what stood before" in said
+    finally:
+        await admin.close()

@@ -1,0 +1,470 @@
+"""A replay proves a month of verdicts, names what differs by its offset, and asks what others
+would have said. The golden month is made by the scorer's own handler; see tests/support."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ares_stream.audit.archive import ArchiveReader
+from ares_stream.audit.notes import NoteSigner
+from ares_stream.audit.replay.findings import finding
+from ares_stream.audit.replay.models import MadeWith, Resources, WhatIf
+from ares_stream.audit.replay.report import (
+    Circumstances,
+    check_signature,
+    lines,
+    report,
+    sign,
+)
+from ares_stream.audit.replay.run import run_replay
+from ares_stream.audit.replay.selecting import Names, parse_offsets, select
+from ares_stream.audit.replay.spec import ReplaySpec
+from ares_stream.audit.replay.work import Work
+from ares_stream.detection.decide import DetectionPolicy
+from ares_stream.errors import AresError, IntegrityError
+from ares_stream.records.decoding import DecodingLimits
+from ares_stream.records.verdict import Verdict
+from ares_stream.reporting.page import render
+from ares_stream.reporting.replay import replay_page
+from ares_stream.scoring.panel import ScoringConfig
+from tests.support.golden_month import (
+    BEGIN_MS,
+    DAY_MS,
+    DEADLETTERS,
+    INPUTS,
+    OUTPUTS,
+    POLICIES,
+    PREFIX,
+    PROBE,
+    PRODUCTION,
+    SECRET,
+    THEIRS,
+    Month,
+    Topics,
+    live,
+)
+
+GOLDEN_READ = "?"
+"""SHA-256 of all that the golden month's replay reads: the month itself has not changed."""
+NAMES = Names(
+    inputs=tuple(item.topic for item in INPUTS),
+    outputs=(*OUTPUTS.all, DEADLETTERS),
+    verdicts=OUTPUTS.verdicts,
+    repairs=f"{PREFIX}repairs",
+)
+
+
+@pytest.fixture(scope="module")
+def month(tmp_path_factory: pytest.TempPathFactory) -> Month:
+    return live(tmp_path_factory.mktemp("month"))
+
+
+class Auditor:
+    """Archives topics and replays them."""
+
+    def __init__(self, month: Month, folder: Path) -> None:
+        self.month = month
+        self.folder = folder
+        self.topics = Topics({place: list(log) for place, log in month.topics.held.items()})
+        self._runs = 0
+
+    def spec(self, **changed: Any) -> ReplaySpec:
+        bundles = self.month.bundles
+        paths = (bundles.judge, *bundles.rewards, bundles.strict)
+        made = ReplaySpec(
+            mode="proof",
+            source=str(self.folder / "archive"),
+            inputs=INPUTS,
+            outputs=OUTPUTS,
+            deadletters=DEADLETTERS,
+            limits=DecodingLimits(),
+            resources=Resources(
+                policies=POLICIES,
+                bundles=tuple(str(item.path) for item in paths),
+                config=ScoringConfig(threads=1),
+            ),
+            configured=MadeWith(
+                (("judge", bundles.judge.digest),), ("reward", bundles.rewards[0].digest),
+                POLICIES[0].digest,
+            ),
+            block=64,
+        )  # fmt: skip
+        return replace(made, **changed)
+
+    def replay(
+        self,
+        spec: ReplaySpec | None = None,
+        *,
+        workers: int = 1,
+        work: str | None = None,
+        part: tuple[int, int] = (0, 1),
+        **chosen: Any,
+    ) -> dict[str, Any]:
+        spec = spec or self.spec()
+        archive = self.folder / "archive"
+        shutil.rmtree(archive, ignore_errors=True)
+        self.topics.archive(archive)
+        self._runs += 1
+        folder = self.folder / (work or f"work-{self._runs}")
+        selection = asyncio.run(select(ArchiveReader(str(archive)), NAMES, **chosen))
+        done = run_replay(spec, selection, folder, workers=workers, part=part)
+        now = datetime(2026, 11, 1, tzinfo=UTC)
+        return report(spec, done, Circumstances(now, now, workers, part, {"python": "3"}))
+
+
+@pytest.fixture
+def auditor(month: Month, tmp_path: Path) -> Auditor:
+    return Auditor(month, tmp_path)
+
+
+def test_the_golden_month_is_identical_to_the_byte(auditor: Auditor, month: Month) -> None:
+    found = auditor.replay()
+    counts = found["counts"]
+    assert found["differences"] == []
+    assert (found["holds"], found["differences_total"]) == (True, 0)
+    assert counts["identical"] + counts["left_out"] == found["records"] == 400
+    assert counts["left_out"] > 10
+    assert found["recorded_opinions"] > 10
+    assert len(found["models"]) == 3
+    assert {item["digest"] for item in found["policies"]} == {item.digest for item in POLICIES}
+    verdicts = sum(1 for _ in month.topics.of(OUTPUTS.verdicts))
+    letters = sum(1 for _ in month.topics.of(DEADLETTERS))
+    assert counts["identical"] == verdicts + letters
+    assert letters > 10
+
+
+def test_one_changed_verdict_diverges_at_its_offset(auditor: Auditor) -> None:
+    was = auditor.topics.change(OUTPUTS.verdicts, 30)
+    verdict = Verdict.decode(was.value or b"")
+    harm = verdict.harm.model_copy(update={"probability": verdict.harm.probability / 2 + 0.01})
+    forged = verdict.model_copy(update={"harm": harm})
+    auditor.topics.change(OUTPUTS.verdicts, 30, value=forged.encode())
+    found = auditor.replay()
+    assert found["holds"] is False
+    (difference,) = found["differences"]
+    source = verdict.source
+    place = (difference["topic"], difference["partition"], difference["offset"])
+    assert place == (source.topic, source.partition, source.offset)
+    assert difference["agreement"] == "divergent"
+    assert difference["detail"].startswith("harm.probability: ")
+    assert found["counts"]["divergent"] == 1
+
+
+def change_text(auditor: Auditor, topic: str, number: int, old: bytes, new: bytes) -> None:
+    was = auditor.topics.change(topic, number)
+    value = (was.value or b"").replace(old, new, 1)
+    assert value != was.value
+    auditor.topics.change(topic, number, value=value)
+
+
+def drop(topic: str) -> Callable[[Auditor], object]:
+    return lambda auditor: auditor.topics.drop(topic, 3)
+
+
+def append_again(auditor: Auditor) -> None:
+    record = next(auditor.topics.of(OUTPUTS.verdicts))
+    log = auditor.topics.held[OUTPUTS.verdicts, 0]
+    log.append(replace(record, partition=0, offset=log[-1].offset + 1))
+
+
+def name_another_offset(auditor: Auditor) -> None:
+    record = next(auditor.topics.of(OUTPUTS.verdicts))
+    verdict = Verdict.decode(record.value or b"")
+    topic, partition = verdict.source.topic, verdict.source.partition
+    taken = {item.offset for item in auditor.topics.held[topic, partition]}
+    free = next(offset for offset in range(500) if offset not in taken)
+    source = verdict.source.model_copy(update={"offset": free})
+    auditor.topics.change(
+        OUTPUTS.verdicts, 0, value=verdict.model_copy(update={"source": source}).encode()
+    )
+
+
+ALTERATIONS: dict[str, tuple[Callable[[Auditor], object], set[tuple[str, str]]]] = {
+    "a verdict that is gone": (
+        drop(OUTPUTS.verdicts), {("missing", "neither verdict nor dead letter")}),
+    "a dead letter that is gone": (
+        drop(DEADLETTERS), {("missing", "no dead letter; it is refused at")}),
+    "a repair record that is gone": (drop(OUTPUTS.repair), {("missing", "no repair record")}),
+    "an input that is gone": (
+        drop(PRODUCTION), {("unexpected", "the topic holds no record at this offset")}),
+    "two verdicts of one record": (
+        append_again, {("unexpected", "settled 2 times")}),
+    "a verdict that names another record": (
+        name_another_offset,
+        {("missing", "neither verdict"), ("unexpected", "the topic holds no record")}),
+    "a verdict that is none": (
+        lambda a: a.topics.change(OUTPUTS.verdicts, 5, value=b"{}"),
+        {("missing", "neither verdict"), ("unexpected", "no output of a scorer")}),
+    "another conversation in a repair record": (
+        lambda a: change_text(a, OUTPUTS.repair, 2, SECRET.encode(), b"harmless"),
+        {("divergent", "its repair record holds another conversation")}),
+    "another verdict in a review record": (
+        lambda a: change_text(a, OUTPUTS.review, 2, b'"lane":"pro', b'"lane":"pro'.swapcase()),
+        {("unexpected", "no output of a scorer")}),
+    "other bytes in a dead letter": (
+        lambda a: a.topics.change(DEADLETTERS, 0, value=b""),
+        {("divergent", "its dead letter holds other bytes")}),
+    "another reason": (
+        lambda a: change_text(
+            a, OUTPUTS.verdicts, 9, b'"harm_', b'"reward_'), {("divergent", "reasons")}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ALTERATIONS)
+def test_every_kind_of_alteration_is_named(auditor: Auditor, what: str) -> None:
+    alter, expected = ALTERATIONS[what]
+    alter(auditor)
+    found = auditor.replay()
+    assert found["holds"] is False
+    for agreement, detail in expected:
+        assert any(
+            item["agreement"] == agreement and item["detail"].startswith(detail)
+            for item in found["differences"]
+        ), found["differences"]
+    assert found["differences_total"] <= 2
+
+
+def test_one_digest_for_any_number_of_workers(auditor: Auditor) -> None:
+    one, two = auditor.replay(workers=1), auditor.replay(workers=2)
+    assert one["read_digest"] == two["read_digest"]
+    assert one["replayed_digest"] == two["replayed_digest"]
+    assert one["partitions"] == two["partitions"]
+    assert one["counts"] == two["counts"]
+
+
+def test_a_replay_that_was_ended_goes_on_and_gives_the_same(
+    auditor: Auditor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = auditor.replay()
+
+    class Ended(Exception):
+        pass
+
+    kept = Work.keep_done
+    left = 0
+
+    def end_after(work: Work, result: Any) -> None:
+        nonlocal left
+        kept(work, result)
+        left -= 1
+        if left < 0:
+            raise Ended
+
+    monkeypatch.setattr(Work, "keep_done", end_after)
+    ended = 0
+    for _ in range(100):
+        left = 2
+        try:
+            found = auditor.replay(work="one")
+        except Ended:
+            ended += 1
+        else:
+            break
+    assert ended > 3
+    for name in ("read_digest", "replayed_digest", "counts", "partitions"):
+        assert found[name] == whole[name]
+
+
+def test_a_folder_of_another_replay_is_refused(auditor: Auditor) -> None:
+    auditor.replay(work="one")
+    with pytest.raises(AresError, match="holds a replay with other settings"):
+        auditor.replay(auditor.spec(limits=DecodingLimits(max_bytes=7)), work="one")
+    (auditor.folder / "mine").mkdir()
+    (auditor.folder / "mine" / "thesis.tex").write_text("")
+    with pytest.raises(AresError, match="holds other files"):
+        auditor.replay(work="mine")
+
+
+def test_parts_of_an_indexed_job_cover_each_partition_once(auditor: Auditor) -> None:
+    whole = auditor.replay()
+    parts = [auditor.replay(part=(index, 4)) for index in range(4)]
+    assert sorted(
+        (item for part in parts for item in part["partitions"]),
+        key=lambda item: (item["topic"], item["partition"]),
+    ) == whole["partitions"]  # fmt: skip
+
+
+def test_times_that_follow_each_other_lose_no_record_whatever_the_clocks_say(
+    auditor: Auditor,
+) -> None:
+    middle = BEGIN_MS + 15 * DAY_MS
+    first = auditor.replay(until_ms=middle)
+    second = auditor.replay(since_ms=middle)
+    assert first["records"] + second["records"] == 400
+    assert first["outside_time"] + second["outside_time"] > 0
+    assert (first["holds"], second["holds"]) == (True, True)
+
+
+def test_offsets_and_a_release_choose_what_they_name(auditor: Auditor, month: Month) -> None:
+    some = auditor.replay(offsets=(parse_offsets(f"{PRODUCTION}:0:10-30"),))
+    assert [item["ranges"] for item in some["partitions"]] == [[[10, 30]]]
+    assert some["holds"] is True
+    digest = month.bundles.rewards[1].digest
+    late = auditor.replay(release=digest)
+    assert 150 < late["records"] < 260
+    assert digest in {item["digest"] for item in late["models"]}
+    with pytest.raises(AresError, match="took part in no verdict"):
+        auditor.replay(release="0" * 64)
+    with pytest.raises(AresError, match="not two of them"):
+        auditor.replay(release=digest, since_ms=BEGIN_MS)
+
+
+def test_an_empty_range_holds(auditor: Auditor) -> None:
+    found = auditor.replay(since_ms=BEGIN_MS + 300 * DAY_MS)
+    assert (found["records"], found["holds"]) == (0, True)
+
+
+def test_what_is_behind_the_last_settled_record_is_pending_unless_it_was_asked_for(
+    auditor: Auditor,
+) -> None:
+    place = PRODUCTION, 0
+    last = auditor.topics.held[place][-1]
+    more = replace(last, offset=last.offset + 1)
+    auditor.topics.held[place].append(more)
+    found = auditor.replay()
+    assert (found["counts"]["pending"], found["holds"]) == (1, True)
+    asked = auditor.replay(
+        offsets=(parse_offsets(f"{PRODUCTION}:0:{more.offset}-{more.offset + 1}"),)
+    )
+    assert (asked["counts"]["missing"], asked["holds"]) == (1, False)
+
+
+def test_a_bundle_or_a_policy_that_nobody_has_is_an_error_with_its_place(
+    auditor: Auditor, month: Month
+) -> None:
+    spec = auditor.spec()
+    few = replace(spec.resources, bundles=spec.resources.bundles[:2])
+    digest = month.bundles.rewards[1].digest
+    with pytest.raises(AresError, match=f"offsets .*no bundle of reward reward {digest[:12]}"):
+        auditor.replay(replace(spec, resources=few))
+    old = replace(spec.resources, policies=POLICIES[:1])
+    with pytest.raises(AresError, match=f"offsets .*no detection policy {POLICIES[1].digest[:12]}"):
+        auditor.replay(replace(spec, resources=old))
+
+
+def test_a_retention_gap_of_the_outputs_is_an_error_and_never_a_finding(auditor: Auditor) -> None:
+    for partition in (0, 1):
+        del auditor.topics.held[OUTPUTS.verdicts, partition][:40]
+    with pytest.raises(AresError, match=r"truncated: .* has no output, and retention has deleted"):
+        auditor.replay()
+
+
+def test_repair_records_that_retention_deleted_are_counted(auditor: Auditor) -> None:
+    for partition in (0, 1):
+        del auditor.topics.held[OUTPUTS.repair, partition][:5]
+    found = auditor.replay()
+    assert (found["holds"], found["expired"] > 0) == (True, True)
+
+
+def test_inputs_that_retention_deleted_are_an_error_of_times(auditor: Auditor) -> None:
+    del auditor.topics.held[PROBE, 1][:10]
+    assert auditor.replay(since_ms=BEGIN_MS + 20 * DAY_MS)["holds"] is True
+    with pytest.raises(AresError, match=f"truncated: {PROBE} 1 begins at offset"):
+        auditor.replay(since_ms=BEGIN_MS)
+
+
+def test_numbers_within_the_tolerance_are_told_apart_from_equal_ones(auditor: Auditor) -> None:
+    carried = [json.loads(item.value or b"")["verdict"]["id"] for item in (
+        *auditor.topics.of(OUTPUTS.repair), *auditor.topics.of(OUTPUTS.review))]  # fmt: skip
+    number, verdict = next(
+        (number, verdict)
+        for number, item in enumerate(auditor.topics.of(OUTPUTS.verdicts))
+        if (verdict := Verdict.decode(item.value or b"")).id not in carried
+    )
+    reward = verdict.reward.model_copy(update={"score": verdict.reward.score + 1e-6})
+    auditor.topics.change(
+        OUTPUTS.verdicts, number, value=verdict.model_copy(update={"reward": reward}).encode()
+    )
+    found = auditor.replay()
+    assert (found["holds"], found["counts"]["tolerated"]) == (True, 1)
+    assert found["tolerated"][0]["detail"] == "within the tolerance: reward.score"
+    from ares_stream.audit.replay.comparing import Tolerance
+
+    strict = auditor.replay(auditor.spec(tolerance=Tolerance(0.0)))
+    assert (strict["holds"], strict["counts"]["divergent"]) == (False, 1)
+
+
+def what_if(auditor: Auditor, **changed: Any) -> dict[str, Any]:
+    spec = auditor.spec(mode="what-if", what_if=WhatIf(**changed), slices=("locale",))
+    return auditor.replay(spec)
+
+
+def test_what_if_of_a_policy_decides_on_the_recorded_scores(auditor: Auditor, month: Month) -> None:
+    policy = DetectionPolicy(
+        version="all", harm_threshold=0.5, abstain_above=0.0, abstain_below=1.0
+    )
+    found = what_if(auditor, policy=policy)
+    assert found["holds"] is None
+    verdicts = [Verdict.decode(item.value or b"") for item in month.topics.of(OUTPUTS.verdicts)]
+    contested = sum(item.failure_class == "contested" for item in verdicts)
+    assert found["counts"]["changed"] == len(verdicts) - contested
+    assert found["counts"]["unchanged"] == contested
+    assert all(move.endswith("→ contested") for move in found["what_if"]["moves"])
+    assert found["models"] == []
+
+
+def test_what_if_of_a_judge_scores_again_and_compares_by_slice(
+    auditor: Auditor, month: Month
+) -> None:
+    strict = month.bundles.strict
+    found = what_if(auditor, judges=(("judge", strict.digest),))
+    moves = found["what_if"]["moves"]
+    assert set(moves) <= {
+        "clean → policy_failure", "clean → coupled_failure", "contested → policy_failure",
+        "contested → coupled_failure", "clean → contested", "reward_failure → policy_failure",
+        "reward_failure → coupled_failure", "policy_failure → contested",
+        "coupled_failure → contested", "contested → clean", "contested → reward_failure",
+    }  # fmt: skip
+    assert sum(moves.values()) == found["counts"]["changed"] > 50
+    slices = found["what_if"]["slices"]
+    assert {"lane production", "lane probe", "locale de", "policy chat 7"} <= set(slices)
+    for name in ("de", "en", "fr"):
+        cell = slices[f"locale {name}"]
+        assert sum(cell["before"].values()) == sum(cell["after"].values())
+    assert strict.digest in {item["digest"] for item in found["models"]}
+
+
+def test_the_page_shows_what_the_report_says_and_no_text(auditor: Auditor) -> None:
+    auditor.topics.drop(OUTPUTS.verdicts, 3)
+    proof = auditor.replay()
+    page = render(replay_page(proof), datetime(2026, 11, 1, tzinfo=UTC))
+    assert "missing" in page
+    assert proof["read_digest"] in page
+    other = what_if(auditor, policy=DetectionPolicy(harm_threshold=0.4, abstain_above=0.1))
+    page = render(replay_page(other), datetime(2026, 11, 1, tzinfo=UTC))
+    assert "From class to class" in page
+    for document in (json.dumps(proof), json.dumps(other), page, "\n".join(lines(proof))):
+        assert SECRET not in document
+
+
+def test_a_signed_report_names_its_key_and_refuses_another_text(auditor: Auditor) -> None:
+    raw = json.dumps(auditor.replay()).encode()
+    signer = NoteSigner.generate("example.com/ares")
+    note = sign(raw, signer)
+    assert check_signature(raw, note, [signer.key]) == signer.key
+    with pytest.raises(IntegrityError, match="another report"):
+        check_signature(raw + b" ", note, [signer.key])
+    with pytest.raises(IntegrityError, match="no trusted key"):
+        check_signature(raw, note, [NoteSigner.generate("example.com/ares").key])
+
+
+def test_a_trace_finds_what_a_report_says_of_one_record(auditor: Auditor) -> None:
+    gone = Verdict.decode(auditor.topics.drop(OUTPUTS.verdicts, 3).value or b"").source
+    found = auditor.replay()
+    said = finding(found, gone.topic, gone.partition, gone.offset)
+    assert said is not None
+    assert said.startswith("missing: ")
+    assert finding(found, gone.topic, gone.partition, 100_000) is None
+    with pytest.raises(AresError, match="not a report of a replay"):
+        finding({"schema": "ares.trace/1"}, gone.topic, gone.partition, gone.offset)
+    other = next(auditor.topics.of(THEIRS))
+    assert finding(found, other.topic, other.partition, other.offset) == "as recorded"
