@@ -14,6 +14,7 @@ AresError
 ├── StreamError           Kafka
 │   ├── TopicError        a topic is missing or is not as its specification says
 │   ├── AccessError       the broker forbids what this user does; names what must be allowed
+│   ├── LoginError        the broker refuses the login or the certificate; names the setting
 │   ├── BrokerError       unreachable or failing; a retry can help
 │   ├── ReadError         a range cannot be read whole: gap, open transaction, deadline
 │   └── BreakerOpen       too many dead letters: a person must look
@@ -114,6 +115,12 @@ class TopicError(StreamError):
 
 class AccessError(StreamError):
     """The broker's access control lists do not allow it; the message names what is missing."""
+
+    exit_code = 2
+
+
+class LoginError(StreamError):
+    """The broker refuses the login, or one side the other's certificate; names the setting."""
 
     exit_code = 2
 

@@ -30,6 +30,7 @@ from ares_stream.endpoints.client import Unanswerable
 from ares_stream.errors import (
     BrokerError,
     DecodeError,
+    LoginError,
     ReadError,
     SettingsError,
     TargetError,
@@ -183,9 +184,9 @@ class Prober:
         while not self._stopping.is_set():
             try:
                 await self._session()
-            except (BrokerError, ReadError) as error:
+            except (BrokerError, LoginError, ReadError) as error:
                 failures = 1 if self._patience.reason is None else failures + 1
-                self._patience.waits(str(error))
+                self._patience.failed(error)
             else:
                 return
             await self._rest(self._policy.backoff_seconds[:failures][-1])

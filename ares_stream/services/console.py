@@ -29,7 +29,6 @@ from ares_stream.errors import (
     ScoringError,
     SettingsError,
     StreamError,
-    TopicError,
 )
 from ares_stream.files import read_secret
 from ares_stream.models.announcing import announce_topic
@@ -115,11 +114,9 @@ class ConsoleService:
             while not self._life.is_stopping:
                 try:
                     await self._follow()
-                except TopicError:
-                    raise
                 except StreamError as error:
+                    self._patience.failed(error)
                     self._life.log.warning("started anew", error=str(error))
-                    self._patience.waits(str(error))
                     await self._life.pause(RETRY_SECONDS)
 
     def _new_desk(self) -> Desk:

@@ -25,7 +25,6 @@ from ares_stream.detection.alarming import AlarmPolicy, acknowledge, attribute, 
 from ares_stream.detection.ledger import Ledger, LedgerPolicy
 from ares_stream.detection.tallies import CELLS, cell_name
 from ares_stream.errors import (
-    AccessError,
     BrokerError,
     DecodeError,
     FileFormatError,
@@ -113,11 +112,9 @@ class MonitorService:
         while not self._life.is_stopping:
             try:
                 await self._session()
-            except (TopicError, AccessError):
-                raise
             except StreamError as error:
+                self._patience.failed(error)
                 self._log.warning("started anew", error=str(error))
-                self._patience.waits(str(error))
                 await self._life.pause(RETRY_SECONDS)
 
     async def _session(self) -> None:

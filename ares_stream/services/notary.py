@@ -176,11 +176,9 @@ class NotaryService:
         while not self._life.is_stopping:
             try:
                 await self._session()
-            except TopicError:
-                raise
             except StreamError as error:
+                self._patience.failed(error)
                 self._log.warning("started anew", error=str(error))
-                self._patience.waits(str(error))
                 await self._life.pause(RETRY_SECONDS)
 
     async def _session(self) -> None:

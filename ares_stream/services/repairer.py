@@ -20,13 +20,11 @@ from typing import Final, TypeVar
 from prometheus_client import CollectorRegistry
 
 from ares_stream.errors import (
-    AccessError,
     BrokerError,
     RepairError,
     SettingsError,
     StreamError,
     TargetError,
-    TopicError,
 )
 from ares_stream.models.announcing import announce_topic
 from ares_stream.models.policy_server import announce_policies
@@ -146,12 +144,10 @@ class Repairer:
             while not self._life.is_stopping:
                 try:
                     await step()
-                except (TopicError, AccessError):
-                    raise
                 except (StreamError, OSError) as error:
+                    self._patience.failed(error)
                     reason = f"{type(error).__name__}: {error}"
                     self.log.warning("Kafka or disk failed", error=reason)
-                    self._patience.waits(reason)
                 else:
                     self._missing = None
                     self._patience.progressed()

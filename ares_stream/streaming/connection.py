@@ -113,14 +113,13 @@ class KafkaConnection(BaseModel):
     def client_arguments(self) -> dict[str, Any]:
         """Keyword arguments for any aiokafka client. Reads the secret files now."""
         # Settings are read by commands that reach no broker, and aiokafka takes .3 s to import.
-        from ares_stream.streaming.existing import never_create_topics
+        import ares_stream.streaming.client  # noqa: F401
 
         arguments: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap,
             "security_protocol": self.protocol,
             "request_timeout_ms": REQUEST_TIMEOUT_MS,
         }
-        never_create_topics()
         if self.protocol.endswith("SSL"):
             arguments["ssl_context"] = self._ssl_context()
         if self.protocol.startswith("SASL"):

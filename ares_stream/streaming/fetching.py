@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -29,6 +29,7 @@ from aiokafka.errors import (
 from ares_stream.errors import DecodeError
 from ares_stream.streaming.batches import Batches, BatchReader, RawBatch
 from ares_stream.streaming.records import InboundRecord, ReadLimits
+from ares_stream.streaming.topic_ids import topic_id_of, topic_ids
 from ares_stream.streaming.unreadable import Unreadable
 
 READ_COMMITTED: Final = 1
@@ -58,6 +59,18 @@ class BatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]
             auto_offset_reset=self._auto_offset_reset,
             isolation_level=self._isolation_level,
         )
+
+    async def committed_of_topic(self, partition: TopicPartition) -> tuple[int | None, str]:
+        """The group's committed offset (None before the first) and the id of the topic that it
+        is of ("" where it does not say)."""
+        found = (await self._coordinator.fetch_committed_offsets([partition])).get(partition)
+        if found is None or found.offset == -1:
+            return None, ""
+        return int(found.offset), topic_id_of(found.metadata)
+
+    async def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+        """See `ares_stream.streaming.topic_ids`."""
+        return await topic_ids(self._client, topics)
 
     async def getbatches(
         self, *partitions: TopicPartition, timeout_ms: int, most: int = BATCHES

@@ -78,10 +78,12 @@ class Follower:
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 await self._consumer.start()
-        except (KafkaError, OSError, TimeoutError) as error:
+            await self._assign()
+        except BaseException as error:
             await self._stop()
-            raise self._failed(error) from error
-        await self._assign()
+            if isinstance(error, (KafkaError, OSError, TimeoutError)):
+                raise self._failed(error) from error
+            raise
         return self
 
     async def __aexit__(

@@ -20,9 +20,14 @@ from ares_stream.errors import BrokerError, InputError, StreamError
 from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import FORBIDDEN, client_faults, explained
+from ares_stream.streaming.faults import client_faults, explained
 from ares_stream.streaming.fetching import BatchConsumer, read_batches
-from ares_stream.streaming.publisher import MAX_REQUEST_BYTES, end_producer, retrieve
+from ares_stream.streaming.publisher import (
+    MAX_REQUEST_BYTES,
+    end_producer,
+    retrieve,
+    transaction_refusal,
+)
 from ares_stream.streaming.reader import POLL_MS, READ_LIMITS
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from ares_stream.streaming.unreadable import Unreadable, log_unreadable
@@ -62,9 +67,11 @@ class Journal:
             with client_faults():
                 async with asyncio.timeout(OPEN_SECONDS):
                     await self._producer.start()
-        except (KafkaError, OSError, TimeoutError) as error:
+        except BaseException as error:
             await self._end()
-            raise self._explained(error) from error
+            if isinstance(error, (KafkaError, OSError, TimeoutError)):
+                raise self._explained(error) from error
+            raise
         return self
 
     async def __aexit__(
@@ -84,11 +91,9 @@ class Journal:
         producer = self._producer
         if producer is None:
             raise BrokerError(f"{self._name}: the journal is not open")
-        outcome: asyncio.Future[Any] | None = None
         try:
             with client_faults():
                 async with asyncio.timeout(TRANSACTION_SECONDS), producer.transaction():
-                    outcome = producer._txn_manager._transaction_waiter
                     sent: list[asyncio.Future[Any]] = []
                     for record in records:
                         future = await producer.send(
@@ -103,7 +108,7 @@ class Journal:
                     # A commit after a failed send would succeed without it.
                     await asyncio.gather(*sent)
         except (KafkaError, OSError, TimeoutError) as error:
-            raise self._explained(_refusal(outcome) or error) from error
+            raise self._explained(transaction_refusal(producer) or error) from error
 
     async def _end(self) -> None:
         producer, self._producer = self._producer, None
@@ -118,14 +123,6 @@ class Journal:
         if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
             return InputError("a record is larger than its topic's max.message.bytes")
         return explained(error, self._connection.bootstrap, on_topic="Write", name=self._name)
-
-
-def _refusal(outcome: asyncio.Future[Any] | None) -> Exception | None:
-    """Why the broker forbade the transaction; the client says "not in transaction" instead."""
-    if outcome is None or not outcome.done() or outcome.cancelled():
-        return None
-    error = outcome.exception()
-    return error if isinstance(error, FORBIDDEN) else None
 
 
 async def follow(

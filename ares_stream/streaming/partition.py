@@ -32,9 +32,10 @@ from ares_stream.streaming.breaker import Breaker
 from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.deadletters import batch_size, dead_letter, fits, kept_whole
 from ares_stream.streaming.faults import FORBIDDEN, client_faults, explained
-from ares_stream.streaming.publisher import end_producer
+from ares_stream.streaming.publisher import end_producer, transaction_refusal
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 from ares_stream.streaming.sending import send
+from ares_stream.streaming.topic_ids import metadata_of
 from ares_stream.streaming.watermark import Watermark
 
 OPEN_SECONDS: Final = 30.0
@@ -127,6 +128,8 @@ class PartitionWorker:
         self.position = 0
         """The next offset to read."""
         self.highwater = 0
+        self.topic_id = ""
+        """Of the topic that is read, where the broker says it."""
         self.commits = 0
         """Transactions committed."""
         self._state = PartitionState.OPENING
@@ -274,14 +277,8 @@ class PartitionWorker:
                     if self._is_closing():
                         return
                     raise PartitionLost(f"{self.topic}-{self.partition} was fenced") from error
-                except FORBIDDEN as error:
-                    raise explained(
-                        error,
-                        self._spec.connection.bootstrap,
-                        on_topic="Write",
-                        name=self._spec.group,
-                    ) from error
                 except (KafkaError, OSError, TimeoutError, _Refused) as error:
+                    self._raise_forbidden(error)
                     self._observer.transaction(_outcome_of(error))
                     if not isinstance(error, _Refused):
                         failures += 1
@@ -296,6 +293,14 @@ class PartitionWorker:
             if owned:
                 self._observer.revoked(self.topic, self.partition)
             self._closed.set()
+
+    def _raise_forbidden(self, error: Exception) -> None:
+        """Raise AccessError where the broker forbids what failed."""
+        refusal = None if self._producer is None else transaction_refusal(self._producer)
+        for cause in (error, refusal):
+            if isinstance(cause, FORBIDDEN):
+                where = self._spec.connection.bootstrap
+                raise explained(cause, where, on_topic="Write", name=self._spec.group) from error
 
     async def _open(self, seek: Callable[[PartitionWorker], Awaitable[int]]) -> None:
         if self._state is PartitionState.OPEN:
@@ -382,7 +387,8 @@ class PartitionWorker:
             await self._send(outputs)
             self._observer.step("sent")
             await self._producer.send_offsets_to_transaction(
-                {TopicPartition(self.topic, self.partition): end}, self._spec.group
+                {TopicPartition(self.topic, self.partition): (end, metadata_of(self.topic_id))},
+                self._spec.group,
             )
             self._observer.step("offsets")
             committing = time.monotonic()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from ares_stream.errors import BrokerError
+from ares_stream.errors import AccessError, AresError, BrokerError, LoginError, TopicError
 
 PATIENCE_SECONDS: Final = 600.0
 """A broker that is upgraded or moved is back within this; past it a person should know."""
@@ -26,6 +26,7 @@ class Patience:
         self._clock = clock
         self._since: float | None = None
         self._reason: str | None = None
+        self._worked = False
 
     @property
     def reason(self) -> str | None:
@@ -38,6 +39,19 @@ class Patience:
     def progressed(self) -> None:
         """Something was achieved, or nothing is to do: the count begins anew."""
         self._since = self._reason = None
+        self._worked = True
+
+    def failed(self, error: AresError | OSError) -> None:
+        """There was no progress for this error. Raises it where waiting does not help: a topic
+        or a right is missing, or the login was refused and none was ever taken. (Where one was,
+        a password is being changed: the new one is read with the next session.)"""
+        if isinstance(error, (TopicError, AccessError)):
+            raise error
+        if isinstance(error, LoginError) and not self._worked:
+            raise error
+        self.waits(
+            str(error) if isinstance(error, AresError) else f"{type(error).__name__}: {error}"
+        )
 
     def waits(self, reason: str) -> None:
         """There is no progress now. Raises BrokerError once that has lasted too long."""

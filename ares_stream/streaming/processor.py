@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ares_stream.errors import BrokerError, StreamError
+from ares_stream.errors import BrokerError, LoginError, StreamError
 from ares_stream.streaming.admin import count_partitions, message_limits
 from ares_stream.streaming.breaker import Breaker
 from ares_stream.streaming.connection import KafkaConnection
@@ -30,7 +30,7 @@ from ares_stream.streaming.contract import (
     ProcessorPolicy,
     SessionSpec,
 )
-from ares_stream.streaming.faults import FORBIDDEN, client_faults, explained
+from ares_stream.streaming.faults import client_faults, explained
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.resume import OffsetLoss
 from ares_stream.streaming.session import PASSING, Session
@@ -118,12 +118,9 @@ class Processor:
                     checked = True
                 with client_faults():
                     await self._run_session()
-            except PASSING as error:
-                if isinstance(error, FORBIDDEN):
-                    raise self._forbidden(error) from error
+            except (*PASSING, LoginError) as error:
                 failures = 1 if self._patience.reason is None else failures + 1
-                where = self._spec.connection.bootstrap
-                self._patience.waits(f"Kafka at {where}: {type(error).__name__}: {error}")
+                self._patience.failed(self._explained(error))
                 self._spec.observer.restarted(type(error).__name__)
             else:
                 return
@@ -132,7 +129,9 @@ class Processor:
                 async with asyncio.timeout(pause):
                     await self._stopping.wait()
 
-    def _forbidden(self, error: BaseException) -> StreamError:
+    def _explained(self, error: BaseException) -> StreamError:
+        if isinstance(error, StreamError):
+            return error
         return explained(error, self._spec.connection.bootstrap, name=self._spec.group)
 
     async def _run_session(self) -> None:

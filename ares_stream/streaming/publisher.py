@@ -19,7 +19,7 @@ from aiokafka.errors import (
 
 from ares_stream.errors import BrokerError, InputError, TopicError
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import client_faults, explained
+from ares_stream.streaming.faults import FORBIDDEN, client_faults, explained
 from ares_stream.streaming.records import OutboundRecord
 
 PUBLISH_SECONDS: Final = 30.0
@@ -129,6 +129,16 @@ def retrieve(future: asyncio.Future[Any]) -> None:
     """Look at a send's exception even when nobody waits for it any more."""
     if not future.cancelled():
         future.exception()
+
+
+def transaction_refusal(producer: AIOKafkaProducer) -> Exception | None:
+    """Why the broker forbade the producer's last transaction, if it did; what the client raises
+    then is "not in transaction"."""
+    outcome: asyncio.Future[Any] | None = producer._txn_manager._transaction_waiter
+    if outcome is None or not outcome.done() or outcome.cancelled():
+        return None
+    error = outcome.exception()
+    return error if isinstance(error, FORBIDDEN) else None
 
 
 async def end_producer(producer: AIOKafkaProducer) -> None:

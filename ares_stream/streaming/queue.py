@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
@@ -45,31 +45,39 @@ class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
     slow, AccessError where it forbids it."""
 
     def __init__(self, connection: KafkaConnection, topic: str, group: str) -> None:
+        self._connection = connection
         self._where = connection.bootstrap
         self._topic = topic
         self._group = group
+        self._consumer: Any = None
+        """Of one start; after a failed one there is another."""
+
+    async def start(self) -> None:
+        """Join the group. After an error it may be called again."""
         self._consumer = AIOKafkaConsumer(
-            **connection.client_arguments(),
-            group_id=group,
+            **self._connection.client_arguments(),
+            group_id=self._group,
             enable_auto_commit=False,
             isolation_level="read_committed",
             session_timeout_ms=SESSION_TIMEOUT_MS,
             max_poll_interval_ms=NEVER_MS,
             metadata_max_age_ms=METADATA_MS,
         )
-
-    async def start(self) -> None:
-        """Join the group."""
         try:
             with client_faults():
                 async with asyncio.timeout(KAFKA_SECONDS):
                     await self._consumer.start()
-        except (KafkaError, OSError, TimeoutError) as error:
-            raise self._failed(error) from error
+        except BaseException as error:
+            await self.stop()
+            if isinstance(error, (KafkaError, OSError, TimeoutError)):
+                raise self._failed(error) from error
+            raise
         self._consumer.subscribe([self._topic], listener=self)
 
     async def stop(self) -> None:
         """Leave the group; a broker that is gone is not waited for."""
+        if self._consumer is None:
+            return
         with contextlib.suppress(KafkaError, OSError, TimeoutError), client_faults():
             async with asyncio.timeout(KAFKA_SECONDS):
                 await self._consumer.stop()

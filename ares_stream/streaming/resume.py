@@ -22,15 +22,26 @@ class OffsetLoss:
     beginning: int
     end: int
     resumed: int
+    is_anew: bool = False
+    """The committed offset is of a topic of this name that is gone; how much of it was not read
+    nobody can say."""
 
     @property
     def records(self) -> int:
         """Offsets that were passed over: never read here, or no longer there."""
+        if self.is_anew:
+            return self.resumed - self.beginning
         if self.committed < self.beginning:
             return self.resumed - self.committed
         return self.committed - self.end + self.resumed - self.beginning
 
     def __str__(self) -> str:
+        if self.is_anew:
+            return (
+                f"{self.topic}-{self.partition}: committed offset {self.committed} is of a topic "
+                f"that is gone; the one made anew holds {self.beginning} to {self.end}, reading "
+                f"goes on at {self.resumed}"
+            )
         if self.committed < self.beginning:
             cause = "retention was faster than the reader"
         else:
@@ -49,23 +60,27 @@ def resume(
     beginning: int,
     end: int,
     reset: OffsetReset,
+    *,
+    is_anew: bool = False,
 ) -> tuple[int, OffsetLoss | None]:
     """The offset to read next, and what was lost before it.
 
     `committed` is None where the group has not committed yet: all that the log holds is read, and
     nothing is lost. `beginning` and `end` are those of the log, which holds beginning to end - 1.
+    `is_anew` says that another topic of the name stands there than when `committed` was.
     Raises ReadError where something is lost and `reset` is stop.
     """
     if committed is None:
         return beginning, None
-    if beginning <= committed <= end:
+    if beginning <= committed <= end and not is_anew:
         return committed, None
     resumed = end if reset == "latest" else beginning
-    loss = OffsetLoss(topic, partition, committed, beginning, end, resumed)
+    loss = OffsetLoss(topic, partition, committed, beginning, end, resumed, is_anew)
     if reset == "stop":
+        made = " of a topic that was made anew" if is_anew else ""
         raise ReadError(
-            f"{topic}-{partition}: committed offset {committed}, but the log holds {beginning} to "
-            f"{end}; set the group's offset with kafka-consumer-groups, or offset_reset to "
-            "earliest or latest"
+            f"{topic}-{partition}: committed offset {committed}, but the log{made} holds "
+            f"{beginning} to {end}; set the group's offset with kafka-consumer-groups, or "
+            "offset_reset to earliest or latest"
         )
     return resumed, loss

@@ -91,7 +91,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         self._polling = True
         self._joined = False
         self._polled = 0.0
-        self._settled: dict[TopicPartition, int] = {}
+        self._settled: dict[TopicPartition, tuple[int, str]] = {}
         self._shown: set[str] = set()
         # The three defaults of aiokafka that lose or invent records are set right here.
         self._consumer = BatchConsumer(
@@ -444,28 +444,40 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         leaving = [self._workers.pop(tp) for tp in revoked if tp in self._workers]
         await asyncio.gather(*(worker.close() for worker in leaving))
         for worker in leaving:
-            self._settled[TopicPartition(worker.topic, worker.partition)] = worker.committed
+            partition = TopicPartition(worker.topic, worker.partition)
+            self._settled[partition] = (worker.committed, worker.topic_id)
         self._report()
 
     async def _seek(self, worker: PartitionWorker) -> int:
         """Put the consumer on the worker's committed offset; returns that offset."""
         partition = TopicPartition(worker.topic, worker.partition)
         self._consumer.pause(partition)
-        committed: int | None = await self._consumer.committed(partition)
+        committed, before = await self._consumer.committed_of_topic(partition)
         if committed is None:
             # A topic that is deleted takes the group's offsets with it.
-            committed = max(worker.committed, self._settled.get(partition, 0)) or None
+            here = (worker.committed, worker.topic_id)
+            last, before = max(here, self._settled.get(partition, (0, "")))
+            committed = last or None
+        now = (await self._consumer.topic_ids([worker.topic])).get(worker.topic, "")
+        is_anew = bool(before and now and before != now)
         deadline = asyncio.get_running_loop().time() + SEEK_SECONDS
         while True:
             beginning = (await self._consumer.beginning_offsets([partition]))[partition]
             end = (await self._consumer.end_offsets([partition]))[partition]
-            known = committed is None or committed <= end
+            known = is_anew or committed is None or committed <= end
             if known or asyncio.get_running_loop().time() > deadline:
                 break
             await asyncio.sleep(SEEK_SECONDS / 10)
         offset, loss = resume(
-            worker.topic, worker.partition, committed, beginning, end, self._policy.offset_reset
+            worker.topic,
+            worker.partition,
+            committed,
+            beginning,
+            end,
+            self._policy.offset_reset,
+            is_anew=is_anew,
         )
+        worker.topic_id = now
         if loss is not None:
             _log.error("%s", loss)
             self._losses.append(loss)

@@ -19,8 +19,13 @@ TOKEN_SECONDS: Final = 10.0
 MAX_ANSWER_BYTES: Final = 64 << 10
 DEFAULT_LIFE_SECONDS: Final = 300.0
 """Of a token whose endpoint does not say."""
+BUSY: Final = (httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS)
 RENEW_SHARE: Final = 0.8
 """A token is renewed when so much of its life has passed, as Kafka's own clients do."""
+
+
+class TokenRefused(KafkaError):  # type: ignore[misc]
+    """There is no token, and asking again gives none: a setting is wrong."""
 
 
 class FileToken(AbstractTokenProvider):  # type: ignore[misc]
@@ -30,13 +35,14 @@ class FileToken(AbstractTokenProvider):  # type: ignore[misc]
         self._file = file
 
     async def token(self) -> str:
-        """Raises KafkaError where the file cannot be read or is empty."""
+        """Raises TokenRefused where the file cannot be read or is empty."""
         try:
             text = (await asyncio.to_thread(self._file.read_text, "ascii")).strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise KafkaError(f"kafka.token_file: {self._file}: {type(error).__name__}") from None
+            reason = f"kafka.token_file: {self._file}: {type(error).__name__}"
+            raise TokenRefused(reason) from None
         if not text:
-            raise KafkaError(f"kafka.token_file: {self._file} is empty")
+            raise TokenRefused(f"kafka.token_file: {self._file} is empty")
         return text
 
 
@@ -65,7 +71,8 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
         self._until = float("-inf")
 
     async def token(self) -> str:
-        """Raises KafkaError where the endpoint gives none; its answer is not quoted."""
+        """Raises TokenRefused where the endpoint refuses one, KafkaError where it does not answer
+        or is busy; its answer is not quoted."""
         async with self._lock:
             if self._clock() >= self._until:
                 await self._renew()
@@ -94,18 +101,27 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
                 async for part in answer.aiter_bytes():
                     body += part
                     if len(body) > MAX_ANSWER_BYTES:
-                        raise KafkaError(f"{self._url}: an answer too large for a token")
+                        raise TokenRefused(
+                            f"kafka.token_endpoint: {self._url}: an answer too large for a token"
+                        )
                 status = answer.status_code
         except (httpx.HTTPError, OSError, TimeoutError) as error:
             raise KafkaError(f"kafka.token_endpoint: {self._url}: {type(error).__name__}") from None
-        if status != httpx.codes.OK:
+        if status in BUSY or status >= httpx.codes.INTERNAL_SERVER_ERROR:
             raise KafkaError(f"kafka.token_endpoint: {self._url} answers {status}")
+        if status != httpx.codes.OK:
+            raise TokenRefused(
+                f"kafka.token_endpoint, kafka.token_client_id, kafka.token_client_secret_file: "
+                f"{self._url} answers {status}"
+            )
         try:
             fields = httpx.Response(status, content=body).json()
             token, life = fields["access_token"], fields.get("expires_in", DEFAULT_LIFE_SECONDS)
             self._until = self._clock() + RENEW_SHARE * float(life)
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise KafkaError(f"kafka.token_endpoint: {self._url} answers without a token") from None
+            raise TokenRefused(
+                f"kafka.token_endpoint: {self._url} answers without a token"
+            ) from None
         if not isinstance(token, str) or not token:
-            raise KafkaError(f"kafka.token_endpoint: {self._url} answers without a token")
+            raise TokenRefused(f"kafka.token_endpoint: {self._url} answers without a token")
         self._kept = token

@@ -11,11 +11,12 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.faults import client_faults
+from ares_stream.streaming.fetching import BatchConsumer
 from ares_stream.streaming.partition import PartitionWorker
 from ares_stream.streaming.patience import Patience
 
@@ -34,7 +35,7 @@ class Watch:
     def __init__(
         self,
         spec: SessionSpec,
-        consumer: AIOKafkaConsumer,
+        consumer: BatchConsumer,
         workers: Mapping[TopicPartition, PartitionWorker],
         *,
         buffered: Callable[[TopicPartition], bool],
@@ -90,12 +91,18 @@ class Watch:
                     ends = await self._consumer.end_offsets(
                         partitions or [TopicPartition(self._spec.topics[0], 0)]
                     )
+                    ids = await self._consumer.topic_ids({tp.topic for tp in partitions})
         except (KafkaError, OSError, TimeoutError) as error:
             where = self._spec.connection.bootstrap
             self._silence = f"Kafka at {where} does not answer: {type(error).__name__}"
         else:
             self._silence = None
             self._stable.update(ends)
+            for partition in partitions:
+                worker = self._workers.get(partition)
+                found = ids.get(partition.topic, "")
+                if worker is not None and found and worker.topic_id and found != worker.topic_id:
+                    worker.reopen()  # Its offsets are those of a topic that is gone.
 
     async def _note_positions(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -3,8 +3,9 @@
 import asyncio
 import base64
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -15,16 +16,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from ares_stream.errors import BrokerError
+from ares_stream.errors import LoginError
 from ares_stream.records.topics import TopicSpec
-from ares_stream.streaming.admin import create_topics
+from ares_stream.streaming.admin import create_topics, describe_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.contract import ProcessorObserver
+from ares_stream.streaming.follower import Follower
+from ares_stream.streaming.journal import Journal, group_lag
 from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.publisher import Publisher
+from ares_stream.streaming.queue import Queue
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome
 from tests.support.secured import PASSWORD, USER, SecuredBroker, free_ports, unsecured_token
+from tests.support.sessions import Copying, Seen, running, until
 
 pytestmark = pytest.mark.kafka
 
@@ -40,11 +45,22 @@ class Ways:
 
 
 OPEN = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "token file", "token endpoint", "mutual TLS")
-SHUT = (
-    *("a wrong password, PLAIN", "a wrong password, SCRAM-SHA-256"),
-    *("a wrong password, SCRAM-SHA-512", "an expired token", "a wrong client secret"),
-    *("no certificate", "an unknown authority"),
-)
+PASSWORDS = r"kafka.username, kafka.password_file \({}\): .* refuses the login, and says: .*{}"
+SHUT = {
+    "a wrong password, PLAIN": PASSWORDS.format("PLAIN", "Invalid username or password"),
+    "a wrong password, SCRAM-SHA-256": PASSWORDS.format("SCRAM-SHA-256", "invalid credentials"),
+    "a wrong password, SCRAM-SHA-512": PASSWORDS.format("SCRAM-SHA-512", "invalid credentials"),
+    "an unknown user": PASSWORDS.format("SCRAM-SHA-512", "invalid credentials"),
+    "an expired token": r"kafka.token_file: .* says: invalid_token",
+    "an empty token file": r"kafka.token_file: .*none is empty",
+    "a wrong client secret": r"kafka.token_client_secret_file: .* answers 401",
+    "a mechanism that is not offered": r"kafka.mechanism: .* does not offer PLAIN",
+    "no certificate": r"kafka.certificate_file, .*: .*certificate required",
+    "another's certificate": r"kafka.certificate_file, .*: .*(unknown ca|certificate)",
+    "an unknown authority": r"kafka.ca_file: .* is not trusted: ",
+    "a port without logins": r"kafka.protocol: .* takes no login on this port",
+}
+"""Ways in that stay shut, and what a person is told."""
 
 
 async def give_token(request: Request) -> JSONResponse:
@@ -82,6 +98,7 @@ def ways(tmp_path_factory: pytest.TempPathFactory, token_endpoint: str) -> Itera
     (folder / "password").write_text(f"{PASSWORD}\n")
     (folder / "wrong").write_text("guess\n")
     (folder / "token").write_text(unsecured_token())
+    (folder / "none").write_text("")
     (folder / "expired").write_text(unsecured_token(seconds=-3600.0))
     with SecuredBroker(folder) as broker:
         sasl = KafkaConnection(
@@ -135,6 +152,24 @@ def ways(tmp_path_factory: pytest.TempPathFactory, token_endpoint: str) -> Itera
                 },
                 "an expired token": of(bearer, token_file=folder / "expired"),
                 "a wrong client secret": of(endpoint, token_client_secret_file=folder / "wrong"),
+                "an unknown user": sasl.model_copy(update={"username": "nobody"}),
+                "an empty token file": of(bearer, token_file=folder / "none"),
+                "a mechanism that is not offered": sasl.model_copy(
+                    update={
+                        "bootstrap": broker.scram,
+                        "protocol": "SASL_PLAINTEXT",
+                        "mechanism": "PLAIN",
+                    }
+                ),
+                "another's certificate": mutual_tls.model_copy(
+                    update={
+                        "certificate_file": folder / "stranger.pem",
+                        "key_file": folder / "stranger.key",
+                    }
+                ),
+                "a port without logins": sasl.model_copy(
+                    update={"bootstrap": broker.bootstrap, "protocol": "SASL_PLAINTEXT"}
+                ),
                 "no certificate": mutual_tls.model_copy(
                     update={"certificate_file": None, "key_file": None}
                 ),
@@ -194,13 +229,73 @@ async def test_records_go_through_exactly_once(ways: Ways, way: str) -> None:
 
 
 @pytest.mark.parametrize("key", SHUT)
-async def test_who_may_not_come_in_stays_out_and_no_secret_is_told(
+async def test_who_may_not_come_in_stays_out_and_is_told_the_setting_and_no_secret(
     ways: Ways, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     connection = ways.shut[key]
     caplog.set_level("INFO")
-    with pytest.raises(BrokerError) as told:
+    with pytest.raises(LoginError, match=SHUT[key]) as told:
         await create_topics(connection, [TopicSpec("intruder", 1, 1)])
+    assert told.value.exit_code == 2
     said = f"{told.value} {connection!r} {connection.model_dump_json()} {caplog.text}"
     for secret in (PASSWORD, "guess", unsecured_token().split(".")[0]):
         assert secret not in said
+
+
+async def enter(journal: Journal | Follower) -> None:
+    async with journal:
+        pass
+
+
+def copying(connection: KafkaConnection, prefix: str) -> Copying:
+    found = Copying(connection.bootstrap, prefix)
+    found.connection = connection
+    return found
+
+
+CALLERS: dict[str, Callable[[KafkaConnection], Coroutine[Any, Any, object]]] = {
+    "processor": lambda at: copying(at, "x").processor(Seen()).run(),
+    "publisher": lambda at: Publisher(at).publish([OutboundRecord("x", None, b"x")]),
+    "journal": lambda at: enter(Journal(at, "x")),
+    "queue": lambda at: Queue(at, "x", "x").start(),
+    "follower": lambda at: enter(Follower(at, ["x"], {})),
+    "reader": lambda at: snapshot(at, ["x"]),
+    "lag": lambda at: group_lag(at, "x", ["x"]),
+    "topics": lambda at: describe_topics(at, ["x"]),
+}
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("key", ["a wrong password, SCRAM-SHA-512", "no certificate"])
+async def test_nobody_waits_for_a_refused_login_as_for_an_outage(
+    ways: Ways, caller: str, key: str
+) -> None:
+    with pytest.raises(LoginError, match=SHUT[key]):
+        async with asyncio.timeout(15):
+            await CALLERS[caller](ways.shut[key])
+
+
+async def test_a_password_may_be_changed_while_a_processor_works(
+    ways: Ways, tmp_path: Path
+) -> None:
+    password = tmp_path / "password"
+    password.write_text(PASSWORD)
+    open_way = ways.open["PLAIN"]
+    through = copying(open_way.model_copy(update={"password_file": password}), "changed.")
+    through.direct = open_way
+    await through.create()
+    seen = Seen()
+    processor = through.processor(seen)
+    async with running(processor):
+        await through.send(3)
+        await until(lambda: seen.records == 3)
+        await until(lambda: processor.missing() is None)
+        password.write_text("guess")
+        assert processor._session is not None
+        processor._session._consumer._fetcher._fetch_task.cancel()
+        await asyncio.sleep(1.0)  # The last fetch on its way comes back empty.
+        await through.send(1)
+        await until(lambda: "kafka.password_file" in (processor.missing() or ""), 40)
+        password.write_text(PASSWORD)
+        await through.send(3)
+        await until(lambda: seen.records == 7, 40)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -15,13 +17,13 @@ from confluent_kafka import TopicPartition as StockPartition
 from ares_stream.errors import BrokerError, ReadError, TopicError
 from ares_stream.lab.experiments.chaos.proxy import Proxy
 from ares_stream.processes.broker import EmbeddedBroker
-from ares_stream.records.topics import TopicSpec
-from ares_stream.streaming.admin import count_partitions, create_topics, describe_topics
+from ares_stream.streaming.admin import count_partitions, describe_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.publisher import Publisher
-from ares_stream.streaming.reader import snapshot
+from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import OutboundRecord
+from ares_stream.streaming.topic_ids import metadata_of
 from tests.support.sessions import Copying, Seen, running, until
 
 pytestmark = pytest.mark.kafka
@@ -135,7 +137,7 @@ async def test_new_partitions_are_read_within_the_metadata_age(kafka: str, prefi
         await until(lambda: seen.held == {0, 1, 2}, 20)
 
 
-async def commit(copying: Copying, offset: int) -> None:
+async def commit(copying: Copying, offset: int, metadata: str = "") -> None:
     """The group's offset as another run left it."""
     consumer = AIOKafkaConsumer(
         bootstrap_servers=copying.direct.bootstrap,
@@ -145,7 +147,7 @@ async def commit(copying: Copying, offset: int) -> None:
     await consumer.start()
     place = TopicPartition(copying.input, 0)
     consumer.assign([place])
-    await consumer.commit({place: offset})
+    await consumer.commit({place: (offset, metadata)})
     await consumer.stop()
 
 
@@ -196,30 +198,56 @@ async def test_the_policy_may_be_to_stop_and_ask_a_person(kafka: str, prefix: st
             await copying.processor(Seen(), offset_reset="stop").run()
 
 
-async def test_retention_that_overtakes_a_running_reader_is_counted(
-    kafka: str, prefix: str
+@pytest.mark.parametrize("count", [2, 8], ids=["shorter", "longer than what was read"])
+async def test_a_topic_made_anew_under_a_reader_is_read_from_its_beginning(
+    kafka: str, prefix: str, count: int
 ) -> None:
     copying = Copying(kafka, prefix)
     await copying.create()
     seen = Seen()
-    async with running(copying.processor(seen)):
+    processor = copying.processor(seen)
+    async with running(processor):
         await copying.send(3)
         await until(lambda: seen.records == 3)
-        # The topic made anew, under a reader: its log ends before the reader's position.
-        admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-        await admin.start()
-        await admin.delete_topics([copying.input])
-        await admin.close()
-        async with asyncio.timeout(20):
-            while True:
-                try:
-                    await create_topics(copying.direct, [TopicSpec(copying.input, 1, 1)])
-                    break
-                except (TopicError, BrokerError):
-                    await asyncio.sleep(0.2)
-        await copying.send(2)
-        await until(lambda: seen.records == 5, 60)
-        assert [loss.committed for loss in seen.losses] == [3]
+        await copying.make_input_anew()
+        await copying.send(count)
+        await until(lambda: seen.losses, 60)
+        await until(lambda: seen.records >= 3 + count, 60)
+        [loss] = seen.losses
+        assert (loss.committed, loss.is_anew, loss.resumed) == (3, True, 0)
+        assert any("is of a topic that is gone" in note for note in processor.notes())
+    ranges = await snapshot(copying.direct, [copying.output])
+    keys = Counter([record.key async for record in read(copying.direct, ranges)])
+    assert all(keys[b"%d" % n] >= 1 + (n < 3) for n in range(count))
+
+
+@pytest.mark.parametrize("reset", ["earliest", "latest", "stop"])
+async def test_an_offset_of_another_topic_of_the_name_is_known_after_a_restart(
+    kafka: str, prefix: str, reset: str
+) -> None:
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    await copying.send(9)
+    # As a restored cluster has it: the group's offset outlived the topic.
+    await commit(copying, 4, metadata_of(str(uuid.uuid4())))
+    seen = Seen()
+    processor = copying.processor(seen, offset_reset=reset)
+    if reset == "stop":
+        with pytest.raises(ReadError, match="but the log of a topic that was made anew holds 0 to"):
+            async with asyncio.timeout(30):
+                await processor.run()
+        return
+    async with running(processor):
+        await until(lambda: processor.missing() is None)
+        await copying.send(1)
+        await until(lambda: seen.records == (10 if reset == "earliest" else 1))
+        assert [loss.is_anew for loss in seen.losses] == [True]
+    # What is committed from now on is of this topic.
+    again = Seen()
+    async with running(copying.processor(again)):
+        await copying.send(1)
+        await until(lambda: again.records == 1)
+        assert again.losses == []
 
 
 async def test_a_coordinator_that_cannot_be_reached_ends_readiness_and_then_the_patience(
@@ -346,8 +374,6 @@ async def test_a_stop_that_meets_a_dead_broker_ends_in_peace_within_the_drain(fa
             await task
 
 
-# aiokafka drops a connection that it was making when the broker went.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_broker_that_is_away_for_longer_than_a_session_is_waited_for() -> None:
     with EmbeddedBroker() as broker:
         copying = Copying(broker.bootstrap, "a.", partitions=3)

@@ -24,7 +24,8 @@ MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
 
 
 def certificates(folder: Path) -> None:
-    """ca.pem, and NAME.pem with NAME.key for server and client, all for 127.0.0.1."""
+    """ca.pem, and NAME.pem with NAME.key for server and client, all for 127.0.0.1; those of
+    `stranger` are signed by nobody else."""
     now = datetime.now(UTC)
 
     def issue(
@@ -60,6 +61,7 @@ def certificates(folder: Path) -> None:
     authority_key = issue("ca", None, authority=True)
     for name in ("server", "client"):
         issue(name, authority_key)
+    issue("stranger", None)
 
 
 def free_ports(count: int) -> list[int]:
@@ -83,8 +85,8 @@ def unsecured_token(subject: str = USER, seconds: float = 600.0) -> str:
 
 
 class SecuredBroker(EmbeddedBroker):
-    """Three listeners: `sasl` (SASL_SSL, every mechanism), `tls` (SSL that asks for a
-    certificate) and `bootstrap`, which is open."""
+    """Four listeners: `sasl` (SASL_SSL, every mechanism), `scram` (SASL_PLAINTEXT, one mechanism),
+    `tls` (SSL that asks for a certificate) and `bootstrap`, which is open."""
 
     def __init__(self, folder: Path) -> None:
         certificates(folder)
@@ -92,15 +94,15 @@ class SecuredBroker(EmbeddedBroker):
         keystore.write_bytes(
             (folder / "server.key").read_bytes() + (folder / "server.pem").read_bytes()
         )
-        plain, control, sasl, tls = free_ports(4)
-        self.sasl, self.tls = f"127.0.0.1:{sasl}", f"127.0.0.1:{tls}"
+        plain, control, *others = free_ports(5)
+        self.sasl, self.tls, self.scram = (f"127.0.0.1:{port}" for port in others)
         listeners = (
             f"PLAINTEXT://127.0.0.1:{plain},CONTROLLER://127.0.0.1:{control},"
-            f"SASL_SSL://{self.sasl},SSL://{self.tls}"
+            f"SASL_SSL://{self.sasl},SSL://{self.tls},SASL_PLAINTEXT://{self.scram}"
         )
         (folder / "kafka").mkdir()
         (folder / "kafka" / "ports.json").write_text(json.dumps([plain, control]))
-        of_sasl = "listener.name.sasl_ssl"
+        of_sasl, only = "listener.name.sasl_ssl", "listener.name.sasl_plaintext"
         scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
         super().__init__(
             data_dir=folder / "kafka",
@@ -108,7 +110,7 @@ class SecuredBroker(EmbeddedBroker):
                 "listeners": listeners,
                 "advertised.listeners": listeners,
                 "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,"
-                "SASL_SSL:SASL_SSL,SSL:SSL",
+                "SASL_SSL:SASL_SSL,SSL:SSL,SASL_PLAINTEXT:SASL_PLAINTEXT",
                 "inter.broker.listener.name": "PLAINTEXT",
                 f"{of_sasl}.sasl.enabled.mechanisms": ",".join(MECHANISMS),
                 f"{of_sasl}.plain.sasl.jaas.config": "org.apache.kafka.common.security.plain."
@@ -118,6 +120,8 @@ class SecuredBroker(EmbeddedBroker):
                 f"{of_sasl}.oauthbearer.sasl.jaas.config": "org.apache.kafka.common.security."
                 "oauthbearer.OAuthBearerLoginModule required "
                 'unsecuredLoginStringClaim_sub="broker";',
+                f"{only}.sasl.enabled.mechanisms": "SCRAM-SHA-512",
+                f"{only}.scram-sha-512.sasl.jaas.config": scram,
                 "ssl.keystore.type": "PEM",
                 "ssl.keystore.location": str(keystore),
                 "ssl.truststore.type": "PEM",

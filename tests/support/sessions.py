@@ -7,6 +7,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+from aiokafka.admin import AIOKafkaAdminClient
+
+from ares_stream.errors import BrokerError, TopicError
 from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
@@ -80,6 +83,21 @@ class Copying:
                 TopicSpec(self.dead, 1, 1),
             ],
         )
+
+    async def make_input_anew(self) -> None:
+        """Delete the input topic, and make another of its name."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.direct.bootstrap)
+        await admin.start()
+        await admin.delete_topics([self.input])
+        await admin.close()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    spec = TopicSpec(self.input, self._partitions, 1)
+                    await create_topics(self.direct, [spec])
+                    return
+                except (TopicError, BrokerError):
+                    await asyncio.sleep(0.2)
 
     async def send(self, count: int) -> None:
         async with Publisher(self.direct) as publisher:

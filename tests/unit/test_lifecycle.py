@@ -17,12 +17,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from ares_stream.errors import (
+    AccessError,
     AresError,
     BreakerOpen,
     BrokerError,
     DefectError,
+    LoginError,
     ResourceError,
     SettingsError,
+    TopicError,
     root_cause,
 )
 from ares_stream.services.lifecycle import Life, live
@@ -200,6 +203,27 @@ def test_an_idle_hour_takes_nothing_from_the_patience() -> None:
     now[0] = 10_000.0
     patience.waits("another")
     assert patience.reason == "another (no progress for 0 of 60 s)"
+
+
+@pytest.mark.parametrize("error", [TopicError("missing"), AccessError("forbidden")])
+def test_what_only_a_person_mends_is_never_waited_for(error: AresError) -> None:
+    patience = Patience(60.0, lambda: 0.0)
+    patience.progressed()
+    with pytest.raises(type(error)):
+        patience.failed(error)
+
+
+def test_a_refused_login_is_waited_for_only_where_one_was_taken_before() -> None:
+    patience = Patience(60.0, lambda: 0.0)
+    refused = LoginError("kafka.password_file: refused")
+    with pytest.raises(LoginError):
+        patience.failed(refused)
+    patience.failed(BrokerError("away"))
+    with pytest.raises(LoginError):
+        patience.failed(refused)
+    patience.progressed()
+    patience.failed(refused)
+    assert patience.reason == "kafka.password_file: refused (no progress for 0 of 60 s)"
 
 
 def test_sigterm_before_the_service_can_drain_ends_it_with_0(tmp_path: Path) -> None:

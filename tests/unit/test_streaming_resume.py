@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 
 import pytest
 from aiokafka.errors import KafkaError
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from ares_stream.errors import ReadError
 from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.resume import OffsetReset, resume
+from ares_stream.streaming.topic_ids import metadata_of, topic_id_of
 
 OFFSETS = st.integers(0, 1000)
 RESETS: st.SearchStrategy[OffsetReset] = st.sampled_from(["earliest", "latest", "stop"])
@@ -72,3 +74,21 @@ def test_our_own_defect_is_not_taken_for_the_clients() -> None:
     ours: dict[str, int] = {}
     with pytest.raises(KeyError), client_faults():
         ours["missing"]
+
+
+@given(OFFSETS, OFFSETS, OFFSETS, st.sampled_from(["earliest", "latest"]))
+def test_an_offset_of_a_topic_that_is_gone_is_never_gone_on_from(
+    first: int, second: int, third: int, reset: OffsetReset
+) -> None:
+    beginning, committed, end = sorted((first, second, third))
+    offset, loss = resume("in", 3, committed, beginning, end, reset, is_anew=True)
+    assert offset == (beginning if reset == "earliest" else end)
+    assert loss is not None
+    assert loss.records == offset - beginning
+    assert "is of a topic that is gone" in str(loss)
+
+
+@given(st.uuids())
+def test_the_id_of_a_topic_stands_beside_its_offset(topic_id: uuid.UUID) -> None:
+    assert topic_id_of(metadata_of(str(topic_id))) == str(topic_id)
+    assert topic_id_of(metadata_of("")) == topic_id_of(None) == topic_id_of("of another tool") == ""

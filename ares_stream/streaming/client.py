@@ -1,0 +1,155 @@
+"""What every Kafka client of this process does otherwise than aiokafka has it, since none takes it
+as an argument: asking about topics makes none, a refused login is told and not repeated, a
+connection that is let go is closed. Imported with the first client, once.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Iterator
+from typing import Any, Final
+
+import aiokafka.admin.client
+import aiokafka.client
+from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
+from aiokafka.errors import (
+    IllegalSaslStateError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
+from aiokafka.protocol.metadata import MetadataRequest
+
+from ares_stream.errors import LoginError
+from ares_stream.streaming.tokens import FileToken, TokenRefused
+
+NO_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_MESSAGE")
+"""What OpenSSL says of an answer that is no TLS."""
+OF_CERTIFICATES: Final = (
+    "CERTIFICATE_REQUIRED",
+    "BAD_CERTIFICATE",
+    "CERTIFICATE_EXPIRED",
+    "CERTIFICATE_REVOKED",
+    "CERTIFICATE_UNKNOWN",
+    "UNSUPPORTED_CERTIFICATE",
+    "UNKNOWN_CA",
+    "HANDSHAKE_FAILURE",
+    "ACCESS_DENIED",
+)
+"""Alerts of a broker that does not take the certificate of this client, or wants one."""
+
+
+class ExistingTopics(MetadataRequest):  # type: ignore[misc]
+    """A metadata request without creation. aiokafka asks with Kafka's default, by which a broker
+    with auto.create.topics.enable makes every topic that is asked about."""
+
+    def __init__(self, topics: list[str] | None = None) -> None:
+        super().__init__(topics, allow_auto_topic_creation=False)
+
+
+class _Bearer(OAuthAuthenticator):  # type: ignore[misc]
+    """A broker answers a bad token with a JSON document (RFC 7628, section 3.2.2), which aiokafka
+    takes for a welcome."""
+
+    async def step(self, payload: bytes | None) -> Any:
+        if payload:
+            try:
+                status = str(json.loads(payload)["status"])
+            except (ValueError, KeyError, TypeError):
+                status = "no reason"
+            raise SaslAuthenticationFailed(status)
+        return await super().step(payload)
+
+
+class Connection(AIOKafkaConnection):  # type: ignore[misc]
+    """A connection to one broker.
+
+    aiokafka takes a refused login for a broker that is away, and logs what it said. Here a
+    client's first connection raises LoginError instead, which no caller waits for; a later one
+    fails as before, with the reason: a password may be changed while a service runs.
+    """
+
+    async def connect(self) -> Any:
+        """See AIOKafkaConnection. Raises LoginError where a person must change a setting."""
+        # Only the first connection of a client, which learns of the cluster, has no callback.
+        first = self._on_close_cb is None
+        try:
+            return await super().connect()
+        except (KafkaError, OSError) as error:
+            reason = self._refusal(error)
+            if reason is None:
+                raise
+            if first:
+                raise LoginError(reason) from error
+            raise KafkaError(reason) from error
+
+    def authenticator_oauth(self) -> _Bearer:
+        """See AIOKafkaConnection."""
+        return _Bearer(sasl_oauth_token_provider=self._sasl_oauth_token_provider)
+
+    def __del__(self, *_: object) -> None:
+        # aiokafka lets one go unclosed when its client is cancelled while it connects, and when
+        # a broker ends it just before it is asked for.
+        if self._writer is not None and not self._loop.is_closed():
+            self._on_close_cb = None
+            self.close()
+
+    def _refusal(self, error: BaseException) -> str | None:
+        """Why this connection will be refused again: the setting, and what the broker said."""
+        where = f"{self._host}:{self._port}"
+        for cause in _causes(error):
+            if isinstance(cause, TokenRefused):
+                return str(cause)
+            if isinstance(cause, SaslAuthenticationFailed):
+                said = cause.args[0] if cause.args and cause.args[0] else "nothing more"
+                return f"{self._login()}: Kafka at {where} refuses the login, and says: {said}"
+            if isinstance(cause, UnsupportedSaslMechanismError):
+                return f"kafka.mechanism: Kafka at {where} does not offer {self._sasl_mechanism}"
+            if isinstance(cause, IllegalSaslStateError):
+                return f"kafka.protocol: Kafka at {where} takes no login on this port"
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                return (
+                    f"kafka.ca_file: the certificate of Kafka at {where} is not trusted: "
+                    f"{cause.verify_message}"
+                )
+            if isinstance(cause, ssl.SSLError):
+                return self._refusal_of_tls(where, cause.reason or "")
+        return None
+
+    @staticmethod
+    def _refusal_of_tls(where: str, reason: str) -> str | None:
+        if any(reason.endswith(name) for name in NO_TLS):
+            return f"kafka.protocol: Kafka at {where} does not speak TLS on this port"
+        if any(reason.endswith(name) for name in OF_CERTIFICATES):
+            return (
+                f"kafka.certificate_file, kafka.key_file: Kafka at {where} refuses this client's "
+                f"certificate, or misses one: {reason.lower().replace('_', ' ')}"
+            )
+        return None
+
+    def _login(self) -> str:
+        """The settings that it logs in with."""
+        if self._sasl_mechanism != "OAUTHBEARER":
+            return f"kafka.username, kafka.password_file ({self._sasl_mechanism})"
+        if isinstance(self._sasl_oauth_token_provider, FileToken):
+            return "kafka.token_file"
+        return "kafka.token_endpoint"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+async def create_connection(host: str, port: int, **arguments: Any) -> Connection:
+    """As aiokafka's `create_conn`."""
+    connection = Connection(host, port, **arguments)
+    await connection.connect()
+    return connection
+
+
+aiokafka.client.MetadataRequest = ExistingTopics
+aiokafka.admin.client.MetadataRequest = ExistingTopics
+aiokafka.client.create_conn = create_connection

@@ -1,0 +1,146 @@
+"""Which topic a name stands for now: the id that a broker gives each topic it makes.
+
+A topic that is deleted and made anew keeps its name, and begins its offsets again: an offset of the
+old one names another record of the new one. aiokafka asks in a version of the protocol that has no
+ids (Metadata, API 3, before version 10; brokers have it since Kafka 2.8).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Collection
+from io import BytesIO
+from typing import Any, Final
+
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.abstract import AbstractType
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import (
+    Boolean,
+    CompactArray,
+    CompactString,
+    Int16,
+    Int32,
+    Schema,
+    TaggedFields,
+)
+
+ANSWER_SECONDS: Final = 8.0
+NAMED: Final = "topic-id="
+"""Before the id in the metadata of a committed offset, where `kafka-consumer-groups` shows it."""
+_NONE: Final = uuid.UUID(int=0)
+
+
+class _Uuid(AbstractType[uuid.UUID]):  # type: ignore[misc]
+    @classmethod
+    def encode(cls, value: uuid.UUID) -> bytes:
+        return value.bytes
+
+    @classmethod
+    def decode(cls, data: BytesIO) -> uuid.UUID:
+        return uuid.UUID(bytes=data.read(16))
+
+
+class _Answer(Response):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 12
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            CompactArray(
+                ("node_id", Int32),
+                ("host", CompactString("utf-8")),
+                ("port", Int32),
+                ("rack", CompactString("utf-8")),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("cluster_id", CompactString("utf-8")),
+        ("controller_id", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16),
+                ("name", CompactString("utf-8")),
+                ("topic_id", _Uuid),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("error_code", Int16),
+                        ("partition_index", Int32),
+                        ("leader_id", Int32),
+                        ("leader_epoch", Int32),
+                        ("replica_nodes", CompactArray(Int32)),
+                        ("isr_nodes", CompactArray(Int32)),
+                        ("offline_replicas", CompactArray(Int32)),
+                        ("tags", TaggedFields),
+                    ),
+                ),
+                ("topic_authorized_operations", Int32),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("tags", TaggedFields),
+    )
+
+
+class _Question(RequestStruct):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 12
+    RESPONSE_TYPE = _Answer
+    FLEXIBLE_VERSION = True
+    SCHEMA = Schema(
+        (
+            "topics",
+            CompactArray(
+                ("topic_id", _Uuid), ("name", CompactString("utf-8")), ("tags", TaggedFields)
+            ),
+        ),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+        ("tags", TaggedFields),
+    )
+
+
+class _TopicIds(Request[_Question]):  # type: ignore[misc]
+    API_KEY = 3
+
+    def __init__(self, topics: Collection[str]) -> None:
+        self._topics = topics
+
+    def build(self, request_struct_class: type[_Question]) -> _Question:
+        return request_struct_class([(_NONE, name, {}) for name in self._topics], False, False, {})
+
+
+async def topic_ids(client: AIOKafkaClient, topics: Collection[str]) -> dict[str, str]:
+    """The id of each topic, of those that are there; none from a broker that gives none, none
+    where none is asked for.
+
+    Raises KafkaError or TimeoutError where no broker answers.
+    """
+    if not topics:
+        return {}
+    node = client.get_random_node()
+    if node is None:
+        raise KafkaError("no broker is known")
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            answer: Any = await client.send(node, _TopicIds(topics))
+    except NotImplementedError:
+        return {}
+    return {name: str(found) for code, name, found, *_ in answer.topics if not code and found.int}
+
+
+def metadata_of(topic_id: str) -> str:
+    """What stands beside a committed offset of the topic."""
+    return f"{NAMED}{topic_id}" if topic_id else ""
+
+
+def topic_id_of(metadata: str | None) -> str:
+    """The id in the metadata of a committed offset; "" where there is none."""
+    text = metadata or ""
+    return text.removeprefix(NAMED) if text.startswith(NAMED) else ""

@@ -1,0 +1,81 @@
+"""What a refused connection says, and what is no refusal."""
+
+from __future__ import annotations
+
+import re
+import ssl
+
+import aiokafka.client
+import pytest
+from aiokafka.errors import (
+    IllegalSaslStateError,
+    KafkaConnectionError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
+
+from ares_stream.streaming import client
+from ares_stream.streaming.tokens import TokenRefused
+
+
+def tls(reason: str) -> ssl.SSLError:
+    error = ssl.SSLError(1, reason)
+    error.reason = reason
+    return error
+
+
+def untrusted() -> ssl.SSLCertVerificationError:
+    error = ssl.SSLCertVerificationError(1, "failed")
+    error.verify_message = "certificate has expired"
+    return error
+
+
+def caused_by(cause: Exception) -> Exception:
+    error: Exception = KafkaConnectionError("closed")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            SaslAuthenticationFailed("no such user"),
+            r"file \(SCRAM-SHA-512\): .* no such",
+        ),
+        (SaslAuthenticationFailed(), "kafka.password_file .* says: nothing more"),
+        (UnsupportedSaslMechanismError(), "kafka.mechanism: .* does not offer SCRAM-SHA-512"),
+        (IllegalSaslStateError(), "kafka.protocol: .* no login"),
+        (TokenRefused("kafka.token_file: t is empty"), "kafka.token_file: t is empty"),
+        (untrusted(), "kafka.ca_file: .* certificate has expired"),
+        (tls("WRONG_VERSION_NUMBER"), "kafka.protocol: .* does not speak TLS"),
+        (tls("TLSV1_ALERT_UNKNOWN_CA"), "kafka.certificate_file, .*: .*alert unknown ca"),
+        (caused_by(tls("TLSV13_ALERT_CERTIFICATE_REQUIRED")), "kafka.certificate_file, .*required"),
+        (caused_by(ConnectionResetError()), None),
+        (tls("UNEXPECTED_EOF_WHILE_READING"), None),
+        (ConnectionRefusedError(), None),
+    ],
+)
+async def test_a_refusal_names_the_setting_and_an_outage_is_none(
+    error: Exception, said: str | None
+) -> None:
+    connection = client.Connection(
+        "kafka",
+        9093,
+        security_protocol="SASL_SSL",
+        sasl_mechanism="SCRAM-SHA-512",
+        sasl_plain_username="ares",
+        sasl_plain_password="hunter2",
+    )
+    reason = connection._refusal(error)
+    if said is None:
+        assert reason is None
+    else:
+        assert reason is not None
+        assert re.search(said, reason), reason
+        assert "hunter2" not in reason
+
+
+def test_every_client_of_this_process_asks_and_connects_our_way() -> None:
+    assert aiokafka.client.MetadataRequest is client.ExistingTopics
+    assert aiokafka.client.create_conn is client.create_connection
