@@ -18,6 +18,7 @@ EXAMPLES: Final = {
     "audit erase": "ares audit erase interaction-17 --by ann --reason request-9",
     "trace": "ares trace interaction-17",
     "replay": "ares replay --since 2026-10-01 --until 2026-11-01 --json october.json",
+    "evidence": "ares evidence --since 2026-10-01 --until 2026-11-01 --out evidence-2026-10",
     "archive write": "ares archive write s3://bucket/audit --topic verdicts --topic checkpoints",
     "archive restore": "ares archive restore ./audit --topic ares.verdicts --to-prefix old.",
     "bench audit": "ares bench audit --json build/audit.json",

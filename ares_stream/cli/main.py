@@ -30,6 +30,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("audit", "audit"),
     ("trace", "trace"),
     ("replay", "replay"),
+    ("evidence", "evidence"),
     ("archive", "archive"),
     ("console", "console"),
     ("review", "review"),

@@ -54,6 +54,7 @@ ELSEWHERE: Final = {
     r"ares (audit|archive|trace)|python verify_proof": "integration/test_audit_command.py",
     r"ares replay": "integration/test_replay.py",
     r"ares notary": "integration/test_notary.py",
+    r"ares evidence": "integration/test_evidence_command.py",
     r"ares console": "integration/test_console.py",
     r"ares (review|bundle recalibrate)": "integration/test_review_command.py",
     r"ares send .*:9094": "integration/test_send.py",

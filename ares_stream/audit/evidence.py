@@ -1,0 +1,444 @@
+"""What happened in a period: figures, decisions, alarms, proofs. Pure.
+
+The same records, steps and settings give the same document, whoever makes it and when: times are
+those of the records, figures are rounded to nine decimals, and nothing says when it was made. It
+holds no text of a conversation. It is evidence, not advice: which duty somebody has is not for it
+to say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from ares_stream import __version__
+from ares_stream.audit.notes import TreeHead
+from ares_stream.detection.ledger import Ledger, LedgerPolicy
+from ares_stream.errors import DecodeError, IntegrityError
+from ares_stream.models.releases import Log
+from ares_stream.records import topics
+from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
+from ares_stream.records.base import OffsetRange
+from ares_stream.records.checkpoint import Checkpoint
+from ares_stream.records.label import Label
+from ares_stream.records.observation import read_observation
+from ares_stream.records.release import Release, ReleaseState
+from ares_stream.records.repair import RepairReport
+from ares_stream.streaming.deadletters import PREFIX, source_of
+from ares_stream.streaming.records import InboundRecord
+
+TOPICS: Final = (
+    topics.VERDICTS, topics.LABELS, topics.REPAIRS, topics.ALARMS, topics.DEADLETTERS,
+    topics.CHECKPOINTS,
+)  # fmt: skip
+COMPACTED: Final = frozenset({topics.LABELS})
+"""Of which retention deletes nothing, but a later record of a key may take an earlier one away."""
+DECIMALS: Final = 9
+"""More would differ between machines, whose libraries end an iteration on other bits."""
+STATEMENT: Final = (
+    "This is evidence, not legal advice. It claims no conformity with any law or standard: it says "
+    "what was recorded, and which records each field comes from."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """What a part of the document is evidence of."""
+
+    ai_act: tuple[str, ...]
+    nist: tuple[str, ...]
+    about: str
+
+
+MAPPING: Final[Mapping[str, Mapped]] = {
+    "period": Mapped(("Art. 19(1)",), ("GOVERN 1.4",), "which time the records are of"),
+    "covers": Mapped(
+        ("Art. 12(1)", "Art. 19(1)"), ("MEASURE 2.8",),
+        "the logs that were read, to the offset, and a digest of each",
+    ),
+    "versions": Mapped(
+        ("Art. 12(2)(a)",), ("GOVERN 1.6", "MEASURE 2.8"),
+        "which models and policies were in operation: a change is seen",
+    ),
+    "figures": Mapped(
+        ("Art. 12(2)(a)", "Art. 12(2)(b)", "Art. 26(5)"), ("MEASURE 2.4", "MEASURE 2.6"),
+        "how often the system failed in operation, by version and slice, with uncertainty",
+    ),
+    "oversight": Mapped(
+        ("Art. 12(2)(c)", "Art. 26(5)"), ("MAP 3.5", "MEASURE 3.3"), "what people decided"
+    ),
+    "releases": Mapped(
+        ("Art. 12(2)(a)",), ("MANAGE 2.4", "MANAGE 4.1"),
+        "what was approved, rejected and taken back, by whom and why, and what was forecast",
+    ),
+    "repairs": Mapped(
+        ("Art. 12(2)(b)",), ("MEASURE 2.5", "MANAGE 1.3", "MANAGE 4.2"),
+        "what each repair was to show before it was released, and what it showed",
+    ),
+    "alarms": Mapped(
+        ("Art. 12(2)(a)", "Art. 12(2)(b)", "Art. 26(5)"), ("MEASURE 3.1", "MANAGE 4.1"),
+        "what rose, whether system or judge explains it, and who took note with which words",
+    ),
+    "incidents": Mapped(
+        ("Art. 12(2)(a)", "Art. 26(5)"), ("MANAGE 4.3",),
+        "alarms, failed repairs, rejected and withdrawn releases, refused records, by time",
+    ),
+    "dead_letters": Mapped(
+        ("Art. 12(1)",), ("MEASURE 2.4",), "what could not be judged, by topic, stage and kind"
+    ),
+    "proofs": Mapped(
+        ("Art. 12(1)", "Art. 19(1)"), ("MEASURE 2.8", "GOVERN 1.4"),
+        "signed tree heads: that the logs are what they were can be verified offline",
+    ),
+}  # fmt: skip
+"""By part of the document: articles of Regulation (EU) 2024/1689 and subcategories of the NIST AI
+Risk Management Framework 1.0 (NIST AI 100-1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """From `since` to `until`, which is not in it; both with a time zone."""
+
+    since: datetime
+    until: datetime
+
+    @property
+    def since_ms(self) -> int:
+        """Unix milliseconds."""
+        return int(self.since.timestamp() * 1000)
+
+    @property
+    def until_ms(self) -> int:
+        """Unix milliseconds."""
+        return int(self.until.timestamp() * 1000)
+
+
+@dataclass(slots=True)
+class _Partition:
+    start: int | None = None
+    end: int = 0
+    records: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+
+
+class Evidence:
+    """Takes the records of TOPICS in any order of partitions, each partition's in order; gives
+    the document. Memory is bounded by the ledger's policy and by how many alarms, repairs, labels
+    and partitions the period has."""
+
+    def __init__(
+        self,
+        period: Period,
+        ledger: LedgerPolicy,
+        scored_high_when: Literal["either", "both"],
+    ) -> None:
+        self._period = period
+        self._when = scored_high_when
+        self._ledger = Ledger(ledger)
+        self._policy = ledger
+        self._partitions: dict[tuple[str, int], _Partition] = {}
+        self._unreadable: Counter[str] = Counter()
+        self._models: Counter[tuple[str, str]] = Counter()
+        self._policies: Counter[tuple[str, str]] = Counter()
+        self._detection: Counter[str] = Counter()
+        self._labels: dict[bytes, Label] = {}
+        self._undone = 0
+        self._repairs: dict[str, RepairReport] = {}
+        self._alarms: dict[str, Alarm] = {}
+        self._acknowledged: dict[str, AlarmAcknowledgement] = {}
+        self._letters: Counter[tuple[str, str, str]] = Counter()
+        self._heads: dict[tuple[str, int], Checkpoint] = {}
+
+    def take(self, name: str, record: InboundRecord) -> None:
+        """One record of the topic whose name without prefix is `name`. Of another time, it is
+        not looked at."""
+        if not self._period.since_ms <= record.timestamp_ms < self._period.until_ms:
+            return
+        self._cover(record)
+        try:
+            if name == topics.VERDICTS:
+                self._take_verdict(record)
+            elif name == topics.LABELS:
+                self._take_label(record)
+            elif name == topics.REPAIRS:
+                report = RepairReport.decode(record.value or b"")
+                self._repairs[report.plan_id] = report
+            elif name == topics.ALARMS:
+                self._take_alarm(record)
+            elif name == topics.DEADLETTERS:
+                self._take_letter(record)
+            elif name == topics.CHECKPOINTS:
+                head = Checkpoint.decode(record.value or b"")
+                self._heads[head.topic, head.partition] = head
+        except DecodeError:
+            self._unreadable[record.topic] += 1
+
+    def _cover(self, record: InboundRecord) -> None:
+        part = self._partitions.setdefault((record.topic, record.partition), _Partition())
+        part.start = record.offset if part.start is None else part.start
+        part.end = record.offset + 1
+        part.records += 1
+        for piece in (b"%d %d" % (record.offset, record.timestamp_ms), record.key, record.value):
+            # Each piece by its length, so that two records are never another one.
+            part.digest.update(b"-" if piece is None else b"%d:%b" % (len(piece), piece))
+
+    def _take_verdict(self, record: InboundRecord) -> None:
+        raw = record.value or b""
+        seen = read_observation(raw, self._when)
+        place = record.partition, record.offset
+        self._ledger.add(seen, record.timestamp_ms, place)
+        said = json.loads(raw)
+        for model, release in said["releases"].items():
+            self._models[model, release] += 1
+        self._policies[seen.policy, seen.version] += 1
+        self._detection[said["detection_policy"]] += 1
+
+    def _take_label(self, record: InboundRecord) -> None:
+        key = record.key or b""
+        if record.value is None:
+            self._undone += self._labels.pop(key, None) is not None
+        else:
+            self._labels[key] = Label.decode(record.value)
+
+    def _take_alarm(self, record: InboundRecord) -> None:
+        raw = record.value or b""
+        if AlarmAcknowledgement.SCHEMA.encode() in raw[:64]:
+            said = AlarmAcknowledgement.decode(raw)
+            self._acknowledged[said.alarm_id] = said
+        else:
+            alarm = Alarm.decode(raw)
+            self._alarms[alarm.id] = alarm
+
+    def _take_letter(self, record: InboundRecord) -> None:
+        topic, _, _ = source_of(record)
+        headers = record.header_map
+        stage, kind = (
+            headers.get(f"{PREFIX}{name}", b"").decode(errors="replace")
+            for name in ("stage", "exception.class.name")
+        )
+        self._letters[topic, stage, kind] += 1
+
+    def document(self, log: Log, gaps: Sequence[OffsetRange] = ()) -> dict[str, Any]:
+        """JSON-ready. `log` is the registry's; steps of after the period are not looked at. `gaps`
+        are offsets that may be of the period and were deleted."""
+        steps = [
+            item for step in log.steps for item in step if item.changed_at < self._period.until
+        ]
+        within = [item for item in steps if item.changed_at >= self._period.since]
+        parts: dict[str, Any] = {
+            "period": {
+                "since": _time(self._period.since),
+                "until": _time(self._period.until),
+            },
+            "covers": self._covers() | {"gaps": [item.model_dump() for item in gaps]},
+            "versions": self._versions(steps),
+            "figures": self._figures(),
+            "oversight": self._oversight(),
+            "releases": [_release(item) for item in within],
+            "repairs": [_repair(item) for item in _by_time(self._repairs)],
+            "alarms": self._alarm_rows(),
+            "incidents": self._incidents(within),
+            "dead_letters": {
+                "total": self._letters.total(),
+                "by": [
+                    {"topic": topic, "stage": stage, "kind": kind, "count": count}
+                    for (topic, stage, kind), count in sorted(self._letters.items())
+                ],
+            },
+            "proofs": [_proof(head) for _, head in sorted(self._heads.items())],
+        }
+        document = {
+            "schema": "ares.evidence/1",
+            "statement": STATEMENT,
+            **parts,
+            "mapping": {
+                name: {
+                    "eu_ai_act": list(MAPPING[name].ai_act),
+                    "nist_ai_rmf": list(MAPPING[name].nist),
+                    "evidence_of": MAPPING[name].about,
+                }
+                for name in parts
+            },
+        }
+        return _rounded(document)  # type: ignore[no-any-return]
+
+    def _covers(self) -> dict[str, Any]:
+        return {
+            "topics": [
+                {
+                    "topic": topic,
+                    "partition": partition,
+                    "start": part.start,
+                    "end": part.end,
+                    "records": part.records,
+                    "sha256": part.digest.hexdigest(),
+                }
+                for (topic, partition), part in sorted(self._partitions.items())
+            ],
+            "unreadable": dict(sorted(self._unreadable.items())),
+        }
+
+    def _versions(self, steps: Sequence[Release]) -> dict[str, Any]:
+        latest = {(item.model, item.digest): item for item in steps}
+        return {
+            "ares_stream": __version__,
+            "models": [
+                {"model": model, "digest": release, "verdicts": count}
+                for (model, release), count in sorted(self._models.items())
+            ],
+            "policies": [
+                {"name": name, "version": version, "verdicts": count}
+                for (name, version), count in sorted(self._policies.items())
+            ],
+            "detection_policies": dict(sorted(self._detection.items())),
+            "active_at_the_end": [
+                {"model": item.model, "kind": item.kind, "digest": item.digest}
+                for _, item in sorted(latest.items())
+                if item.state is ReleaseState.ACTIVE
+            ],
+        }
+
+    def _figures(self) -> list[dict[str, Any]]:
+        for key, label in sorted(self._labels.items()):
+            self._ledger.add_label(key, label)
+        rows: list[dict[str, Any]] = []
+        for item in self._ledger.rates():
+            figures = item.figures.model_dump(mode="json", exclude_none=True)
+            # Of the last hour and day of the slice, which no period asks for.
+            rows.append(
+                {
+                    "slice": item.slice.model_dump(mode="json"),
+                    "since": _time(item.since),
+                    "until": _time(item.until),
+                    **{k: v for k, v in figures.items() if k not in ("recent", "day")},
+                }
+            )
+        return rows
+
+    def _oversight(self) -> dict[str, Any]:
+        opinions: dict[str, set[bool]] = {}
+        held: Counter[str] = Counter()
+        for label in self._labels.values():
+            opinions.setdefault(label.interaction_id, set()).add(label.harmful)
+            held[label.interaction_id] += 1
+        several = [name for name, count in held.items() if count > 1]
+        return {
+            "labels": len(self._labels),
+            "harmful": sum(label.harmful for label in self._labels.values()),
+            "interactions": len(opinions),
+            "reviewers": len({label.reviewer for label in self._labels.values()}),
+            "with_several_opinions": len(several),
+            "of_which_agree": sum(len(opinions[name]) == 1 for name in several),
+            "undone": self._undone,
+        }
+
+    def _alarm_rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for alarm in sorted(self._alarms.values(), key=lambda item: (item.raised_at, item.id)):
+            seen = self._acknowledged.get(alarm.id)
+            row = alarm.model_dump(mode="json", exclude={"schema_", "evidence", "covers"})
+            row["records"] = [item.model_dump(mode="json") for item in alarm.evidence]
+            row["acknowledged"] = (
+                None if seen is None else {"by": seen.by, "at": _time(seen.at), "note": seen.note}
+            )
+            rows.append(row)
+        return rows
+
+    def _incidents(self, steps: Sequence[Release]) -> list[dict[str, Any]]:
+        """What somebody has to answer for, in order of time."""
+        rows: list[tuple[datetime, str, str, str]] = []
+        for alarm in self._alarms.values():
+            seen = self._acknowledged.get(alarm.id)
+            done = "nobody has taken note" if seen is None else f"{seen.by}: {seen.note}"
+            rows.append((alarm.raised_at, f"alarm {alarm.kind}", alarm.summary, done))
+        for report in self._repairs.values():
+            if report.state in ("failed", "rejected"):
+                why = "; ".join(report.reasons)
+                rows.append((report.finished_at, f"repair {report.state}", report.plan_id, why))
+        for item in steps:
+            if item.state in (ReleaseState.REJECTED, ReleaseState.ROLLED_BACK):
+                what = f"{item.model} {item.digest[:12]}"
+                why = f"{item.changed_by}: {item.reason}"
+                rows.append((item.changed_at, f"release {item.state.value}", what, why))
+        if letters := self._letters.total():
+            rows.append(
+                (self._period.until, "records refused", f"{letters} in the period", "dead_letters")
+            )
+        return [
+            {"at": _time(at), "kind": kind, "what": what, "done": done}
+            for at, kind, what, done in sorted(rows)
+        ]
+
+
+def gaps(
+    names: Mapping[str, str], whole: Sequence[OffsetRange], inside: Sequence[OffsetRange]
+) -> list[OffsetRange]:
+    """Where retention may have deleted records of the period: the oldest record that a partition
+    has is of the period already, and others stood before it. `names` maps topics to their names
+    without prefix; `whole` are the ranges that there are, `inside` those since the period began."""
+    begins = {(item.topic, item.partition): item.start for item in whole}
+    return [
+        OffsetRange(topic=item.topic, partition=item.partition, start=0, end=item.start)
+        for item in inside
+        if names[item.topic] not in COMPACTED
+        and 0 < item.start == begins[item.topic, item.partition]
+    ]
+
+
+def encoded(document: Mapping[str, Any]) -> bytes:
+    """The document's bytes: the same for the same document."""
+    return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def note_text(period: Period, files: Mapping[str, bytes]) -> str:
+    """What is signed: the period, and the digest of each file."""
+    lines = [f"{name} sha256:{hashlib.sha256(raw).hexdigest()}" for name, raw in files.items()]
+    dates = f"{_time(period.since)} {_time(period.until)}"
+    return "\n".join(["ares-stream evidence", dates, *lines, ""])
+
+
+def _by_time(reports: Mapping[str, RepairReport]) -> list[RepairReport]:
+    return sorted(reports.values(), key=lambda item: (item.finished_at, item.plan_id))
+
+
+def _release(item: Release) -> dict[str, Any]:
+    return item.model_dump(mode="json", exclude={"schema_", "uri"}, exclude_none=True)
+
+
+def _repair(report: RepairReport) -> dict[str, Any]:
+    return report.model_dump(mode="json", exclude={"schema_"}, exclude_none=True)
+
+
+def _proof(head: Checkpoint) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "topic": head.topic,
+        "partition": head.partition,
+        "end": head.end,
+        "issued_at": _time(head.issued_at),
+        "time_stamped": head.timestamp_token is not None,
+        "note": head.note,
+    }
+    try:
+        tree = TreeHead.parse(head.note)
+    except IntegrityError as error:
+        return row | {"unreadable": str(error)}
+    return row | {"size": tree.size, "root": tree.root.hex()}
+
+
+def _time(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, DECIMALS)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return value

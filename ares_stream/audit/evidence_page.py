@@ -1,0 +1,170 @@
+"""The evidence of a period for people: one page, to be read or printed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from ares_stream.records.base import Interval
+from ares_stream.reporting import charts
+from ares_stream.reporting.page import Report, Section, Tile, render, table_section
+
+
+def evidence_page(document: Mapping[str, Any]) -> bytes:
+    """The document of Evidence as HTML. Equal documents give equal pages."""
+    until = datetime.fromisoformat(document["period"]["until"])
+    since = document["period"]["since"]
+    wholes = [row for row in document["figures"] if not row["slice"]["attribute"]]
+    report = Report(
+        title="Evidence",
+        subtitle=f"{since} to {document['period']['until']}. {document['statement']}",
+        tiles=_tiles(document, wholes),
+        sections=tuple(
+            _sections(document, wholes, [r for r in document["figures"] if r not in wholes])
+        ),
+        provenance={
+            f"{row['topic']} {row['partition']}": f"offsets {row['start']} to {row['end']}, "
+            f"{row['records']} records, sha256 {row['sha256']}"
+            for row in document["covers"]["topics"]
+        },
+    )
+    return render(report, until).encode()
+
+
+def _tiles(document: Mapping[str, Any], wholes: Sequence[Mapping[str, Any]]) -> tuple[Tile, ...]:
+    lanes = dict.fromkeys(("production", "probe"), 0)
+    for row in wholes:
+        if row["slice"]["lane"] in lanes:
+            lanes[row["slice"]["lane"]] += row["total"]
+    alarms = document["alarms"]
+    open_ = sum(row["acknowledged"] is None for row in alarms)
+    return (
+        Tile("verdicts, production", f"{lanes['production']:,}", f"{lanes['probe']:,} of probes"),
+        Tile("alarms", f"{len(alarms):,}", f"{open_} without an answer", grave=open_ > 0),
+        Tile("incidents", f"{len(document['incidents']):,}"),
+        Tile("steps of releases", f"{len(document['releases']):,}"),
+        Tile("labels of people", f"{document['oversight']['labels']:,}",
+             f"{document['oversight']['reviewers']} reviewers"),
+    )  # fmt: skip
+
+
+def _sections(
+    document: Mapping[str, Any],
+    wholes: Sequence[Mapping[str, Any]],
+    slices: Sequence[Mapping[str, Any]],
+) -> list[Section]:
+    def about(name: str) -> str:
+        row = document["mapping"][name]
+        return (
+            f"Evidence of: {row['evidence_of']}. EU AI Act {', '.join(row['eu_ai_act'])}; "
+            f"NIST AI RMF {', '.join(row['nist_ai_rmf'])}."
+        )
+
+    header = ["lane", "policy", "reward model", "slice", "verdicts", "CFR", "corrected", "harmful",
+              "contested"]  # fmt: skip
+    sections = [
+        table_section("Figures by version", header, [_figures(row) for row in wholes],
+                      about("figures") + " 95 % confidence sequences, contested as harmless."),
+        table_section("Figures by slice", header, [_figures(row) for row in slices]),
+        table_section("Models and policies in operation", ["what", "name", "version", "verdicts"],
+                      _versions(document["versions"]), about("versions")),
+        table_section("Releases", ["at", "model", "digest", "state", "by", "why", "forecast CFR"],
+                      [_release(row) for row in document["releases"]], about("releases")),
+    ]  # fmt: skip
+    for row in document["repairs"]:
+        sections.append(
+            table_section(
+                f"Repair {row['plan_id'][:12]}: {row['state']}",
+                ["figure", "before", "after"],
+                [
+                    [name, _range(before), _range(row["after"].get(name))]
+                    for name, before in sorted(row["before"].items())
+                ],
+                f"{row['method']}, {row['finished_at']}: {'; '.join(row['reasons'])}. "
+                + about("repairs"),
+            )
+        )
+    sections += [
+        table_section(
+            "Alarms", ["raised", "kind", "what", "system or judge", "records", "what was done"],
+            [_alarm(row) for row in document["alarms"]], about("alarms"),
+        ),
+        table_section("Incidents", ["at", "kind", "what", "what was done"],
+                      [[row["at"], row["kind"], row["what"], row["done"]]
+                       for row in document["incidents"]], about("incidents")),
+        table_section("Oversight", ["what", "count"],
+                      [[name.replace("_", " "), str(count)]
+                       for name, count in document["oversight"].items()], about("oversight")),
+        table_section("Refused records", ["topic", "stage", "kind", "count"],
+                      [[row["topic"], row["stage"], row["kind"], str(row["count"])]
+                       for row in document["dead_letters"]["by"]], about("dead_letters")),
+        table_section("Signed tree heads", ["topic", "partition", "leaves", "root", "issued",
+                                            "time stamp"],
+                      [_proof(row) for row in document["proofs"]], about("proofs")
+                      + " `ares audit verify` checks the topics against them."),
+        table_section("What was read", ["topic", "partition", "deleted below offset"],
+                      [[row["topic"], str(row["partition"]), str(row["end"])]
+                       for row in document["covers"]["gaps"]], about("covers")),
+    ]  # fmt: skip
+    return sections
+
+
+def _figures(row: Mapping[str, Any]) -> list[str]:
+    key, correction = row["slice"], row["correction"]
+    rate = correction.get("rate")
+    return [
+        key["lane"],
+        f"{key['policy']['name']} {key['policy']['version']}",
+        key["reward"],
+        f"{key['attribute']} {key['value']}".strip() or "all",
+        f"{row['total']:,}",
+        _range(row["cfr"]),
+        _range(rate) if rate else f"no: {correction['reason']}",
+        _range(row["harmful"]),
+        _range(row["classes"]["contested"]),
+    ]
+
+
+def _versions(versions: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["ares-stream", "", versions["ares_stream"], ""]]
+    rows += [["model", row["model"], row["digest"], f"{row['verdicts']:,}"]
+             for row in versions["models"]]  # fmt: skip
+    rows += [["policy", row["name"], row["version"], f"{row['verdicts']:,}"]
+             for row in versions["policies"]]  # fmt: skip
+    rows += [["detection policy", "", name, f"{count:,}"]
+             for name, count in versions["detection_policies"].items()]  # fmt: skip
+    rows += [["active at the end", row["model"], row["digest"], ""]
+             for row in versions["active_at_the_end"]]  # fmt: skip
+    return rows
+
+
+def _release(row: Mapping[str, Any]) -> list[str]:
+    forecast = row.get("forecast")
+    return [
+        row["changed_at"], row["model"], row["digest"][:12], row["state"], row["changed_by"],
+        row.get("reason", ""),
+        "" if forecast is None else _range(forecast["overall"]["forecast"]["cfr"]),
+    ]  # fmt: skip
+
+
+def _alarm(row: Mapping[str, Any]) -> list[str]:
+    seen = row["acknowledged"]
+    done = "nobody has taken note" if seen is None else f"{seen['at']} {seen['by']}: {seen['note']}"
+    places = [f"{item['topic']} {item['partition']}@{item['offset']}" for item in row["records"]]
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return [row["raised_at"], row["kind"], row["summary"],
+            f"{row['attribution']} {row['attribution_reason']}".strip(),
+            ", ".join(places[:3]) + more, done]  # fmt: skip
+
+
+def _proof(row: Mapping[str, Any]) -> list[str]:
+    return [row["topic"], str(row["partition"]), str(row.get("size", "-")), row.get("root", "-"),
+            row["issued_at"], "yes" if row["time_stamped"] else "no"]  # fmt: skip
+
+
+def _range(item: Mapping[str, Any] | None) -> str:
+    if item is None or item["count"] == 0:
+        return "not measured"
+    interval = Interval(**item)
+    return f"{charts.percent(interval.value)} ({charts.span(interval)})"

@@ -1,0 +1,187 @@
+"""`ares evidence`: what happened in a period, as one signed report that anybody can make again."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ares_stream.audit.evidence import Evidence, Period
+    from ares_stream.audit.ranges import RangeReader
+    from ares_stream.records.base import OffsetRange
+    from ares_stream.services.settings import Settings
+
+JSON_FILE = "evidence.json"
+PAGE_FILE = "evidence.html"
+NOTE_FILE = "evidence.note"
+
+
+def command(
+    since: Annotated[
+        str, typer.Option(metavar="TIME", help="Records from this time: ISO 8601, else UTC.")
+    ],
+    until: Annotated[str, typer.Option(metavar="TIME", help="Records before this time.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write; new or empty: evidence.json, evidence.html, .note."),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="A folder that somebody else wrote: is it what these topics give?"),
+    ] = None,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--key",
+            metavar="KEY",
+            help="Public key, name+id+base64, that --compare's note must "
+            "be signed by; repeat for several.",
+        ),
+    ] = None,
+    archive: Annotated[
+        str | None, typer.Option(metavar="URL", help="Read `ares archive`'s files, not topics.")
+    ] = None,
+    allow_gaps: Annotated[
+        bool, typer.Option("--allow-gaps", help="Name what retention deleted in the report.")
+    ] = False,
+    settings_file: Annotated[
+        Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
+    ] = None,
+) -> None:
+    """Write figures, releases, repairs, alarms and what was done, incidents and proofs of a period,
+    each mapped to articles of the EU AI Act and subcategories of the NIST AI RMF, signed with
+    `notary.keys`. Evidence, not advice.
+
+    The same topics, registry and settings give the same bytes. Exits 0; 1 where --compare finds
+    another content or signature; 2 for wrong options; 3 where a range cannot be read whole.
+    """
+    import asyncio
+
+    from ares_stream.audit.archive import ArchiveReader
+    from ares_stream.audit.evidence import Evidence, Period, encoded, note_text
+    from ares_stream.audit.evidence_page import evidence_page
+    from ares_stream.audit.ranges import TopicReader
+    from ares_stream.errors import ReadError, SettingsError
+    from ares_stream.files import check_new_folder
+    from ares_stream.services.monitor import ledger_policy
+    from ares_stream.services.settings import load_settings
+
+    if (out is None) == (compare is None):
+        raise SettingsError("name --out or --compare, and not both")
+    period = Period(_time("--since", since), _time("--until", until))
+    if period.since >= period.until:
+        raise SettingsError("--until: lies before --since")
+    if out is not None:
+        check_new_folder("--out", out)
+    settings = load_settings(settings_file)
+    reader = TopicReader(settings.kafka) if archive is None else ArchiveReader(archive)
+    evidence = Evidence(period, ledger_policy(settings), settings.scorer.detection.scored_high_when)
+    missing = asyncio.run(_read(settings, reader, period, evidence, archived=archive is not None))
+    if missing and not allow_gaps:
+        first = missing[0]
+        raise ReadError(
+            f"{first.topic} {first.partition}: offsets below {first.end} are deleted and may be of "
+            "this period; begin later, read an archive that has them (--archive), or name the gap "
+            "in the report (--allow-gaps)"
+        )
+    document = evidence.document(settings.registry.store().log(), missing)
+    files = {JSON_FILE: encoded(document), PAGE_FILE: evidence_page(document)}
+    text = note_text(period, files)
+    if out is not None:
+        _write(out, files, text, settings)
+        return
+    assert compare is not None  # noqa: S101 - one of the two, as was looked at above
+    if not _same(compare, files, text, keys or ()):
+        raise typer.Exit(1)
+
+
+def _time(option: str, text: str) -> datetime:
+    from ares_stream.errors import SettingsError
+
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise SettingsError(f"{option} {text}: expected a time such as 2026-11-01T00:00Z") from None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+async def _read(
+    settings: Settings,
+    reader: RangeReader,
+    period: Period,
+    evidence: Evidence,
+    *,
+    archived: bool,
+) -> list[OffsetRange]:
+    """Feed the evidence; what may be missing."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ares_stream.audit.evidence import TOPICS, gaps
+    from ares_stream.errors import TopicError
+    from ares_stream.records.topics import topic_name
+
+    names = {topic_name(settings.topic_prefix, name): name for name in TOPICS}
+    whole: list[OffsetRange] = []
+    inside: list[OffsetRange] = []
+    for name in names:
+        try:
+            whole += await reader.snapshot([name])
+            inside += await reader.snapshot([name], since_ms=period.since_ms)
+        except TopicError as error:
+            # An archive has no file of a topic that held nothing.
+            if not archived:
+                raise
+            typer.echo(f"read as empty: {error}", err=True)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("reading", total=sum(item.end - item.start for item in inside))
+        async for record in reader.read(inside):
+            evidence.take(names[record.topic], record)
+            bar.advance(task)
+    return gaps(names, whole, inside)
+
+
+def _write(out: Path, files: dict[str, bytes], text: str, settings: Settings) -> None:
+    from ares_stream.audit.notes import NoteSigner, sign_note
+    from ares_stream.files import written_folder
+
+    notary = settings.notary
+    signers = [NoteSigner.read(notary.name, file) for file in notary.keys]
+    with written_folder(out) as folder:
+        for name, raw in files.items():
+            (folder / name).write_bytes(raw)
+        (folder / NOTE_FILE).write_text(sign_note(text, signers) if signers else text)
+    typer.echo(f"{out}: {', '.join(files)}, {NOTE_FILE}")
+    if not signers:
+        typer.echo("not signed: notary.keys names no key (`ares audit key` makes one)", err=True)
+
+
+def _same(folder: Path, files: dict[str, bytes], text: str, keys: list[str] | tuple[()]) -> bool:
+    """Whether a folder holds these files, and a note of them that the keys signed."""
+    from ares_stream.audit.notes import NoteKey, open_note
+    from ares_stream.errors import IntegrityError
+
+    same = True
+    for name, raw in files.items():
+        if (folder / name).read_bytes() != raw:
+            same = False
+            typer.echo(f"{folder / name}: is not what these topics and this registry give")
+    note = (folder / NOTE_FILE).read_text()
+    try:
+        if keys:
+            said, signed = open_note(note, [NoteKey.parse(key) for key in keys])
+            typer.echo(f"{NOTE_FILE}: signed by {', '.join(key.name for key in signed)}")
+        else:
+            said = note.split("\n\n")[0].rstrip("\n") + "\n"
+    except IntegrityError as error:
+        typer.echo(f"{folder / NOTE_FILE}: {error}")
+        return False
+    if said != text:
+        typer.echo(f"{folder / NOTE_FILE}: names other files or another period")
+        same = False
+    if same:
+        typer.echo("the same, to the byte")
+    return same

@@ -1,0 +1,133 @@
+"""`ares evidence` on a real broker: signed, and made again to the byte by somebody else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from ares_stream.audit.notes import NoteSigner
+from ares_stream.cli.main import app
+from ares_stream.models.releases import Author
+from ares_stream.models.store import Artefact, ReleaseStore
+from ares_stream.records import topics
+from ares_stream.records.verdict import FailureClass
+from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.journal import Journal
+from ares_stream.streaming.records import OutboundRecord
+from tests.integration.test_notary import NAME, create
+from tests.support.adapters import write_adapter
+from tests.support.verdicts import verdict
+from tests.unit.test_evidence import alarm, label, repair
+
+pytestmark = pytest.mark.kafka
+
+
+async def write(connection: KafkaConnection, prefix: str, start: int) -> None:
+    """A transaction of verdicts, labels, alarms and a repair."""
+    rows = [
+        (topics.VERDICTS, b"k%d" % k, verdict(k, FailureClass.COUPLED_FAILURE if k % 5 == 0
+                                              else FailureClass.CLEAN))
+        for k in range(start, start + 40)
+    ]  # fmt: skip
+    others = [
+        (topics.LABELS, label(start, True).key, label(start, True)),
+        (topics.ALARMS, b"a", alarm(f"alarm-{start}")),
+        (topics.REPAIRS, b"p", repair(f"plan-{start}", "rejected")),
+    ]
+    records = [
+        OutboundRecord(f"{prefix}{name}", key, item.encode())
+        for name, key, item in (*rows, *others)
+    ]
+    async with Journal(connection, f"{prefix}test-{start}") as journal:
+        await journal.append(records)
+
+
+async def ares(*arguments: str) -> Result:
+    return await asyncio.to_thread(CliRunner().invoke, app, list(arguments))
+
+
+async def test_a_third_party_makes_the_same_report_to_the_byte(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    connection = await create(kafka, prefix)
+    signer = NoteSigner.generate(NAME)
+    (tmp_path / "key.pem").write_bytes(signer.pem())
+    store = ReleaseStore(str(tmp_path / "registry"))
+    author = Author("ann", datetime.now(UTC), "from a test")
+    store.propose([Artefact("policy", "policy", write_adapter(tmp_path / "adapter"))], author)
+    store.approve(store.log().releases[0].digest, author)
+    await write(connection, prefix, 0)
+    end = datetime.now(UTC) + timedelta(milliseconds=5)
+
+    def settings(name: str, **notary: object) -> str:
+        file = tmp_path / name
+        content = {
+            "kafka": {"bootstrap": kafka}, "topic_prefix": prefix,
+            "registry": {"root": str(tmp_path / "registry")}, "notary": {"name": NAME, **notary},
+            "monitor": {"slices": ["locale"]}, "scorer": {"review_sample": 1.0},
+        }  # fmt: skip
+        file.write_text(yaml.safe_dump(content))
+        return str(file)
+
+    ours = settings("ours.yaml", keys=[str(tmp_path / "key.pem")])
+    theirs = settings("theirs.yaml")
+    begin = end - timedelta(hours=1)
+    period = ("--since", begin.isoformat(), "--until", end.isoformat())
+    out = tmp_path / "evidence"
+    made = await ares("evidence", *period, "--out", str(out), "--settings", ours)
+    assert made.exit_code == 0, (made.output, made.exception)
+    found = json.loads((out / "evidence.json").read_text())
+    assert sum(row["records"] for row in found["covers"]["topics"]) == 43
+    assert [row["state"] for row in found["releases"]] == ["candidate", "active"]
+    assert {row["total"] for row in found["figures"] if not row["slice"]["attribute"]} == {40}
+    assert [row["kind"] for row in found["incidents"]] == [
+        "alarm coupled_failures_rose", "repair rejected",
+    ]  # fmt: skip
+    archive = tmp_path / "archive"
+    names = [f"--topic={name}" for name in ("verdicts", "labels", "repairs", "alarms",
+                                            "deadletters", "checkpoints")]  # fmt: skip
+    archived = await ares("archive", "write", str(archive), *names, "--settings", theirs)
+    assert archived.exit_code == 0, archived.output
+
+    # What comes after the period changes nothing, and an archive is as good as the topics.
+    assert datetime.now(UTC) > end
+    await write(connection, prefix, 1000)
+    compare = ("evidence", *period, "--compare", str(out), "--key", str(signer.key))
+    for source in ((), ("--archive", str(archive))):
+        again = await ares(*compare, *source, "--settings", theirs)
+        assert again.exit_code == 0, (source, again.output, again.exception)
+        assert f"signed by {NAME}" in again.stdout
+        assert "the same, to the byte" in again.stdout
+
+    # Another key, and another content, are told.
+    stranger = str(NoteSigner.generate(NAME).key)
+    foreign = await ares(*compare[:-1], stranger, "--settings", theirs)
+    assert foreign.exit_code == 1
+    assert "signed by no trusted key" in foreign.stdout
+    page = out / "evidence.html"
+    page.write_text(page.read_text().replace("nobody has taken note", "all is well"))
+    altered = await ares(*compare, "--settings", theirs)
+    assert altered.exit_code == 1
+    assert "evidence.html: is not what these topics and this registry give" in altered.stdout
+
+
+async def test_options_that_say_nothing_or_two_things_are_refused(tmp_path: Path) -> None:
+    period = ("--since", "2026-10-01", "--until", "2026-11-01")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "x").write_text("")
+    for arguments, said in (
+        (period, "name --out or --compare"),
+        ((*period, "--out", "a", "--compare", "b"), "name --out or --compare"),
+        (("--since", "November", "--until", "2026-11-01", "--out", "a"), "expected a time such as"),
+        (("--since", "2026-11-01", "--until", "2026-10-01", "--out", "a"), "lies before --since"),
+        ((*period, "--out", str(tmp_path / "there")), "exists already"),
+    ):
+        result = await ares("evidence", *arguments)
+        assert result.exit_code == 2, result.output
+        assert said in result.stderr

@@ -1,0 +1,279 @@
+"""The evidence of a period: the same bytes whoever makes it, every part mapped, and no text."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ares_stream.audit.evidence import (
+    MAPPING,
+    STATEMENT,
+    TOPICS,
+    Evidence,
+    Period,
+    encoded,
+    gaps,
+    note_text,
+)
+from ares_stream.audit.evidence_page import evidence_page
+from ares_stream.detection.ledger import LedgerPolicy
+from ares_stream.detection.tallies import CELLS
+from ares_stream.models.releases import Log
+from ares_stream.records import topics
+from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
+from ares_stream.records.base import OffsetRange, Record
+from ares_stream.records.label import Label
+from ares_stream.records.release import Release
+from ares_stream.records.repair import RepairReport
+from ares_stream.records.verdict import FailureClass
+from ares_stream.streaming.records import InboundRecord
+from tests.support.forecasts import forecast_of, place
+from tests.support.gate_tables import INCUMBENT, REPAIRED
+from tests.support.notarised import notarise
+from tests.support.verdicts import NOON, verdict
+
+PERIOD = Period(NOON, NOON + timedelta(days=30))
+BEGIN = PERIOD.since_ms
+EVERY = LedgerPolicy(slices=("locale",), review_shares=dict.fromkeys(CELLS, 1.0))
+Row = tuple[str, InboundRecord]
+
+
+def record(
+    name: str, offset: int, item: Record | None, minute: int = 1, key: bytes = b"k", part: int = 0
+) -> Row:
+    stamp = BEGIN + minute * 60_000
+    value = None if item is None else item.encode()
+    return name, InboundRecord(f"ares.{name}", part, offset, stamp, key, value)
+
+
+def label(number: int, harmful: bool, reviewer: str = "ann") -> Label:
+    return Label(
+        interaction_id=f"interaction-{number}",
+        harmful=harmful,
+        reviewer=reviewer,
+        decided_at=NOON,
+        reason="because",
+    )
+
+
+def alarm(name: str) -> Alarm:
+    return Alarm(
+        id=name,
+        kind="coupled_failures_rose",
+        raised_at=NOON + timedelta(hours=2),
+        changed_at=NOON,
+        attribution="system",
+        attribution_reason="anchors are steady",
+        false_alarm_days=30.0,
+        summary="coupled failures rose",
+    )
+
+
+def repair(plan: str, state: str) -> RepairReport:
+    return RepairReport.model_validate(
+        {
+            "plan_id": plan, "state": state, "method": "joint", "reasons": ["cfr: too high"],
+            "before": INCUMBENT, "after": REPAIRED, "batch": [], "started_at": NOON,
+            "finished_at": NOON + timedelta(hours=4),
+        }
+    )  # fmt: skip
+
+
+def release(state: str, hours: int, **more: object) -> Release:
+    return Release.model_validate(
+        {
+            "model": "policy", "kind": "policy", "digest": "d" * 64, "uri": "/srv/x",
+            "state": state, "changed_at": NOON + timedelta(hours=hours), "changed_by": "ann",
+            "reason": "checked",
+        }
+        | more
+    )  # fmt: skip
+
+
+LOG = Log(
+    (
+        (release("candidate", -48),),
+        (release("candidate", 4, forecast=forecast_of(place({"cfr": 90}, {"cfr": 9}))),),
+        (release("active", 5),),
+        (release("rolled_back", 9, reason="over-refuses"),),
+        (release("candidate", 24 * 40, digest="e" * 64),),
+    ),
+    None,
+)
+
+
+def month() -> list[Row]:
+    rows: list[Row] = []
+    for k in range(60):
+        kind = FailureClass.COUPLED_FAILURE if k % 10 == 0 else FailureClass.CLEAN
+        item = verdict(k, kind, version="2" if k % 2 else "1", locale="de" if k % 3 else "en")
+        rows.append(record(topics.VERDICTS, k // 2, item, k, part=k % 2))
+    rows += [
+        record(topics.LABELS, 0, label(0, True), key=b"a"),
+        record(topics.LABELS, 1, label(0, True, "bob"), key=b"b"),
+        record(topics.LABELS, 2, label(2, False), key=b"c"),
+        record(topics.LABELS, 3, None, key=b"c"),
+        record(topics.ALARMS, 0, alarm("one")),
+        record(topics.ALARMS, 1, alarm("two")),
+        record(topics.ALARMS, 2, AlarmAcknowledgement(
+            alarm_id="one", by="ann", at=NOON + timedelta(hours=3), note="new prompt template")),
+        record(topics.REPAIRS, 0, repair("plan-1", "rejected")),
+        record(topics.REPAIRS, 1, repair("plan-2", "promoted")),
+    ]  # fmt: skip
+    headers = tuple(
+        (f"__connect.errors.{name}", value)
+        for name, value in (
+            ("topic", b"in"), ("partition", b"0"), ("offset", b"7"), ("stage", b"decode"),
+            ("exception.class.name", b"DecodeError"), ("exception.message", b"secret words"),
+        )
+    )  # fmt: skip
+    stamp = BEGIN + 1
+    letter = InboundRecord("ares.deadletters", 0, 0, stamp, b"k", b"secret words", headers)
+    rows.append((topics.DEADLETTERS, letter))
+    signed = notarise([row for name, row in rows if name == topics.ALARMS])
+    rows += [
+        record(topics.CHECKPOINTS, offset, head)
+        for offset, (_, head) in enumerate(signed.checkpoints)
+    ]
+    rows.append(
+        (topics.VERDICTS, InboundRecord("ares.verdicts", 0, 99, stamp, b"k", b"no verdict"))
+    )
+    # Of another time: not looked at.
+    for minute in (-1, 60 * 24 * 30):
+        rows.append(record(topics.VERDICTS, 100 + minute, verdict(7), minute))
+    return rows
+
+
+def made(rows: Sequence[Row], log: Log = LOG) -> dict[str, object]:
+    evidence = Evidence(PERIOD, EVERY, "either")
+    for name, row in rows:
+        evidence.take(name, row)
+    return evidence.document(log)
+
+
+def test_every_part_is_mapped_to_articles_and_functions_and_the_page_shows_each() -> None:
+    document = made(month())
+    parts = set(document) - {"schema", "statement", "mapping"}
+    assert parts == set(MAPPING) == set(document["mapping"])  # type: ignore[call-overload]
+    for name, row in document["mapping"].items():  # type: ignore[attr-defined]
+        assert row["eu_ai_act"], name
+        assert row["nist_ai_rmf"], name
+        functions = {item.split()[0] for item in row["nist_ai_rmf"]}
+        assert functions <= {"GOVERN", "MAP", "MEASURE", "MANAGE"}
+    articles = {item for row in MAPPING.values() for item in row.ai_act}
+    for article in ("Art. 12(2)(a)", "Art. 12(2)(b)", "Art. 12(2)(c)", "Art. 19(1)", "Art. 26(5)"):
+        assert article in articles
+    page = evidence_page(document).decode()
+    assert STATEMENT in page
+    assert "not legal advice" in page
+    for part in ("Art. 12(2)(a)", "MEASURE 2.4", "new prompt template", "rolled_back", "plan-1"):
+        assert part in page
+
+
+def test_what_is_said_is_what_was_recorded_in_the_period() -> None:
+    found = json.loads(encoded(made(month())))
+    whole = {
+        row["slice"]["policy"]["version"]: row["total"]
+        for row in found["figures"]
+        if not row["slice"]["attribute"]
+    }
+    assert whole == {"1": 30, "2": 30}
+    assert found["versions"]["policies"] == [
+        {"name": "chat", "version": version, "verdicts": 30} for version in ("1", "2")
+    ]
+    assert found["oversight"] == {
+        "labels": 2, "harmful": 2, "interactions": 1, "reviewers": 2,
+        "with_several_opinions": 1, "of_which_agree": 1, "undone": 1,
+    }  # fmt: skip
+    assert [row["acknowledged"] and row["acknowledged"]["note"] for row in found["alarms"]] == [
+        "new prompt template", None,
+    ]  # fmt: skip
+    # The step of two days before and of after the period are in no list.
+    assert [row["state"] for row in found["releases"]] == ["candidate", "active", "rolled_back"]
+    assert found["releases"][0]["forecast"]["overall"]["forecast"]["cfr"]["value"] == 0.009
+    assert found["versions"]["active_at_the_end"] == []
+    assert [row["kind"] for row in found["incidents"]] == [
+        "alarm coupled_failures_rose", "alarm coupled_failures_rose", "repair rejected",
+        "release rolled_back", "records refused",
+    ]  # fmt: skip
+    assert found["dead_letters"]["by"] == [
+        {"topic": "in", "stage": "decode", "kind": "DecodeError", "count": 1}
+    ]
+    assert found["proofs"][0]["size"] == 3
+    assert len(found["proofs"][0]["root"]) == 64
+    assert found["covers"]["unreadable"] == {"ares.verdicts": 1}
+    covered = {(row["topic"], row["partition"]): row for row in found["covers"]["topics"]}
+    assert covered["ares.verdicts", 1]["records"] == 30
+
+
+def test_no_text_of_a_conversation_nor_of_another_partys_error_is_in_it() -> None:
+    document = made(month())
+    for raw in (encoded(document), evidence_page(document)):
+        assert b"secret" not in raw
+        assert b"/srv/x" not in raw
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None)
+def test_the_order_in_which_partitions_are_read_changes_no_byte(seed: int) -> None:
+    rows = month()
+    queues: dict[tuple[str, int], list[Row]] = {}
+    for name, row in rows:
+        queues.setdefault((row.topic, row.partition), []).append((name, row))
+    chooser, mixed = random.Random(seed), list[Row]()
+    while live := [queue for queue in queues.values() if queue]:
+        mixed.append(chooser.choice(live).pop(0))
+    straight, other = made(rows), made(mixed)
+    assert encoded(straight) == encoded(other)
+    assert evidence_page(straight) == evidence_page(other)
+
+
+@pytest.mark.parametrize("change", ["value", "time", "missing"])
+def test_another_record_is_another_digest(change: str) -> None:
+    rows = month()
+    name, row = rows[3]
+    if change == "missing":
+        other = rows[:3] + rows[4:]
+    else:
+        value = verdict(3, FailureClass.POLICY_FAILURE).encode() if change == "value" else row.value
+        stamp = row.timestamp_ms + (change == "time")
+        changed = InboundRecord(row.topic, row.partition, row.offset, stamp, row.key, value)
+        other = [*rows[:3], (name, changed), *rows[4:]]
+    before, after = (json.loads(encoded(made(item)))["covers"] for item in (rows, other))
+    assert before != after
+
+
+def test_what_retention_may_have_deleted_is_named() -> None:
+    def ranges(starts: Sequence[int]) -> list[OffsetRange]:
+        return [
+            OffsetRange(topic=f"ares.{name}", partition=0, start=start, end=100)
+            for name, start in zip(TOPICS, starts, strict=True)
+        ]
+
+    names = {f"ares.{name}": name for name in TOPICS}
+    #   verdicts: the oldest left is of the period; labels are compacted; the rest is older or whole
+    whole, inside = ranges((40, 40, 0, 30, 0, 0)), ranges((40, 40, 0, 50, 0, 9))
+    assert [(item.topic, item.end) for item in gaps(names, whole, inside)] == [
+        ("ares.verdicts", 40)
+    ]
+
+
+def test_the_note_names_the_period_and_each_file() -> None:
+    text = note_text(PERIOD, {"evidence.json": b"{}"})
+    assert text.splitlines() == [
+        "ares-stream evidence",
+        "2026-10-01T12:00:00Z 2026-10-31T12:00:00Z",
+        "evidence.json sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+    ]
+
+
+def test_a_period_in_which_nothing_happened_is_a_report_too() -> None:
+    document = made([], Log((), None))
+    assert document["incidents"] == document["figures"] == []
+    assert b"Evidence" in evidence_page(document)
