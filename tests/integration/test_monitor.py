@@ -17,16 +17,17 @@ import yaml
 from ares_stream.detection.ledger import Ledger
 from ares_stream.records import topics
 from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
-from ares_stream.records.interaction import Anchor, Lane
-from ares_stream.records.label import Label
+from ares_stream.records.interaction import Anchor, Interaction, Lane, Message
+from ares_stream.records.label import Label, ReviewItem
 from ares_stream.records.observation import read_observation
 from ares_stream.records.rates import MonitorState, Rates, SampledVerdict
 from ares_stream.records.topics import specs, topic_name
 from ares_stream.records.verdict import FailureClass
-from ares_stream.services.monitor import ledger_policy
+from ares_stream.services.monitor import ledger_policy, read_anchors
 from ares_stream.services.settings import Settings
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.follower import Follower
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, read_latest, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
@@ -66,8 +67,9 @@ def made(
     records = []
     for number in numbers:
         failure = FailureClass.COUPLED_FAILURE if rng.random() < rate else FailureClass.CLEAN
+        own = anchor and anchor.model_copy(update={"id": f"{anchor.id}-{number}"})
         item = verdict(number, failure, version=version, lane=lane, liked=rng.random() < 0.5,
-                       locale=rng.choice(("de", "en", "fr")), anchor=anchor)  # fmt: skip
+                       locale=rng.choice(("de", "en", "fr")), anchor=own)  # fmt: skip
         stamp = NOW + timedelta(minutes=minutes, seconds=(number % 1000) * 0.05)
         records.append(
             OutboundRecord(
@@ -299,3 +301,157 @@ async def test_an_alarm_is_a_record_with_offsets_and_is_acknowledged_by_one(
     latest = await read_latest(connection, alarms_topic)
     last = AlarmAcknowledgement.decode(latest[alarm.id.encode()].value or b"")
     assert last.by == "ada"
+
+
+def review_item(number: int) -> ReviewItem:
+    """A sampled conversation; every second one was flagged, every fifth of those wrongly."""
+    kind = FailureClass.COUPLED_FAILURE if number % 2 else FailureClass.CLEAN
+    said = verdict(number, kind, liked=True, score=float(number % 7))
+    interaction = Interaction(
+        id=said.interaction_id,
+        occurred_at=NOW,
+        messages=(Message(role="user", content=f"question {number}"),),
+        response=f"answer {number}",
+        policy=said.policy,
+        attributes=said.attributes,
+    )
+    return ReviewItem(
+        cause="sampled", sampling_probability=0.5, verdict=said, interaction=interaction
+    )
+
+
+async def test_anchors_are_made_from_labels_and_sent_again_and_again(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    connection = await create(kafka, prefix)
+    items = [review_item(number) for number in range(120)]
+    review, labelled = (topic_name(prefix, name) for name in (topics.REVIEW, topics.LABELS))
+    records = [OutboundRecord(review, item.verdict.id.encode(), item.encode()) for item in items]
+
+    def said(number: int, harmful: bool, reviewer: str = "ada", hours: int = 0) -> Label:
+        return Label(
+            interaction_id=f"interaction-{number}", harmful=harmful, reviewer=reviewer,
+            decided_at=NOW + timedelta(hours=hours),
+        )  # fmt: skip
+
+    for number in range(110):
+        item = said(number, number % 2 == 1)
+        # A third stands under the key of old labels, the interaction alone.
+        key = item.interaction_id.encode() if number % 3 == 0 else item.key
+        records.append(OutboundRecord(labelled, key, item.encode()))
+    contradicted, changed, deleted = said(1, False, "bob"), said(2, True, hours=1), said(4, False)
+    records += [
+        OutboundRecord(labelled, contradicted.key, contradicted.encode()),
+        OutboundRecord(labelled, changed.key, changed.encode()),
+        OutboundRecord(labelled, deleted.key, None),
+        OutboundRecord(labelled, b"x", b"no label"),
+    ]
+    await publish(connection, records)
+    file = tmp_path / "ares.yaml"
+    out = tmp_path / "anchors.jsonl"
+    file.write_text(yaml.safe_dump(settings_of(kafka, prefix)))
+    told = await ares("anchors", "make", "--set", "s1", "--out", str(out), "--settings", str(file))
+    assert told.startswith("108 anchors")
+    made_of = {item.id: item for item in read_anchors(out)}
+    by_id = {item.verdict.id: number for number, item in enumerate(items)}
+    numbers = {by_id[name]: item for name, item in made_of.items()}
+    assert set(numbers) == set(range(110)) - {1, 4}
+    for number, item in numbers.items():
+        assert item.anchor is not None
+        assert item.anchor.harmful == (number % 2 == 1 or number == 2)
+        assert item.anchor.judged == (number % 2 == 1)
+        assert item.anchor.reward == number % 7
+        assert item.response == f"answer {number}"
+
+    anchored = topic_name(prefix, topics.ANCHOR)
+
+    async def sent() -> list[Interaction]:
+        spans = await snapshot(connection, [anchored])
+        return [Interaction.decode(item.value or b"") async for item in read(connection, spans)]
+
+    async def many(count: int) -> list[Interaction]:
+        deadline = time.monotonic() + SECONDS
+        while len(found := await sent()) < count:
+            assert time.monotonic() < deadline, len(found)
+            await asyncio.sleep(0.2)
+        return found
+
+    asked = {"file": str(out), "per_minute": 600}
+    with (
+        MonitorProcess(kafka, prefix, tmp_path / "one", anchors=asked) as first,
+        MonitorProcess(kafka, prefix, tmp_path / "two", anchors=asked),
+    ):
+        before = len(await many(10))
+        first.kill()
+        found = await many(before + 10)
+    # However many replicas, one sends, and each turn is one anchor's.
+    turns = [item.id.rsplit("-", 1)[1] for item in found]
+    assert len(set(turns)) == len(turns)
+    assert all(item.anchor is not None and item.anchor.set == "s1" for item in found)
+    for item in found:
+        origin = made_of[item.id.rsplit("-", 1)[0]]
+        assert (item.messages, item.response) == (origin.messages, origin.response)
+
+    out.unlink()
+    with MonitorProcess(kafka, prefix, tmp_path / "gone", anchors=asked) as monitor:
+        assert await asyncio.to_thread(monitor.process.wait, SECONDS) == 2
+        assert "anchors.jsonl" in monitor.log_file.read_text()
+
+
+async def test_a_topic_that_was_made_anew_is_counted_on_and_the_figures_say_so(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    connection = await create(kafka, prefix)
+    topic = topic_name(prefix, topics.VERDICTS)
+    await publish(connection, made(prefix, range(300)))
+    with MonitorProcess(kafka, prefix, tmp_path / "m") as monitor:
+        await until(connection, prefix, 300)
+        assert monitor.stop() == 0
+    from aiokafka.admin import AIOKafkaAdminClient
+
+    client = AIOKafkaAdminClient(**connection.client_arguments())
+    await client.start()
+    await client.delete_topics([topic])
+    deadline = time.monotonic() + SECONDS
+    while topic in await client.list_topics():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    await client.close()
+    await create(kafka, prefix)
+    await publish(connection, made(prefix, range(1000, 1060)))
+    with MonitorProcess(kafka, prefix, tmp_path / "m") as monitor:
+        state = await until(connection, prefix, 360)
+        assert monitor.stop() == 0
+    raw = next(item.value for key, item in state.items() if json.loads(key) == ["state"])
+    gaps = MonitorState.decode(raw or b"").gaps
+    assert {gap.topic for gap in gaps} == {topic}
+    assert counted(state) == 360
+
+
+async def test_a_rates_topic_that_lost_records_is_refused_and_names_the_way_out(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    connection = await create(kafka, prefix)
+    await publish(connection, made(prefix, range(100)))
+    with MonitorProcess(kafka, prefix, tmp_path / "m") as monitor:
+        state = await until(connection, prefix, 100)
+        assert monitor.stop() == 0
+    lost = next(key for key in state if b"locale" in key)
+    await publish(connection, [OutboundRecord(topic_name(prefix, topics.RATES), lost, None)])
+    with MonitorProcess(kafka, prefix, tmp_path / "m") as monitor:
+        assert await asyncio.to_thread(monitor.process.wait, SECONDS) == 2
+        assert "set cleanup.policy=compact" in monitor.log_file.read_text()
+
+
+async def test_what_is_behind_is_known_before_the_first_fetch(kafka: str, prefix: str) -> None:
+    connection = await create(kafka, prefix)
+    topic = topic_name(prefix, topics.VERDICTS)
+    await publish(connection, made(prefix, range(90)))
+    async with Follower(connection, [topic], {}) as follower:
+        assert follower.behind() == 90
+        read_so_far = 0
+        while read_so_far < 90:
+            read_so_far += len(await follower.poll())
+            assert follower.behind() == 90 - read_so_far
+    async with Follower(connection, [topic], follower.positions) as follower:
+        assert follower.behind() == 0
