@@ -335,10 +335,10 @@ async def test_anchors_are_made_from_labels_and_sent_again_and_again(
         )  # fmt: skip
 
     for number in range(110):
-        item = said(number, number % 2 == 1)
+        label = said(number, number % 2 == 1)
         # A third stands under the key of old labels, the interaction alone.
-        key = item.interaction_id.encode() if number % 3 == 0 else item.key
-        records.append(OutboundRecord(labelled, key, item.encode()))
+        key = label.interaction_id.encode() if number % 3 == 0 else label.key
+        records.append(OutboundRecord(labelled, key, label.encode()))
     contradicted, changed, deleted = said(1, False, "bob"), said(2, True, hours=1), said(4, False)
     records += [
         OutboundRecord(labelled, contradicted.key, contradicted.encode()),
@@ -356,12 +356,12 @@ async def test_anchors_are_made_from_labels_and_sent_again_and_again(
     by_id = {item.verdict.id: number for number, item in enumerate(items)}
     numbers = {by_id[name]: item for name, item in made_of.items()}
     assert set(numbers) == set(range(110)) - {1, 4}
-    for number, item in numbers.items():
-        assert item.anchor is not None
-        assert item.anchor.harmful == (number % 2 == 1 or number == 2)
-        assert item.anchor.judged == (number % 2 == 1)
-        assert item.anchor.reward == number % 7
-        assert item.response == f"answer {number}"
+    for number, kept in numbers.items():
+        assert kept.anchor is not None
+        assert kept.anchor.harmful == (number % 2 == 1 or number == 2)
+        assert kept.anchor.judged == (number % 2 == 1)
+        assert kept.anchor.reward == number % 7
+        assert kept.response == f"answer {number}"
 
     anchored = topic_name(prefix, topics.ANCHOR)
 
@@ -385,12 +385,12 @@ async def test_anchors_are_made_from_labels_and_sent_again_and_again(
         first.kill()
         found = await many(before + 10)
     # However many replicas, one sends, and each turn is one anchor's.
-    turns = [item.id.rsplit("-", 1)[1] for item in found]
+    turns = [copy.id.rsplit("-", 1)[1] for copy in found]
     assert len(set(turns)) == len(turns)
-    assert all(item.anchor is not None and item.anchor.set == "s1" for item in found)
-    for item in found:
-        origin = made_of[item.id.rsplit("-", 1)[0]]
-        assert (item.messages, item.response) == (origin.messages, origin.response)
+    assert all(copy.anchor is not None and copy.anchor.set == "s1" for copy in found)
+    for copy in found:
+        origin = made_of[copy.id.rsplit("-", 1)[0]]
+        assert (copy.messages, copy.response) == (origin.messages, origin.response)
 
     out.unlink()
     with MonitorProcess(kafka, prefix, tmp_path / "gone", anchors=asked) as monitor:
