@@ -137,6 +137,13 @@ SETS: dict[str, dict[str, Any]] = {
             }
         },
     ),
+    "anchors": {
+        "monitor": {
+            "settings": {"slices": ["locale"]},
+            "anchors": {"existingSecret": "anchors-1", "perMinute": 4},
+        },
+        "scorer": {"defaults": {"settings": {"review_split": {"flagged,liked": 0.3}}}},
+    },
     "prober": {"prober": {"enabled": True, "campaign": {"id": "one"}, "existingSecret": "keys"}},
     "everything watched": {
         "metrics": {
@@ -304,6 +311,24 @@ def test_the_console_shows_what_the_scorer_decides_by_and_what_the_repairer_keep
     assert console["scorer"] == {name: scorer[name] for name in ("reward", "detection")}
     assert console["repairer"]["work"] == settings("repairer")["repairer"]["work"]
     assert console["registry"] == settings("repairer")["registry"]
+
+
+def test_the_monitor_sends_its_anchors_and_knows_whom_the_scorer_asks_about() -> None:
+    resources = rendered(merged(NEEDED, SETS["anchors"]))
+
+    def settings(name: str) -> Any:
+        data = named(resources, "ConfigMap", f"demo-ares-stream-{name}")["data"]
+        return yaml.safe_load(data["ares.yaml"])
+
+    monitor = settings("monitor")
+    file = "/secrets/anchors/anchors.jsonl.gz"
+    assert monitor["monitor"] == {
+        "slices": ["locale"], "anchors": {"file": file, "per_minute": 4}
+    }  # fmt: skip
+    scorer = settings("scorer-production")["scorer"]
+    assert monitor["scorer"] == {"review_split": scorer["review_split"]}
+    pod = named(resources, "Deployment", "demo-ares-stream-monitor")["spec"]["template"]["spec"]
+    assert {"name": "anchors", "secret": {"secretName": "anchors-1"}} in pod["volumes"]
 
 
 def test_people_reach_the_console_through_its_service_and_nothing_else() -> None:
