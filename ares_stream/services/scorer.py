@@ -9,6 +9,7 @@ Never imports torch.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,8 @@ from ares_stream.streaming.reader import follow_compacted, read_latest
 from ares_stream.streaming.records import InboundRecord, ReadLimits
 
 RETRY_SECONDS: Final = 1.0
+COLLECT_AFTER: Final = 20_000
+"""Objects made and not freed: more than the windows in hand consist of."""
 BREAKER_SECONDS: Final = 120.0
 """With the breaker open the process stays for at least one scrape, so that an alert sees it, and
 an orchestrator that restarts it at once does not feed a topic to the dead letters in portions."""
@@ -194,6 +197,7 @@ class Scorer:
         self._missing = None
         self.metrics.on_releases(panel.releases)
         self.metrics.on_providers(panel.providers)
+        _collect_rarely()
         self.log.info("ready", releases=dict(panel.releases), providers=dict(panel.providers))
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -269,6 +273,14 @@ class Scorer:
         self.metrics.swaps.labels(release.model).inc()
         self.metrics.on_releases(panel.releases)
         self.log.info("release swapped", model=release.model, digest=release.digest)
+
+
+def _collect_rarely() -> None:
+    """What is loaded by now stays for good and is not looked through again; records are freed by
+    their reference counts, and a window of them is no reason to look for cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER, 20, 20)
 
 
 def _other_judges(settings: ScorerSettings, metrics: ScorerMetrics) -> list[Judge]:
