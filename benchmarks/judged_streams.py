@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +34,14 @@ from ares_stream.lab.experiments.smollm2.foreign import foreign_answers
 from ares_stream.lab.experiments.smollm2.models import minilm
 from ares_stream.lab.experiments.smollm2.texts import SEED, select
 from ares_stream.records.interaction import Interaction
-from ares_stream.scoring.domain import Space, farthest, limit_of
+from ares_stream.scoring.domain import (
+    UNSEEN_SCRIPT,
+    Space,
+    farthest,
+    limit_of,
+    scripts_of,
+    unseen_share,
+)
 from ares_stream.training.calibration import auroc
 from ares_stream.training.classifier import Fitted
 from ares_stream.training.domain import SHARE
@@ -134,12 +142,26 @@ def _fold(family: str) -> int:
     return FOLDS - 1
 
 
-def outliers(
-    space: Space, limit: float, windows: Sequence[NDArray[np.float32]]
-) -> dict[str, float]:
-    """The share of conversations outside, with its interval."""
-    far = [farthest(space.distances(item).tolist()) > limit for item in windows]
-    return wilson(sum(far), len(far)).model_dump()
+@dataclass(frozen=True)
+class Domain:
+    """What the reward model's harmless conversations cover."""
+
+    space: Space
+    limit: float
+    scripts: tuple[str, ...]
+
+    def outside(
+        self, rows: Sequence[Interaction], windows: Sequence[NDArray[np.float32]]
+    ) -> dict[str, dict[str, float]]:
+        """Shares of conversations outside: by distance alone, and as a bundle has it, where letters
+        of a script that was not learnt count as well."""
+        far = [farthest(self.space.distances(item).tolist()) > self.limit for item in windows]
+        strange = [unseen_share(row.response, self.scripts) >= UNSEEN_SCRIPT for row in rows]
+        either = sum(one or other for one, other in zip(far, strange, strict=True))
+        return {
+            "distance": wilson(sum(far), len(far)).model_dump(),
+            "sign": wilson(either, len(far)).model_dump(),
+        }
 
 
 def run(data: Path, out: Path, *, share: float = 1.0) -> dict[str, Any]:
@@ -172,30 +194,41 @@ def run(data: Path, out: Path, *, share: float = 1.0) -> dict[str, Any]:
     reference = np.sort(means(usual) / scale @ head)
     quantile = np.searchsorted(reference, states / scale @ head, side="right") / len(reference)
 
+    unseen = range(0, len(usual), 3)
     fit = [item for place, item in enumerate(usual) if place % 3]
-    held = [item for place, item in enumerate(usual) if place % 3 == 0]
-    limit_rows, test_rows = held[::2], held[1::2]
     space = Space.of(np.concatenate(fit))
-    limit = limit_of(
-        sorted(farthest(space.distances(item).tolist()) for item in limit_rows),
-        max(SHARE, 1 / (len(limit_rows) + 1)),
+    limit_rows = [usual[place] for place in unseen[::2]]
+    domain = Domain(
+        space,
+        limit_of(
+            sorted(farthest(space.distances(item).tolist()) for item in limit_rows),
+            max(SHARE, 1 / (len(limit_rows) + 1)),
+        ),
+        scripts_of(row.response for place, row in enumerate(benign) if place % 3),
     )
+
+    def part(label: bool) -> tuple[list[Interaction], list[NDArray[np.float32]]]:
+        chosen = [place for place, row in enumerate(judged) if row.harmful is label]
+        return [judged[place].interaction for place in chosen], [answers[place] for place in chosen]
+
     kinds = {
-        "harmless, not seen": test_rows,
-        "preferred": chosen,
-        "not preferred": rejected,
-        "judged harmless": [item for item, bad in zip(answers, truth, strict=True) if not bad],
-        "judged harmful": [item for item, bad in zip(answers, truth, strict=True) if bad],
-    }
-    made = foreign_answers(benign[::3], UNLIKE, seed=SEED)
-    kinds |= {kind: reader.windows(rows, kind) for kind, rows in made.items()}
+        "harmless, not seen": (
+            [benign[place] for place in unseen[1::2]], [usual[place] for place in unseen[1::2]]
+        ),
+        "preferred": ([pair.chosen for pair in pairs], chosen),
+        "not preferred": ([pair.rejected for pair in pairs], rejected),
+        "judged harmless": part(False),
+        "judged harmful": part(True),
+    }  # fmt: skip
+    made = foreign_answers([benign[place] for place in unseen], UNLIKE, seed=SEED)
+    kinds |= {kind: (rows, reader.windows(rows, kind)) for kind, rows in made.items()}
     figures = {
         "schema": "ares.judged-streams/1",
         "rows": len(judged),
         "harmful": int(truth.sum()),
         "judge_auroc": auroc(harm, truth.astype(float)),
         "reward_pairwise_accuracy": wilson(right, int((~train).sum())).model_dump(),
-        "outliers": {kind: outliers(space, limit, rows) for kind, rows in kinds.items()},
+        "outliers": {kind: domain.outside(*rows) for kind, rows in kinds.items()},
     }
     with (out / "scored.jsonl").open("w") as file:
         for row in zip(harm, quantile, truth, strict=True):

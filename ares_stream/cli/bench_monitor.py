@@ -54,7 +54,7 @@ def attribution(
 
     console = Console(stderr=True)
     with console.status("scoring conversations of the testbed" if scored is None else "reading"):
-        rows = _testbed() if scored is None else _rows(scored)
+        rows = _testbed() if scored is None else read_scored(scored)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("streams", total=quiet + 3 * streams)
@@ -101,7 +101,7 @@ def intervals(
 
     console = Console(stderr=True)
     with console.status("scoring conversations of the testbed" if scored is None else "reading"):
-        rows = _testbed() if scored is None else _rows(scored)
+        rows = _testbed() if scored is None else read_scored(scored)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("streams", total=streams)
@@ -120,7 +120,8 @@ def intervals(
         raise typer.Exit(1)
 
 
-def _rows(file: Path) -> Scored:
+def read_scored(file: Path) -> Scored:
+    """Scored rows of a file. Raises FileFormatError, InputError."""
     import json
 
     import numpy as np

@@ -183,10 +183,18 @@ def test_the_monitor_shows_both_versions_and_an_alarm_that_names_its_verdicts(fo
         if item["slice"]["lane"] == "probe"
     }
     assert len(versions) == 2
+    before, after = (
+        item["figures"]["cfr"]["value"]
+        for item in monitor["rates"]
+        if item["slice"]["lane"] == "probe" and not item["slice"]["attribute"]
+    )
+    assert before > after
     raised = [item for item in monitor["alarms"] if item["kind"] == "coupled_failures_rose"]
     assert raised
     assert all(item["evidence"] for item in raised)
     assert "judge_changed" not in {item["kind"] for item in monitor["alarms"]}
     page = (folder / "build/demo/report.html").read_text()
     assert "What the monitor knows" in page
+    place = raised[0]["evidence"][0]
+    assert f"{place['partition']}@{place['offset']}" in page
     assert "Alarms" in page
