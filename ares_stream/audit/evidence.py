@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from ares_stream import __version__
+from ares_stream.audit.forecast import errors_of
 from ares_stream.audit.notes import TreeHead
 from ares_stream.detection.ledger import Ledger, LedgerPolicy
 from ares_stream.errors import DecodeError, IntegrityError
@@ -75,6 +76,10 @@ MAPPING: Final[Mapping[str, Mapped]] = {
     "releases": Mapped(
         ("Art. 12(2)(a)",), ("MANAGE 2.4", "MANAGE 4.1"),
         "what was approved, rejected and taken back, by whom and why, and what was forecast",
+    ),
+    "forecasts": Mapped(
+        ("Art. 12(2)(b)",), ("MEASURE 2.4", "MEASURE 4.3"),
+        "what releases were expected to do in operation, and what they did in this period",
     ),
     "repairs": Mapped(
         ("Art. 12(2)(b)",), ("MEASURE 2.5", "MANAGE 1.3", "MANAGE 4.2"),
@@ -240,6 +245,7 @@ class Evidence:
             "figures": self._figures(),
             "oversight": self._oversight(),
             "releases": [_release(item) for item in within],
+            "forecasts": self._forecasts(steps),
             "repairs": [_repair(item) for item in _by_time(self._repairs)],
             "alarms": self._alarm_rows(),
             "incidents": self._incidents(within),
@@ -319,6 +325,27 @@ class Evidence:
                 }
             )
         return rows
+
+    def _forecasts(self, steps: Sequence[Release]) -> list[dict[str, Any]]:
+        latest = {(item.model, item.digest): item for item in steps if item.forecast is not None}
+        rates = self._ledger.rates()
+        return [
+            {
+                "model": item.model,
+                "digest": item.digest,
+                "place": error.place,
+                "figure": error.figure,
+                "observed": error.observed.model_dump(),
+                "forecast": error.forecast.model_dump(),
+                "measured": error.measured.model_dump(),
+                "floor": error.floor,
+                "ratio": error.ratio,
+                "direction": error.direction,
+            }
+            for _, item in sorted(latest.items())
+            if item.state is not ReleaseState.CANDIDATE and item.forecast is not None
+            for error in errors_of(item.forecast, rates)
+        ]
 
     def _oversight(self) -> dict[str, Any]:
         opinions: dict[str, set[bool]] = {}

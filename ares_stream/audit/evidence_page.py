@@ -72,6 +72,14 @@ def _sections(
         table_section("Releases", ["at", "model", "digest", "state", "by", "why", "forecast CFR"],
                       [_release(row) for row in document["releases"]], about("releases")),
     ]  # fmt: skip
+    sections.append(
+        table_section(
+            "Forecasts and what came",
+            ["model", "slice", "figure", "before", "forecast", "measured", "ratio", "direction"],
+            [_error(row) for row in document["forecasts"]],
+            about("forecasts"),
+        )
+    )
     for row in document["repairs"]:
         sections.append(
             table_section(
@@ -146,6 +154,12 @@ def _release(row: Mapping[str, Any]) -> list[str]:
         row.get("reason", ""),
         "" if forecast is None else _range(forecast["overall"]["forecast"]["cfr"]),
     ]  # fmt: skip
+
+
+def _error(row: Mapping[str, Any]) -> list[str]:
+    return [f"{row['model']} {row['digest'][:12]}", row["place"] or "all", row["figure"],
+            _range(row["observed"]), _range(row["forecast"]), _range(row["measured"]),
+            f"{row['ratio']:.2f}", row["direction"]]  # fmt: skip
 
 
 def _alarm(row: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,16 +93,9 @@ def make(
     Exits 0; 1 for a release that is no candidate; 2 for wrong settings, a missing topic or too few
     prompts; 3 where a range cannot be read whole, or the candidate does not answer.
     """
-    import asyncio
-    import getpass
     import json
-    from datetime import UTC
 
-    from ares_stream.audit.archive import ArchiveReader
     from ares_stream.audit.forecast import forecast_lines
-    from ares_stream.audit.ranges import TopicReader
-    from ares_stream.models.releases import Author
-    from ares_stream.repair.rundirectory import RunDirectory
     from ares_stream.services.forecast import Request
     from ares_stream.services.settings import load_settings
 
@@ -123,11 +116,45 @@ def make(
         temperature=temperature,
         batch=batch,
     )
-    reader = TopicReader(settings.kafka) if archive is None else ArchiveReader(archive)
     asked = (target, target_model, api_key_file)
-    forecast = asyncio.run(_forecast(settings, reader, request, selector, asked, dry_run=dry_run))
+    forecast = run(
+        settings, selector, request, asked, archive=archive, who=who, dry_run=dry_run,
+        offline=offline,
+    )  # fmt: skip
     if forecast is None:
         return
+    if as_json:
+        typer.echo(json.dumps(forecast.model_dump(mode="json", exclude_none=True), indent=2))
+    else:
+        for line in forecast_lines(forecast):
+            typer.echo(line)
+
+
+def run(
+    settings: Settings,
+    selector: str,
+    request: Request,
+    asked: tuple[str | None, str | None, Path | None] = (None, None, None),
+    *,
+    archive: str | None = None,
+    who: str | None = None,
+    dry_run: bool = False,
+    offline: bool = False,
+) -> Forecast | None:
+    """Make a forecast, keep it with the release and beside the repair's card, and announce it;
+    None of a dry run. `asked` is an endpoint's URL, the model's name there, and its key's file."""
+    import asyncio
+    import getpass
+
+    from ares_stream.audit.archive import ArchiveReader
+    from ares_stream.audit.ranges import TopicReader
+    from ares_stream.models.releases import Author
+    from ares_stream.repair.rundirectory import RunDirectory
+
+    reader = TopicReader(settings.kafka) if archive is None else ArchiveReader(archive)
+    forecast = asyncio.run(_forecast(settings, reader, request, selector, asked, dry_run=dry_run))
+    if forecast is None:
+        return None
     author = Author(
         who or getpass.getuser(),
         datetime.now(UTC),
@@ -135,20 +162,16 @@ def make(
     )
     kept = settings.registry.store().forecast(selector, forecast, author)
     for plan in {item.plan_id for item in kept if item.plan_id}:
-        run = RunDirectory(settings.repairer.work / plan)
-        if run.path.is_dir():
-            run.forecast.write(forecast)
-    if as_json:
-        typer.echo(json.dumps(forecast.model_dump(mode="json", exclude_none=True), indent=2))
-    else:
-        for line in forecast_lines(forecast):
-            typer.echo(line)
+        directory = RunDirectory(settings.repairer.work / plan)
+        if directory.path.is_dir():
+            directory.forecast.write(forecast)
     if not offline:
         from ares_stream.models.announcing import announce_topic
         from ares_stream.records.topics import RELEASES, topic_name
 
         topic = topic_name(settings.topic_prefix, RELEASES)
         asyncio.run(announce_topic(settings.kafka, topic, settings.registry.store().log()))
+    return forecast
 
 
 async def _forecast(
@@ -161,7 +184,6 @@ async def _forecast(
     dry_run: bool,
 ) -> Forecast | None:
     import asyncio
-    from datetime import UTC
     from tempfile import TemporaryDirectory
 
     from rich.console import Console

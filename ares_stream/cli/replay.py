@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from ares_stream.detection.decide import DetectionPolicy
     from ares_stream.services.replayer import ReplayOptions
     from ares_stream.services.settings import Settings
+    from ares_stream.streaming.connection import KafkaConnection
 
-Mode = Literal["proof", "what-if"]
+Mode = Literal["proof", "what-if", "simulate"]
 Provider = Literal["cpu", "cuda"]
 
 
@@ -22,7 +23,10 @@ def command(
     report: Annotated[Path, typer.Option("--json", help="The report to write.")],
     mode: Annotated[
         Mode,
-        typer.Option(help="proof: by what the verdicts name; what-if: by others that you name."),
+        typer.Option(
+            help="proof: by what the verdicts name; what-if: by others that you name; simulate: a "
+            "candidate answers anew, as `ares forecast make`."
+        ),
     ] = "proof",
     page: Annotated[Path | None, typer.Option("--html", help="The report for people.")] = None,
     work: Annotated[
@@ -66,6 +70,10 @@ def command(
     by: Annotated[
         list[str] | None,
         typer.Option(metavar="ATTRIBUTE", help="what-if: also by this attribute; repeatable."),
+    ] = None,
+    candidate: Annotated[
+        str | None,
+        typer.Option(metavar="SELECTOR", help="simulate: a plan's id, or digits of a digest."),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0.0, max=0.1, help="By how much a model's number may differ.")
@@ -120,6 +128,10 @@ def command(
         {"--sign": sign, "--settings": settings_file, "--policy": policy},
     )
     settings, connection = connect(settings_file, bootstrap)
+    if mode == "simulate":
+        window = (_milliseconds(since), _milliseconds(until))
+        _simulate(settings, connection, candidate, window, by, archive, report, dry_run=dry_run)
+        return
     signer = None if sign is None else _signer(settings, sign)
     options = ReplayOptions(
         mode=mode,
@@ -161,6 +173,36 @@ def command(
     for line in lines(document):
         typer.echo(line)
     raise typer.Exit(1 if document["holds"] is False else 0)
+
+
+def _simulate(
+    settings: Settings,
+    connection: KafkaConnection,
+    candidate: str | None,
+    window: tuple[int | None, int | None],
+    by: list[str] | None,
+    archive: str | None,
+    report: Path,
+    *,
+    dry_run: bool,
+) -> None:
+    """A forecast, kept with the candidate's release; the report is the forecast."""
+    from ares_stream.audit.forecast import forecast_lines
+    from ares_stream.cli.forecast import run
+    from ares_stream.errors import SettingsError
+    from ares_stream.files import write_document
+    from ares_stream.services.forecast import Request
+
+    if candidate is None:
+        raise SettingsError("--candidate: --mode simulate needs the release that is to answer")
+    slices = settings.monitor.slices if by is None else tuple(by)
+    request = Request(since_ms=window[0], until_ms=window[1], by=slices)
+    settings = settings.model_copy(update={"kafka": connection})
+    forecast = run(settings, candidate, request, archive=archive, dry_run=dry_run)
+    if forecast is not None:
+        write_document(report, forecast.model_dump(mode="json", exclude_none=True))
+        for line in forecast_lines(forecast):
+            typer.echo(line)
 
 
 def _replayed(

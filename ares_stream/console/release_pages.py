@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from starlette.responses import Response
 
+from ares_stream.audit.forecast import errors_of
 from ares_stream.console.web import Call, WrongError
 from ares_stream.models.releases import Author
 from ares_stream.records.alarm import AlarmAcknowledgement
@@ -38,6 +39,8 @@ async def release(call: Call) -> Response:
         for step in steps
         if any((step.model, step.digest) == (item.model, item.digest) for item in found)
     ]
+    forecast = next((item.forecast for item in found if item.forecast is not None), None)
+    is_candidate = all(item.state is ReleaseState.CANDIDATE for item in found)
     return call.page(
         "release",
         releases=found,
@@ -46,8 +49,11 @@ async def release(call: Call) -> Response:
         report=call.desk.reports.get(plan or ""),
         pairs=list(pairs)[:PAIRS],
         history=history,
-        forecast=next((item.forecast for item in found if item.forecast is not None), None),
-        is_candidate=all(item.state is ReleaseState.CANDIDATE for item in found),
+        forecast=forecast,
+        came=[]
+        if forecast is None or is_candidate
+        else errors_of(forecast, call.desk.rates.values()),
+        is_candidate=is_candidate,
         is_active=any(item.state is ReleaseState.ACTIVE for item in found),
     )
 

@@ -37,8 +37,10 @@ from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, read_latest, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from tests.support.adapters import write_adapter
+from tests.support.forecasts import forecast_of, place
 from tests.support.verdicts import NOON, verdict
 from tests.support.word_models import says, word_bundle
+from tests.unit.test_forecast import rates_of
 
 pytestmark = pytest.mark.kafka
 
@@ -269,6 +271,36 @@ async def test_failures_with_one_cause_are_found_among_the_newest(console: Serve
         assert "2 of 3: <mark>worse</mark>" in page
 
 
+async def forecast_release(console: Served, folder: Path) -> None:
+    """A candidate with its forecast."""
+    registry = Registry(console.settings.registry.store())
+    author = Author("repairer", datetime.now(UTC), "passed the gate")
+    adapter = Artefact("chat", "policy", write_adapter(folder / "forecast", b"forecast"))
+    await registry.propose([adapter], author, plan_id="plan-forecast")
+    said = forecast_of(place({"cfr": 90}, {"cfr": 9}), de=place({"cfr": 40}, {"cfr": 2}, 500))
+    await registry.forecast("plan-forecast", said, author)
+
+
+async def test_a_release_shows_its_forecast_and_once_it_has_answered_what_came(
+    console: Served, tmp_path: Path
+) -> None:
+    await forecast_release(console, tmp_path)
+    async with client(console, "ada") as ada:
+        page = (await ada.get("/releases/plan-forecast")).text
+        assert "0.9% (0.5% to 1.7%)" in page
+        assert "locale=de" in page
+        assert "What came" not in page
+        for rates in rates_of("2", 12, 400):
+            console.desk.rates[rates.slice.key] = rates
+        assert "What came" not in (await ada.get("/releases/plan-forecast")).text
+        form = {"form_token": token_of((await ada.get("/")).text), "reason": "fewer failures"}
+        await ada.post("/releases/plan-forecast", data=form | {"decision": "approve"})
+        page = (await ada.get("/releases/plan-forecast")).text
+        assert "What came" in page
+        # Forecast 0.9 %, measured 12 of 400.
+        assert "<td>0.30</td><td>right</td>" in page
+
+
 async def test_a_release_is_approved_rejected_and_rolled_back_by_an_approver_with_a_reason(
     console: Served, tmp_path: Path
 ) -> None:
@@ -398,9 +430,10 @@ async def test_a_reviewer_works_by_keys_alone_on_a_narrow_screen(  # noqa: PLR09
             await page.wait_for_url("**/failures/*?text=1&why=1")
             assert await page.inner_text("mark") == "worse"
             await check(page, "why")
-            for name in ("progress", "keys"):
+            await forecast_release(console, tmp_path)
+            for name in ("progress", "releases/plan-forecast", "keys"):
                 await page.goto(f"{console.url}/{name}")
-                await check(page, name)
+                await check(page, name.split("/")[0])
             # Nothing of a page's own is refused by its policy (axe's own styles are).
             complaints: list[str] = []
             alone = await context.new_page()

@@ -187,6 +187,26 @@ async def test_one_sample_gives_one_forecast_and_another_seed_other_prompts(
     assert len(deployed.store.log().steps) == 6  # Adopted, approved, proposed; three forecasts.
 
 
+async def test_a_replay_that_simulates_is_a_forecast(deployed: Deployment) -> None:
+    """Of a new reward model alone nobody is asked: the recorded answers are scored again."""
+    deployed.propose()
+    kinder = write_reward(deployed.folder / "kinder", {"nice": -1.0, "bread": 1.0}, name="rm")
+    deployed.store.propose([Artefact("rm", "reward", kinder.path)], ANN)
+    asks, report = deployed.settings(), deployed.folder / "simulated.json"
+    common = ["replay", "--mode", "simulate", "--json", str(report), "--settings", asks]
+    assert (await ares(*common)).exit_code == 2
+    found = await ok(*common, "--candidate", kinder.digest[:12], "--by", "locale")
+    assert "locale=de" in found
+    whole = json.loads(report.read_text())["overall"]
+    assert whole["observed"]["cfr"]["value"] == pytest.approx(0.2)
+    assert whole["forecast"]["cfr"]["value"] == 0.0
+    assert whole["forecast"]["policy_harm"]["value"] == pytest.approx(0.2)
+    kept = deployed.store.log().find("rm", kinder.digest)
+    assert kept is not None
+    assert kept.forecast is not None
+    assert set(kept.forecast.slices) == {"locale=de", "locale=en"}
+
+
 async def test_what_cannot_be_forecast_says_why_and_keeps_nothing(deployed: Deployment) -> None:
     deployed.propose()
     asks = deployed.settings()

@@ -212,6 +212,28 @@ def test_what_is_said_is_what_was_recorded_in_the_period() -> None:
     assert covered["ares.verdicts", 1]["records"] == 30
 
 
+def test_a_forecast_stands_beside_what_came_in_the_period() -> None:
+    said = forecast_of(place({"cfr": 90}, {"cfr": 9}), de=place({"cfr": 90}, {"cfr": 9}))
+    log = Log(((release("active", -1, digest="d" * 64, forecast=said),),), None)
+    rows = [
+        record(
+            topics.VERDICTS, k,
+            verdict(k, FailureClass.COUPLED_FAILURE if k % 50 == 0 else FailureClass.CLEAN,
+                    version="2", locale="de" if k % 2 else "en"),
+            1 + k // 10,
+        )
+        for k in range(200)
+    ]  # fmt: skip
+    found = json.loads(encoded(made(rows, log)))["forecasts"]
+    assert {(row["place"], row["figure"]) for row in found} == {
+        ("", "cfr"), ("", "policy_harm"), ("locale=de", "cfr"), ("locale=de", "policy_harm"),
+    }  # fmt: skip
+    (whole,) = [row for row in found if (row["place"], row["figure"]) == ("", "cfr")]
+    assert whole["measured"]["value"] == 0.02
+    assert whole["ratio"] == 0.45
+    assert "Forecasts and what came" in evidence_page(made(rows, log)).decode()
+
+
 def test_no_text_of_a_conversation_nor_of_another_partys_error_is_in_it() -> None:
     document = made(month())
     for raw in (encoded(document), evidence_page(document)):
