@@ -51,8 +51,9 @@ integration: install ## Tests against a real broker and real models
 explore: install ## Property-based tests on examples that nobody has tried
 	HYPOTHESIS_PROFILE=explore $(PYTEST) $$(grep -rl --include='test_*.py' 'from hypothesis' tests/unit tests/integration)
 
-chaos: install ## Random kills, for minutes
+chaos: install ## Random kills, for minutes; then every fault five times, counted by another client
 	$(BIN)/python -m pytest tests/chaos
+	mkdir -p build && $(BIN)/ares bench chaos --profile full --seed 7 --json build/chaos.json
 
 check: install ## Lint, types and the direction of dependencies
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -237,6 +238,17 @@ class EmbeddedBroker:
             raise BrokerError(f"node {number} still runs; kill it first")
         self._spawn(node)
         self._await_up(node, time.monotonic() + START_SECONDS)
+
+    def fill_disk(self, number: int = 1) -> None:
+        """Let every write to a file fail from now on, as on a full disk, and wait until the node
+        ends of it: Kafka does when no folder of its logs can be written. For fault tests."""
+        process = self._process(number)
+        _, most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, most))
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise BrokerError(f"node {number} does not end though it can write nothing") from None
 
     def pause(self, number: int = 1) -> None:
         """SIGSTOP a node: it holds its connections and says nothing. For fault tests."""

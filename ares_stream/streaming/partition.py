@@ -34,6 +34,7 @@ from ares_stream.streaming.deadletters import batch_size, dead_letter, fits, kep
 from ares_stream.streaming.faults import FORBIDDEN, client_faults, explained
 from ares_stream.streaming.publisher import end_producer, transaction_refusal
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
+from ares_stream.streaming.resume import OffsetLoss
 from ares_stream.streaming.sending import send
 from ares_stream.streaming.topic_ids import metadata_of
 from ares_stream.streaming.watermark import Watermark
@@ -119,6 +120,7 @@ class PartitionWorker:
         breaker: Breaker,
         inflight: Inflight,
         room: Callable[[], None],
+        lost: Callable[[OffsetLoss], None],
         size_limits: Mapping[str, int],
     ) -> None:
         self.topic = topic
@@ -130,6 +132,9 @@ class PartitionWorker:
         self.highwater = 0
         self.topic_id = ""
         """Of the topic that is read, where the broker says it."""
+        self.loss: OffsetLoss | None = None
+        """What the log no longer held when the worker opened: told once an offset behind it is
+        committed, so that it is told once."""
         self.commits = 0
         """Transactions committed."""
         self._state = PartitionState.OPENING
@@ -143,6 +148,7 @@ class PartitionWorker:
         self._breaker = breaker
         self._inflight = inflight
         self._room = room
+        self._lost = lost
         self._size_limits = size_limits
         self._producer: AIOKafkaProducer | None = None
         self._watermark: Watermark[Outcome] = Watermark()
@@ -352,7 +358,8 @@ class PartitionWorker:
             if self._reopening and not self._records:
                 self._reopening = False
                 return False
-            if not self._records and self._advance_to > self._committed and not self._is_closing():
+            moves = self._advance_to > self._committed or self.loss is not None
+            if not self._records and moves and not self._is_closing():
                 return True
             if ready and (self._is_closing() or ready >= self._policy.commit_records):
                 return True
@@ -491,6 +498,9 @@ class PartitionWorker:
         self._observer.committed(self.topic, self.partition, len(batch), seconds)
         self.commits += 1
         self._committed = end
+        if self.loss is not None:
+            self._lost(self.loss)
+            self.loss = None
         self.report_lag()
         if not self._records:
             self._idle.set()

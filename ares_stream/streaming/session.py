@@ -420,6 +420,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
                 breaker=self._breaker,
                 inflight=self._inflight,
                 room=self._made_room,
+                lost=self._tell_loss,
                 size_limits=self._size_limits,
             )
             work = worker.run(self._seek)
@@ -478,16 +479,18 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             is_anew=is_anew,
         )
         worker.topic_id = now
-        if loss is not None:
-            _log.error("%s", loss)
-            self._losses.append(loss)
-            self._observer.lost(loss)
+        worker.loss = loss
         self._unread[partition] = Unread(self._policy.read)
         self._decompressing.pop(partition, None)
         self._consumer.seek(partition, offset)
         self._consumer.resume(partition)
         self._room.set()
         return offset
+
+    def _tell_loss(self, loss: OffsetLoss) -> None:
+        _log.error("%s", loss)
+        self._losses.append(loss)
+        self._observer.lost(loss)
 
     async def _drain(self, deadline: float) -> None:
         """Wait until all that was read is committed, or the deadline (loop time) has passed."""

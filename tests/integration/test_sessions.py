@@ -179,13 +179,28 @@ async def test_an_offset_that_the_log_does_not_hold_is_counted_told_and_passed_b
     seen = Seen()
     processor = copying.processor(seen, offset_reset=reset)
     async with running(processor):
-        await until(lambda: processor.missing() is None)
+        await until(lambda: seen.losses)
         [loss] = seen.losses
         assert loss.records == lost
         [note] = processor.notes()
         assert f"committed offset {committed}, the log holds 6 to 10" in note
         await copying.send(2)
         await until(lambda: seen.records == read + 2)
+
+
+async def test_a_loss_is_told_once_whoever_reads_next(kafka: str, prefix: str) -> None:
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    await copying.send(3)
+    await commit(copying, 25)
+    first, second = Seen(), Seen()
+    async with running(copying.processor(first, offset_reset="latest")):
+        await until(lambda: first.losses)
+    # No record came: the first reader committed where reading goes on.
+    processor = copying.processor(second, offset_reset="latest")
+    async with running(processor):
+        await until(lambda: processor.missing() is None)
+    assert (len(first.losses), second.losses) == (1, [])
 
 
 async def test_the_policy_may_be_to_stop_and_ask_a_person(kafka: str, prefix: str) -> None:

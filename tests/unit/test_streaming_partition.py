@@ -45,6 +45,7 @@ def worker() -> PartitionWorker:
         breaker=Breaker(BreakerPolicy()),
         inflight=Inflight(),
         room=lambda: None,
+        lost=lambda loss: None,
         size_limits={},
     )
 

@@ -9,6 +9,7 @@ import json
 import random
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
@@ -176,6 +177,8 @@ class Watch:
 
     def __init__(self, bootstrap: str, verdicts: str, dead: str) -> None:
         self.arrived: dict[Place, float] = {}
+        self.verdicts: Counter[str] = Counter()
+        """By interaction."""
         self._dead = dead
         self._consumer = _consumer(bootstrap)
         self._consumer.assign(_partitions(self._consumer, [verdicts, dead]))
@@ -193,7 +196,9 @@ class Watch:
     def _source(self, message: Message) -> Place:
         if message.topic() == self._dead:
             return dead_place(_seen(message))
-        return verdict_place(json.loads(message.value() or b""))
+        verdict = json.loads(message.value() or b"")
+        self.verdicts[verdict["interaction_id"]] += 1
+        return verdict_place(verdict)
 
 
 def read_all(bootstrap: str, topic: str, *, values: bool = True) -> list[Seen]:

@@ -10,17 +10,26 @@ import signal
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from ares_stream.lab.experiments.chaos.checker import VIOLATIONS, check
+from ares_stream.lab.experiments.chaos.aside import EACH, Aside
+from ares_stream.lab.experiments.chaos.checker import VIOLATIONS, check, verdict_place
 from ares_stream.lab.experiments.chaos.clients import Traffic, Watch, read_all, until
 from ares_stream.lab.experiments.chaos.proxy import Proxy
 from ares_stream.lab.experiments.chaos.scorers import Scorer, ended_with, free_ports
 from ares_stream.lab.word_bundles import write_judge, write_reward
 from ares_stream.processes.broker import EmbeddedBroker
-from ares_stream.records.topics import DEADLETTERS, PRODUCTION, REPAIR, VERDICTS, specs, topic_name
+from ares_stream.records.topics import (
+    DEADLETTERS,
+    PROBE,
+    PRODUCTION,
+    REPAIR,
+    VERDICTS,
+    specs,
+    topic_name,
+)
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 
@@ -33,10 +42,22 @@ PREFIX: Final = "chaos."
 PARTITIONS: Final = 3
 RECOVERY_SECONDS: Final = 90.0
 """Past every time-out that a fault can run into."""
+IDLE_SECONDS: Final = 1.0
+"""A fetch that was on its way has come back empty after this."""
+VIOLATIONS_ASIDE: Final = ("aside_lost", "losses_miscounted")
 OPEN_SECONDS: Final = 3.0
 """How long a producer's transaction stays open over traffic."""
 QUIET_SECONDS: Final = 60.0
 """Without progress at the end, what is missing is taken for lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Offsets that a fault took from under the scorers, and how many they told."""
+
+    fault: str
+    taken: int
+    counted: int
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,10 @@ class Stage:
     traffic: Traffic
     watch: Watch
     random: random.Random
+    aside: Aside
+    data: Path
+    """The broker's files."""
+    losses: list[Loss] = field(default_factory=list)
 
     async def recovered(self, since: float) -> list[float]:
         """Of each partition the seconds from `since` until a record that was sent after it came
@@ -67,6 +92,13 @@ class Stage:
 
         await until(all_moved, RECOVERY_SECONDS, "a partition does not move on")
         return [found[number] - since for number in sorted(found)]
+
+    async def skipped(self) -> int:
+        """Offsets that the scorers counted as lost, of the topic aside."""
+        topic = self.aside.topic
+        return await asyncio.to_thread(
+            lambda: self.direct.skipped(topic) + self.behind.skipped(topic)
+        )
 
     def victim(self) -> Scorer:
         """Either scorer."""
@@ -144,6 +176,59 @@ async def _transactions(stage: Stage) -> list[float]:
     return await stage.recovered(since)
 
 
+async def _disk_full(stage: Stage) -> list[float]:
+    """No file of the broker can be written, of which it ends; it is started when there is room."""
+    since = time.monotonic()
+    await asyncio.to_thread(stage.broker.fill_disk)
+    await asyncio.sleep(stage.random.uniform(2.0, 6.0))
+    await asyncio.to_thread(stage.broker.restart)
+    return await stage.recovered(since)
+
+
+async def _retention(stage: Stage) -> list[float]:
+    """Records are deleted before scorers that are behind could read them."""
+    await stage.aside.decided(await asyncio.to_thread(stage.aside.send))
+    since, before = time.monotonic(), await stage.skipped()
+    scorers = (stage.direct, stage.behind)
+    for scorer in scorers:
+        scorer.send(signal.SIGSTOP)
+    try:
+        await asyncio.sleep(IDLE_SECONDS)
+        ids = await asyncio.to_thread(stage.aside.send)
+        lost = await asyncio.to_thread(stage.aside.delete_all_but, EACH // 2)
+    finally:
+        for scorer in scorers:
+            scorer.send(signal.SIGCONT)
+    await stage.aside.decided(ids)
+    stage.losses.append(Loss("retention", lost, await stage.skipped() - before))
+    return await stage.recovered(since)
+
+
+async def _truncation(stage: Stage) -> list[float]:
+    """The broker is killed and comes back without the records of a topic."""
+    await stage.aside.decided(await asyncio.to_thread(stage.aside.send))
+    since, before = time.monotonic(), await stage.skipped()
+    await asyncio.to_thread(stage.broker.kill)
+    lost = stage.aside.truncate(stage.data)
+    await asyncio.to_thread(stage.broker.restart)
+    deadline = since + RECOVERY_SECONDS
+    # Records that are sent before it is noticed would fill the log up again.
+    while await stage.skipped() - before < lost and time.monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.2)
+    await stage.aside.decided(await asyncio.to_thread(stage.aside.send))
+    stage.losses.append(Loss("truncation", lost, await stage.skipped() - before))
+    return await stage.recovered(since)
+
+
+async def _made_anew(stage: Stage) -> list[float]:
+    """A topic is deleted and made anew, with more records than were read of the first."""
+    await stage.aside.decided(await asyncio.to_thread(stage.aside.send))
+    since = time.monotonic()
+    longer = await asyncio.to_thread(stage.aside.make_anew)
+    await stage.aside.decided(await asyncio.to_thread(stage.aside.send, longer + EACH))
+    return await stage.recovered(since)
+
+
 FAULTS: Final[Mapping[str, Callable[[Stage], Awaitable[list[float]]]]] = {
     "scorer killed": _kill,
     "scorer stopped past its session": _zombie,
@@ -153,6 +238,10 @@ FAULTS: Final[Mapping[str, Callable[[Stage], Awaitable[list[float]]]]] = {
     "pills": _pills,
     "bomb": _bomb,
     "transactions and a scorer killed": _transactions,
+    "broker's disk full": _disk_full,
+    "retention faster than a reader": _retention,
+    "log truncated": _truncation,
+    "topic made anew": _made_anew,
 }
 
 
@@ -190,6 +279,10 @@ async def run(
                     ("behind", f"127.0.0.1:{proxy.port}"),
                 )
             )
+            watch = Watch(
+                broker.bootstrap, topic_name(PREFIX, VERDICTS), topic_name(PREFIX, DEADLETTERS)
+            )
+            aside = topic_name(PREFIX, PROBE)
             with ended_with(direct, behind):
                 stage = Stage(
                     broker,
@@ -197,16 +290,16 @@ async def run(
                     direct,
                     behind,
                     Traffic(broker.bootstrap, topic_name(PREFIX, PRODUCTION), seed),
-                    Watch(
-                        broker.bootstrap,
-                        topic_name(PREFIX, VERDICTS),
-                        topic_name(PREFIX, DEADLETTERS),
-                    ),
+                    watch,
                     random.Random(seed + 1),
+                    Aside(broker.bootstrap, aside, PARTITIONS, watch.verdicts),
+                    folder / "kafka",
                 )
                 found = await _act(stage, profile, order, progress)
             progress("counting", len(order), len(order))
             counts = await asyncio.to_thread(_count, broker.bootstrap, stage.traffic)
+            counts |= stage.aside.counts()
+            counts["losses_miscounted"] = sum(item.taken != item.counted for item in stage.losses)
     return {
         "schema": "ares.bench-chaos/1",
         "profile": profile,
@@ -214,7 +307,10 @@ async def run(
         "seconds": time.monotonic() - began,
         "plan": order,
         "counts": counts,
-        "violations": {name: counts[name] for name in VIOLATIONS if counts[name]},
+        "losses": [asdict(item) for item in stage.losses],
+        "violations": {
+            name: counts[name] for name in (*VIOLATIONS, *VIOLATIONS_ASIDE) if counts[name]
+        },
         **found,
     }
 
@@ -306,10 +402,11 @@ def _count(bootstrap: str, traffic: Traffic) -> dict[str, int]:
     def read(name: str, *, values: bool = True) -> Any:
         return read_all(bootstrap, topic_name(PREFIX, name), values=values)
 
+    production = topic_name(PREFIX, PRODUCTION)
     return check(
         traffic.sent,
         read(PRODUCTION, values=False),
-        read(VERDICTS),
+        [item for item in read(VERDICTS) if verdict_place(json.loads(item.value))[0] == production],
         read(REPAIR),
         read(DEADLETTERS, values=False),
     )

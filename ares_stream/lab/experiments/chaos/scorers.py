@@ -111,6 +111,13 @@ class Scorer:
         except (urllib.error.URLError, OSError):
             return False
 
+    def skipped(self, topic: str) -> int:
+        """Offsets of a topic that its log no longer held, as it counts them; since its start."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=5) as page:
+            lines = page.read().decode().splitlines()
+        name = f'ares_skipped_offsets_total{{topic="{topic}"}}'
+        return sum(int(float(line.split()[-1])) for line in lines if line.startswith(name))
+
     def send(self, number: signal.Signals) -> None:
         """A signal to the process."""
         self._process.send_signal(number)
