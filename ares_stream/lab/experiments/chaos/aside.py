@@ -38,13 +38,16 @@ class Aside:
         self._starts: Counter[int] = Counter()
         self._ends: Counter[int] = Counter()
         self._sent: list[tuple[str, int, int]] = []
-        self._producer = Producer(
-            {"bootstrap.servers": bootstrap, "acks": "all", "linger.ms": 5, "log_level": 0}
-        )
+        self._bootstrap = bootstrap
         self._admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
 
     def send(self, each: int = EACH) -> list[str]:
         """So many to every partition; their ids, once they are acknowledged."""
+        self._await_leaders()
+        # A producer that knew a topic before it was made anew takes its partitions for unknown.
+        producer = Producer(
+            {"bootstrap.servers": self._bootstrap, "acks": "all", "linger.ms": 5, "log_level": 0}
+        )
         ids: list[str] = []
         failed: list[str] = []
 
@@ -61,16 +64,27 @@ class Aside:
             for partition in range(self._partitions):
                 key = b"aside-%06d" % (len(self._sent) + len(ids))
                 ids.append(key.decode())
-                self._producer.produce(
+                producer.produce(
                     self.topic,
                     value=conversation(0, key, "bread rude"),
                     key=key,
                     partition=partition,
                     on_delivery=told,
                 )
-        if self._producer.flush(ANSWER_SECONDS) or failed:
+        if producer.flush(ANSWER_SECONDS) or failed:
             raise TimeoutError(f"{self.topic}: not every record was taken: {failed[:1]}")
         return ids
+
+    def _await_leaders(self) -> None:
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while True:
+            found = self._admin.list_topics(self.topic, timeout=ANSWER_SECONDS).topics[self.topic]
+            led = sum(item.leader >= 0 for item in found.partitions.values())
+            if led == self._partitions:
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.topic}: {led} of {self._partitions} partitions are led")
+            time.sleep(0.1)
 
     async def decided(self, ids: list[str]) -> None:
         """Return once each of them that was not deleted has a verdict."""
