@@ -49,6 +49,9 @@ ELSEWHERE: Final = {
     r"ares loop": "integration/test_loop.py",
     r"ares repairer": "integration/test_repair_loop.py",
     r"ares release": "integration/test_releases.py",
+    r"ares repair show": "integration/test_forecast_command.py",
+    r"ares repair export": "unit/test_repair_exports.py",
+    r"ares anchors make": "integration/test_monitor.py",
     r"ares forecast": "integration/test_forecast_command.py",
     r"ares (monitor|rates|alarms)": "integration/test_monitor.py",
     r"ares (audit|archive|trace)|python verify_proof": "integration/test_audit_command.py",
@@ -66,7 +69,6 @@ NOWHERE: Final = {
     r"ares bench (probes|repair|repair-cost|repair-poison|attribution|monitor)": "a measurement",
     r"ares bench (audit|explain|forecast|intervals|throughput)": "a measurement",
     r"ares bench victim|python -m tests.cluster": "a cluster's",
-    r"ares (repair (show|export)|anchors make)": "PLAN_ID and anchors are a reader's own",
     r"ARES_KAFKA__BOOTSTRAP=broker:9093": "a broker of the reader's",
     r"ares (map|probe) --help": "help, of which unit/test_help.py reads every page",
 }
