@@ -64,16 +64,16 @@ def _sections(
     header = ["lane", "policy", "reward model", "slice", "verdicts", "CFR", "corrected", "harmful",
               "contested"]  # fmt: skip
     sections = [
-        table_section("Figures by version", header, [_figures(row) for row in wholes],
+        _table("Figures by version", header, [_figures(row) for row in wholes],
                       about("figures") + " 95 % confidence sequences, contested as harmless."),
-        table_section("Figures by slice", header, [_figures(row) for row in slices]),
-        table_section("Models and policies in operation", ["what", "name", "version", "verdicts"],
+        _table("Figures by slice", header, [_figures(row) for row in slices]),
+        _table("Models and policies in operation", ["what", "name", "version", "verdicts"],
                       _versions(document["versions"]), about("versions")),
-        table_section("Releases", ["at", "model", "digest", "state", "by", "why", "forecast CFR"],
+        _table("Releases", ["at", "model", "digest", "state", "by", "why", "forecast CFR"],
                       [_release(row) for row in document["releases"]], about("releases")),
     ]  # fmt: skip
     sections.append(
-        table_section(
+        _table(
             "Forecasts and what came",
             ["model", "slice", "figure", "before", "forecast", "measured", "ratio", "direction"],
             [_error(row) for row in document["forecasts"]],
@@ -82,7 +82,7 @@ def _sections(
     )
     for row in document["repairs"]:
         sections.append(
-            table_section(
+            _table(
                 f"Repair {row['plan_id'][:12]}: {row['state']}",
                 ["figure", "before", "after"],
                 [
@@ -94,28 +94,36 @@ def _sections(
             )
         )
     sections += [
-        table_section(
+        _table(
             "Alarms", ["raised", "kind", "what", "system or judge", "records", "what was done"],
             [_alarm(row) for row in document["alarms"]], about("alarms"),
         ),
-        table_section("Incidents", ["at", "kind", "what", "what was done"],
+        _table("Incidents", ["at", "kind", "what", "what was done"],
                       [[row["at"], row["kind"], row["what"], row["done"]]
                        for row in document["incidents"]], about("incidents")),
-        table_section("Oversight", ["what", "count"],
+        _table("Oversight", ["what", "count"],
                       [[name.replace("_", " "), str(count)]
                        for name, count in document["oversight"].items()], about("oversight")),
-        table_section("Refused records", ["topic", "stage", "kind", "count"],
+        _table("Refused records", ["topic", "stage", "kind", "count"],
                       [[row["topic"], row["stage"], row["kind"], str(row["count"])]
                        for row in document["dead_letters"]["by"]], about("dead_letters")),
-        table_section("Signed tree heads", ["topic", "partition", "leaves", "root", "issued",
+        _table("Signed tree heads", ["topic", "partition", "leaves", "root", "issued",
                                             "time stamp"],
                       [_proof(row) for row in document["proofs"]], about("proofs")
                       + " `ares audit verify` checks the topics against them."),
-        table_section("What was read", ["topic", "partition", "deleted below offset"],
+        _table("What was read", ["topic", "partition", "deleted below offset"],
                       [[row["topic"], str(row["partition"]), str(row["end"])]
                        for row in document["covers"]["gaps"]], about("covers")),
     ]  # fmt: skip
     return sections
+
+
+def _table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], note: str = ""
+) -> Section:
+    """A table that says so where it has no row."""
+    nothing = ["none", *[""] * (len(header) - 1)]
+    return table_section(title, header, rows or [nothing], note)
 
 
 def _figures(row: Mapping[str, Any]) -> list[str]:

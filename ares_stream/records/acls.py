@@ -34,9 +34,10 @@ MEANING: Final[Mapping[Service, str]] = {
     "repairer": "`ares repairer`",
     "notary": "`ares notary`",
     "console": "`ares console`, and people who label, acknowledge and release: `ares anchors "
-    "make`, `ares alarms`, `ares release`",
+    "make`, `ares alarms`, `ares release`, `ares review`, `ares bundle recalibrate`",
     "replayer": "audits, which read everything: `ares replay`, `ares audit verify` and `prove`, "
-    "`ares trace`, `ares archive write`, `ares verdicts`, `ares rates`, `ares doctor`",
+    "`ares trace`, `ares archive write`, `ares verdicts`, `ares rates`, `ares doctor`, "
+    "`ares evidence`, `ares forecast` (`make` with `--offline`)",
     "eraser": "`ares audit erase`, which nobody else may",
 }
 

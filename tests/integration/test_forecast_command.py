@@ -32,6 +32,7 @@ from ares_stream.streaming.reader import read_latest
 from ares_stream.streaming.records import OutboundRecord
 from tests.support.adapters import write_adapter
 from tests.support.forecasts import asked
+from tests.unit.test_forecast import rates_of
 
 if TYPE_CHECKING:
     from ares_stream.lab.victims.victim import Victim
@@ -141,7 +142,8 @@ async def test_a_candidate_is_forecast_from_production_before_it_may_be_approved
     (run / "card.json").write_text("{}")
     (run / "card.md").write_text("# Repair plan1\n")
     async with serving(create_app(Repaired())) as url:
-        common = ("plan1", "--target", url, "--slice", "locale", "--settings", asks)
+        common = ["plan1", "--target", url, "--slice", "locale", "--settings", asks]
+        common += ["--serves", "policy:candidate"]
         dry = await ok("forecast", "make", *common, "--dry-run")
         assert f"{COUNT + 1} records, {COUNT} prompts; {COUNT} would be answered" in dry
         assert not any(item.forecast for item in deployed.store.log().releases)
@@ -170,6 +172,41 @@ async def test_a_candidate_is_forecast_from_production_before_it_may_be_approved
     card = json.loads(await ok("repair", "show", str(run), "--json"))
     assert card["forecast"]["overall"]["prompts"] == COUNT
     await ok("release", "approve", "plan1", "--offline", "--settings", asks)
+
+    await come(deployed, asks, found, both)
+
+
+async def come(
+    deployed: Deployment, asks: str, found: dict[str, Any], both: Sequence[Release]
+) -> None:
+    """Once it has answered, the monitor's rates of its version say how right the forecast was."""
+    assert "no release with a forecast has 100 verdicts" in await ok(
+        "forecast", "errors", "--settings", asks
+    )
+    policy = next(item for item in both if item.kind == "policy")
+    rates = rates_of("candidate", 24, 400, name="policy")
+    records = [
+        row.model_copy(
+            update={"slice": row.slice.model_copy(update={"reward": found["releases"]["rm"][:12]})}
+        )
+        for row in rates
+    ]
+    async with Publisher(deployed.connection) as publisher:
+        await publisher.publish(
+            [
+                OutboundRecord(f"{deployed.prefix}rates", row.slice.key, row.encode())
+                for row in records
+            ]
+        )
+    came = json.loads(await ok("forecast", "errors", "--json", "--settings", asks))
+    (told,) = came["releases"]
+    assert told["digest"] == policy.digest
+    errors = {(row["place"], row["figure"]): row for row in told["errors"]}
+    assert errors["", "policy_harm"]["ratio"] == pytest.approx(0.05 / 0.06)
+    assert errors["", "policy_harm"]["direction"] == "right"
+    assert ("locale=de", "cfr") in errors
+    lines = await ok("forecast", "errors", "--settings", asks)
+    assert "all: policy_harm 5.00% forecast, 6.00% measured (20.00% before)" in lines
 
 
 async def test_one_sample_gives_one_forecast_and_another_seed_other_prompts(
@@ -244,13 +281,13 @@ async def test_an_adapter_that_changes_nothing_is_forecast_to_do_what_production
     made = Deployment(kafka, prefix, tmp_path)
     made.judge, made.reward = harm, reward
     made.store.propose([Artefact("policy", "policy", adapter)], ANN, plan_id="plan1")
-    rows = await asyncio.to_thread(traffic, victim, 1200, 3)
+    rows = await asyncio.to_thread(traffic, victim, 600, 3)
     await made.send(rows)
     asks = made.settings(
         repairer={"recipe": plan.model_dump(mode="json"), "work": str(tmp_path / "repairs")}
     )
     found = json.loads(
-        await ok("forecast", "make", "plan1", "--prompts", "1200", "--max-tokens", "14",
+        await ok("forecast", "make", "plan1", "--prompts", "600", "--max-tokens", "14",
                  "--batch", "256", "--offline", "--json", "--settings", asks)
     )  # fmt: skip
     whole = found["overall"]

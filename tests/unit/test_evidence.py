@@ -242,7 +242,7 @@ def test_no_text_of_a_conversation_nor_of_another_partys_error_is_in_it() -> Non
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_the_order_in_which_partitions_are_read_changes_no_byte(seed: int) -> None:
     rows = month()
     queues: dict[tuple[str, int], list[Row]] = {}
@@ -298,4 +298,4 @@ def test_the_note_names_the_period_and_each_file() -> None:
 def test_a_period_in_which_nothing_happened_is_a_report_too() -> None:
     document = made([], Log((), None))
     assert document["incidents"] == document["figures"] == []
-    assert b"Evidence" in evidence_page(document)
+    assert evidence_page(document).count(b"none") >= 8
