@@ -20,6 +20,7 @@ AresError
 │   └── BreakerOpen       too many dead letters: a person must look
 ├── RegistryError         a release's state does not allow the step
 ├── RepairError           planning, training, gating or exporting a repair
+├── StampError            an authority gave no time stamp; a retry can help
 ├── TargetError           the policy endpoint under test; a retry can help
 ├── ResourceError         the machine: a full disk, no memory; a retry can help
 └── DefectError           what nobody foresaw; names the place in the code
@@ -145,6 +146,13 @@ class RegistryError(AresError):
 
 class RepairError(AresError):
     """A repair cannot be planned, trained, gated or exported."""
+
+
+class StampError(AresError):
+    """An authority of time stamps does not answer, or not with a stamp."""
+
+    retryable = True
+    exit_code = 3
 
 
 class TargetError(AresError):

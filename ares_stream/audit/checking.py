@@ -12,6 +12,7 @@ from ares_stream.audit.leaves import subject_hash
 from ares_stream.audit.notes import NoteKey, TreeHead
 from ares_stream.audit.proofs import SCHEMA, prove
 from ares_stream.audit.ranges import RangeReader, TopicReader
+from ares_stream.audit.stamps import Stamps
 from ares_stream.audit.verifying import Chain, Comparison, Difference, check_chain, compare
 from ares_stream.errors import DecodeError, InputError
 from ares_stream.records import topics
@@ -35,6 +36,10 @@ class PartitionReport:
     root: str
     note: str
     checkpoints: int
+    stamps: int
+    stamped_size: int
+    stamped_at: str | None
+    """ISO 8601: when `stamped_size` leaves stood at the latest, where time stamps were checked."""
     equal: int
     erased: int
     compacted: int
@@ -80,6 +85,10 @@ class Report:
                 f"{part.topic} {part.partition}: {part.leaves} leaves in {part.checkpoints} "
                 f"checkpoints: {counts}"
             )
+            if part.stamped_at is not None:
+                yield f"  {part.stamped_size} of them stood at {part.stamped_at}, by time stamp"
+            elif part.stamps:
+                yield f"  {part.stamps} time stamps, not checked: give --stamp-roots"
             for start, end in part.gaps:
                 yield f"  offsets {start} to {end} were gone before the notary read them"
         yield from (f"  {item}" for item in self.differences)
@@ -95,6 +104,7 @@ async def verify_topics(
     config: Mapping[str, Mapping[str, str]],
     *,
     known: Sequence[TreeHead] = (),
+    stamps: Stamps | None = None,
 ) -> Report:
     """Compare topics (full names) with their checkpoints; `config` holds each topic's Kafka
     configuration, where it is known. All that is read is what is there now.
@@ -110,7 +120,10 @@ async def verify_topics(
     for covered in await reader.snapshot(names):
         place = (covered.topic, covered.partition)
         items = chains.get(place, [])
-        chain = check_chain(*place, items, name=name, keys=keys, known=known)
+        chain = check_chain(
+            *place, items, name=name, keys=keys, known=known,
+            stamped_at=None if stamps is None else stamps.checked,
+        )  # fmt: skip
         settings = config.get(covered.topic, {})
         records = [item async for item in reader.read([covered])]
         done = compare(
@@ -143,6 +156,9 @@ def _part(
         root=chain.root,
         note=next((item.note for _, item in reversed(items) if item.size == chain.size), ""),
         checkpoints=chain.checkpoints,
+        stamps=chain.stamps,
+        stamped_size=chain.stamped_size,
+        stamped_at=None if chain.stamped_at is None else chain.stamped_at.isoformat(),
         equal=done.equal,
         erased=done.erased,
         compacted=done.compacted,

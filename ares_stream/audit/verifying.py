@@ -7,8 +7,9 @@ by offset (`compare`). What a difference is located by is the leaves, which the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final, Literal
 
 from ares_stream.audit.leaves import (
@@ -40,11 +41,12 @@ Kind = Literal[
     "missing_checkpoint",
     "inconsistent",
     "unknown_head",
+    "bad_stamp",
 ]
 """Of records: changed (other bytes or time), moved (the bytes of another offset), dropped,
 inserted, no_salt (cannot be compared). Of checkpoints: forged (signature, or leaves that are not
 those of the head), missing_checkpoint, inconsistent (another history was signed), unknown_head (a
-head that the auditor kept is not there)."""
+head that the auditor kept is not there), bad_stamp (a time stamp that does not hold)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,11 @@ class Chain:
     size: int = 0
     end: int = 0
     root: str = ""
+    stamps: int = 0
+    """Checkpoints with a time stamp."""
+    stamped_size: int = 0
+    """Leaves that stood at `stamped_at`, by the latest time stamp that was checked and holds."""
+    stamped_at: datetime | None = None
 
     def leaves(self) -> Iterator[Leaf]:
         """Of the good checkpoints, in order of their offsets."""
@@ -111,10 +118,12 @@ def check_chain(
     name: str,
     keys: Sequence[NoteKey],
     known: Sequence[TreeHead] = (),
+    stamped_at: Callable[[str, bytes], datetime] | None = None,
 ) -> Chain:
     """Check a partition's checkpoints, given with their offsets on the checkpoints topic and in
     that order. `name` is the notary's; `known` are heads that the auditor kept from before: one
-    that the topic no longer has tells that it was cut or made anew."""
+    that the topic no longer has tells that it was cut or made anew. `stamped_at` gives the time
+    of a note's token and raises IntegrityError; without it time stamps are only counted."""
     chain = Chain(topic, partition)
     origin = tree_origin(name, topic, partition)
     wanted = {head.size: head for head in known if head.origin == origin}
@@ -162,6 +171,7 @@ def check_chain(
         chain.proven.append(item.leaves)
         chain.gaps.extend(item.gaps)
         chain.size, chain.end, chain.root = head.size, item.end, head.root.hex()
+        _check_stamp(chain, place, item, stamped_at)
         kept = wanted.pop(head.size, None)
         if kept is not None and kept.root != head.root:
             wanted[head.size] = kept
@@ -177,6 +187,29 @@ def check_chain(
             )
         )
     return chain
+
+
+def _check_stamp(
+    chain: Chain,
+    place: int,
+    item: Checkpoint,
+    stamped_at: Callable[[str, bytes], datetime] | None,
+) -> None:
+    if item.timestamp_token is None:
+        return
+    chain.stamps += 1
+    if stamped_at is None:
+        return
+    try:
+        chain.stamped_at = stamped_at(item.note, item.timestamp_token)
+        chain.stamped_size = chain.size
+    except IntegrityError as error:
+        chain.differences.append(
+            Difference(
+                chain.topic, chain.partition, item.start, max(item.end, item.start + 1),
+                "bad_stamp", f"checkpoint at offset {place}: {error}",
+            )
+        )  # fmt: skip
 
 
 def _opened(

@@ -78,6 +78,12 @@ def verify(
     keep: Annotated[
         Path | None, typer.Option(help="Write the newest heads here, a file each, to keep.")
     ] = None,
+    stamp_roots: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="PEM: root certificates of the authority whose time stamps hold."
+        ),
+    ] = None,
     settings_file: SettingsFile = None,
     bootstrap: Bootstrap = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
@@ -93,12 +99,14 @@ def verify(
     from ares_stream.audit.checking import Report, verify_topics
     from ares_stream.audit.notes import TreeHead, open_note
     from ares_stream.audit.ranges import TopicReader
+    from ares_stream.audit.stamps import Stamps
     from ares_stream.cli.topics import connect
     from ares_stream.files import read_text
     from ares_stream.streaming.admin import describe_topics
 
     settings, connection = connect(settings_file, bootstrap)
     trusted = _keys(keys)
+    stamps = None if stamp_roots is None else Stamps.of(stamp_roots)
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
     heads = [
@@ -113,8 +121,9 @@ def verify(
             name: topic.config for name, topic in (await describe_topics(connection, names)).items()
         }
         return await verify_topics(
-            TopicReader(connection), settings.topic_prefix, names, trusted, config, known=heads
-        )
+            TopicReader(connection), settings.topic_prefix, names, trusted, config, known=heads,
+            stamps=stamps,
+        )  # fmt: skip
 
     report = asyncio.run(work())
     if keep is not None:

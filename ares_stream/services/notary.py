@@ -32,8 +32,9 @@ from ares_stream.audit.leaves import (
     subject_hash,
 )
 from ares_stream.audit.notes import NoteSigner, TreeHead, sign_note, tree_origin
+from ares_stream.audit.stamps import StampAuthority
 from ares_stream.audit.tree import MerkleRange
-from ares_stream.errors import SettingsError, StreamError, TopicError
+from ares_stream.errors import IntegrityError, SettingsError, StampError, StreamError, TopicError
 from ares_stream.records import topics
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.checkpoint import Checkpoint, NotaryState, PendingLeaves, Salt
@@ -73,6 +74,8 @@ class Grown:
     """Peaks of the tree at its last checkpoint."""
     leaves: list[bytes] = field(default_factory=list)
     gaps: list[OffsetRange] = field(default_factory=list)
+    stamped: float | None = None
+    """Monotonic seconds of its last time stamp in this life."""
 
     @property
     def has_news(self) -> bool:
@@ -142,6 +145,11 @@ class NotaryService:
         self._life = life
         self._log = life.log
         self._signers = read_signers(settings.notary)
+        stamps = settings.notary.stamps
+        self._authority = (
+            None if stamps is None
+            else StampAuthority(stamps.url, stamps.roots, stamps.timeout_seconds)
+        )  # fmt: skip
         self.metrics = NotaryMetrics(CollectorRegistry())
         self._patience = Patience(settings.patience_seconds, life.clock)
         self._missing: str | None = f"waiting for Kafka at {settings.kafka.bootstrap}"
@@ -317,8 +325,8 @@ class NotaryService:
         now = datetime.now(UTC)
         name = self._settings.notary.name
         records = []
-        for item in news:
-            made = item.checkpoint(name, self._signers, now)
+        made_of = [(item, item.checkpoint(name, self._signers, now)) for item in news]
+        for item, made in await self._stamp(made_of):
             records.append(OutboundRecord(self._checkpoint_topic, made.key, made.encode()))
             state = item.state(signed=True)
             records.append(OutboundRecord(self._state_topic, state.key, state.encode()))
@@ -329,6 +337,32 @@ class NotaryService:
         for topic, name in self._followed.items():
             sizes = (item.tree.size for item in self._grown.values() if item.topic == topic)
             self.metrics.leaves.labels(name).set(sum(sizes))
+
+    async def _stamp(
+        self, made: Sequence[tuple[Grown, Checkpoint]]
+    ) -> list[tuple[Grown, Checkpoint]]:
+        """With time stamps where they are due. An authority that does not answer is not asked
+        for the others, and holds nothing up for longer than its time-out."""
+        stamps, authority = self._settings.notary.stamps, self._authority
+        if stamps is None or authority is None:
+            return list(made)
+        done = []
+        asks = True
+        for item, checkpoint in made:
+            now = self._life.clock()
+            due = item.stamped is None or now - item.stamped >= stamps.every_seconds
+            token = None
+            if asks and due:
+                try:
+                    token = await authority.stamp(checkpoint.note)
+                    item.stamped = now
+                    self.metrics.stamps.inc()
+                except (StampError, IntegrityError) as error:
+                    asks = False
+                    self.metrics.unstamped.inc()
+                    self._log.warning("no time stamp", error=str(error))
+            done.append((item, checkpoint.model_copy(update={"timestamp_token": token})))
+        return done
 
     async def _restore(self) -> None:
         self._grown.clear()

@@ -42,3 +42,13 @@ class NotaryMetrics:
             ["topic"],
             registry=registry,
         )
+        self.stamps = Counter(
+            "ares_notary_stamps",
+            "Time stamps of heads that an authority gave.",
+            registry=registry,
+        )
+        self.unstamped = Counter(
+            "ares_notary_stamp_failures",
+            "Time stamps that an authority did not give, or that did not hold.",
+            registry=registry,
+        )

@@ -219,6 +219,17 @@ NotarisedTopic = Literal[
 ]
 
 
+class StampSettings(Section):
+    """The authority that puts times on checkpoints (RFC 3161)."""
+
+    url: str = Field(pattern="^https?://")
+    roots: Path
+    """PEM: the root certificates that its answers must lead to."""
+    every_seconds: float = Field(3600.0, ge=1.0)
+    """Between two time stamps of a partition's heads."""
+    timeout_seconds: float = Field(5.0, gt=0.0, le=60.0)
+
+
 class NotarySettings(Section):
     """The notary service."""
 
@@ -233,6 +244,9 @@ class NotarySettings(Section):
     )
     checkpoint_seconds: float = Field(10.0, gt=0.0)
     """Between two heads of a partition that grows; a release is signed at once."""
+    stamps: StampSettings | None = None
+    """An authority that says when heads stood (RFC 3161). While it does not answer, heads are
+    signed without."""
 
 
 class ConsoleSettings(Section):

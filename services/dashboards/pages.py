@@ -389,6 +389,9 @@ AUDIT = Page(
             Panel("Offsets in no tree", "short", "Deleted before the notary read them, in a day.",
                   (Query("sum by (topic) (increase(ares_notary_lost_offsets_total{@}[1d]))",
                          "{{topic}}"),)),
+            Panel("Time stamps", "short", "Given, and not given or not good, by the authority in a day.",
+                  (Query("sum(increase(ares_notary_stamps_total{@}[1d]))", "given"),
+                   Query("sum(increase(ares_notary_stamp_failures_total{@}[1d]))", "failed"))),
         )),
         Row("People", (
             Panel("Items that wait for people", "short", "Contested and sampled, without an opinion.",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from tests.integration.test_notary import (
     write,
 )
 from tests.support.service_process import NotaryProcess
+from tests.support.stamp_authority import StampServer
 
 pytestmark = pytest.mark.kafka
 
@@ -51,15 +53,19 @@ async def test_an_auditor_verifies_proves_erases_and_archives(
         )  # fmt: skip
         return done.returncode, done.stdout
 
-    with NotaryProcess(kafka, prefix, tmp_path / "notary", [signer]) as notary:
-        await write(connection, prefix, 0, 20)
-        await until_signed(connection, prefix, [signer.key], 100)
-        assert notary.stop() == 0
+    authority = StampServer(tmp_path / "authority")
+    async with authority.served() as url:
+        stamps = {"url": url, "roots": str(authority.roots), "timeout_seconds": 30}
+        with NotaryProcess(kafka, prefix, tmp_path / "notary", [signer], stamps=stamps) as notary:
+            await write(connection, prefix, 0, 20)
+            await until_signed(connection, prefix, [signer.key], 100)
+            assert notary.stop() == 0
 
     code, said = ares("audit", "verify", "--key", key, "--keep", "heads", "--json")
     report = json.loads(said)
     assert (code, report["holds"]) == (0, True)
     assert sum(part["equal"] for part in report["partitions"]) == 100
+    check_stamps(report, key, authority, StampServer(tmp_path / "other"), ares)
     kept = sorted(str(file) for file in (tmp_path / "heads").iterdir())
     for known in (kept[0], "heads"):
         code, said = ares("audit", "verify", "--key", key, "--known", known, "--keep", "heads")
@@ -96,6 +102,24 @@ async def test_an_auditor_verifies_proves_erases_and_archives(
     code, said = ares("audit", "verify", "--key", key)
     assert (code, f"{prefix}checkpoints 0 offset" in said, "forged" in said) == (1, True, True)
     assert ares("trace", "nobody")[0] == 2
+
+
+def check_stamps(
+    report: Mapping[str, Any],
+    key: str,
+    authority: StampServer,
+    other: StampServer,
+    ares: Callable[..., tuple[int, str]],
+) -> None:
+    trees = [part for part in report["partitions"] if part["leaves"]]
+    # One time stamp a tree: its first head's.
+    assert [part["stamps"] for part in trees] == [1] * len(trees) == [1] * authority.asked
+    assert {part["stamped_at"] for part in trees} == {None}
+    words = ("audit", "verify", "--key", key, "--stamp-roots")
+    code, said = ares(*words, str(authority.roots))
+    assert (code, said.count("by time stamp")) == (0, len(trees))
+    code, said = ares(*words, str(other.roots))
+    assert (code, said.count("bad_stamp")) == (1, len(trees))
 
 
 def in_order(records: Sequence[InboundRecord]) -> list[InboundRecord]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from ares_stream.audit.leaves import Hasher, Leaf, content_hash, unpack
 from ares_stream.audit.notes import NoteSigner, TreeHead, open_note
 from ares_stream.audit.verifying import Chain, Comparison, check_chain, compare
+from ares_stream.errors import IntegrityError
 from ares_stream.records.checkpoint import Checkpoint, Salt
 from ares_stream.streaming.records import InboundRecord
 from tests.support.notarised import NAME, SIGNER, Notarised, notarise, records_of
@@ -19,11 +21,16 @@ from tests.support.notarised import NAME, SIGNER, Notarised, notarise, records_o
 KEYS = [SIGNER.key]
 
 
-def checked(signed: Notarised, **known: list[TreeHead]) -> Chain:
+def checked(
+    signed: Notarised,
+    known: list[TreeHead] | None = None,
+    stamped_at: Callable[[str, bytes], datetime] | None = None,
+) -> Chain:
     first = signed.records[0]
     return check_chain(
-        first.topic, first.partition, signed.checkpoints, name=NAME, keys=KEYS, **known
-    )
+        first.topic, first.partition, signed.checkpoints, name=NAME, keys=KEYS,
+        known=known or (), stamped_at=stamped_at,
+    )  # fmt: skip
 
 
 def compared(
@@ -248,3 +255,27 @@ def test_packed_leaves_read_back_and_cut_ones_are_refused(leaves: list[Leaf], cu
         assert list(unpack(short)) == leaves[: len(list(unpack(short)))]
     except ValueError:
         assert cut > 0
+
+
+def test_a_time_stamp_says_how_many_leaves_stood_and_a_bad_one_is_found() -> None:
+    signed = notarise(records_of(50))
+    for number, token in ((1, b"good"), (3, b"good")):
+        place, item = signed.checkpoints[number]
+        signed.checkpoints[number] = (place, altered(item, timestamp_token=token))
+    hours = iter((1, 2))
+
+    def stamped_at(note: str, token: bytes) -> datetime:
+        if token != b"good":
+            raise IntegrityError("the time stamp does not hold")
+        return datetime(2026, 1, 1, next(hours), tzinfo=UTC)
+
+    counted = checked(signed)
+    assert (counted.stamps, counted.stamped_at, counted.differences) == (2, None, [])
+    chain = checked(signed, stamped_at=stamped_at)
+    assert (chain.stamped_size, chain.stamped_at) == (40, datetime(2026, 1, 1, 2, tzinfo=UTC))
+    place, item = signed.checkpoints[4]
+    signed.checkpoints[4] = (place, altered(item, timestamp_token=b"bad"))
+    hours = iter((1, 2))
+    chain = checked(signed, stamped_at=stamped_at)
+    assert [(x.kind, x.start) for x in chain.differences] == [("bad_stamp", item.start)]
+    assert chain.stamped_size == 40
