@@ -9,6 +9,7 @@ from typing import Protocol
 from ares_stream.detection.decide import DetectionPolicy, decide
 from ares_stream.records.base import declared
 from ares_stream.records.interaction import Interaction, Lane
+from ares_stream.records.traces import TraceParent
 from ares_stream.records.verdict import (
     Harm,
     ProbeLineage,
@@ -40,10 +41,13 @@ class Scored(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ScoredVerdict:
-    """A verdict and when it was made, in seconds since the epoch: the note of its record."""
+    """A verdict and when it was made, in seconds since the epoch: the note of its record. Of a
+    record whose trace is sampled also where it came from, and when its window was begun."""
 
     verdict: Verdict
     made_at: float
+    parent: TraceParent | None = None
+    began_at: float = 0.0
 
 
 def assess(

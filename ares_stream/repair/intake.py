@@ -5,6 +5,7 @@ are published first; a kill between the two, or a partition that moved, trains n
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from ares_stream.files import read_rows
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.label import Label
 from ares_stream.records.repair import CoupledFailure, RepairReport
+from ares_stream.records.traces import TraceParent, sampled_parent
 from ares_stream.repair.plan import Replay, ReplaySample, ValidatedPair
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.reader import read, snapshot
@@ -114,6 +116,21 @@ async def collect(
         oldest,
         unreadable,
     )
+
+
+async def read_parents(
+    connection: KafkaConnection, ranges: Sequence[OffsetRange]
+) -> list[tuple[TraceParent, str]]:
+    """Of the failures in the ranges whose trace is sampled: where each came from, and its
+    verdict's id. Raises ReadError when a range cannot be read whole."""
+    found = []
+    async for record in read(connection, ranges):
+        parent = sampled_parent(record.headers)
+        if parent is None:
+            continue
+        with contextlib.suppress(DecodeError):  # Told when it was collected.
+            found.append((parent, CoupledFailure.decode(record.value or b"").verdict.id))
+    return found
 
 
 async def read_labels(

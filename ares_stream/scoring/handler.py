@@ -21,6 +21,7 @@ from ares_stream.records.interaction import Interaction, Lane
 from ares_stream.records.label import ReviewItem
 from ares_stream.records.mapping import Mapping as FieldMapping
 from ares_stream.records.repair import CoupledFailure
+from ares_stream.records.traces import sampled_parent
 from ares_stream.records.verdict import FailureClass, SourceCoordinates
 from ares_stream.scoring.panel import Scores
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
@@ -69,7 +70,8 @@ def sampled_for_review(verdict: str, share: float) -> bool:
 
 class ScoringHandler:
     """The processor's handler. `review_split` gives the review share of single cells, in the
-    place of `review_sample`; see decide.review_cell."""
+    place of `review_sample`; see decide.review_cell. With `traced`, notes say which trace their
+    record belongs to, where its producer samples it."""
 
     def __init__(
         self,
@@ -81,9 +83,11 @@ class ScoringHandler:
         limits: DecodingLimits,
         review_sample: float,
         review_split: Mapping[str, float] | None = None,
+        traced: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._scorer = scorer
+        self._traced = traced
         self._inputs: Mapping[str, Input] = {item.topic: item for item in inputs}
         self._outputs = outputs
         self._policy = policy
@@ -94,6 +98,7 @@ class ScoringHandler:
 
     async def handle(self, records: Sequence[InboundRecord]) -> Sequence[Outcome]:
         """One outcome per record, in order."""
+        began = self._clock()
         decoded = [self._decode(record) for record in records]
         interactions = [item for item in decoded if isinstance(item, Interaction)]
         scores = iter(await self._scorer.score(interactions)) if interactions else iter(())
@@ -106,7 +111,7 @@ class ScoringHandler:
             if isinstance(score, ScoringError):
                 outcomes.append(Rejection.of("score", score))
             else:
-                outcomes.append(self._publish(record, item, score))
+                outcomes.append(self._publish(record, item, score, began))
         return outcomes
 
     def _decode(self, record: InboundRecord) -> Interaction | Rejection | None:
@@ -126,7 +131,7 @@ class ScoringHandler:
             return Rejection.of("decode", error)
 
     def _publish(
-        self, record: InboundRecord, interaction: Interaction, scores: Scores
+        self, record: InboundRecord, interaction: Interaction, scores: Scores, began: float
     ) -> tuple[OutboundRecord, ...]:
         source = SourceCoordinates.checked(
             topic=record.topic,
@@ -149,7 +154,8 @@ class ScoringHandler:
             return OutboundRecord(topic=topic, key=key, value=value.encode(), headers=headers)
 
         # Counted when it is committed: what is scored again was never counted before.
-        note = ScoredVerdict(verdict, self._clock())
+        parent = sampled_parent(record.headers) if self._traced else None
+        note = ScoredVerdict(verdict, self._clock(), parent, began)
         outputs = [replace(outbound(self._outputs.verdicts, verdict), note=note)]
         if lane == "anchor":
             return tuple(outputs)  # People have said what it is, and nothing may train on it.

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from ares_stream.errors import (
     BrokerError,
+    ReadError,
     RepairError,
     SettingsError,
     StreamError,
@@ -41,6 +42,7 @@ from ares_stream.repair.intake import (
     ends,
     load_replay,
     read_labels,
+    read_parents,
     read_reports,
 )
 from ares_stream.repair.pipeline import Commands, Configuration, Pipeline
@@ -50,6 +52,7 @@ from ares_stream.repair.suites import load_suites
 from ares_stream.services.lifecycle import Life, live
 from ares_stream.services.metrics import RepairerMetrics, zeros
 from ares_stream.services.settings import RepairerSettings, Settings
+from ares_stream.services.tracing import open_tracing
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.publisher import Publisher
@@ -115,6 +118,7 @@ class Repairer:
         """Why the policy server does not serve what is active."""
         self._looked: tuple[float, tuple[OffsetRange, ...]] = (0.0, ())
         self._queue = Queue(settings.kafka, self._topic, settings.repairer.group)
+        self._tracing = open_tracing(settings.tracing, "repairer")
 
     # Life
 
@@ -155,6 +159,8 @@ class Repairer:
                 await self._life.pause(self._settings.repairer.poll_seconds)
         finally:
             await self._queue.stop()
+            if self._tracing is not None:
+                await self._tracing.aclose()
 
     async def _start(self) -> None:
         """Join the group, once every topic is there."""
@@ -356,6 +362,7 @@ class Repairer:
             if report.state == "promoted":
                 await self._announce()
             await self._publish(report)
+            await self._trace(report)
         if report.state == "promoted":
             await self._commit(report)
         if report.state == "failed":
@@ -372,6 +379,22 @@ class Repairer:
         record = OutboundRecord(self._reports_topic, report.plan_id.encode(), report.encode())
         async with Publisher(self._settings.kafka) as publisher:
             await publisher.publish([record])
+
+    async def _trace(self, report: RepairReport) -> None:
+        """Spans of a repair, in the traces of the interactions that led to it as well. Nothing
+        waits for what cannot be read any more: a trace is no record of ours."""
+        if self._tracing is None:
+            return
+        try:
+            failures = await read_parents(self._settings.kafka, report.batch)
+        except ReadError as error:
+            self.log.warning("not traced back", plan_id=report.plan_id, error=str(error))
+            failures = []
+        self._tracing.repaired(report, failures)
+        if report.state == "promoted":
+            log = await self._registry.log()
+            made = [item for item in log.releases if item.plan_id == report.plan_id]
+            self._tracing.released(report.plan_id, made)
 
     async def _commit(self, report: RepairReport) -> None:
         """Settle a batch. What is no longer ours is known to its owner by the report."""
@@ -396,6 +419,7 @@ class Repairer:
             )
             self._log_report(decided)
             await self._publish(decided)
+            await self._trace(decided)
             if decision == "promoted":
                 await self._commit(decided)
         self.metrics.awaiting.set(waiting)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,7 @@ from ares_stream.services.settings import (
     ScorerSettings,
     Settings,
 )
+from ares_stream.services.tracing import Tracing, open_tracing
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.breaker import BreakerPolicy
 from ares_stream.streaming.contract import ProcessorPolicy
@@ -72,6 +74,20 @@ async def run_scorer(settings: Settings) -> None:
     await live(Scorer(settings, life), life, settings.http)
 
 
+class _Watched(ScorerMetrics):
+    """What is committed is counted, and has a span where its trace is sampled."""
+
+    def __init__(self, registry: CollectorRegistry, tracing: Tracing | None) -> None:
+        super().__init__(registry)
+        self._tracing = tracing
+
+    def settled(self, notes: Sequence[object]) -> None:
+        """Verdicts were committed."""
+        super().settled(notes)
+        if self._tracing is not None:
+            self._tracing.scored(notes)
+
+
 class Scorer:
     """One life of the service, from its first bundle to its last commit."""
 
@@ -79,7 +95,8 @@ class Scorer:
         self.log = life.log
         self._life = life
         self._patience = Patience(settings.patience_seconds, life.clock)
-        self.metrics = ScorerMetrics(CollectorRegistry())
+        self._tracing = open_tracing(settings.tracing, "scorer")
+        self.metrics = _Watched(CollectorRegistry(), self._tracing)
         self.metrics.on_inputs(item.topic for item in inputs_of(settings))
         self._settings = settings
         self._bundles: dict[str, Bundle] = {}
@@ -118,6 +135,8 @@ class Scorer:
             raise
         finally:
             await panel.aclose()
+            if self._tracing is not None:
+                await self._tracing.aclose()
 
     # Start
 
@@ -235,6 +254,7 @@ class Scorer:
                 limits=settings.scorer.limits,
                 review_sample=settings.scorer.review_sample,
                 review_split=dict(settings.scorer.review_split.items()),
+                traced=self._tracing is not None,
             ),
             deadletter_topic=deadletters_of(settings),
             output_topics=outputs.all,
@@ -260,6 +280,7 @@ class Scorer:
 
     async def _swap(self, panel: Panel, release: Release) -> None:
         scorer = self._settings.scorer
+        began = time.time()
         bundle = await asyncio.to_thread(
             _released, release, scorer.public_key, scorer.release_cache
         )
@@ -271,6 +292,8 @@ class Scorer:
         await panel.swap(bundle)
         self._bundles = bundles
         self.metrics.swaps.labels(release.model).inc()
+        if self._tracing is not None:
+            self._tracing.swapped(release, began)
         self.metrics.on_releases(panel.releases)
         self.log.info("release swapped", model=release.model, digest=release.digest)
 

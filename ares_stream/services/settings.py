@@ -263,6 +263,17 @@ class ConsoleSettings(Section):
     queue: QueuePolicy = QueuePolicy()
 
 
+class TracingSettings(Section):
+    """Spans by OTLP over HTTP. Nothing is sent unless an endpoint is named."""
+
+    endpoint: str | None = Field(None, pattern="^https?://")
+    """Of the collector, whole: http://collector:4318/v1/traces."""
+    token_file: Path | None = None
+    """Sent as a bearer token."""
+    ca_file: Path | None = None
+    batch_seconds: float = Field(5.0, gt=0.0, le=60.0)
+
+
 class RegistrySettings(Section):
     """Where releases are kept, and who is told besides the releases topic."""
 
@@ -354,6 +365,7 @@ class Settings(BaseSettings):
     start too."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     http: HttpSettings = HttpSettings()
+    tracing: TracingSettings = TracingSettings()
     scorer: ScorerSettings = ScorerSettings()
     registry: RegistrySettings = RegistrySettings()
     repairer: RepairerSettings = RepairerSettings()

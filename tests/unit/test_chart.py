@@ -171,6 +171,10 @@ SETS: dict[str, dict[str, Any]] = {
         {"topics": {"create": False}, "kafka": {"protocol": "SSL"}},
         {"strimzi": {"users": True, "cluster": "main", "authentication": "tls"}},
     ),
+    "traced": merged(
+        REPAIRER,
+        {"tracing": {"endpoint": "http://collector:4318/v1/traces", "existingSecret": "otlp"}},
+    ),
     "names and labels": {
         "fullnameOverride": "guard",
         "commonLabels": {"team": "safety"},

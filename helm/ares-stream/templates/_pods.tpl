@@ -53,6 +53,11 @@ capabilities:
       - {key: user.key, path: tls.key}
     {{- end }}
 {{- end }}
+{{- if and $values.tracing.endpoint $values.tracing.existingSecret }}
+- name: tracing
+  secret:
+    secretName: {{ $values.tracing.existingSecret }}
+{{- end }}
 {{- if .models }}
 - name: models
   {{- if eq $values.models.source "pvc" }}
@@ -96,6 +101,11 @@ capabilities:
 {{- if include "ares.kafkaCertificate" $user }}
 - name: kafka-certificate
   mountPath: /secrets/kafka-certificate
+  readOnly: true
+{{- end }}
+{{- if and $values.tracing.endpoint $values.tracing.existingSecret }}
+- name: tracing
+  mountPath: /secrets/tracing
   readOnly: true
 {{- end }}
 {{- if .models }}

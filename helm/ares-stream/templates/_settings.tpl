@@ -64,5 +64,14 @@ log_level: {{ .root.Values.logLevel }}
 http:
   host: 0.0.0.0
   port: 9464
+{{- with .root.Values.tracing }}
+{{- if .endpoint }}
+tracing:
+  endpoint: {{ .endpoint | quote }}
+  {{- if .existingSecret }}
+  token_file: /secrets/tracing/{{ .tokenKey }}
+  {{- end }}
+{{- end }}
+{{- end }}
 {{ toYaml (dict "registry" (mergeOverwrite (dict "root" .root.Values.registry.root) (deepCopy .root.Values.registry.settings))) }}
 {{- end -}}
