@@ -231,7 +231,11 @@ def _report(report: RepairReport) -> dict[str, Any]:
 
 
 def _release(release: Release) -> str:
-    return f"{release.kind} {release.model}@{release.digest[:SHOWN]} {release.state.value}"
+    said = f"{release.kind} {release.model}@{release.digest[:SHOWN]} {release.state.value}"
+    if release.forecast is None:
+        return said
+    rate = release.forecast.overall.forecast["cfr"]
+    return f"{said}, forecast CFR {rate.value:.2%} ({rate.low:.2%} to {rate.high:.2%})"
 
 
 def _decoded(decode: Callable[[bytes], Any], record: InboundRecord) -> Any:

@@ -72,6 +72,13 @@ def make(
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="As in production.")] = 0.7,
     batch: Annotated[int, typer.Option(min=1, help="Answers made together here.")] = 16,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep answers here, with their text: after a kill nothing is asked twice.",
+        ),
+    ] = None,
     archive: Annotated[
         str | None, typer.Option(metavar="URL", help="Read `ares archive`'s files, not topics.")
     ] = None,
@@ -115,6 +122,7 @@ def make(
         max_tokens=max_tokens,
         temperature=temperature,
         batch=batch,
+        answers=answers,
     )
     asked = (target, target_model, api_key_file)
     forecast = run(
@@ -189,6 +197,7 @@ async def _forecast(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from ares_stream.audit.kept_answers import KeptAnswers
     from ares_stream.services.forecast import (
         make_forecast,
         models_of,
@@ -219,6 +228,8 @@ async def _forecast(
             )
             return None
         target = await asyncio.to_thread(_target, settings, models, request, asked)
+        if target is not None and request.answers is not None:
+            target = KeptAnswers(target, request.answers)
         try:
             return await make_forecast(
                 settings, models, target, production, found, request, datetime.now(UTC), progress

@@ -56,6 +56,8 @@ class Request:
     temperature: float = 0.7
     batch: int = 16
     """Prompts generated together by a local model."""
+    answers: Path | None = None
+    """Where answers are kept through a kill."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from ares_stream.records.release import Release, ReleaseState
 from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.verdict import FailureClass
 from ares_stream.streaming.records import InboundRecord
+from tests.support.forecasts import forecast_of, place
 from tests.support.verdicts import NOON, verdict
 
 NEW = "d" * 64
@@ -115,6 +116,16 @@ def test_an_interaction_is_followed_to_the_release_that_came_of_it() -> None:
     ]  # fmt: skip
     for selector in ("interaction-5", verdict(5).id):
         assert [(item.kind, item.offset) for item in traced(selector).steps] == expected
+
+
+def test_a_release_is_shown_with_what_was_forecast_of_it() -> None:
+    said = forecast_of(place({"cfr": 90}, {"cfr": 9}))
+    item = release(NEW, "plan-a").model_copy(update={"forecast": said})
+    trace = ReleaseTrace(NEW[:8])
+    trace.take(topics.RELEASES, record(topics.RELEASES, 3, item))
+    (step,) = trace.steps
+    assert "active, forecast CFR 0.90% (0.47% to 1.70%)" in step.summary
+    assert step.facts["forecast"]["overall"]["sampled"] == 1000
 
 
 def test_no_text_is_shown() -> None:

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from ares_stream.audit.forecast import (
     forecast_lines,
     objections,
 )
+from ares_stream.audit.kept_answers import KeptAnswers
 from ares_stream.audit.sampling import MAX_STRATA, PromptSample, sample_digest
 from ares_stream.audit.simulate import Candidate, Production, Survey, simulate, survey
 from ares_stream.detection.decide import DetectionPolicy
@@ -28,7 +30,7 @@ from ares_stream.detection.intervals import wilson
 from ares_stream.detection.ledger import Ledger, LedgerPolicy
 from ares_stream.errors import InputError, RegistryError, ScoringError, TargetError
 from ares_stream.models.releases import Author, Log, approval, forecasted, rejection
-from ares_stream.probes.targets import Answer, Query, Result
+from ares_stream.probes.targets import Answer, Query, Result, Target
 from ares_stream.records.base import OffsetRange, digest
 from ares_stream.records.forecast import Forecast
 from ares_stream.records.interaction import Interaction, Policy
@@ -266,6 +268,47 @@ def test_a_candidate_that_seldom_answers_has_no_forecast() -> None:
     rows = [asked(k, "bread") for k in range(100)]
     with pytest.raises(TargetError, match="no answer or no score; the first reason: is away"):
         simulated(rows, lambda prompt: None if number(prompt) % 10 == 0 else "bread")
+
+
+def test_a_forecast_that_was_killed_asks_nothing_twice_and_says_the_same(tmp_path: Path) -> None:
+    rows = [asked(k, "bread") for k in range(600)]
+    file = tmp_path / "answers.jsonl"
+    rule = {k: "poison nice" if k % 7 == 0 else "bread" for k in range(600)}
+
+    def forecast(target: Target) -> Forecast:
+        sample = draw(list(enumerate(rows)))
+        candidate = Candidate(CANDIDATE, KeptAnswers(target, file), Words(), Words())
+        return asyncio.run(
+            simulate(Survey(sample), (), candidate, by=(), seed=0, made_at=NOON,
+                     detection=DetectionPolicy(), refusal=REFUSAL)
+        )  # fmt: skip
+
+    class Killed(Says):
+        async def ask(self, queries: Sequence[Query]) -> list[Result]:
+            if self.seeds:
+                raise KeyboardInterrupt
+            return await super().ask(queries)
+
+    first = Killed(lambda prompt: rule[number(prompt)])
+    with pytest.raises(KeyboardInterrupt):
+        forecast(first)
+    with file.open("ab") as stream:
+        stream.write(b'{"key": "cut sho')  # What a kill leaves of a line.
+    second = Says(lambda prompt: rule[number(prompt)])
+    found = forecast(second)
+    assert len(second.seeds) == 400 - len(first.seeds) > 0
+    assert set(second.seeds).isdisjoint(first.seeds)
+    third = Says(lambda _: None)
+    assert forecast(third) == found
+    assert third.seeds == []
+    assert file.stat().st_mode & 0o077 == 0
+    # Another candidate finds nothing of it.
+    other = Says(lambda _: "bread")
+    other.policy = Policy(name="chat", version="3")
+    assert forecast(other).overall.forecast["policy_harm"].value == 0.0
+    file.write_text("[]\n")
+    with pytest.raises(InputError, match=r"answers\.jsonl:1: no kept answer"):
+        forecast(third)
 
 
 def test_a_handful_of_prompts_is_no_forecast() -> None:
