@@ -170,6 +170,48 @@ def _weighted_share(rows: Sequence[tuple[Sampled, int, bool]]) -> Interval | Non
     return wilson_effective(value, size, labels)
 
 
+def clustered_correction(
+    plain: Interval, groups: Sequence[tuple[int, Cells]], whole: Cells
+) -> Interval:
+    """The corrected rate's interval where rows and labels come in groups of clusters: `groups`
+    holds each one's rows and cells, `whole` their sums. Never narrower than the one for
+    independent rows.
+
+    Wilson at the effective number of rows that the variance between groups of the linearised
+    estimate gives (Binder 1983, for the ratio estimates of a survey), with Student's quantile.
+    Fewer than two groups say nothing.
+    """
+    used = [(rows, cells) for rows, cells in groups if rows]
+    total = sum(rows for rows, _ in used)
+    count = len(used)
+    if count < 2:
+        return Interval(value=plain.value, low=0.0, high=1.0, count=plain.count)
+    rates: dict[Decision, tuple[float, float]] = {}
+    for name in DECISIONS:
+        cell = whole.get(Cell(name, True)) or Sampled()
+        if cell.labelled:
+            rates[name] = cell.harmful / cell.labelled, cell.size / cell.labelled
+    spread = 0.0
+    for rows, cells in used:
+        moved = -plain.value * rows
+        for name, (rate, each) in rates.items():
+            if found := cells.get(Cell(name, True)):
+                moved += found.size * rate + each * (found.harmful - rate * found.labelled)
+        spread += moved**2
+    variance = count / (count - 1) * spread / total**2
+    if not 0.0 < plain.value < 1.0 or not variance:
+        return plain
+    size = min(float(total), plain.value * (1 - plain.value) / variance)
+    student = float(stdtrit(count - 1, 0.5 + LEVEL / 2))
+    wide = wilson_effective(plain.value, max(1.0, size * (_Z / student) ** 2), plain.count)
+    return Interval(
+        value=plain.value,
+        low=min(plain.low, wide.low),
+        high=max(plain.high, wide.high),
+        count=plain.count,
+    )
+
+
 REVIEW_FLOOR: Final = 0.1
 """Part of the review budget that is spread evenly, so that no cell's error goes unseen."""
 

@@ -22,6 +22,7 @@ from ares_stream.detection.tallies import (
     SliceTally,
     WatchState,
     cell_name,
+    cluster_group,
     decision_of,
 )
 from ares_stream.records.base import OffsetRange
@@ -151,16 +152,16 @@ class Ledger:
         cluster = None
         if self.policy.cluster:
             # A verdict without the attribute is like no other.
-            cluster = seen.attributes.get(self.policy.cluster, seen.interaction_id)
+            cluster = cluster_group(seen.attributes.get(self.policy.cluster, seen.interaction_id))
         group.whole.add(seen, stamp_ms, place, cluster)
         sliced = self._sliced(name, group, seen)
         for tally in sliced:
             tally.add(seen, stamp_ms, place, cluster)
         if harmful is not None:
             for tally in (group.whole, *sliced):
-                tally.add_label(Cell(decision_of(seen.failure_class), seen.liked), harmful)
+                tally.add_label(Cell(decision_of(seen.failure_class), seen.liked), harmful, cluster)
         elif seen.lane == "production":
-            self._sample(seen, name)
+            self._sample(seen, name, cluster)
 
     def _anchor_set(self, name: str) -> AnchorTally:
         found = self.anchors.get(name)
@@ -231,7 +232,7 @@ class Ledger:
 
     # The review sample and its labels
 
-    def _sample(self, seen: Observation, name: Group) -> None:
+    def _sample(self, seen: Observation, name: Group, cluster: int | None) -> None:
         cell = Cell(decision_of(seen.failure_class), seen.liked)
         draw = int(seen.id[:13], 16)
         if draw / _SPAN >= self.policy.review_shares.get(cell, 0.0) or seen.id in self._samples:
@@ -248,6 +249,7 @@ class Ledger:
             attributes=sliced,
             decision=cell.decision,
             liked=cell.liked,
+            cluster=cluster,
         )
         self._keep(record, name)
         self._new_samples.add(seen.id)
@@ -329,7 +331,7 @@ class Ledger:
                 continue
             for tally in self._tallies_of(sample):
                 cell = Cell(sample.record.decision, sample.record.liked)
-                tally.add_label(cell, said, sign)
+                tally.add_label(cell, said, sample.record.cluster, sign)
         sample.truth = truth
 
     def _tallies_of(self, sample: _Sample) -> Iterator[SliceTally]:

@@ -15,9 +15,9 @@ import numpy as np
 from ares_stream.detection.correction import (
     DECISIONS,
     Cell,
-    CorrectedRate,
     Decision,
     Sampled,
+    clustered_correction,
     clustered_rate,
     corrected_rate,
 )
@@ -104,7 +104,7 @@ class SliceTally:
     """What was counted of one slice."""
 
     __slots__ = (
-        "cells", "classes", "clusters", "dirty", "first_ms", "harm", "key",
+        "cells", "classes", "cluster_labels", "clusters", "dirty", "first_ms", "harm", "key",
         "labels", "last_ms", "late", "newest", "outlier_known", "outliers", "quantiles", "watches",
         "weights", "windows",
     )  # fmt: skip
@@ -118,7 +118,9 @@ class SliceTally:
         self.quantiles = [0] * _BINS
         self.outliers = self.outlier_known = 0
         self.weights: list[int] | None = None
-        self.clusters = [[0, 0] for _ in range(CLUSTER_GROUPS)] if clustered else []
+        # Of each group: verdicts, coupled failures, liked contested and liked unflagged ones.
+        self.clusters = [[0, 0, 0, 0] for _ in range(CLUSTER_GROUPS)] if clustered else []
+        self.cluster_labels: dict[int, dict[Cell, Sampled]] = {}
         self.windows: dict[int, WindowCounts] = {}
         self.watches: dict[str, WatchState] = {}
         self.labels: dict[Cell, Sampled] = {}
@@ -139,9 +141,10 @@ class SliceTally:
         return self.classes[_COUPLED]
 
     def add(
-        self, seen: Observation, stamp_ms: int, place: tuple[int, int], cluster: str | None
+        self, seen: Observation, stamp_ms: int, place: tuple[int, int], cluster: int | None
     ) -> None:
-        """Count one verdict; `place` is its partition and offset, `stamp_ms` its record's time."""
+        """Count one verdict; `place` is its partition and offset, `stamp_ms` its record's time,
+        `cluster` its group of clusters."""
         kind = seen.failure_class
         self.dirty = True
         self.classes[kind] += 1
@@ -159,9 +162,12 @@ class SliceTally:
         if seen.weight is not None:
             self._weigh(hit, seen.weight)
         if cluster is not None and self.clusters:
-            group = self.clusters[cluster_group(cluster)]
+            group = self.clusters[cluster]
             group[0] += 1
-            group[1] += hit
+            if hit:
+                group[1] += 1
+            elif seen.liked and kind != _POLICY:
+                group[2 if kind == _CONTESTED else 3] += 1
         start = stamp_ms // 1000 // WINDOW_SECONDS * WINDOW_SECONDS
         # Whether or not such a window is still there: that depends on when figures were written.
         if start < self.newest - KEPT_WINDOWS * WINDOW_SECONDS:
@@ -181,11 +187,18 @@ class SliceTally:
         elif kind == _POLICY:
             window.harmful += 1
 
-    def add_label(self, cell: Cell, harmful: bool, sign: int = 1) -> None:
-        """Count a person's decision on a sampled verdict of a cell; `sign` -1 takes it back."""
-        found = self.labels.setdefault(cell, Sampled())
-        found.labelled += sign
-        found.harmful += sign * harmful
+    def add_label(
+        self, cell: Cell, harmful: bool, cluster: int | None = None, sign: int = 1
+    ) -> None:
+        """Count a person's decision on a sampled verdict of a cell and a group of clusters; `sign`
+        -1 takes it back."""
+        held = [self.labels]
+        if cluster is not None and self.clusters:
+            held.append(self.cluster_labels.setdefault(cluster, {}))
+        for labels in held:
+            found = labels.setdefault(cell, Sampled())
+            found.labelled += sign
+            found.harmful += sign * harmful
         self.dirty = True
 
     def _weigh(self, hit: bool, probability: float) -> None:
@@ -251,7 +264,7 @@ class SliceTally:
         return Figures(
             total=total,
             cfr=confidence_sequence(self.coupled, total),
-            cfr_clustered=clustered_rate((n, h) for n, h in self.clusters)
+            cfr_clustered=clustered_rate((group[0], group[1]) for group in self.clusters)
             if self.clusters
             else None,
             cfr_weighted=self._weighted(),
@@ -267,7 +280,44 @@ class SliceTally:
             else None,
             recent=self._recent(HOUR),
             day=self._recent(KEPT_WINDOWS * WINDOW_SECONDS),
-            correction=_correction(corrected_rate(self.cell_sizes())),
+            correction=self._correction(),
+        )
+
+    def _correction(self) -> CorrectedFigure:
+        cells = self.cell_sizes()
+        rate = corrected_rate(cells)
+        clustered = None
+        if rate.corrected is not None and self._clusters_whole():
+            groups = [
+                (group[0], _group_cells(group, self.cluster_labels.get(number, {})))
+                for number, group in enumerate(self.clusters)
+            ]
+            clustered = clustered_correction(rate.corrected, groups, cells)
+        return CorrectedFigure(
+            corrected=rate.corrected is not None,
+            reason=rate.reason,
+            labels=rate.labels,
+            rate=rate.corrected,
+            rate_clustered=clustered,
+            contested_harmful=rate.contested_harmful,
+            sensitivity_liked=rate.liked.sensitivity,
+            specificity_liked=rate.liked.specificity,
+            sensitivity_disliked=rate.disliked.sensitivity,
+            specificity_disliked=rate.disliked.specificity,
+        )
+
+    def _clusters_whole(self) -> bool:
+        """Whether the groups hold every verdict and label: they do not where a cluster was named
+        only after the first ones, or an earlier version counted less."""
+        liked = sum(self.cells[1::2]) - self.cells[2 * _POLICY + 1]
+        told = sum(sum(group[1:]) for group in self.clusters)
+        labels = sum(
+            item.labelled for cells in self.cluster_labels.values() for item in cells.values()
+        )
+        return (
+            bool(self.clusters)
+            and told == liked
+            and labels == sum(item.labelled for item in self.labels.values())
         )
 
     def _recent(self, seconds: int) -> Interval:
@@ -306,7 +356,8 @@ class SliceTally:
                 weights=WeightSums()
                 if self.weights is None
                 else WeightSums(**dict(zip(WeightSums.model_fields, self.weights, strict=True))),
-                clusters=tuple((n, h) for n, h in self.clusters),
+                clusters=tuple((group[0], group[1]) for group in self.clusters),
+                cluster_cells=tuple((group[2], group[3]) for group in self.clusters),
             ),
             windows=tuple(
                 Window(
@@ -339,7 +390,10 @@ class SliceTally:
         sums = tallies.weights
         if sums.draws:
             made.weights = [getattr(sums, name) for name in WeightSums.model_fields]
-        made.clusters = [[n, h] for n, h in tallies.clusters]
+        cells = tallies.cluster_cells or ((0, 0),) * len(tallies.clusters)
+        made.clusters = [
+            [*counts, *liked] for counts, liked in zip(tallies.clusters, cells, strict=True)
+        ]
         for item in record.windows:
             counts = made.windows[item.start] = WindowCounts()
             counts.total, counts.coupled = item.total, item.coupled
@@ -369,8 +423,7 @@ class SliceTally:
             self.weights = [a + b for a, b in zip(mine, other.weights, strict=True)]
         if self.clusters and other.clusters:
             for own, theirs in zip(self.clusters, other.clusters, strict=True):
-                own[0] += theirs[0]
-                own[1] += theirs[1]
+                own[:] = [a + b for a, b in zip(own, theirs, strict=True)]
         self.first_ms = min(self.first_ms, other.first_ms)
         self.last_ms = max(self.last_ms, other.last_ms)
         self.late += other.late
@@ -425,18 +478,14 @@ class WatchState:
         return made
 
 
-def _correction(rate: CorrectedRate) -> CorrectedFigure:
-    return CorrectedFigure(
-        corrected=rate.corrected is not None,
-        reason=rate.reason,
-        labels=rate.labels,
-        rate=rate.corrected,
-        contested_harmful=rate.contested_harmful,
-        sensitivity_liked=rate.liked.sensitivity,
-        specificity_liked=rate.liked.specificity,
-        sensitivity_disliked=rate.disliked.sensitivity,
-        specificity_disliked=rate.disliked.specificity,
-    )
+def _group_cells(group: list[int], labels: dict[Cell, Sampled]) -> dict[Cell, Sampled]:
+    """A group's liked cells with their labels."""
+    sizes = zip(DECISIONS, group[1:], strict=True)
+    found = {Cell(name, True): Sampled(size) for name, size in sizes}
+    for cell, item in found.items():
+        if said := labels.get(cell):
+            item.labelled, item.harmful = said.labelled, said.harmful
+    return found
 
 
 def _time(milliseconds: int) -> datetime:

@@ -83,7 +83,7 @@ class Tallies(Part):
 
     `liked`, `harmful` and `both` are of verdicts that are not contested; `cells` counts verdicts
     by decision and liking, keyed "flagged,liked"; `clusters` holds [verdicts, coupled failures]
-    of each group of clusters.
+    of each group of clusters, and `cluster_cells` its liked contested and unflagged ones.
     """
 
     classes: dict[FailureClass, int] = Field(default_factory=dict)
@@ -97,6 +97,7 @@ class Tallies(Part):
     reward_histogram: tuple[int, ...] = ()
     weights: WeightSums = WeightSums()
     clusters: tuple[tuple[int, int], ...] = ()
+    cluster_cells: tuple[tuple[int, int], ...] = ()
 
 
 class CorrectedFigure(Part):
@@ -106,6 +107,8 @@ class CorrectedFigure(Part):
     reason: str
     labels: int
     rate: Interval | None = None
+    rate_clustered: Interval | None = None
+    """With the interval between groups of clusters, where a cluster is named."""
     contested_harmful: Interval
     sensitivity_liked: Interval | None = None
     specificity_liked: Interval | None = None
@@ -231,6 +234,8 @@ class SampledVerdict(Record):
     attributes: dict[Slice, Slice]
     decision: Decision
     liked: bool
+    cluster: int | None = None
+    """Its group of clusters, where a cluster is named."""
 
     @property
     def key(self) -> bytes:

@@ -11,6 +11,7 @@ from ares_stream.detection.correction import (
     Cell,
     Decision,
     Sampled,
+    clustered_correction,
     clustered_rate,
     corrected_rate,
     judge_error,
@@ -202,3 +203,49 @@ def test_one_cluster_says_nothing_and_no_hit_counts_clusters() -> None:
     assert clustered_rate([(15, 3)]).high == 1.0
     assert clustered_rate([(15, 0)] * 50).high == wilson(0, 50).high
     assert clustered_rate([]).count == 0
+
+
+def test_labels_of_users_who_repeat_themselves_widen_the_corrected_rate_as_far_as_needed() -> None:
+    """Sixty groups of 40 rows whose rates differ, a quarter labelled; the judge misses 40 % of the
+    harmful liked answers."""
+    rng = np.random.default_rng(6)
+    plain = clustered = 0
+    for _ in range(300):
+        groups: list[tuple[int, dict[Cell, Sampled]]] = []
+        whole = {Cell(name, True): Sampled() for name in DECISIONS}
+        for rate in rng.beta(0.3, 2.2, 60):
+            harmful = rng.random(40) < rate
+            flagged = rng.random(40) < np.where(harmful, 0.6, 0.05)
+            labelled = rng.random(40) < 0.25
+            cells = {Cell(name, True): Sampled() for name in DECISIONS}
+            for name, inside in (("flagged", flagged), ("unflagged", ~flagged)):
+                cell: Decision = "flagged" if name == "flagged" else "unflagged"
+                for into in (cells[Cell(cell, True)], whole[Cell(cell, True)]):
+                    into.size += int(inside.sum())
+                    into.labelled += int((inside & labelled).sum())
+                    into.harmful += int((inside & labelled & harmful).sum())
+            groups.append((40, cells))
+        found = corrected_rate(whole).corrected
+        assert found is not None
+        wide = clustered_correction(found, groups, whole)
+        assert wide.low <= found.low
+        assert wide.high >= found.high
+        plain += found.low <= 0.12 <= found.high
+        clustered += wide.low <= 0.12 <= wide.high
+    assert plain < 0.9 * 300
+    assert clustered >= 0.92 * 300
+
+
+def test_one_group_says_nothing_and_groups_alike_change_nothing() -> None:
+    cells = {
+        Cell("flagged", True): Sampled(50, 50, 10),
+        Cell("unflagged", True): Sampled(50, 50, 0),
+    }
+    plain = corrected_rate(cells).corrected
+    assert plain is not None
+    one = clustered_correction(plain, [(100, cells)], cells)
+    assert (one.low, one.high) == (0.0, 1.0)
+    double = {cell: Sampled(2 * s.size, 2 * s.labelled, 2 * s.harmful) for cell, s in cells.items()}
+    both = corrected_rate(double).corrected
+    assert both is not None
+    assert clustered_correction(both, [(100, cells), (100, cells)], double) == both

@@ -333,6 +333,45 @@ def test_a_clock_in_another_year_makes_nothing_late() -> None:
     assert believed(now + 60_000, now) == now + 60_000
 
 
+def test_labels_and_verdicts_of_a_cluster_are_counted_in_its_group_and_kept_over_restarts() -> None:
+    taken = rows(600)
+    said = [
+        Label(
+            interaction_id=f"interaction-{number}",
+            harmful=number % 3 == 0,
+            reviewer="ada",
+            decided_at=NOON,
+        )
+        for number in range(600)
+    ]
+    ledger = filled(taken, said)
+    state = written(ledger)
+    again = restored(state, EVERYTHING)
+    for label in said:
+        again.add_label(label.key, label)
+    found = 0
+    for one, other in zip(ledger.tallies(), again.tallies(), strict=True):
+        figures = one.figures()
+        assert figures == other.figures()
+        correction = figures.correction
+        assert (correction.rate is None) == (correction.rate_clustered is None)
+        found += correction.rate_clustered is not None
+    assert found
+    # A state of before clusters had cells: the groups lack what was counted then.
+    older = {
+        key: item.model_copy(
+            update={"tallies": item.tallies.model_copy(update={"cluster_cells": ()})}
+        )
+        if isinstance(item, Rates)
+        else item
+        for key, item in state.items()
+    }
+    before = restored(older, EVERYTHING)
+    for label in said:
+        before.add_label(label.key, label)
+    assert all(t.figures().correction.rate_clustered is None for t in before.tallies())
+
+
 def test_a_label_without_a_verdict_waits_and_is_counted() -> None:
     ledger = Ledger(EVERYTHING)
     label = labels(1)[0]

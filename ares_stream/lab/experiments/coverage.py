@@ -40,8 +40,9 @@ _POLICY = CLASSES.index(FailureClass.POLICY_FAILURE)
 _CONTESTED = CLASSES.index(FailureClass.CONTESTED)
 WATCHED: Final = frozenset({"cfr", "harmful", "scored_high", "reward_blind", "outliers"})
 """Whose intervals hold at every look. Every class's share is one more."""
-EXEMPT: Final = frozenset({"raw"})
-"""Shown to be no interval of the truth: what the judge says, not corrected."""
+EXEMPT: Final = frozenset({"raw", "corrected_clusters_ignored"})
+"""Shown to be no interval of the truth: what the judge says, not corrected; and the corrected rate
+of users who repeat themselves, taken for independent."""
 
 
 class Population:
@@ -79,6 +80,8 @@ class Population:
             / float(np.mean(flagged[decided]) * np.mean(liked[decided])),
             "contested_harmful": coupled + float(np.mean((kinds == _CONTESTED) & liked)),
             "corrected": float(np.mean(harmful & liked)),
+            "corrected_clustered": float(np.mean(harmful & liked)),
+            "corrected_clusters_ignored": float(np.mean(harmful & liked)),
             "raw": float(np.mean(harmful & liked)),
         }
         for name, part in (("liked", liked), ("disliked", ~liked)):
@@ -122,7 +125,7 @@ def one_stream(population: Population, rng: np.random.Generator) -> dict[str, li
             weight = float(chance[row]) if name == "probe" else None
             seen = _seen(population, row, weight, bool(outlier[place]), str(user[place]))
             truth = None
-            if name == "production" and place in labelled:
+            if name != "probe" and place in labelled:
                 truth = bool(population.scored.harmful[row])
             ledger.add(seen, stamp, (0, place), truth)
         if place + 1 in looks:
@@ -131,6 +134,13 @@ def one_stream(population: Population, rng: np.random.Generator) -> dict[str, li
                 found.setdefault(name, []).append(interval)
     figures = _whole(ledgers["production"]).figures()
     found |= {name: [item] for name, item in _final(figures).items() if item is not None}
+    correction = _whole(ledgers["users"]).figures().correction
+    for figure, told in (
+        ("corrected_clustered", correction.rate_clustered),
+        ("corrected_clusters_ignored", correction.rate),
+    ):
+        if told is not None:
+            found[figure] = [told]
     for figure, name in (("cfr_clustered", "users"), ("cfr_weighted", "probe")):
         interval = getattr(_whole(ledgers[name]).figures(), figure)
         if interval is not None:
