@@ -7,6 +7,7 @@ The inputs are made byte by byte: no compressor reaches what its format allows.
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from pathlib import Path
 import lz4.frame
 
 from ares_stream.streaming.batches import Batches, BatchReader
+from ares_stream.streaming.breaker import BreakerPolicy
 from ares_stream.streaming.records import ReadLimits
-from tests.support.raw_batches import RawRecord, batch, compressed, field, varint
+from tests.support.raw_batches import RawRecord, batch, compressed, field, produce, varint
+from tests.support.sessions import Copying, Seen, running, until
 
 MIB = 1 << 20
 WIRE = MIB
@@ -137,8 +140,50 @@ def measured(name: str) -> str:
     return done.stdout.decode().strip()
 
 
+PARTITIONS = 16
+SIZES = {"gzip": 256 * MIB, "zstd": 256 * MIB, "lz4": 128 * MIB, "snappy": 18 * MIB}
+"""Of one record, whole and so taken by a broker: at most a megabyte on the wire."""
+
+
+async def send_everywhere(copying: Copying) -> None:
+    """A bomb to each partition, of every codec in turn."""
+    made = {codec: batch([RawRecord(b"k", bytes(size))], codec) for codec, size in SIZES.items()}
+    for number in range(PARTITIONS):
+        data = made[list(SIZES)[number % len(SIZES)]]
+        await produce(copying.direct.bootstrap, copying.input, [data], number)
+
+
+async def _read_everywhere(bootstrap: str, prefix: str) -> None:
+    copying = Copying(bootstrap, prefix, partitions=PARTITIONS)
+    seen = Seen()
+    before = _peak(reset=True)
+    async with running(copying.processor(seen, breaker=BreakerPolicy(accept=True))):
+        await until(lambda: seen.records >= PARTITIONS, 240)
+    inside = sum(SIZES.values()) * PARTITIONS // len(SIZES)
+    print(
+        f"{PARTITIONS} partitions: {inside >> 20} MiB inside, peak +{_peak() - before} MiB, "
+        f"{seen.records} dead letters"
+    )
+
+
+def measured_everywhere(copying: Copying) -> str:
+    """Read what `send_everywhere` sent, in a process of its own; its line."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.support.bombs", "everywhere"),
+            *(copying.direct.bootstrap, copying.prefix),
+        ],
+        capture_output=True,
+        timeout=300,
+        check=True,
+    )
+    return done.stdout.decode().strip()
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:2] == ["everywhere"]:
+        asyncio.run(_read_everywhere(*sys.argv[2:4]))
+    elif len(sys.argv) > 1:
         _measure(sys.argv[1])
     else:
         for each in INPUTS:
