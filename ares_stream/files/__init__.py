@@ -6,7 +6,8 @@ whole or not at all.
 | JSON lines, plain, gzip or standard input | `open_lines`, `read_rows`, `parse_json` | rows |
 | a document | `read_json`, `read_yaml`, `parse_yaml`, `validated` | documents, yaml_text |
 | a secret | `read_secret`, `read_api_key` | secret |
-| a file, a folder | `write_whole`, `written_whole`, `write_document`, `written_folder` | writing |
+| a file | `write_whole`, `written_whole`, `write_document` | writing |
+| a folder | `written_folder`, `staging_folder` | writing |
 | output paths, before the work | `check_outputs` | outputs |
 | what pydantic refused | `fault` | validation |
 
@@ -34,12 +35,19 @@ from ares_stream.files.rows import (
 )
 from ares_stream.files.secret import checked_api_key, read_api_key, read_secret
 from ares_stream.files.validation import Fault, fault
-from ares_stream.files.writing import write_document, write_whole, written_folder, written_whole
+from ares_stream.files.writing import (
+    staging_folder,
+    write_document,
+    write_whole,
+    written_folder,
+    written_whole,
+)
 from ares_stream.files.yaml_text import YamlDocument, parse_yaml
 
 __all__ = [
     "MAX_DOCUMENT_BYTES", "MAX_LINE_BYTES", "STDIO", "Fault", "Lines", "Survey", "YamlDocument",
     "check_new_folder", "check_outputs", "checked_api_key", "fault", "open_lines", "parse_json",
     "parse_yaml", "read_api_key", "read_json", "read_rows", "read_secret", "read_text", "read_yaml",
-    "said", "validated", "write_document", "write_whole", "written_folder", "written_whole",
+    "said", "staging_folder", "validated", "write_document", "write_whole", "written_folder",
+    "written_whole",
 ]  # fmt: skip

@@ -66,9 +66,9 @@ def written_whole(
 
 
 @contextmanager
-def written_folder(out: Path, *, error: type[AresError] = SettingsError) -> Iterator[Path]:
-    """A folder to fill beside `out`, which becomes `out` when the block ends well; else nothing
-    of it stays. Raises `error` when `out` is there and not an empty folder."""
+def staging_folder(out: Path, *, error: type[AresError] = SettingsError) -> Iterator[Path]:
+    """A folder to fill beside `out`, on its file system; what was not renamed goes with the
+    block. Raises `error` where none can be made."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=out.parent))
@@ -76,15 +76,24 @@ def written_folder(out: Path, *, error: type[AresError] = SettingsError) -> Iter
         raise error(f"{out}: cannot be written: {said(problem)}") from None
     try:
         yield staging
-        for name in staging.rglob("*"):
-            if name.is_file():
-                _sync(name)
-        staging.chmod(0o755)
-        staging.rename(out)
-    except OSError as problem:
-        raise error(f"{out}: cannot be written: {said(problem)}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def written_folder(out: Path, *, error: type[AresError] = SettingsError) -> Iterator[Path]:
+    """A folder to fill beside `out`, which becomes `out` when the block ends well; else nothing
+    of it stays. Raises `error` when `out` is there and not an empty folder."""
+    with staging_folder(out, error=error) as staging:
+        try:
+            yield staging
+            for name in staging.rglob("*"):
+                if name.is_file():
+                    _sync(name)
+            staging.chmod(0o755)
+            staging.rename(out)
+        except OSError as problem:
+            raise error(f"{out}: cannot be written: {said(problem)}") from None
 
 
 def _sync(file: Path) -> None:

@@ -58,14 +58,16 @@ async def announce_policies(server: PolicyServer, log: Log) -> tuple[str, ...]:
     predecessor; returns one line for each. What is right already is left alone.
 
     Every model is told, whatever the others answer. Raises TargetError naming the adapters that
-    the server refused, and why; it then serves what it served.
+    the server refused, and why; it then serves what it served; SettingsError for a proxy of the
+    environment that cannot be used.
     """
-    import httpx
+    from ares_stream.endpoints.client import http_client
 
     lines: list[str] = []
     refused: list[str] = []
     models = sorted({item.model for item in log.releases if item.kind == "policy"})
-    async with httpx.AsyncClient(timeout=server.seconds, headers=_headers(server)) as client:
+    client = http_client("policy_server", timeout=server.seconds, headers=_headers(server))
+    async with client:
         told = _Webhook(client, server) if server.kind == "webhook" else _Vllm(client, server)
         for model in models:
             active = log.active(model)

@@ -17,8 +17,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ares_stream.errors import AresError, BundleError, IntegrityError, RegistryError
+from ares_stream.files import staging_folder
 from ares_stream.models import releases
 from ares_stream.models.adapters import ADAPTER, MAX_RANK, adapter_digest, check_adapter
 from ares_stream.models.bundles import MANIFEST, load_bundle
@@ -302,7 +302,7 @@ def _copy_whole(artefact: Artefact, target: Path, digest: str) -> None:
                 return
         except BundleError:
             pass
-    with _staging(target.parent) as staging:
+    with staging_folder(target, error=RegistryError) as staging:
         for file in artefact.path.iterdir():
             with (staging / file.name).open("wb") as copy:
                 with file.open("rb") as source:
@@ -352,7 +352,7 @@ def _fetched(files: Any, source: str, release: Release, cache: Path) -> Path:
         else:
             return target
     try:
-        with _staging(target.parent) as staging:
+        with staging_folder(target, error=RegistryError) as staging:
             for name in files.find(source):
                 files.get_file(name, str(staging / name.rsplit("/", 1)[-1]))
             _verify(staging, release)
@@ -367,20 +367,6 @@ def _fetched(files: Any, source: str, release: Release, cache: Path) -> Path:
     except Exception as error:
         raise RegistryError(f"{release.uri}: cannot be fetched: {error}") from error
     return target
-
-
-@contextmanager
-def _staging(parent: Path) -> Iterator[Path]:
-    """A folder to fill beside its later place; it goes with the block unless it was renamed."""
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=parent))
-    except OSError as error:
-        raise RegistryError(f"{parent}: cannot be written: {error.strerror}") from error
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _verify(path: Path, release: Release) -> None:
