@@ -76,8 +76,6 @@ from ares_stream.training.inputs import Inputs
 
 BUILD: Final = Path("build/real-data")
 HOLDOUT: Final = 0.3
-UNLIKE_ROWS: Final = 20
-"""Conversations of each kind that are made unlike the training rows."""
 
 Stage = Callable[[str], Callable[[int, int], None]]
 
@@ -98,10 +96,12 @@ class Size:
     """Of the other sources' families, twice: to calibrate on, and to test."""
     reach_rows: int
     """Answers of a source, of either label, that are put behind other words."""
+    unlike_rows: int
+    """Conversations of each kind that are made unlike the training rows."""
 
 
-FULL: Final = Size(1.0, 16, 160, 112, 1.0, 2, 500, 0.15, 60)
-QUICK: Final = Size(0.22, 4, 64, 48, 0.3, 4, 50, 0.3, 4)
+FULL: Final = Size(1.0, 16, 160, 112, 1.0, 2, 500, 0.15, 60, 20)
+QUICK: Final = Size(0.22, 4, 64, 48, 0.3, 4, 50, 0.3, 4, 4)
 
 
 def leave_one_source_out(
@@ -130,7 +130,8 @@ def leave_one_source_out(
             found[source]["auroc.hard"] = some["auroc"]
         near = {part: [rest[i].interaction for i in parts[part]] for part in parts}
         far = [row.interaction for row in held]
-        found[source] |= unlike(near, far, [rest[i].family for i in parts["test"]], fitted)
+        families = [rest[i].family for i in parts["test"]]
+        found[source] |= unlike(near, far, families, fitted, size.unlike_rows)
         fit_harm(cut, train, stage(f"beginnings without {source}"))
         calibration = calibrate(dev, cut.scores([row.interaction for row in dev]))
         logits = cut.scores([row.interaction for row in held], stage(f"beginnings on {source}"))
@@ -192,6 +193,7 @@ def unlike(
     source: Sequence[Interaction],
     families: Sequence[str],
     fitted: Fitted,
+    rows_each: int,
 ) -> dict[str, Interval]:
     """Shares outside of what the training rows cover, as a bundle's domain has it: of rows like
     them (false signs: the limit is set on the calibration part, this is the test part, of these
@@ -208,7 +210,7 @@ def unlike(
     )
     usual = farthests(near["test"])
     others = {"usual": near["test"], "source": source}
-    others |= foreign_answers(near["test"], UNLIKE_ROWS, seed=SEED)
+    others |= foreign_answers(near["test"], rows_each, seed=SEED)
     found: dict[str, Interval] = {}
     for kind, rows in others.items():
         far = usual if kind == "usual" else farthests(rows)
