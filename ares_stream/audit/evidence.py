@@ -67,11 +67,11 @@ MAPPING: Final[Mapping[str, Mapped]] = {
         "which models and policies were in operation: a change is seen",
     ),
     "figures": Mapped(
-        ("Art. 12(2)(a)", "Art. 12(2)(b)", "Art. 26(5)"), ("MEASURE 2.4", "MEASURE 2.6"),
+        ("Art. 12(2)(b)", "Art. 12(2)(c)", "Art. 26(5)"), ("MEASURE 2.4", "MEASURE 2.6"),
         "how often the system failed in operation, by version and slice, with uncertainty",
     ),
     "oversight": Mapped(
-        ("Art. 12(2)(c)", "Art. 26(5)"), ("MAP 3.5", "MEASURE 3.3"), "what people decided"
+        ("Art. 12(2)(c)", "Art. 26(5)"), ("MAP 3.5", "MEASURE 4.2"), "what people decided"
     ),
     "releases": Mapped(
         ("Art. 12(2)(a)",), ("MANAGE 2.4", "MANAGE 4.1"),
@@ -86,11 +86,11 @@ MAPPING: Final[Mapping[str, Mapped]] = {
         "what each repair was to show before it was released, and what it showed",
     ),
     "alarms": Mapped(
-        ("Art. 12(2)(a)", "Art. 12(2)(b)", "Art. 26(5)"), ("MEASURE 3.1", "MANAGE 4.1"),
+        ("Art. 12(2)(a)", "Art. 12(2)(c)", "Art. 26(5)"), ("MEASURE 3.1", "MANAGE 4.1"),
         "what rose, whether system or judge explains it, and who took note with which words",
     ),
     "incidents": Mapped(
-        ("Art. 12(2)(a)", "Art. 26(5)"), ("MANAGE 4.3",),
+        ("Art. 12(2)(a)", "Art. 12(2)(c)", "Art. 26(5)"), ("MANAGE 4.3",),
         "alarms, failed repairs, rejected and withdrawn releases, refused records, by time",
     ),
     "dead_letters": Mapped(

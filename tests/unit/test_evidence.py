@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -38,6 +40,7 @@ from tests.support.gate_tables import INCUMBENT, REPAIRED
 from tests.support.notarised import notarise
 from tests.support.verdicts import NOON, verdict
 
+ROOT = Path(__file__).parents[2]
 PERIOD = Period(NOON, NOON + timedelta(days=30))
 BEGIN = PERIOD.since_ms
 EVERY = LedgerPolicy(slices=("locale",), review_shares=dict.fromkeys(CELLS, 1.0))
@@ -166,6 +169,16 @@ def test_every_part_is_mapped_to_articles_and_functions_and_the_page_shows_each(
         assert row["nist_ai_rmf"], name
         functions = {item.split()[0] for item in row["nist_ai_rmf"]}
         assert functions <= {"GOVERN", "MAP", "MEASURE", "MANAGE"}
+    # Art. 12(2)(c) is about what Art. 26(5) asks for.
+    for name, row in MAPPING.items():
+        assert ("Art. 26(5)" in row.ai_act) == ("Art. 12(2)(c)" in row.ai_act), name
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    for name, row in MAPPING.items():
+        cells = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert re.findall(r"\d+\(\d\)(?:\(\w\))?", cells.split("|")[3]) == [
+            item.removeprefix("Art. ") for item in row.ai_act
+        ]
+        assert re.findall(r"\d\.\d", cells.split("|")[4]) == [item.split()[1] for item in row.nist]
     articles = {item for row in MAPPING.values() for item in row.ai_act}
     for article in ("Art. 12(2)(a)", "Art. 12(2)(b)", "Art. 12(2)(c)", "Art. 19(1)", "Art. 26(5)"):
         assert article in articles

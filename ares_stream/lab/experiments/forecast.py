@@ -95,8 +95,8 @@ def run_bench(
         "later": later,
         "drawn_of_each_topic": EACH,
         "change": CHANGE,
-        "whole": {name: _summary(rows, name, sliced=False) for name in FIGURES},
-        "slices": {name: _summary(rows, name, sliced=True) for name in FIGURES},
+        "whole": {name: summary(rows, name, sliced=False) for name in FIGURES},
+        "slices": {name: summary(rows, name, sliced=True) for name in FIGURES},
         "rows": [row | {"errors": [_error(item) for item in row["errors"]]} for row in rows],
         "cores": len(os.sched_getaffinity(0)),
         "wall_seconds": time.perf_counter() - started,
@@ -293,8 +293,9 @@ def scaled(adapter: Path, out: Path, share: float) -> Path:
     return out
 
 
-def _summary(rows: Sequence[dict[str, Any]], figure: str, *, sliced: bool) -> dict[str, Any]:
-    """Errors of one figure over all candidates: of the whole, or of every slice."""
+def summary(rows: Sequence[dict[str, Any]], figure: str, *, sliced: bool) -> dict[str, Any]:
+    """Errors of one figure over all candidates: of the whole, or of every slice. What lies below
+    the floor on both sides has a factor of 1 by definition."""
     errors: list[ForecastError] = [
         item
         for row in rows
@@ -303,7 +304,6 @@ def _summary(rows: Sequence[dict[str, Any]], figure: str, *, sliced: bool) -> di
     ]
     moved = [item for item in errors if item.direction in ("right", "wrong")]
     right = sum(item.direction == "right" for item in moved)
-    # Where both lie below the floor the ratio is 1 by definition, which is no merit.
     seen = [item for item in errors if max(item.forecast.value, item.measured.value) > item.floor]
     inside = sum(item.forecast.low <= item.measured.value <= item.forecast.high for item in errors)
     return {
