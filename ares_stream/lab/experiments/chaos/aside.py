@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from confluent_kafka import KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -35,7 +35,6 @@ class Aside:
         """What was taken from the log before anyone could read it."""
         self._partitions = partitions
         self._verdicts = verdicts
-        self._starts: Counter[int] = Counter()
         self._ends: Counter[int] = Counter()
         self._sent: list[tuple[str, int, int]] = []
         self._bootstrap = bootstrap
@@ -107,9 +106,9 @@ class Aside:
             for name, partition, offset in self._sent
             if offset < before[partition] and name not in self._verdicts
         }
-        self.deleted |= lost
-        self._starts.update(Counter(before) - self._starts)
-        return len(lost)
+        fresh = lost - self.deleted
+        self.deleted |= fresh
+        return len(fresh)
 
     def make_anew(self) -> int:
         """Delete the topic and make another of its name; the highest offset of the first."""
@@ -127,20 +126,38 @@ class Aside:
             else:
                 break
         highest = max(self._ends.values())
-        self._starts.clear()
         self._ends.clear()
         return highest
 
-    def truncate(self, data: Path) -> int:
-        """Take every record from the files of a broker that is down; how many offsets that were
-        read there are now past the end."""
+    def truncate(self, data: Path) -> None:
+        """Take every record from the files of a broker that is down."""
         for folder in data.rglob(f"{self.topic}-*"):
             for pattern in LOG_FILES:
                 for file in folder.glob(pattern):
                     file.unlink()
-        lost = (self._ends - self._starts).total()
-        self._ends = self._starts.copy()
-        return lost
+
+    def past_the_end(self) -> int:
+        """How many offsets that were read are past the log's end, once the broker is back. (It
+        begins at 0, or where retention had come to, if that was written down in time.)"""
+        consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "aside"})
+        try:
+            ends = Counter({number: self._end(consumer, number) for number in self._ends})
+        finally:
+            consumer.close()
+        past = (self._ends - ends).total()
+        self._ends = ends
+        return past
+
+    def _end(self, consumer: Consumer, partition: int) -> int:
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while True:
+            try:
+                place = TopicPartition(self.topic, partition)
+                return int(consumer.get_watermark_offsets(place, ANSWER_SECONDS)[1])
+            except KafkaException:  # A leader that has just come back may not know it yet.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
     def counts(self) -> dict[str, int]:
         """Of the records that were not deleted: those without a verdict, and verdicts too many."""

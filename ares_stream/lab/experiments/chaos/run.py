@@ -209,8 +209,9 @@ async def _truncation(stage: Stage) -> list[float]:
     await stage.aside.decided(await asyncio.to_thread(stage.aside.send))
     since, before = time.monotonic(), await stage.skipped()
     await asyncio.to_thread(stage.broker.kill)
-    lost = stage.aside.truncate(stage.data)
+    stage.aside.truncate(stage.data)
     await asyncio.to_thread(stage.broker.restart)
+    lost = await asyncio.to_thread(stage.aside.past_the_end)
     deadline = since + RECOVERY_SECONDS
     # Records that are sent before it is noticed would fill the log up again.
     while await stage.skipped() - before < lost and time.monotonic() < deadline:  # noqa: ASYNC110
