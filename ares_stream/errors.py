@@ -31,7 +31,42 @@ Each class says by `retryable` whether the same call may succeed later, and by
 
 from __future__ import annotations
 
-from typing import ClassVar
+import json
+import re
+from typing import ClassVar, Final
+from urllib.parse import unquote
+
+_SECRETS: set[str] = set()
+LEAST_MASKED: Final = 4
+"""A shorter secret would take letters out of every message."""
+_USER = re.compile(r"://([^/@\s]*)@")
+_QUERY = re.compile(r"[?&][^=&\s'\"]+=([^&\s#'\"]+)")
+
+
+def remember_secret(*secrets: str) -> None:
+    """Have them masked from now on in whatever `masked` is asked about: logs, errors, readiness. A
+    server may say in its answer what it was sent, and a library in its message."""
+    for secret in secrets:
+        for form in (secret, json.dumps(secret)[1:-1]):
+            if len(form) >= LEAST_MASKED:
+                _SECRETS.add(form)
+
+
+def remember_secrets_of(url: str) -> None:
+    """The same of what a URL may hold: its password and the values of its query."""
+    for found in _USER.findall(url):
+        for part in (found, *found.split(":", 1)[1:]):
+            remember_secret(part, unquote(part))
+    remember_secret(*_QUERY.findall(url))
+
+
+def masked(text: str) -> str:
+    """The text without any secret that this process knows of."""
+    # The longest first: one may be part of another.
+    for secret in sorted(_SECRETS, key=len, reverse=True):
+        if secret in text:
+            text = text.replace(secret, "***")
+    return text
 
 
 class AresError(Exception):
@@ -39,6 +74,9 @@ class AresError(Exception):
 
     retryable: ClassVar[bool] = False
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        return masked(super().__str__())
 
 
 class InputError(AresError):

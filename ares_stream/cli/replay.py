@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,6 +34,10 @@ def command(
     ] = Path("replay"),
     since: Annotated[datetime | None, typer.Option(help="From this UTC time on.")] = None,
     until: Annotated[datetime | None, typer.Option(help="Before this UTC time.")] = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="The last so many hours, in the place of --since."),
+    ] = None,
     offsets: Annotated[
         list[str] | None,
         typer.Option(metavar="T:P:START-END", help="Topic, partition, offsets; repeatable."),
@@ -119,6 +123,7 @@ def command(
     from ares_stream.audit.replay.report import lines
     from ares_stream.audit.replay.report import sign as signed
     from ares_stream.cli.topics import connect
+    from ares_stream.errors import SettingsError
     from ares_stream.files import check_outputs, write_document, written_whole
     from ares_stream.services.replayer import ReplayOptions, estimate, make_spec, replay
 
@@ -133,6 +138,10 @@ def command(
         _simulate(settings, connection, candidate, window, by, archive, report, dry_run=dry_run)
         return
     signer = None if sign is None else _signer(settings, sign)
+    if hours is not None:
+        if since is not None:
+            raise SettingsError("--hours and --since: name one of the two")
+        since = datetime.now(UTC) - timedelta(hours=hours)
     options = ReplayOptions(
         mode=mode,
         archive=archive,

@@ -25,7 +25,7 @@ import httpx
 
 from ares_stream.endpoints.completion import Completion, parse_completion, parse_refusal
 from ares_stream.endpoints.limits import RateLimiter
-from ares_stream.errors import SettingsError, TargetError
+from ares_stream.errors import SettingsError, TargetError, remember_secrets_of
 from ares_stream.files import checked_api_key
 
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
@@ -84,6 +84,7 @@ class EndpointPolicy:
         for name in ("concurrency", "timeout_seconds", "attempts", "max_tokens"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{self.section}.{name}: must be above 0")
+        remember_secrets_of(self.url)
         if self.api_key is not None:
             checked_api_key(f"{self.section}.api_key", self.api_key)
 

@@ -7,15 +7,15 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from ares_stream.errors import SettingsError
+from ares_stream.errors import SettingsError, remember_secret
 from ares_stream.files.documents import read_text
 
 MAX_SECRET_BYTES: Final = 64 << 10
 
 
 def read_secret(field: str, file: Path) -> SecretStr:
-    """A secret from a file of its own, without the line end. Raises SettingsError naming the
-    field and the file, never the secret."""
+    """A secret from a file of its own, without the line end; from now on it is masked. Raises
+    SettingsError naming the field and the file, never the secret."""
     name = f"{field}: {file}"
     try:
         text = read_text(file, limit=MAX_SECRET_BYTES)
@@ -27,6 +27,7 @@ def read_secret(field: str, file: Path) -> SecretStr:
             raise SettingsError(f"{name}: is empty")
         if "\n" in secret or "\r" in secret:
             raise SettingsError(f"{name}: holds several lines, expected one")
+        remember_secret(secret, secret.strip())
         return SecretStr(secret)
     raise SettingsError(f"{field}: {reason}")
 
@@ -45,4 +46,5 @@ def checked_api_key(name: str, key: str) -> str:
                 f"{name}: character {place} is U+{ord(letter):04X}, which a key cannot hold; "
                 "copy the key again"
             )
+    remember_secret(key)
     return key

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from ares_stream.errors import SettingsError
+from ares_stream.errors import SettingsError, masked
 
 STOP_SECONDS: Final = 5.0
 """A scrape in flight may finish; a client that hangs may not hold up the shutdown."""
@@ -63,7 +63,8 @@ def health_app(
             "ready" if lacking is None else f"not ready: {lacking}",
             *(f"note: {note}" for note in notes()),
         ]
-        return PlainTextResponse("\n".join(lines) + "\n", 200 if lacking is None else 503)
+        text = masked("\n".join(lines))
+        return PlainTextResponse(text + "\n", 200 if lacking is None else 503)
 
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))

@@ -18,6 +18,8 @@ from typing import Any, Final, TextIO, cast
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+from ares_stream.errors import masked
+
 FOLD_SECONDS: Final = 30.0
 """How often a line that a library repeats is written again, with its count."""
 MAX_FIELD = 512
@@ -29,6 +31,11 @@ def _no_text(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         if isinstance(value, str) and len(value) > MAX_FIELD:
             event[key] = f"{value[:MAX_FIELD]}… ({len(value)} characters)"
     return event
+
+
+def _masked(_: WrappedLogger, __: str, line: Any) -> str:
+    """The rendered line without any secret that this process has read, whoever quoted it."""
+    return masked(str(line))
 
 
 def configure(*, level: str = "info", pretty: bool = False) -> None:
@@ -47,6 +54,7 @@ def configure(*, level: str = "info", pretty: bool = False) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _no_text,
             renderer,
+            _masked,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Stderr())),

@@ -23,7 +23,7 @@ from pydantic_settings.exceptions import SettingsError as UnreadableSettings
 
 from ares_stream.console.policy import IdentityPolicy, QueuePolicy
 from ares_stream.detection.decide import DetectionPolicy
-from ares_stream.errors import SettingsError
+from ares_stream.errors import SettingsError, remember_secrets_of
 from ares_stream.files import fault, parse_yaml, read_text
 from ares_stream.models.policy_server import PolicyServer
 from ares_stream.records.base import Probability
@@ -400,6 +400,13 @@ class Settings(BaseSettings):
                 "registry.forecast asks for; set manual"
             )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mask_urls(cls, values: object) -> object:
+        """A password or key in a URL is no file of its own, and is shown nowhere all the same."""
+        remember_secrets_of(str(values))
+        return values
 
     @model_validator(mode="after")
     def _topics_once(self) -> Self:

@@ -48,6 +48,12 @@ NIGHTLY = {
         "nightly": {"enabled": True, "keys": ["example.com/ares+1a2b3c4d+AQ"]},
     }
 }
+REPLAY: dict[str, Any] = {
+    "replayer": {
+        "existingClaim": "proofs",
+        "job": {"enabled": True, "parts": 3, "args": ["--since", "2026-10-01"]},
+    }
+}
 SETS: dict[str, dict[str, Any]] = {
     "the least": {},
     "notary": NOTARY,
@@ -79,6 +85,16 @@ SETS: dict[str, dict[str, Any]] = {
                 },
                 "ingress": {"tlsSecret": "", "allowPlaintext": True},
             }
+        },
+    ),
+    "nightly proof, signatures alone": merged(
+        NIGHTLY, {"replayer": {"nightly": {"replayHours": 0}}}
+    ),
+    "replay once, models fetched": merged(
+        REPLAY,
+        {
+            "models": {"source": "init", "init": {"image": "registry.example.com/fetch:1"}},
+            "scorer": {"lanes": {"probe": {"harm": ["/models/other"]}}},
         },
     ),
     "nightly proof": merged(NIGHTLY, NOTARY, {"replayer": {"tolerations": [{"key": "a"}]}}),
@@ -362,7 +378,8 @@ def test_a_nightly_proof_is_a_command_that_is_there_and_its_alerts_know_its_name
     (job,) = [item for item in resources if item["kind"] == "CronJob"]
     # Kubernetes adds eleven characters to a name of 52 at the most.
     assert len(job["metadata"]["name"]) <= 52
-    for container in job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]:
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    for container in (*pod["initContainers"], *pod["containers"]):
         parses(container["args"])
     rules = (CHART / "rules" / "audit.yaml").read_text()
     patterns = re.findall(r'(?:cronjob|job_name)=~"([^"]+)"', rules)
@@ -371,6 +388,39 @@ def test_a_nightly_proof_is_a_command_that_is_there_and_its_alerts_know_its_name
     assert all(re.fullmatch(pattern, made) for pattern, made in zip(
         patterns, (f"{name}-29345678", name), strict=True
     ))  # fmt: skip
+
+
+def test_a_replay_is_shared_by_partition_and_reads_what_the_scorers_read() -> None:
+    resources = rendered(merged(NEEDED, SETS["replay once, models fetched"]))
+    (job,) = [item for item in resources if item["kind"] == "Job" and "replay" in str(item["spec"])]
+    spec = job["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 3)
+    (container,) = spec["template"]["spec"]["containers"]
+    words = container["args"]
+    assert words[words.index("--of") + 1] == "3"
+    # The index comes from Kubernetes: as a variable to the command, and into the names of files.
+    assert "--index" not in words
+    assert all("$(JOB_COMPLETION_INDEX)" in words[words.index(i) + 1] for i in ("--json", "--work"))
+    assert "/models/other" in [words[n + 1] for n, word in enumerate(words) if word == "--bundle"]
+    assert [item["name"] for item in spec["template"]["spec"]["initContainers"]] == ["models"]
+    read = named(resources, "ConfigMap", "demo-ares-stream-replayer")["data"]["ares.yaml"]
+    inputs = yaml.safe_load(read)["scorer"]["inputs"]
+    scorers = [
+        yaml.safe_load(item["data"]["ares.yaml"])["scorer"]["inputs"]
+        for item in resources
+        if item["kind"] == "ConfigMap" and "-scorer-" in item["metadata"]["name"]
+    ]
+    assert sorted(i["topic"] for i in inputs) == sorted(i["topic"] for s in scorers for i in s)
+    other = {"replayer": {"job": {"args": ["--since", "2026-11-01"]}}}
+    again = rendered(merged(NEEDED, SETS["replay once, models fetched"], other))
+    assert job["metadata"]["name"] not in {item["metadata"]["name"] for item in again}
+
+
+def test_a_nightly_proof_verifies_before_it_scores_again() -> None:
+    (job,) = [i for i in rendered(merged(NEEDED, NIGHTLY)) if i["kind"] == "CronJob"]
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert [item["args"][:2] for item in pod["initContainers"]] == [["audit", "verify"]]
+    assert [item["args"][0] for item in pod["containers"]] == ["replay"]
 
 
 @pytest.mark.parametrize("case", SETS)
@@ -477,6 +527,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (merged(INGRESS, {"console": {"ingress": {"host": ""}}}), "console.ingress.host"),
     (merged(INGRESS, {"console": {"ingress": {"tlsSecret": ""}}}), "would cross the network"),
     (merged(NIGHTLY, {"replayer": {"existingClaim": ""}}), "replayer.existingClaim"),
+    (merged(REPLAY, {"replayer": {"existingClaim": ""}}), "replayer.existingClaim"),
+    (merged(REPLAY, {"replayer": {"job": {"parts": 7}}}), "7 pods, but"),
     (merged(NIGHTLY, {"replayer": {"nightly": {"keys": []}}}), "replayer.nightly.keys"),
     (merged(KEDA, {"kafka": {"mechanism": "OAUTHBEARER"}}), "keda.authentication"),
 ]

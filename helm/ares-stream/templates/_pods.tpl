@@ -291,9 +291,9 @@ spec:
 
 
 {{/*
-The pod template of a Job that runs `ares` once.
-dict root component container args config models registry resources
-     [volumes mounts nodeSelector tolerations environment]
+The pod template of a Job that runs `ares` once for each of its steps, one after the other.
+dict root component steps (list of dict name args) config models registry resources
+     [volumes mounts nodeSelector tolerations]
 */}}
 {{- define "ares.jobPod" -}}
 {{- $values := .root.Values -}}
@@ -314,32 +314,21 @@ spec:
   {{- end }}
   securityContext:
     {{- include "ares.podSecurity" . | nindent 4 }}
-  {{- include "ares.fetchModels" . | nindent 2 }}
+  {{- $fetched := include "ares.fetchModels" . }}
+  {{- $before := initial .steps }}
+  {{- if or $fetched $before }}
+  {{- $init := list }}
+  {{- with $fetched }}
+  {{- $init = (fromYaml .).initContainers }}
+  {{- end }}
+  {{- range $before }}
+  {{- $init = append $init (include "ares.step" (merge (dict "step" .) $) | fromYaml) }}
+  {{- end }}
+  initContainers:
+    {{- toYaml $init | nindent 4 }}
+  {{- end }}
   containers:
-    - name: {{ .container }}
-      image: {{ include "ares.image" (dict "root" .root "target" "tools") }}
-      imagePullPolicy: {{ $values.image.pullPolicy }}
-      args:
-        {{- toYaml .args | nindent 8 }}
-      env:
-        {{- include "ares.environment" . | nindent 8 }}
-        {{- with .environment }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
-      {{- if and .registry $values.registry.existingSecret }}
-      envFrom:
-        - secretRef:
-            name: {{ $values.registry.existingSecret }}
-      {{- end }}
-      resources:
-        {{- toYaml .resources | nindent 8 }}
-      securityContext:
-        {{- include "ares.containerSecurity" . | nindent 8 }}
-      volumeMounts:
-        {{- include "ares.mounts" . | nindent 8 }}
-        {{- with .mounts }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
+    {{- list (include "ares.step" (merge (dict "step" (last .steps)) .) | fromYaml) | toYaml | nindent 4 }}
   {{- with .nodeSelector }}
   nodeSelector:
     {{- toYaml . | nindent 4 }}
@@ -353,4 +342,30 @@ spec:
     {{- with .volumes }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
+{{- end -}}
+
+{{/* One container of a Job: what jobPod has, and step. */}}
+{{- define "ares.step" -}}
+{{- $values := .root.Values -}}
+name: {{ .step.name }}
+image: {{ include "ares.image" (dict "root" .root "target" "tools") }}
+imagePullPolicy: {{ $values.image.pullPolicy }}
+args:
+  {{- toYaml .step.args | nindent 2 }}
+env:
+  {{- include "ares.environment" . | nindent 2 }}
+{{- if and .registry $values.registry.existingSecret }}
+envFrom:
+  - secretRef:
+      name: {{ $values.registry.existingSecret }}
+{{- end }}
+resources:
+  {{- toYaml .resources | nindent 2 }}
+securityContext:
+  {{- include "ares.containerSecurity" . | nindent 2 }}
+volumeMounts:
+  {{- include "ares.mounts" . | nindent 2 }}
+  {{- with .mounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end -}}

@@ -134,10 +134,13 @@
 {{- fail "console.ingress.tlsSecret: without TLS conversations would cross the network readable; name a secret, or set console.ingress.allowPlaintext: true where a load balancer ends TLS" -}}
 {{- end -}}
 {{- end -}}
-{{- if $values.replayer.nightly.enabled -}}
-{{- if not $values.replayer.existingClaim -}}
+{{- if and (or $values.replayer.nightly.enabled $values.replayer.job.enabled) (not $values.replayer.existingClaim) -}}
 {{- fail "replayer.existingClaim: name the claim that keeps signed heads and reports" -}}
 {{- end -}}
+{{- if and $values.replayer.job.enabled (or (lt (int $values.replayer.job.parts) 1) (gt (int $values.replayer.job.parts) (int $values.topics.partitions))) -}}
+{{- fail (printf "replayer.job.parts: %d pods, but a topic has %d partitions (topics.partitions): each takes one at least" (int $values.replayer.job.parts) (int $values.topics.partitions)) -}}
+{{- end -}}
+{{- if $values.replayer.nightly.enabled -}}
 {{- if not $values.replayer.nightly.keys -}}
 {{- fail "replayer.nightly.keys: names no public key of the notary, so that nothing could be verified" -}}
 {{- end -}}
