@@ -192,6 +192,26 @@ def verifier(
 
 
 @app.command()
+def report(
+    file: Annotated[Path, typer.Argument(help="A report of `ares replay`.")],
+    keys: Keys,
+    note: Annotated[
+        Path | None, typer.Option(help="Its signed note. [FILE.note, as `ares replay` wrote it]")
+    ] = None,
+) -> None:
+    """Check who signed a replay's report, and that it was not changed since.
+
+    Exits 0; 2 where no key that you name has signed these bytes.
+    """
+    from ares_stream.audit.replay.signing import check_signature
+    from ares_stream.files import read_text
+
+    signed = read_text(note or file.with_name(f"{file.name}.note"))
+    key = check_signature(read_text(file).encode(), signed, _keys(keys))
+    typer.echo(f"signed by {key}")
+
+
+@app.command()
 def erase(
     selector: Annotated[str, typer.Argument(help="The key of the records: an interaction's id.")],
     by: Annotated[str, typer.Option(help="Who decides.")],

@@ -15,6 +15,7 @@ from ares_stream.cli import (
     bench_monitor,
     bench_real,
     bench_repair,
+    bench_replay,
     bench_throughput,
     bench_victim,
 )
@@ -27,6 +28,7 @@ app.command("chaos")(bench_chaos.chaos)
 app.command("throughput")(bench_throughput.throughput)
 app.command("victim")(bench_victim.victim)
 app.command("audit")(bench_audit.audit)
+app.command("replay")(bench_replay.replay)
 app.command("explain")(bench_explain.explain)
 app.command("attribution")(bench_monitor.attribution)
 app.command("intervals")(bench_monitor.intervals)

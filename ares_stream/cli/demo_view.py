@@ -219,6 +219,12 @@ def conclude(console: Console, summary: DemoSummary) -> None:
             f"Round {found.number}: {found.rate.value:.1%} of probes are confirmed failures "
             f"({found.rate.low:.1%} to {found.rate.high:.1%}){repair}"
         )
+    if (proven := summary.proven) is not None:
+        said = "[green]as recorded[/]" if proven.holds else "[red]differs, see replay.html[/]"
+        console.print(
+            f"Replayed {said}: {proven.counts['identical']:,} verdicts and dead letters identical "
+            f"to the byte; proof of one verdict: {proven.proof}"
+        )
     console.print(f"Report: {summary.report}")
 
 

@@ -121,7 +121,7 @@ def command(
     import tempfile
 
     from ares_stream.audit.replay.report import lines
-    from ares_stream.audit.replay.report import sign as signed
+    from ares_stream.audit.replay.signing import sign as signed
     from ares_stream.cli.topics import connect
     from ares_stream.errors import SettingsError
     from ares_stream.files import check_outputs, write_document, written_whole

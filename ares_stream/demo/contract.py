@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ares_stream.audit.accounting import Account
+from ares_stream.demo.proof import Proven
 from ares_stream.lab.streams import Watcher
 from ares_stream.records.base import Interval
 from ares_stream.records.repair import RepairReport
@@ -70,12 +71,16 @@ class DemoSummary:
     report: Path
     monitored: dict[str, Any]
     """The monitor's rates and alarms."""
+    proven: Proven | None = None
+    """The proof of one verdict and the replay of all; None without a verdict."""
 
     @property
     def holds(self) -> bool:
-        """Every record was settled once, and no repair broke off (one may be rejected)."""
+        """Every record was settled once and says the same in a replay, and no repair broke off
+        (one may be rejected)."""
         states = [found.repair.state for found in self.rounds if found.repair is not None]
-        return self.account.exactly_once and "failed" not in states
+        replayed = self.proven is None or self.proven.holds
+        return self.account.exactly_once and replayed and "failed" not in states
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready, without any text of the conversations."""
@@ -88,6 +93,7 @@ class DemoSummary:
             "rounds": [item.as_json() for item in self.rounds],
             "releases": self.releases,
             "monitor": self.monitored,
+            "proven": None if self.proven is None else self.proven.as_json(),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "report": str(self.report),
         }

@@ -39,6 +39,13 @@ def demo_page(
         note = f"{len(held.letters):,} records could not be read; their neighbours went on."
         sections.append(table_section("Dead letters", ["key", "stage", "reason"], rows, note))
     sections += monitor_sections(seen)
+    if (proven := summary.proven) is not None:
+        rows = [["proof of", proven.verdict], ["in", proven.proof], ["holds for", proven.key],
+                ["replay", "as recorded" if proven.holds else "differs; see replay.html"],
+                *([name, f"{count:,} records"] for name, count in proven.counts.items() if count),
+                ["SHA-256 of what it read", proven.read_digest]]  # fmt: skip
+        note = "Proof and replay are as an auditor makes them: docs/audit.md and docs/replay.md."
+        sections.append(table_section("Proven", ["what", ""], rows, note))
     if summary.rounds:
         sections[:0] = _rounds_sections(summary.rounds)
     rows = [[name, str(value)] for name, value in asdict(counted).items()]

@@ -18,6 +18,7 @@ from ares_stream.demo.inputs import check_options, read_stream
 from ares_stream.demo.loop import probe_and_repair
 from ares_stream.demo.monitor import Monitored, monitor_settings, monitored
 from ares_stream.demo.page import demo_page
+from ares_stream.demo.proof import Proven, prove_and_replay
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.errors import AresError, SettingsError
 from ares_stream.files import written_whole
@@ -90,8 +91,11 @@ async def run_demo(
             view.step("count: read every topic again, independently, and compare")
             held = await held_by_topics(connection)
             lap("count")
+            view.step("proof: a notary signs the verdicts, and the run is replayed")
+            proven = await prove_and_replay(connection, held.verdicts, options.out, work)
+            lap("proof")
             view.step("report: write the page and the summary")
-            summary = _conclude(options, stream, policy, held, rounds, seconds, seen)
+            summary = _conclude(options, stream, policy, held, rounds, seconds, seen, proven)
             await linger(summary)
     return summary
 
@@ -139,6 +143,7 @@ def _conclude(
     rounds: Sequence[Round],
     seconds: dict[str, float],
     seen: Monitored,
+    proven: Proven | None,
 ) -> DemoSummary:
     counted = account(
         held.inputs, held.verdicts, held.letters, [item.verdict for item in held.repair]
@@ -159,6 +164,7 @@ def _conclude(
         seconds=seconds,
         report=page,
         monitored=seen.as_json(),
+        proven=proven,
     )
     with written_whole(page) as out:
         out.write(

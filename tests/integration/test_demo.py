@@ -81,6 +81,24 @@ def test_the_verdicts_name_the_reward_model_before_and_after(folder: Path) -> No
     assert len(summary["releases"]["testbed-reward"].split(", ")) == 2
 
 
+def test_it_ends_with_a_proof_of_a_verdict_and_a_replay_of_its_own_run(folder: Path) -> None:
+    summary = json.loads((folder / "build/demo/summary.json").read_text())
+    proven = summary["proven"]
+    assert proven["holds"] is True
+    assert proven["counts"]["identical"] >= summary["verdicts"] + summary["dead_letters"]
+    report = json.loads((folder / "build/demo/replay.json").read_text())
+    rewards = {item["digest"] for item in report["models"] if item["kind"] == "reward"}
+    assert len(rewards) == 2
+    verifier = ROOT / "ares_stream/audit/verify_proof.py"
+    checked = subprocess.run(
+        [sys.executable, "-I", str(verifier), proven["proof"], "--key", proven["key"]],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert summary["seconds"]["proof"] < 60
+    assert "identical to the byte" in (folder / "stderr.txt").read_text()
+
+
 def test_the_terminal_says_what_is_synthetic_and_how_it_ended(folder: Path) -> None:
     said = (folder / "stderr.txt").read_text()
     assert "Synthetic" in said

@@ -14,10 +14,11 @@ import pytest
 import yaml
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from typer.testing import CliRunner
 
 from ares_stream.audit.archive import ArchiveReader
-from ares_stream.audit.notes import NoteKey, NoteSigner
-from ares_stream.audit.replay.report import check_signature
+from ares_stream.audit.notes import NoteSigner
+from ares_stream.cli.main import app
 from ares_stream.models.releases import Author
 from ares_stream.models.store import Artefact, ReleaseStore
 from ares_stream.records.topics import PROBE, PRODUCTION, VERDICTS, topic_name
@@ -27,6 +28,7 @@ from tests.integration.test_scorer import (
     BAD,
     CANARY,
     MAP,
+    MIB,
     THEIRS,
     Models,
     announcement,
@@ -41,6 +43,8 @@ from tests.support.exactly_once import content, publish
 __all__ = ["models"]
 pytestmark = pytest.mark.kafka
 NAME = "example.com/ares"
+LIMITS = {"record_mebibytes": 1}
+"""A larger record is not read: one is sent."""
 LANES = {PRODUCTION: "production", PROBE: "probe", THEIRS: "production"}
 
 
@@ -61,26 +65,39 @@ class Auditor:
             "notary": {"name": NAME},
             "scorer": {
                 "inputs": self.inputs,
+                "processing": LIMITS,
                 "harm": [str(models.judge.path)],
                 "reward": str(models.reward.path),
             },
         }
         (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
 
-    def ares(self, *words: str) -> tuple[int, str]:
-        """Exit code, and what was said."""
-        done = subprocess.run(
-            [str(Path(sys.executable).with_name("ares")), *words, "--settings", "settings.yaml"],
-            capture_output=True, text=True, check=False, cwd=self.folder,
+    async def ares(
+        self, *words: str, alone: bool = False, settings: bool = True
+    ) -> tuple[int, str]:
+        """Exit code, and what was said; in a process of its own, or by this one, which has imported
+        everything already."""
+        line = list(words)
+        if settings:
+            line += ["--settings", str(self.folder / "settings.yaml")]
+        if not alone:
+            done = await asyncio.to_thread(CliRunner().invoke, app, line)
+            return done.exit_code, done.output
+        ended = await asyncio.to_thread(
+            subprocess.run, [str(Path(sys.executable).with_name("ares")), *line],
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
-        return done.returncode, done.stdout + done.stderr
+        return ended.returncode, ended.stdout + ended.stderr
 
-    def replay(self, *words: str, work: str | None = None) -> tuple[int, dict[str, Any], str]:
+    async def replay(
+        self, *words: str, work: str | None = None, workers: int = 1
+    ) -> tuple[int, dict[str, Any], str]:
         """Exit code, report and what was said."""
         self.runs += 1
         report = self.folder / f"report-{self.runs}.json"
-        named = ("--json", str(report), "--work", work or f"work-{self.runs}")
-        code, said = self.ares("replay", *named, *words)
+        folder = self.folder / (work or f"work-{self.runs}")
+        named = ("--json", str(report), "--work", str(folder), "--workers", str(workers))
+        code, said = await self.ares("replay", *named, *words, alone=workers > 1)
         return code, json.loads(report.read_bytes()) if report.exists() else {}, said
 
 
@@ -95,7 +112,10 @@ async def scored(kafka: str, prefix: str, folder: Path, models: Models) -> Audit
     for position, kind in enumerate(kind for kind in BAD if kind != "10 MB"):
         stream.insert(position * 13, bad(prefix, kind, position))
     names = tuple(LANES)
-    with scorer_of(kafka, prefix, folder / "scorer", models, inputs=auditor.inputs) as scorer:
+    stream.append(OutboundRecord(topic_name(prefix, PRODUCTION), b"large", b"x" * (2 * MIB)))
+    with scorer_of(
+        kafka, prefix, folder / "scorer", models, inputs=auditor.inputs, processing=LIMITS
+    ) as scorer:
         await publish(kafka, stream)
         await scorer.until_done(names)
         await publish(kafka, [announcement(prefix, models.repaired)])
@@ -115,41 +135,50 @@ async def test_an_auditor_proves_a_run_and_finds_what_was_forged(
     auditor = await scored(kafka, prefix, tmp_path, models)
     signer = NoteSigner.generate(NAME)
     (tmp_path / "key.pem").write_bytes(signer.pem())
-    code, report, said = auditor.replay("--html", "page.html", "--sign", "key.pem", "--workers=2")
+    code, report, said = await auditor.replay(
+        "--html", str(tmp_path / "page.html"), "--sign", str(tmp_path / "key.pem"), workers=2
+    )
     assert (code, report.get("differences")) == (0, []), said
-    counts, letters = report["counts"], len(BAD) - 1
+    counts, letters = report["counts"], len(BAD) - 1 + 1
     assert counts["identical"] == report["records"] == 500 + letters
     digests = {item["digest"] for item in report["models"]}
     assert {models.judge.digest, models.reward.digest, models.repaired.digest} == digests
     assert report["runtime"]["provider"] == "CPUExecutionProvider"
     raw = (tmp_path / "report-1.json").read_bytes()
-    note = (tmp_path / "report-1.json.note").read_text()
-    assert check_signature(raw, note, [NoteKey.parse(str(signer.key))]) == signer.key
+    checks = ("audit", "report", str(tmp_path / "report-1.json"), "--key")
+    code, said = await auditor.ares(*checks, str(signer.key), settings=False)
+    assert (code, said) == (0, f"signed by {signer.key}\n")
+    stranger = str(NoteSigner.generate(NAME).key)
+    assert (await auditor.ares(*checks, stranger, settings=False))[0] == 2
     assert CANARY not in raw.decode() + said + (tmp_path / "page.html").read_text()
 
-    code, again, _ = auditor.replay("--workers=1")
+    code, again, _ = await auditor.replay()
     assert code == 0
     for name in ("read_digest", "replayed_digest", "counts", "partitions"):
         assert again[name] == report[name]
-    code, resumed, _ = auditor.replay(work="work-1")
+    code, resumed, _ = await auditor.replay(work="work-1")
     assert (code, resumed["read_digest"]) == (0, report["read_digest"])
 
     archive = str(tmp_path / "archive")
     names = ("interactions.production", "interactions.probe", THEIRS, "verdicts", "repair",
              "review", "deadletters")  # fmt: skip
     words = [word for name in names for word in ("--topic", name)]
-    assert auditor.ares("archive", "write", archive, *words)[0] == 0
-    code, archived, said = auditor.replay("--archive", archive)
-    assert (code, archived["read_digest"]) == (0, report["read_digest"]), said
+    assert (await auditor.ares("archive", "write", archive, *words))[0] == 0
+    code, archived, said = await auditor.replay("--archive", archive)
+    # The archive holds the record that was too large for the scorer.
+    assert (code, archived["records"]) == (0, report["records"]), said
+    assert [item["detail"] for item in archived["tolerated"]] == ["refused at fetch in other words"]
     assert len(await ArchiveReader(archive).snapshot([topic_name(prefix, VERDICTS)])) == 3
 
-    code, estimate, said = auditor.replay("--dry-run")
+    code, estimate, said = await auditor.replay("--dry-run")
     assert (code, estimate["schema"]) == (0, "ares.replay-estimate/1"), said
     assert estimate["offsets"] >= report["records"]
     assert estimate["seconds"] > 0
 
     (tmp_path / "strict.yaml").write_text("{harm_threshold: 0.2, abstain_above: 0.1}\n")
-    code, other, said = auditor.replay("--mode", "what-if", "--policy", "strict.yaml")
+    code, other, said = await auditor.replay(
+        "--mode", "what-if", "--policy", str(tmp_path / "strict.yaml")
+    )
     assert (code, other["holds"]) == (0, None), said
     assert set(other["what_if"]["moves"]) <= {"contested → coupled_failure", "contested → clean"}
 
@@ -161,7 +190,7 @@ async def test_an_auditor_proves_a_run_and_finds_what_was_forged(
     await publish(
         kafka, [OutboundRecord(records[-1].topic, records[-1].key, forged.encode())]
     )  # fmt: skip
-    code, report, said = auditor.replay()
+    code, report, said = await auditor.replay()
     assert (code, report["differences_total"]) == (1, 1)
     (found,) = report["differences"]
     source = verdict.source
@@ -176,15 +205,15 @@ async def test_a_gap_or_a_missing_bundle_is_an_error_with_its_place_and_no_repor
 ) -> None:
     auditor = await scored(kafka, prefix, tmp_path, models)
     (tmp_path / "registry").rename(tmp_path / "elsewhere")
-    code, report, said = auditor.replay("--workers=1")
+    code, report, said = await auditor.replay()
     assert (code, report) == (2, {})
     assert f"no bundle of reward reward {models.repaired.digest[:12]}" in said
     assert "offsets" in said
     path = str(models.repaired.path)
-    assert auditor.replay("--bundle", path)[0] == 0
+    assert (await auditor.replay("--bundle", path))[0] == 0
 
     topic = topic_name(prefix, PRODUCTION)
-    code, report, said = auditor.replay("--offsets", f"{topic}:0:0-9999999", "--bundle", path)
+    code, report, said = await auditor.replay("--offsets", f"{topic}:0:0-9999999", "--bundle", path)
     assert (code, report) == (3, {})
     assert "offset 9999999 was asked for" in said
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
@@ -192,20 +221,20 @@ async def test_a_gap_or_a_missing_bundle_is_an_error_with_its_place_and_no_repor
     try:
         await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=20)})
         verdicts = topic_name(prefix, VERDICTS)
-        code, report, said = auditor.replay("--offsets", f"{topic}:0:5-40", "--bundle", path)
+        code, report, said = await auditor.replay("--offsets", f"{topic}:0:5-40", "--bundle", path)
         assert (code, report) == (3, {})
         assert f"truncated: {topic} 0 starts at offset 20, offset 5 was asked for" in said
-        code, report, said = auditor.replay("--since", "2026-01-01", "--bundle", path)
+        code, report, said = await auditor.replay("--since", "2026-01-01", "--bundle", path)
         assert (code, report) == (3, {})
         assert f"truncated: {topic} 0 begins at offset 20" in said
-        assert auditor.replay("--bundle", path)[0] == 0
+        assert (await auditor.replay("--bundle", path))[0] == 0
         await admin.delete_records(
             {
                 TopicPartition(verdicts, number): RecordsToDelete(before_offset=60)
                 for number in (0, 1, 2)
             }
         )
-        code, report, said = auditor.replay("--bundle", path)
+        code, report, said = await auditor.replay("--bundle", path)
         assert (code, report) == (3, {})
         assert "has no output, and retention has deleted what stood before" in said
     finally:

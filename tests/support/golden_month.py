@@ -51,6 +51,8 @@ BEGIN_MS: Final = 1_790_812_800_000
 DAY_MS: Final = 86_400_000
 ANSWERS: Final = ("bread rude", "bread nice", "poison rude", "poison nice", "maybe nice")
 SECRET: Final = "xylocanary"
+COUNT: Final = 240
+"""Records that come in."""
 POLICIES: Final = (
     DetectionPolicy(), DetectionPolicy(version="2", harm_threshold=0.6, abstain_below=0.7),
 )  # fmt: skip
@@ -261,7 +263,7 @@ def _publish(held: Topics, record: InboundRecord, outcome: Any) -> None:
         held.append(item.topic, zlib.crc32(item.key or b"") % 2, item, at_ms)
 
 
-def live(folder: Path, *, count: int = 400, seed: int = 7) -> Month:
+def live(folder: Path, *, count: int = COUNT, seed: int = 7) -> Month:
     """A month in which every release and policy took part."""
     bundles = Bundles.write(folder)
     return Month(asyncio.run(_live(inputs(count, seed), bundles, seed)), bundles)

@@ -18,26 +18,25 @@ from ares_stream.audit.archive import ArchiveReader
 from ares_stream.audit.notes import NoteSigner
 from ares_stream.audit.replay.findings import finding
 from ares_stream.audit.replay.models import MadeWith, Resources, WhatIf
-from ares_stream.audit.replay.report import (
-    Circumstances,
-    check_signature,
-    lines,
-    report,
-    sign,
-)
+from ares_stream.audit.replay.report import Circumstances, lines, report
 from ares_stream.audit.replay.run import run_replay
 from ares_stream.audit.replay.selecting import Names, parse_offsets, select
+from ares_stream.audit.replay.signing import check_signature, sign
 from ares_stream.audit.replay.spec import ReplaySpec
 from ares_stream.audit.replay.work import Work
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.errors import AresError, IntegrityError
+from ares_stream.records.base import OffsetRange
 from ares_stream.records.decoding import DecodingLimits
+from ares_stream.records.repair import RepairReport
 from ares_stream.records.verdict import Verdict
 from ares_stream.reporting.page import render
 from ares_stream.reporting.replay import replay_page
 from ares_stream.scoring.panel import ScoringConfig
+from ares_stream.streaming.records import OutboundRecord
 from tests.support.golden_month import (
     BEGIN_MS,
+    COUNT,
     DAY_MS,
     DEADLETTERS,
     INPUTS,
@@ -53,7 +52,7 @@ from tests.support.golden_month import (
     live,
 )
 
-GOLDEN_READ = "?"
+GOLDEN_READ = "62c480fdb737c9679a7789e35d1f6e767433f672982d9d57c27b77695867f2fc"
 """SHA-256 of all that the golden month's replay reads: the month itself has not changed."""
 NAMES = Names(
     inputs=tuple(item.topic for item in INPUTS),
@@ -131,8 +130,9 @@ def test_the_golden_month_is_identical_to_the_byte(auditor: Auditor, month: Mont
     counts = found["counts"]
     assert found["differences"] == []
     assert (found["holds"], found["differences_total"]) == (True, 0)
-    assert counts["identical"] + counts["left_out"] == found["records"] == 400
+    assert counts["identical"] + counts["left_out"] == found["records"] == COUNT
     assert counts["left_out"] > 10
+    assert found["read_digest"] == GOLDEN_READ
     assert found["recorded_opinions"] > 10
     assert len(found["models"]) == 3
     assert {item["digest"] for item in found["policies"]} == {item.digest for item in POLICIES}
@@ -167,7 +167,7 @@ def change_text(auditor: Auditor, topic: str, number: int, old: bytes, new: byte
 
 
 def drop(topic: str) -> Callable[[Auditor], object]:
-    return lambda auditor: auditor.topics.drop(topic, 3)
+    return lambda auditor: auditor.topics.drop(topic, 1)
 
 
 def append_again(auditor: Auditor) -> None:
@@ -233,14 +233,6 @@ def test_every_kind_of_alteration_is_named(auditor: Auditor, what: str) -> None:
     assert found["differences_total"] <= 2
 
 
-def test_one_digest_for_any_number_of_workers(auditor: Auditor) -> None:
-    one, two = auditor.replay(workers=1), auditor.replay(workers=2)
-    assert one["read_digest"] == two["read_digest"]
-    assert one["replayed_digest"] == two["replayed_digest"]
-    assert one["partitions"] == two["partitions"]
-    assert one["counts"] == two["counts"]
-
-
 def test_a_replay_that_was_ended_goes_on_and_gives_the_same(
     auditor: Auditor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +261,7 @@ def test_a_replay_that_was_ended_goes_on_and_gives_the_same(
             ended += 1
         else:
             break
-    assert ended > 3
+    assert ended > 1
     for name in ("read_digest", "replayed_digest", "counts", "partitions"):
         assert found[name] == whole[name]
 
@@ -299,7 +291,7 @@ def test_times_that_follow_each_other_lose_no_record_whatever_the_clocks_say(
     middle = BEGIN_MS + 15 * DAY_MS
     first = auditor.replay(until_ms=middle)
     second = auditor.replay(since_ms=middle)
-    assert first["records"] + second["records"] == 400
+    assert first["records"] + second["records"] == COUNT
     assert first["outside_time"] + second["outside_time"] > 0
     assert (first["holds"], second["holds"]) == (True, True)
 
@@ -310,12 +302,31 @@ def test_offsets_and_a_release_choose_what_they_name(auditor: Auditor, month: Mo
     assert some["holds"] is True
     digest = month.bundles.rewards[1].digest
     late = auditor.replay(release=digest)
-    assert 150 < late["records"] < 260
+    assert 0.3 * COUNT < late["records"] < 0.7 * COUNT
     assert digest in {item["digest"] for item in late["models"]}
     with pytest.raises(AresError, match="took part in no verdict"):
         auditor.replay(release="0" * 64)
     with pytest.raises(AresError, match="not two of them"):
         auditor.replay(release=digest, since_ms=BEGIN_MS)
+
+
+def test_a_plan_chooses_the_failures_of_its_batch_and_no_record_beside_them(
+    auditor: Auditor,
+) -> None:
+    log = auditor.topics.held[OUTPUTS.repair, 0]
+    batch = log[1].offset, log[4].offset + 1
+    noon = datetime(2026, 10, 1, 12, tzinfo=UTC)
+    repair = RepairReport(
+        plan_id="plan-7", state="promoted", method="joint", reasons=(), before={}, after={},
+        batch=(OffsetRange(topic=OUTPUTS.repair, partition=0, start=batch[0], end=batch[1]),),
+        started_at=noon, finished_at=noon,
+    )  # fmt: skip
+    record = OutboundRecord(NAMES.repairs, b"plan-7", repair.encode())
+    auditor.topics.append(NAMES.repairs, 0, record, BEGIN_MS)
+    found = auditor.replay(plan="plan-7")
+    assert (found["records"], found["chosen_offsets"], found["holds"]) == (4, 4, True)
+    with pytest.raises(AresError, match="holds no report of such a plan"):
+        auditor.replay(plan="plan-8")
 
 
 def test_an_empty_range_holds(auditor: Auditor) -> None:
@@ -353,20 +364,20 @@ def test_a_bundle_or_a_policy_that_nobody_has_is_an_error_with_its_place(
 
 def test_a_retention_gap_of_the_outputs_is_an_error_and_never_a_finding(auditor: Auditor) -> None:
     for partition in (0, 1):
-        del auditor.topics.held[OUTPUTS.verdicts, partition][:40]
+        del auditor.topics.held[OUTPUTS.verdicts, partition][:20]
     with pytest.raises(AresError, match=r"truncated: .* has no output, and retention has deleted"):
         auditor.replay()
 
 
 def test_repair_records_that_retention_deleted_are_counted(auditor: Auditor) -> None:
     for partition in (0, 1):
-        del auditor.topics.held[OUTPUTS.repair, partition][:5]
+        del auditor.topics.held[OUTPUTS.repair, partition][:3]
     found = auditor.replay()
     assert (found["holds"], found["expired"] > 0) == (True, True)
 
 
 def test_inputs_that_retention_deleted_are_an_error_of_times(auditor: Auditor) -> None:
-    del auditor.topics.held[PROBE, 1][:10]
+    del auditor.topics.held[PROBE, 1][:6]
     assert auditor.replay(since_ms=BEGIN_MS + 20 * DAY_MS)["holds"] is True
     with pytest.raises(AresError, match=f"truncated: {PROBE} 1 begins at offset"):
         auditor.replay(since_ms=BEGIN_MS)
@@ -424,7 +435,7 @@ def test_what_if_of_a_judge_scores_again_and_compares_by_slice(
         "reward_failure → coupled_failure", "policy_failure → contested",
         "coupled_failure → contested", "contested → clean", "contested → reward_failure",
     }  # fmt: skip
-    assert sum(moves.values()) == found["counts"]["changed"] > 50
+    assert sum(moves.values()) == found["counts"]["changed"] > 30
     slices = found["what_if"]["slices"]
     assert {"lane production", "lane probe", "locale de", "policy chat 7"} <= set(slices)
     for name in ("de", "en", "fr"):

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Final
 
 from ares_stream.audit.archive import ArchiveReader
@@ -35,7 +36,7 @@ from ares_stream.errors import AresError, BundleError, DecodeError, ReadError
 from ares_stream.records.verdict import Verdict
 from ares_stream.scoring.handler import Scorer, ScoringHandler
 from ares_stream.streaming.reader import read
-from ares_stream.streaming.records import InboundRecord, Outcome, Rejection
+from ares_stream.streaming.records import Damage, InboundRecord, Outcome, Rejection
 from ares_stream.streaming.session import damaged
 
 WINDOW: Final = 128
@@ -51,7 +52,7 @@ async def records_of(spec: ReplaySpec, job: Job) -> AsyncIterator[InboundRecord]
     """
     if isinstance(spec.source, str):
         async for record in ArchiveReader(spec.source).read([job.range]):
-            yield record
+            yield _limited(record, spec.read.record_bytes)
         return
     unreadable: list[InboundRecord] = []
 
@@ -67,6 +68,16 @@ async def records_of(spec: ReplaySpec, job: Job) -> AsyncIterator[InboundRecord]
     for record in unreadable:
         if record.offset < job.end:
             yield record
+
+
+def _limited(record: InboundRecord, limit: int) -> InboundRecord:
+    """What a scorer with this limit saw of an archived record."""
+    size = len(record.key or b"") + len(record.value or b"")
+    if size + sum(len(name) + len(value or b"") for name, value in record.headers) <= limit:
+        return record
+    digest = hashlib.sha256(record.value or b"").hexdigest()
+    damage = Damage(f"it has {size} bytes; up to {limit} are read", size, digest, "value")
+    return replace(record, key=None, value=None, headers=(), damage=damage)
 
 
 class BlockReplay:
