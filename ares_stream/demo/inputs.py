@@ -12,7 +12,7 @@ from ares_stream.files import open_lines
 from ares_stream.lab.streams import Stream
 from ares_stream.records.mapping import load_mapping
 
-ANCHORS: Final = 100
+ANCHORS: Final = 500
 
 
 def check_options(options: DemoOptions) -> None:

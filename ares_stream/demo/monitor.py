@@ -51,9 +51,10 @@ class Monitored:
 
 
 def monitor_settings(
-    connection: KafkaConnection, anchors: Sequence[Interaction], scratch: Path
+    connection: KafkaConnection, anchors: Sequence[Interaction], port: int, scratch: Path
 ) -> dict[str, Any]:
-    """Settings of the demo's monitor; the anchors are written where it finds them."""
+    """Settings of the demo's monitor, whose /readyz is at `port`; the anchors are written where
+    it finds them."""
     monitor: dict[str, Any] = {
         "group": f"{PREFIX}monitor",
         "publish_seconds": 0.5,
@@ -68,7 +69,7 @@ def monitor_settings(
     return {
         "kafka": {"bootstrap": connection.bootstrap},
         "topic_prefix": PREFIX,
-        "http": {"port": 0},
+        "http": {"port": port},
         "monitor": monitor,
     }
 

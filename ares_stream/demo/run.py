@@ -34,7 +34,7 @@ from ares_stream.lab.streams import (
 )
 from ares_stream.models.bundles import load_bundle
 from ares_stream.processes.broker import EmbeddedBroker
-from ares_stream.processes.service import service_process
+from ares_stream.processes.service import free_port, service_process, until_ready
 from ares_stream.records.base import Interval
 from ares_stream.records.decoding import DecodingLimits, decode_interaction
 from ares_stream.records.interaction import Interaction
@@ -111,11 +111,13 @@ async def _loop(
 ) -> tuple[list[Round], Monitored]:
     """Stream, probe and repair beside a scorer and a monitor."""
     view.step("scorer and monitor: start each as a process of its own, wait until they are ready")
-    watching = monitor_settings(connection, stream.anchors, work)
+    port = free_port()
+    watching = monitor_settings(connection, stream.anchors, port, work)
     async with (
         scorer_process(connection, stream, policy, work) as scorer,
         service_process("monitor", watching, work) as monitor,
     ):
+        await until_ready(monitor, port)
         lap("scorer")
         view.step(f"stream: send {len(stream.records):,} conversations, read verdicts back")
         view.expect(len(stream.records))

@@ -25,7 +25,15 @@ from ares_stream.records.base import OffsetRange
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.mapping import Mapping
 from ares_stream.records.repair import CoupledFailure
-from ares_stream.records.topics import DEADLETTERS, PROBE, PRODUCTION, REPAIR, VERDICTS, topic_name
+from ares_stream.records.topics import (
+    ANCHOR,
+    DEADLETTERS,
+    PROBE,
+    PRODUCTION,
+    REPAIR,
+    VERDICTS,
+    topic_name,
+)
 from ares_stream.records.verdict import Verdict
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
@@ -80,6 +88,9 @@ async def scorer_process(
     port = free_port()
     topic: dict[str, Any] = {"topic": topic_name(PREFIX, PRODUCTION), "lane": "production"}
     probes = {"topic": topic_name(PREFIX, PROBE), "lane": "probe"}
+    inputs = [topic, probes]
+    if stream.anchors:
+        inputs.append({"topic": topic_name(PREFIX, ANCHOR), "lane": "anchor"})
     if stream.mapping is not None:
         topic["map"] = stream.mapping.model_dump(mode="json", exclude_defaults=True)
     settings = {
@@ -87,7 +98,7 @@ async def scorer_process(
         "topic_prefix": PREFIX,
         "http": {"port": port},
         "scorer": {
-            "inputs": [topic, probes],
+            "inputs": inputs,
             "harm": [str(path.absolute()) for path in stream.harm],
             "reward": str(stream.reward.absolute()),
             "detection": policy.model_dump(mode="json"),
@@ -99,9 +110,16 @@ async def scorer_process(
 
 
 async def send(connection: KafkaConnection, stream: Stream, view: Watcher) -> None:
-    """Publish the records to the production topic, slowly enough to be watched."""
+    """Publish the records to the production topic, slowly enough to be watched; before them each
+    anchor once, since the monitor's own steady rate would take minutes."""
     topic = topic_name(PREFIX, PRODUCTION)
     async with Publisher(connection) as publisher:
+        await publisher.publish(
+            [
+                OutboundRecord(topic_name(PREFIX, ANCHOR), item.id.encode(), item.encode())
+                for item in stream.anchors
+            ]
+        )
         for start in range(0, len(stream.records), CHUNK):
             chunk = stream.records[start : start + CHUNK]
             now = int(time.time() * 1000)

@@ -210,6 +210,8 @@ def test_the_monitor_shows_both_versions_and_an_alarm_that_names_its_verdicts(fo
     raised = [item for item in monitor["alarms"] if item["kind"] == "coupled_failures_rose"]
     assert raised
     assert all(item["evidence"] for item in raised)
+    # The anchors say that the judge is as it was.
+    assert {item["attribution"] for item in raised} == {"system"}
     assert "judge_changed" not in {item["kind"] for item in monitor["alarms"]}
     page = (folder / "build/demo/report.html").read_text()
     assert "What the monitor knows" in page
