@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Provider = Literal["cpu", "cuda"]
 
-_TOLD = 20
+_MAX_REPORTED = 20
 MAX_ROWS = 40
 """Slices that are printed."""
 
@@ -196,14 +196,14 @@ def _run(
     source = Source(lines.name, survey.digest, survey.lines, int(stamp * 1000))
     scores = reward.manifest.reference
     reference = Reference(scores.count, scores.version) if scores else None
-    told = 0
+    reported = 0
 
     def tell(bad: BadLine) -> None:
-        nonlocal told
-        told += 1
-        if told <= _TOLD:
+        nonlocal reported
+        reported += 1
+        if reported <= _MAX_REPORTED:
             progress.console.print(f"line {bad.line}: {bad.reason}", markup=False, highlight=False)
-        elif told == _TOLD + 1:
+        elif reported == _MAX_REPORTED + 1:
             progress.console.print("more refused lines are in the summary")
 
     async def work() -> ScanResult:

@@ -27,7 +27,7 @@ from ares_stream.reporting.page import EVERYTHING, Findings, Report, Section, Ti
 
 WINDOW_RECORDS = 256
 WINDOW_BYTES = 8 * 1024 * 1024
-MAX_TOLD = 100
+MAX_REPORTED = 100
 """Bad lines kept with their reasons; further ones are counted."""
 
 FEW_REFERENCE: Final = 200
@@ -99,7 +99,7 @@ class Reference:
 
 @dataclass(slots=True)
 class ScanResult:
-    """What a scan found. `bad` holds the first MAX_TOLD bad lines, `bad_count` counts all."""
+    """What a scan found. `bad` holds the first MAX_REPORTED bad lines, `bad_count` counts all."""
 
     source: Source
     policy: DetectionPolicy
@@ -292,7 +292,7 @@ async def scan(
     def refuse(number: int, stage: str, error: Exception) -> None:
         item = BadLine(number, stage, str(error))
         result.bad_count += 1
-        if len(result.bad) < MAX_TOLD:
+        if len(result.bad) < MAX_REPORTED:
             result.bad.append(item)
         on_bad(item)
 

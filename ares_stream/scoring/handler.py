@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from ares_stream.detection.assess import ScoredVerdict, assess
@@ -143,7 +143,7 @@ class ScoringHandler:
         verdict = assess(interaction, scores, source, lane, self._policy)
         key = interaction.id.encode()
 
-        def outbound(topic: str, value: Record) -> OutboundRecord:
+        def outbound(topic: str, value: Record, note: object = None) -> OutboundRecord:
             headers = cloudevent_headers(
                 value,
                 id=verdict.id,
@@ -151,12 +151,12 @@ class ScoringHandler:
                 time=interaction.occurred_at,
                 incoming=record.headers,
             )
-            return OutboundRecord(topic=topic, key=key, value=value.encode(), headers=headers)
+            return OutboundRecord(topic, key, value.encode(), headers, note=note)
 
         # Counted when it is committed: what is scored again was never counted before.
         parent = sampled_parent(record.headers) if self._traced else None
         note = ScoredVerdict(verdict, self._clock(), parent, began)
-        outputs = [replace(outbound(self._outputs.verdicts, verdict), note=note)]
+        outputs = [outbound(self._outputs.verdicts, verdict, note)]
         if lane == "anchor":
             return tuple(outputs)  # People have said what it is, and nothing may train on it.
         if verdict.failure_class is FailureClass.COUPLED_FAILURE:

@@ -18,18 +18,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-import httpx
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from ares_stream.endpoints.client import ChatClient, EndpointPolicy, check_url
 from ares_stream.endpoints.limits import RateLimiter
 from ares_stream.errors import SettingsError, TargetError
 from ares_stream.files import read_yaml
 from ares_stream.records.base import digest
 from ares_stream.records.interaction import Interaction
+
+if TYPE_CHECKING:
+    import httpx
 
 _log = logging.getLogger(__name__)
 
@@ -142,6 +143,9 @@ class ConstitutionPolicy:
     rest_seconds: float = 30.0
 
     def __post_init__(self) -> None:
+        # A scorer without such a judge does not pay for the client's import.
+        from ares_stream.endpoints.client import check_url
+
         check_url("scorer.constitution.url", self.url)
         if not self.constitution.strip():
             raise SettingsError("scorer.constitution.file: holds no principles")
@@ -173,6 +177,9 @@ class ConstitutionJudge:
         on_outcome: Callable[[str], None] = lambda outcome: None,
     ) -> None:
         """`on_outcome` hears "answered", "failed" or "skipped" of each record asked about."""
+        # A scorer without such a judge does not pay for the client's import.
+        from ares_stream.endpoints.client import ChatClient, EndpointPolicy
+
         self._policy = policy
         self._clock = clock
         self._on_outcome = on_outcome
@@ -192,7 +199,7 @@ class ConstitutionJudge:
             clock=clock,
         )
         self._failed = 0
-        self._told = False
+        self._is_reported = False
         self._resting_until = 0.0
         self._limiter = RateLimiter(policy.per_minute, clock=clock)
         self._slots = asyncio.Semaphore(policy.concurrency)
@@ -270,8 +277,8 @@ class ConstitutionJudge:
             reply = await self._client.complete(messages)
         except SettingsError as error:
             # A wrong key or model fails every record; the first says why.
-            if not self._told:
-                self._told = True
+            if not self._is_reported:
+                self._is_reported = True
                 _log.warning("%s", error)
             return None
         except TargetError:

@@ -15,8 +15,10 @@ from typing import Any, Final
 
 from tokenizers import Tokenizer
 
-MOST_WORDS: Final = 1 << 16
+MOST_WORDS: Final = 1 << 15
 """Known at once, in some megabytes; then all are forgotten, and the frequent ones met again."""
+LONGEST: Final = 64
+"""Characters of a word that is looked up: invented ones must not fill the memory."""
 MOST_ADDED: Final = 64
 """Tokens beside the vocabulary that are looked for in each text."""
 _WORD: Final = re.compile(r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]")
@@ -56,6 +58,9 @@ class Words:
         split = [self._split(text) for text in texts]
         known = self._known
         met = {word for words in split if words for word in words if word not in known}
+        if too_long := {word for word in met if len(word) > LONGEST}:
+            met -= too_long
+            split = [None if words and not too_long.isdisjoint(words) else words for words in split]
         if met:
             try:
                 found = self._tokenizer.encode_batch_fast(list(met), add_special_tokens=False)

@@ -112,11 +112,11 @@ class Repairer:
         self._failed: dict[int, int] = {}
         """Ends of what failed in this life: a restart may try it again, a loop may not."""
         self._announced: str | None = None
-        self._untold = True
-        self._refusals, self._tell_at = 0, 0.0
+        self._is_announcement_due = True
+        self._refusals, self._announce_at = 0, 0.0
         self._refused: str | None = None
         """Why the policy server does not serve what is active."""
-        self._looked: tuple[float, tuple[OffsetRange, ...]] = (0.0, ())
+        self._last_read: tuple[float, tuple[OffsetRange, ...]] = (0.0, ())
         self._queue = Queue(settings.kafka, self._topic, settings.repairer.group)
         self._tracing = open_tracing(settings.tracing, "repairer")
 
@@ -186,7 +186,7 @@ class Repairer:
         if await self._awaiting(reports):
             return
         if self._postponed is not None and await self._has_news(self._postponed):
-            self._postponed, self._looked = None, (0.0, ())
+            self._postponed, self._last_read = None, (0.0, ())
         batch = await self._collect(reports)
         if batch is not None and self._is_due(batch):
             await self._repair(batch, reports)
@@ -228,13 +228,13 @@ class Repairer:
         """Whether a batch may be due. Reading all that waits at every turn would cost more the
         longer it waits; offsets bound the number of records from above."""
         settings = self._settings.repairer
-        last, seen = self._looked
+        last, seen = self._last_read
         upper = sum(item.end - max(item.start, tried.get(item.partition, 0)) for item in ranges)
         patience = settings.every_hours * 36 if settings.every_hours else float("inf")
         late = time.monotonic() - last >= patience
         if not ranges or not (late or (upper >= settings.min_failures and ranges != seen)):
             return False
-        self._looked = (time.monotonic(), ranges)
+        self._last_read = (time.monotonic(), ranges)
         return True
 
     def _is_due(self, batch: Batch) -> bool:
@@ -430,29 +430,29 @@ class Repairer:
     async def _announce(self) -> None:
         """Bring topic and policy server to what the registry says, after each of its steps."""
         log = await self._registry.log()
-        if log.last == self._announced and not self._tell_again():
+        if log.last == self._announced and not self._announces_again():
             return
         topic = topic_name(self._settings.topic_prefix, topics.RELEASES)
         await announce_topic(self._settings.kafka, topic, log)
         self._announced = log.last
         server = self._settings.registry.policy_server
         if server is None:
-            self._untold = False
+            self._is_announcement_due = False
             return
         try:
             for line in await announce_policies(server, log):
                 self.log.info("policy server told", release=line)
-            self._untold, self._refusals, self._refused = False, 0, None
+            self._is_announcement_due, self._refusals, self._refused = False, 0, None
         except TargetError as error:
-            self._untold, self._refused = True, str(error)
+            self._is_announcement_due, self._refused = True, str(error)
             self._refusals += 1
             pause = TELL_AGAIN_SECONDS[: self._refusals][-1]
-            self._tell_at = time.monotonic() + pause
+            self._announce_at = time.monotonic() + pause
             self.log.error("policy server not told", error=str(error), again_in_seconds=pause)
-        self.metrics.untold.set(self._untold)
+        self.metrics.untold.set(self._is_announcement_due)
 
-    def _tell_again(self) -> bool:
-        return self._untold and time.monotonic() >= self._tell_at
+    def _announces_again(self) -> bool:
+        return self._is_announcement_due and time.monotonic() >= self._announce_at
 
 
 def configuration(settings: Settings) -> Configuration:

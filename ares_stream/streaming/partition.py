@@ -159,6 +159,8 @@ class PartitionWorker:
         self._too_large_outputs: set[int] = set()
         self._too_large_letters: set[int] = set()
         self._oldest_ready: float | None = None
+        self._transaction_seconds = 0.0
+        """What the last transaction took."""
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -367,7 +369,8 @@ class PartitionWorker:
                 return False
             wait = None
             if ready and self._oldest_ready is not None:
-                wait = self._oldest_ready + self._policy.commit_seconds - time.monotonic()
+                patience = commit_after(self._policy.commit_seconds, self._transaction_seconds)
+                wait = self._oldest_ready + patience - time.monotonic()
                 if wait <= 0:
                     return True
             self._changed.clear()
@@ -402,6 +405,7 @@ class PartitionWorker:
             await self._producer.commit_transaction()
             self._observer.step("committed")
         ended = time.monotonic()
+        self._transaction_seconds = ended - started
         self._settle(batch, end, ended - started)
         if ended - committing > SLOW_COMMIT_SECONDS:
             await self._start_producer()
@@ -505,6 +509,12 @@ class PartitionWorker:
         if not self._records:
             self._idle.set()
         self._room()
+
+
+def commit_after(interval: float, transaction: float) -> float:
+    """Seconds that an outcome waits for others: what a transaction takes is part of the interval,
+    but half of it at most, so that a slow broker is not asked more and more often."""
+    return interval - min(transaction, interval / 2)
 
 
 def _outcome_of(error: Exception) -> str:

@@ -92,7 +92,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         self._joined = False
         self._polled = 0.0
         self._settled: dict[TopicPartition, tuple[int, str]] = {}
-        self._shown: set[str] = set()
+        self._reported_topics: set[str] = set()
         # The three defaults of aiokafka that lose or invent records are set right here.
         self._consumer = BatchConsumer(
             **spec.connection.client_arguments(),
@@ -281,8 +281,8 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         first, and no transaction is left open for readers to wait for."""
         reasons = {topic: self._breaker.opened(topic) for topic in self._spec.topics}
         for topic, reason in reasons.items():
-            if reason is not None and topic not in self._shown:
-                self._shown.add(topic)
+            if reason is not None and topic not in self._reported_topics:
+                self._reported_topics.add(topic)
                 self._observer.breaker(topic, reason)
                 _log.error("breaker open: no more of %s is read: %s", topic, reason)
         if all(reasons.values()):

@@ -35,14 +35,14 @@ class PassedOver:
 
     def __init__(self, tell: Callable[[UnreadableRecord], None]) -> None:
         self._tell = tell
-        self._told: dict[tuple[str, int], int] = {}
+        self._reported: dict[tuple[str, int], int] = {}
 
     def __call__(self, record: InboundRecord, error: DecodeError) -> None:
         """Pass over a record."""
         place = record.topic, record.partition
-        if record.offset <= self._told.get(place, -1):
+        if record.offset <= self._reported.get(place, -1):
             return
-        self._told[place] = record.offset
+        self._reported[place] = record.offset
         self._tell(UnreadableRecord(*place, record.offset, str(error)))
 
 

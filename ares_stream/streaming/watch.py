@@ -55,7 +55,7 @@ class Watch:
         self._stable: dict[TopicPartition, int] = {}
         self._commits = 0
         self._missing_since: float | None = None
-        self._looked = float("-inf")
+        self._checked = float("-inf")
 
     def missing(self) -> str | None:
         """What keeps the session from reading and committing now; None while nothing does."""
@@ -75,9 +75,9 @@ class Watch:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             now = asyncio.get_running_loop().time()
-            if now - self._looked >= LOOK_SECONDS:
+            if now - self._checked >= LOOK_SECONDS:
                 await self._look()
-                self._looked = asyncio.get_running_loop().time()
+                self._checked = asyncio.get_running_loop().time()
             await self._note_positions()
             self._judge()
 

@@ -17,6 +17,7 @@ from ares_stream.streaming.partition import (
     Inflight,
     PartitionState,
     PartitionWorker,
+    commit_after,
 )
 from ares_stream.streaming.records import InboundRecord, Outcome
 
@@ -26,7 +27,7 @@ class Nothing:
         return [() for _ in records]
 
 
-def worker() -> PartitionWorker:
+def worker(inflight: Inflight | None = None) -> PartitionWorker:
     spec = SessionSpec(
         connection=KafkaConnection(),
         service="test",
@@ -43,11 +44,30 @@ def worker() -> PartitionWorker:
         "in",
         3,
         breaker=Breaker(BreakerPolicy()),
-        inflight=Inflight(),
+        inflight=inflight or Inflight(),
         room=lambda: None,
         lost=lambda loss: None,
         size_limits={},
     )
+
+
+@pytest.mark.parametrize(
+    ("transaction", "wait"), [(0.0, 0.25), (0.04, 0.21), (0.125, 0.125), (3.0, 0.125)]
+)
+def test_what_a_transaction_takes_is_part_of_the_commit_interval(
+    transaction: float, wait: float
+) -> None:
+    assert commit_after(0.25, transaction) == pytest.approx(wait)
+
+
+def test_workers_of_a_session_count_what_is_in_flight_together() -> None:
+    together = Inflight()
+    workers = [worker(together), worker(together)]
+    for offset in range(5):
+        record = InboundRecord("in", 3, offset, 0, b"k", b"v" * offset)
+        workers[offset % 2].add(record)
+    assert together.records == sum(item.inflight_records for item in workers) == 5
+    assert together.size == sum(item.inflight_bytes for item in workers) > 0
 
 
 def test_every_state_says_where_it_may_go_and_closed_is_the_end() -> None:

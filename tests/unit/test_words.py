@@ -100,6 +100,17 @@ def test_what_is_known_stays_bounded_and_right(monkeypatch: pytest.MonkeyPatch) 
     assert len(words._known) <= 50 + 3 * 4  # Three words of each thread.
 
 
+def test_a_long_word_is_never_kept_and_its_neighbours_are_looked_up() -> None:
+    words = Words.of(PLAIN)
+    assert words is not None
+    longest = "a" * module.LONGEST
+    assert words.ids([f"bati {longest}b", f"bati {longest}"]) == [
+        None,
+        ids_of(PLAIN, f"bati {longest}"),
+    ]
+    assert sorted(words._known) == [longest, "bati"]
+
+
 def test_the_library_reads_the_words_of_its_own_corpus_alike() -> None:
     words = Words.of(PLAIN)
     assert words is not None

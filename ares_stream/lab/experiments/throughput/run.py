@@ -98,12 +98,12 @@ class Profile:
 KB: Final = 1000
 QUICK: Final = Profile(
     cells=(
-        Cell("null", 4, [Load(KB, 4000)], shares=[0.6], rounds=4),
-        Cell("null", 64, [Load(KB, 4000)], contestants=HAND, rounds=4),
+        Cell("null", 4, [Load(KB, 4000)], shares=[0.6], rounds=3, steady_seconds=6),
+        Cell("null", 64, [Load(KB, 4000)], contestants=HAND, rounds=3),
         Cell("null", 4, [Load(200, 4000), Load(10 * KB, 1000)], contestants=EXACT),
         Cell("MiniLM", 4, [Load(None, 192)], contestants=HAND, shares=[0.6], steady_seconds=12),
     ),
-    scans=(("null", Load(KB, 20_000)), ("MiniLM", Load(None, 300))),
+    scans=(("null", Load(KB, 30_000)), ("MiniLM", Load(None, 200))),
 )
 FULL: Final = Profile(
     cells=(
