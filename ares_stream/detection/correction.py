@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final, Literal, NamedTuple
 
+from scipy.special import betaincinv, stdtrit
+
 from ares_stream.detection.intervals import wilson, wilson_effective
 from ares_stream.records.base import Interval
 
@@ -138,9 +140,6 @@ def _corrected(liked: Mapping[Decision, Sampled], total: int) -> Interval:
 
 def _jeffreys(hits: int, trials: int) -> tuple[float, float]:
     tail = (1 - LEVEL) / 2
-    # scipy takes a while to import, and a scan without labels does not ask for it.
-    from scipy.special import betaincinv
-
     low = 0.0 if hits == 0 else float(betaincinv(hits + 0.5, trials - hits + 0.5, tail))
     high = 1.0 if hits == trials else float(betaincinv(hits + 0.5, trials - hits + 0.5, 1 - tail))
     return low, high
@@ -282,7 +281,5 @@ def clustered_rate(clusters: Iterable[tuple[int, int]]) -> Interval:
         return wilson_effective(rate, float(groups), rows)
     variance = groups / (groups - 1) * sum((f - rate * n) ** 2 for n, f in counts) / rows**2
     size = min(float(rows), rate * (1 - rate) / variance) if variance else float(rows)
-    from scipy.special import stdtrit
-
     student = float(stdtrit(groups - 1, 0.5 + LEVEL / 2))
     return wilson_effective(rate, max(1.0, size * (_Z / student) ** 2), rows)
