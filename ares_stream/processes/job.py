@@ -8,6 +8,11 @@ and waits for it. One of that name that has ended is replaced: a folder may be a
 step whose result is there does nothing. Its output becomes this process's output, so that progress
 is told as if the step ran here. Its phase (label `ares-stream/phase`) and Events stand on the Job.
 
+    python -m ares_stream.processes.job TEMPLATE --gate passed|rejected REASON RUN_DIR
+
+writes the gate's verdict on the Jobs of a repair, as annotations `ares-stream/gate` and
+`ares-stream/gate-reason`.
+
 Exits with 0 when the Job completed, 1 when it failed, 2 when it cannot be started. SIGTERM ends
 this process and leaves the Job: its own activeDeadlineSeconds bounds it. Needs the extra `cluster`.
 """
@@ -37,6 +42,8 @@ UNREACHABLE_SECONDS: Final = 300.0
 REQUEST_SECONDS: Final = 30.0
 SILENT_SECONDS: Final = 600.0
 """A log that says nothing for so long is asked for anew: its node may have died."""
+REASON_CHARACTERS: Final = 500
+"""Of the gate's first reason on a Job; the report has all of them."""
 LABEL: Final = "ares-stream"
 
 Phase = Literal["pending", "running", "complete", "failed"]
@@ -315,8 +322,46 @@ class JobRun:
             self._say(f"no Event: {_reason(error)}")
 
 
+def annotate(template: Mapping[str, Any], word: str, reason: str, folder: str) -> int:
+    """Write the gate's verdict on each Job of the folder's repair; how many there are. Raises
+    JobError."""
+    from kubernetes import client, config
+    from urllib3.exceptions import HTTPError
+
+    try:
+        config.load_config()  # type: ignore[no-untyped-call]
+    except config.ConfigException as error:
+        raise JobError(f"no cluster: {error}") from None
+    batch: Any = client.BatchV1Api()
+    namespace = template.get("metadata", {}).get("namespace", "default")
+    notes = {f"{LABEL}/gate": word, f"{LABEL}/gate-reason": reason[:REASON_CHARACTERS]}
+    try:
+        jobs = batch.list_namespaced_job(
+            namespace,
+            label_selector=f"{LABEL}/plan={_label(Path(folder).name)}",
+            _request_timeout=REQUEST_SECONDS,
+        ).items
+        for job in jobs:
+            body = {"metadata": {"annotations": notes}}
+            batch.patch_namespaced_job(
+                job.metadata.name, namespace, body, _request_timeout=REQUEST_SECONDS
+            )
+    except client.ApiException as error:
+        raise JobError(f"the gate's verdict is on no Job: {_reason(error)}") from None
+    except (HTTPError, OSError) as error:
+        raise JobError(f"the gate's verdict is on no Job: {type(error).__name__}") from None
+    return len(jobs)
+
+
 def main(arguments: Sequence[str]) -> int:
     """See the module. `repair: ` begins the line that the repairer shows of a failure."""
+    if len(arguments) == 5 and arguments[1] == "--gate":
+        try:
+            annotate(yaml.safe_load(Path(arguments[0]).read_text()), *arguments[2:])
+        except (JobError, OSError, yaml.YAMLError) as error:
+            sys.stderr.write(f"repair: {error}\n")
+            return 2
+        return 0
     if len(arguments) < 4 or arguments[1] != "--":
         sys.stderr.write(
             "usage: python -m ares_stream.processes.job TEMPLATE -- COMMAND ... RUN_DIR\n"

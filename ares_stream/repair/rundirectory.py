@@ -44,7 +44,7 @@ from ares_stream.repair.recipe import Recipe
 from ares_stream.repair.suites import Suite
 
 Side = Literal["policy", "reward"]
-Step = Literal["train", "answer", "export"]
+Step = Literal["train", "answer", "export", "gate"]
 SIDES: Final[tuple[Side, ...]] = ("policy", "reward")
 _T = TypeVar("_T")
 

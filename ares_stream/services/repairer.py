@@ -30,7 +30,7 @@ from ares_stream.errors import (
 from ares_stream.models.announcing import announce_topic
 from ares_stream.models.policy_server import announce_policies
 from ares_stream.models.registry import Registry
-from ares_stream.processes.child import Limits
+from ares_stream.processes.child import Limits, run_child
 from ares_stream.records import topics
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.label import Label
@@ -65,6 +65,8 @@ HOUR_MS: Final = 3_600_000
 TELL_AGAIN_SECONDS: Final = (1.0, 2.0, 5.0, 15.0, 60.0, 300.0)
 """Pauses after which a policy server that was not told is told again; the last one repeats. What it
 refuses, a person has to mend."""
+GATE_LIMITS: Final = Limits(60.0, 1 << 30)
+"""Of the command that is told the gate's verdict: a repair does not wait for it any longer."""
 _T = TypeVar("_T")
 
 
@@ -359,6 +361,7 @@ class Repairer:
             return
         if reports.get(report.plan_id) != report:
             self._log_report(report)
+            await self._tell_gate(run)
             if report.state == "promoted":
                 await self._announce()
             await self._publish(report)
@@ -368,6 +371,21 @@ class Repairer:
         if report.state == "failed":
             self._failed |= {item.partition: item.end for item in report.batch}
         await asyncio.to_thread(run.settle)
+
+    async def _tell_gate(self, run: RunDirectory) -> None:
+        """Have the gate's verdict written where people look at the repair's steps."""
+        command = self._settings.repairer.gate_command
+        if not command or not run.verdict.exists:
+            return
+        verdict = run.verdict.read()
+        word = "passed" if verdict.passed else "rejected"
+        try:
+            await run_child(
+                (*command, word, verdict.reasons[0]), run.path, GATE_LIMITS, run.log("gate"),
+                lambda *_: None,
+            )  # fmt: skip
+        except RepairError as error:
+            self.log.warning("gate's verdict not told", plan_id=run.path.name, error=str(error))
 
     def _log_report(self, report: RepairReport) -> None:
         self.metrics.on_report(report)

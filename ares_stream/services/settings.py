@@ -350,6 +350,9 @@ class RepairerSettings(Section):
     """Programs of your own in the place of ours; empty means ours."""
     answer_command: tuple[str, ...] = ()
     export_command: tuple[str, ...] = ()
+    gate_command: tuple[str, ...] = ()
+    """Called with passed or rejected, the first reason and the repair's folder once the gate has
+    decided; what it does changes nothing. The chart writes the verdict on the repair's Jobs."""
 
 
 class Settings(BaseSettings):

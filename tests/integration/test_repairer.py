@@ -211,7 +211,8 @@ async def test_failures_become_a_plan_a_repair_and_a_release(world: World) -> No
     await world.send([*failures(24), doubted])
     said = [label("f3", True), label("f4", False), label("f5", True), label("f5", False, "bert")]
     await world.send(said, "labels")
-    async with repairing(world, min_failures=20):
+    told = [sys.executable, "-c", "import sys; print(sys.argv[1:])"]
+    async with repairing(world, min_failures=20, gate_command=told):
         (report,) = await world.until("promoted")
 
     assert set(report.releases) == {"chat", "rm"}
@@ -236,6 +237,8 @@ async def test_failures_become_a_plan_a_repair_and_a_release(world: World) -> No
     assert weights["f3"] == 2.0
     assert "Repair" in (run / "card.md").read_text()
     assert "not a line of progress" in (run / "train.log").read_text()
+    said_of_gate = (run / "gate.log").read_text()
+    assert f"['passed', 'all 4 checks passed', '{run}']" in said_of_gate
 
 
 async def test_what_was_promoted_is_settled_and_the_next_batch_is_new(world: World) -> None:
@@ -266,7 +269,9 @@ async def test_a_rejected_batch_is_kept_and_tried_again_with_as_many_new_failure
 ) -> None:
     monkeypatch.setenv("ARES_TEST_TRAINER", "bad")
     await world.send(failures(12))
-    async with repairing(world):
+    # Whom it tells of the verdict may fail: that changes nothing.
+    fails = [sys.executable, "-c", "raise SystemExit(3)"]
+    async with repairing(world, gate_command=fails):
         (report,) = await world.until("rejected")
         assert report.reasons[0].startswith("cfr: upper bound")
         monkeypatch.setenv("ARES_TEST_TRAINER", "good")

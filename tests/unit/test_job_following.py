@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -31,6 +32,9 @@ class Api:
         self.asked: list[tuple[str, str]] = []
         self.away = 0
         self.refuse: dict[str, tuple[int, str]] = {}
+        self.names: list[str] = []
+        self.selectors: list[str] = []
+        self.patched: dict[str, dict[str, str]] = {}
 
     def answer(self, verb: str, path: str, body: Any) -> tuple[int, Any]:
         what = path.split("?")[0].rsplit("/", 1)[-1]
@@ -43,6 +47,12 @@ class Api:
             return status, {"message": message}
         if what == "pods":
             return 200, {"items": []}
+        if what == "jobs" and verb == "GET":
+            self.selectors.append(unquote(path))
+            return 200, {"items": [{"metadata": {"name": name}} for name in self.names]}
+        if verb == "PATCH" and what in self.names:
+            self.patched[what] = body["metadata"]["annotations"]
+            return 200, {"metadata": {"name": what}}
         if what == "events":
             return 201, body
         if verb == "POST":
@@ -165,3 +175,20 @@ def test_a_template_that_the_client_does_not_take_is_named_by_its_field(
     )
     assert run(tmp_path) == 2
     assert "the template: spec.backoffLimit" in capsys.readouterr().err
+
+
+def test_the_gates_verdict_stands_on_every_job_of_the_repair(api: Api, tmp_path: Path) -> None:
+    api.names = ["ares-repair-run-1", "ares-repair-answer-2"]
+    words = [str(tmp_path / "job.yaml"), "--gate", "rejected", "cfr: " + "x" * 900, "/r/plan_1"]
+    assert main(words) == 0
+    notes = {"ares-stream/gate": "rejected", "ares-stream/gate-reason": ("cfr: " + "x" * 900)[:500]}
+    assert api.patched == dict.fromkeys(api.names, notes)
+    assert "ares-stream/plan=plan-1" in api.selectors[0]
+
+
+def test_a_verdict_that_may_not_be_written_is_told_in_the_servers_words(
+    api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.refuse["GET"] = (403, "jobs is forbidden: cannot list")
+    assert main([str(tmp_path / "job.yaml"), "--gate", "passed", "all", "/r/plan"]) == 2
+    assert "cannot list" in capsys.readouterr().err
