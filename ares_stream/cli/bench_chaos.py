@@ -38,6 +38,7 @@ def chaos(
                 f"this benchmark needs the extra `{extra}`: pip install 'ares-stream[{extra}]'"
             )
     from ares_stream.lab.experiments.chaos.run import run
+    from ares_stream.lab.experiments.chaos.scorers import ScorerEnded
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -52,7 +53,7 @@ def chaos(
 
         try:
             found = asyncio.run(run(profile, seed, Path(folder), show))
-        except* TimeoutError as group:
+        except* (TimeoutError, ScorerEnded) as group:
             typer.echo(f"{group.exceptions[0]}", err=True)
             raise typer.Exit(1) from None
     write_document(json_file, found)

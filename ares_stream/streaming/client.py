@@ -5,6 +5,7 @@ connection that is let go is closed. Imported with the first client, once.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from ares_stream.streaming.tokens import FileToken, TokenRefused
 
 NO_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_MESSAGE")
 """What OpenSSL says of an answer that is no TLS."""
+CLOSE_SECONDS: Final = 1.0
+"""For a connection to close its side; TLS says goodbye first."""
 OF_CERTIFICATES: Final = (
     "CERTIFICATE_REQUIRED",
     "BAD_CERTIFICATE",
@@ -80,6 +83,9 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
             reason = self._refusal(error)
             if reason is None:
                 raise
+            # Whoever is told ends soon, and a transport that still closes would be left behind.
+            if self._protocol is not None:
+                await asyncio.wait([self._closed_fut], timeout=CLOSE_SECONDS)
             if first:
                 raise LoginError(reason) from error
             raise KafkaError(reason) from error

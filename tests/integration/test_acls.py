@@ -30,7 +30,7 @@ from ares_stream.streaming.queue import Queue
 from ares_stream.streaming.reader import read_latest
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 from tests.support.secured import PASSWORD, free_ports
-from tests.support.sessions import QUICK, Seen, running, until
+from tests.support.sessions import QUICK, Seen, let_go, running, until
 
 pytestmark = pytest.mark.kafka
 
@@ -373,6 +373,7 @@ async def test_a_right_that_is_missing_on_what_can_be_described_is_named_and_not
     with pytest.raises(AccessError) as told:
         async with asyncio.timeout(SECONDS):
             await WORK[service](broker.as_user(f"{service}-seen-{number}"))
+    await let_go()
     _, name, operation = right
     assert f"{operation} on" in str(told.value)
     assert name in str(told.value)

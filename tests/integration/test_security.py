@@ -29,7 +29,7 @@ from ares_stream.streaming.queue import Queue
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome
 from tests.support.secured import PASSWORD, USER, SecuredBroker, free_ports, unsecured_token
-from tests.support.sessions import Copying, Seen, running, until
+from tests.support.sessions import Copying, Seen, let_go, running, until
 
 pytestmark = pytest.mark.kafka
 
@@ -236,6 +236,7 @@ async def test_who_may_not_come_in_stays_out_and_is_told_the_setting_and_no_secr
     caplog.set_level("INFO")
     with pytest.raises(LoginError, match=SHUT[key]) as told:
         await create_topics(connection, [TopicSpec("intruder", 1, 1)])
+    await let_go()
     assert told.value.exit_code == 2
     said = f"{told.value} {connection!r} {connection.model_dump_json()} {caplog.text}"
     for secret in (PASSWORD, "guess", unsecured_token().split(".")[0]):
@@ -273,6 +274,7 @@ async def test_nobody_waits_for_a_refused_login_as_for_an_outage(
     with pytest.raises(LoginError, match=SHUT[key]):
         async with asyncio.timeout(15):
             await CALLERS[caller](ways.shut[key])
+    await let_go()
 
 
 async def test_a_password_may_be_changed_while_a_processor_works(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -136,6 +137,12 @@ async def running(processor: Processor) -> AsyncIterator[asyncio.Task[None]]:
         if not task.done():
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+async def let_go() -> None:
+    """Have what nobody holds any more closed, while the loop that closes it still runs."""
+    gc.collect()
+    await asyncio.sleep(0.05)
 
 
 async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
