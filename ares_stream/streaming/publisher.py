@@ -147,6 +147,20 @@ async def end_producer(producer: AIOKafkaProducer) -> None:
     aiokafka's stop() flushes first and, against a broker that is gone, flushes for ever; when
     cancelled there, it leaves its sender task and sockets behind.
     """
+    try:
+        await _ended(producer)
+    except asyncio.CancelledError:
+        # Whoever cancels wants no goodbye, and no open socket either.
+        sender, sync = producer._sender.sender_task, producer.client._sync_task
+        for task in (sender, sync):
+            if task is not None:
+                task.cancel()
+        for connection in list(producer.client._conns.values()):
+            connection.close()
+        raise
+
+
+async def _ended(producer: AIOKafkaProducer) -> None:
     with contextlib.suppress(KafkaError, OSError, TimeoutError):
         async with asyncio.timeout(END_SECONDS):
             await producer.stop()

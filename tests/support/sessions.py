@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -29,6 +30,7 @@ class Seen(ProcessorObserver):
 
     def __init__(self) -> None:
         self.records = 0
+        self.by_topic: Counter[str] = Counter()
         self.lags: dict[int, int] = {}
         self.losses: list[OffsetLoss] = []
         self.restarts: list[str] = []
@@ -36,6 +38,7 @@ class Seen(ProcessorObserver):
 
     def committed(self, topic: str, partition: int, records: int, seconds: float) -> None:
         self.records += records
+        self.by_topic[topic] += records
 
     def lag(self, topic: str, partition: int, records: int) -> None:
         self.lags[partition] = records
