@@ -345,7 +345,9 @@ class EmbeddedBroker:
             node.process = subprocess.Popen(
                 [
                     *self._java[:1],
-                    "-Xmx256m",
+                    "-Xmx512m",
+                    # Out of memory some of its threads would end, and the rest answer nobody.
+                    "-XX:+ExitOnOutOfMemoryError",
                     "-XX:TieredStopAtLevel=1",
                     "-XX:+UseSerialGC",
                     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -143,16 +144,16 @@ def test_your_own_conversations_with_a_bad_line_among_them(folder: Path) -> None
 
 
 def test_the_console_is_served_meanwhile_and_until_somebody_ends_it(folder: Path) -> None:
-    lines = (folder / "build/demo/conversations.jsonl").read_bytes().splitlines()[:60]
-    (folder / "some.jsonl").write_bytes(b"\n".join(lines))
     words = (
-        *("demo", "--input", "some.jsonl", "--out", "build/console", "--console", "0"),
+        *("demo", "--input", "build/demo/conversations.jsonl", "--out", "build/console"),
+        *("--console", "0"),
         *("--harm", "build/demo/models/harm", "--reward", "build/demo/models/reward"),
     )
-    with subprocess.Popen(
+    demo = subprocess.Popen(
         [sys.executable, "-m", "ares_stream", *words], cwd=folder, stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE, text=True,
-    ) as demo:  # fmt: skip
+        stdout=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"},
+    )  # fmt: skip
+    try:
         assert demo.stderr is not None
         url = token = ""
         for line in demo.stderr:
@@ -163,12 +164,16 @@ def test_the_console_is_served_meanwhile_and_until_somebody_ends_it(folder: Path
         with httpx.Client(base_url=url, follow_redirects=True, trust_env=False) as person:
             assert person.get("/failures").url.path == "/login"
             assert person.post("/login", data={"token": token}).status_code == 200
-            page = person.get("/failures").text
-            assert "Look for causes" in page
             assert person.get("/live").status_code == 200
+            deadline = time.monotonic() + 60
+            while "Look for causes" not in person.get("/failures").text:
+                assert time.monotonic() < deadline, "the console never saw the failures"
+                time.sleep(0.1)
         demo.send_signal(signal.SIGINT)
         out, _ = demo.communicate(timeout=60)
         assert demo.returncode == 0
+    finally:
+        demo.kill()
     assert json.loads(out)["exactly_once"] is True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 from collections.abc import Iterator
@@ -22,6 +23,12 @@ def configuration_restored() -> Iterator[None]:
     yield
     structlog.reset_defaults()
     root.handlers[:], root.level = handlers, level
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> None:
+    """What other tests left behind would be told to the log whenever it is collected."""
+    gc.collect()
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
