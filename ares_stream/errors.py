@@ -75,8 +75,14 @@ class AresError(Exception):
     retryable: ClassVar[bool] = False
     exit_code: ClassVar[int] = 1
 
+    @property
+    def unmasked(self) -> str:
+        """The same in every process, whatever secrets it knows: for comparisons and digests.
+        Whoever says it anywhere masks it."""
+        return super().__str__()
+
     def __str__(self) -> str:
-        return masked(super().__str__())
+        return masked(self.unmasked)
 
 
 class InputError(AresError):

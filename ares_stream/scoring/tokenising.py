@@ -322,7 +322,8 @@ class InputEncoder:
             first = self._first(interaction, answer)
             second = self._second(interaction, answer) if self._second else ""
         except ScoringError as error:
-            return ScoringError(str(error))  # Without the traceback, which holds the conversation.
+            # Without the traceback, which holds the conversation.
+            return ScoringError(error.unmasked)
         return first, second
 
 

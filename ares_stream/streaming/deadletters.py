@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from ares_stream.errors import DecodeError
+from ares_stream.errors import DecodeError, masked
 from ares_stream.streaming.records import Damage, InboundRecord, OutboundRecord, Rejection
 
 PREFIX: Final = "__connect.errors."
@@ -44,7 +44,7 @@ def dead_letter(
         f"{PREFIX}stage": rejection.stage,
         f"{PREFIX}class.name": service,
         f"{PREFIX}exception.class.name": rejection.kind,
-        f"{PREFIX}exception.message": rejection.reason[:MAX_REASON],
+        f"{PREFIX}exception.message": masked(rejection.reason)[:MAX_REASON],
         f"{PREFIX}exception.stacktrace": rejection.places,
         f"{OURS}attempt": "1",
         f"{OURS}first_failed_at": str(failed_at_ms),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
+from ares_stream.errors import AresError
+
 Headers: TypeAlias = tuple[tuple[str, bytes | None], ...]
 
 _RECORD_OVERHEAD: Final = 300
@@ -88,6 +90,7 @@ class Rejection:
     kind: str
     """The error's class with its module."""
     reason: str
+    """Not masked, so that a replay gives the same wherever it runs: dead letters and logs mask."""
     places: str = ""
     """Where it was raised, as file:line, innermost last; no source lines, which may hold text."""
 
@@ -95,7 +98,8 @@ class Rejection:
     def of(cls, stage: str, error: BaseException) -> Rejection:
         """From an error."""
         kind = type(error)
-        return cls(stage, f"{kind.__module__}.{kind.__qualname__}", str(error), _places(error))
+        reason = error.unmasked if isinstance(error, AresError) else str(error)
+        return cls(stage, f"{kind.__module__}.{kind.__qualname__}", reason, _places(error))
 
 
 def _places(error: BaseException) -> str:

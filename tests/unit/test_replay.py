@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from ares_stream.audit.archive import ArchiveReader
 from ares_stream.audit.notes import NoteSigner
 from ares_stream.audit.replay.findings import finding
 from ares_stream.audit.replay.models import MadeWith, Resources, WhatIf
+from ares_stream.audit.replay.recorded import Letter, recorded
 from ares_stream.audit.replay.report import Circumstances, lines, report
 from ares_stream.audit.replay.run import run_replay
 from ares_stream.audit.replay.selecting import Names, parse_offsets, select
@@ -25,7 +27,7 @@ from ares_stream.audit.replay.signing import check_signature, sign
 from ares_stream.audit.replay.spec import ReplaySpec
 from ares_stream.audit.replay.work import Work
 from ares_stream.detection.decide import DetectionPolicy
-from ares_stream.errors import AresError, IntegrityError
+from ares_stream.errors import AresError, IntegrityError, masked, remember_secret
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.decoding import DecodingLimits
 from ares_stream.records.repair import RepairReport
@@ -140,6 +142,49 @@ def test_the_golden_month_is_identical_to_the_byte(auditor: Auditor, month: Mont
     letters = sum(1 for _ in month.topics.of(DEADLETTERS))
     assert counts["identical"] == verdicts + letters
     assert letters > 10
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_process_that_knows_a_secret_replays_what_one_without_it_does(
+    auditor: Auditor, workers: int
+) -> None:
+    without = auditor.replay()
+    letters = [recorded(item, OUTPUTS, DEADLETTERS) for item in auditor.topics.of(DEADLETTERS)]
+    reasons = {Letter.unpack(entry.payload).reason for _, entry in letters}
+    # Passwords as people choose them: each reason has one of its words taken out.
+    words = {word for reason in reasons for word in re.findall(r"[A-Za-z]{5,}", reason)}
+    remember_secret(*words)
+    assert len(words) > 5
+    assert all(masked(reason) != reason for reason in reasons)
+    found = auditor.replay(workers=workers)
+    for name in ("read_digest", "replayed_digest", "counts", "partitions", "tolerated"):
+        assert found[name] == without[name]
+
+
+def test_a_letter_whose_scorer_masked_a_word_holds_with_or_without_its_secret(
+    auditor: Auditor,
+) -> None:
+    name = "__connect.errors.exception.message"
+    letters = list(auditor.topics.of(DEADLETTERS))
+    place, word = next(
+        (place, found[0])
+        for place, item in enumerate(letters)
+        if (found := re.search(r"[A-Za-z]{5,}", item.header_map[name].decode()))
+    )
+    was = auditor.topics.change(DEADLETTERS, place)
+    headers = tuple(
+        (key, (value or b"").replace(word.encode(), b"***") if key == name else value)
+        for key, value in was.headers
+    )
+    auditor.topics.change(DEADLETTERS, place, headers=headers)
+    stranger = auditor.replay()
+    assert (stranger["holds"], stranger["counts"]["tolerated"]) == (True, 1)
+    assert stranger["tolerated"][0]["detail"].endswith("in other words")
+    remember_secret(word)
+    owner = auditor.replay()
+    assert [owner[name] for name in ("counts", "tolerated", "replayed_digest")] == [
+        stranger[name] for name in ("counts", "tolerated", "replayed_digest")
+    ]
 
 
 def test_one_changed_verdict_diverges_at_its_offset(auditor: Auditor) -> None:

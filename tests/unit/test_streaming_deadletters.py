@@ -7,8 +7,8 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ares_stream.errors import DecodeError
-from ares_stream.streaming.deadletters import batch_size, dead_letter, kept_whole
+from ares_stream.errors import DecodeError, remember_secret
+from ares_stream.streaming.deadletters import MAX_REASON, batch_size, dead_letter, kept_whole
 from ares_stream.streaming.records import Damage, InboundRecord, OutboundRecord, Rejection
 
 BYTES = st.none() | st.binary(max_size=200)
@@ -127,3 +127,15 @@ def test_a_long_reason_is_cut_and_a_strange_one_is_still_a_header() -> None:
     record = InboundRecord("in", 0, 0, -1, None, None, ())
     headers = headers_of(letter(record, ValueError("\ud800" + "x" * 10_000)))
     assert len(headers["__connect.errors.exception.message"]) <= 600
+
+
+@pytest.mark.parametrize("kind", [DecodeError, ValueError])
+def test_a_secret_is_not_in_the_reason_whoever_raised_it_and_wherever_it_is_cut(
+    kind: type[Exception],
+) -> None:
+    remember_secret("open sesame")
+    record = InboundRecord("in", 3, 41, 5, b"k", b"v")
+    for before in (0, MAX_REASON - 12, MAX_REASON - 5):
+        said = headers_of(letter(record, kind("x" * before + " open sesame")))
+        reason = said["__connect.errors.exception.message"].decode()
+        assert reason == ("x" * before + " ***")[:MAX_REASON]
