@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import aiokafka.admin.client
 import aiokafka.client
-from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
+from aiokafka.conn import AIOKafkaConnection, CloseReason, OAuthAuthenticator
 from aiokafka.errors import (
     IllegalSaslStateError,
     KafkaError,
@@ -94,9 +94,17 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         """See AIOKafkaConnection."""
         return _Bearer(sasl_oauth_token_provider=self._sasl_oauth_token_provider)
 
+    def connected(self) -> bool:
+        """See AIOKafkaConnection. One that its broker has ended is closed: the client lets go of it
+        next, and an exception that is kept, such as one in a log, would hold its socket."""
+        if super().connected():
+            return True
+        if self._writer is not None:
+            self.close(reason=CloseReason.CONNECTION_BROKEN)
+        return False
+
     def __del__(self, *_: object) -> None:
-        # aiokafka lets one go unclosed when its client is cancelled while it connects, and when
-        # a broker ends it just before it is asked for.
+        # aiokafka lets one go unclosed when its client is cancelled while it connects.
         if self._writer is not None and not self._loop.is_closed():
             self._on_close_cb = None
             self.close()

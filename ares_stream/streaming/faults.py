@@ -51,6 +51,12 @@ def explained(
     return forbidden(where, right)
 
 
+def first_refusal(errors: Iterable[BaseException | None]) -> Exception | None:
+    """The first that says that the broker forbids something: what else fails then follows from
+    it."""
+    return next((error for error in errors if isinstance(error, FORBIDDEN)), None)
+
+
 def forbidden(where: str, right: str) -> AccessError:
     """The broker does not allow the right, such as "Read on topic x"."""
     return AccessError(

@@ -9,6 +9,7 @@ can ask how large it is. BatchConsumer keeps aiokafka's fetching and leaves the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -28,10 +29,16 @@ from aiokafka.errors import (
 
 from ares_stream.errors import DecodeError
 from ares_stream.streaming.batches import Batches, BatchReader, RawBatch
+from ares_stream.streaming.faults import client_faults
+from ares_stream.streaming.publisher import retrieve
 from ares_stream.streaming.records import InboundRecord, ReadLimits
 from ares_stream.streaming.topic_ids import topic_id_of, topic_ids
 from ares_stream.streaming.unreadable import Unreadable
 
+END_SECONDS: Final = 5.0
+"""A consumer says goodbye at once, to a broker that is there."""
+CLOSE_SECONDS: Final = 1.0
+"""What is cancelled and closed has ended."""
 READ_COMMITTED: Final = 1
 BATCHES: Final = 500
 """Handed out by one call, over all partitions; their bytes are bounded by what is fetched."""
@@ -185,3 +192,40 @@ async def read_batches(
             else:
                 unreadable(record, DecodeError(record.damage.reason))
         await asyncio.sleep(0)
+
+
+async def end_consumer(consumer: AIOKafkaConsumer, seconds: float = END_SECONDS) -> None:
+    """End a consumer in whatever state it is, within about `seconds`.
+
+    aiokafka's stop() first waits for what the group's coordinator is asked; cut off there, it
+    leaves its tasks and sockets behind.
+    """
+    ended = False
+    try:
+        with contextlib.suppress(KafkaError, OSError, TimeoutError), client_faults():
+            async with asyncio.timeout(seconds):
+                await consumer.stop()
+                ended = True
+    finally:
+        # Whoever cancels waits for no goodbye, and wants no open socket either.
+        if not ended:
+            tasks = _let_go(consumer)
+    if not ended and tasks:
+        await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
+
+
+def _let_go(consumer: AIOKafkaConsumer) -> list[asyncio.Future[Any]]:
+    """Cancel the consumer's tasks and close its connections. Returns what then ends."""
+    client, coordinator, fetcher = consumer._client, consumer._coordinator, consumer._fetcher
+    names = ("_coordination", "_heartbeat", "_commit_refresh", "_reset_committed")
+    found = [getattr(coordinator, f"{name}_task", None) for name in names]
+    if fetcher is not None:
+        found += [fetcher._fetch_task, *fetcher._pending_tasks]
+    ending: list[asyncio.Future[Any]] = []
+    for task in (*found, client._sync_task):
+        if task is not None and not task.done():
+            task.add_done_callback(retrieve)
+            task.cancel()
+            ending.append(task)
+    ending += [connection.close() for connection in list(client._conns.values())]
+    return ending

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -17,7 +16,7 @@ from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.faults import explained
-from ares_stream.streaming.fetching import BatchConsumer, read_batches
+from ares_stream.streaming.fetching import BatchConsumer, end_consumer, read_batches
 from ares_stream.streaming.reader import POLL_MS, READ_LIMITS
 from ares_stream.streaming.records import InboundRecord
 from ares_stream.streaming.unreadable import Unreadable, log_unreadable
@@ -95,9 +94,7 @@ class Follower:
         await self._stop()
 
     async def _stop(self) -> None:
-        with contextlib.suppress(KafkaError, OSError, TimeoutError):
-            async with asyncio.timeout(REQUEST_SECONDS):
-                await self._consumer.stop()
+        await end_consumer(self._consumer, REQUEST_SECONDS)
 
     @property
     def positions(self) -> dict[Place, int]:

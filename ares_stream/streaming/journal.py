@@ -21,11 +21,12 @@ from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.faults import client_faults, explained
-from ares_stream.streaming.fetching import BatchConsumer, read_batches
+from ares_stream.streaming.fetching import BatchConsumer, end_consumer, read_batches
 from ares_stream.streaming.publisher import (
     MAX_REQUEST_BYTES,
     end_producer,
     retrieve,
+    transaction_outcome,
     transaction_refusal,
 )
 from ares_stream.streaming.reader import POLL_MS, READ_LIMITS
@@ -85,16 +86,19 @@ class Journal:
     async def append(self, records: Sequence[OutboundRecord]) -> None:
         """All records or none, in one transaction.
 
-        Raises StreamError when another process has taken the name, InputError for a record
+        Raises AccessError where the broker forbids a topic, whatever else fails for it,
+        StreamError when another process has taken the name, InputError for a record
         that is larger than its topic takes, BrokerError when the outcome is unknown.
         """
         producer = self._producer
         if producer is None:
             raise BrokerError(f"{self._name}: the journal is not open")
+        begun: asyncio.Future[Any] | None = None
+        sent: list[asyncio.Future[Any]] = []
         try:
             with client_faults():
                 async with asyncio.timeout(TRANSACTION_SECONDS), producer.transaction():
-                    sent: list[asyncio.Future[Any]] = []
+                    begun = transaction_outcome(producer)
                     for record in records:
                         future = await producer.send(
                             record.topic,
@@ -108,7 +112,8 @@ class Journal:
                     # A commit after a failed send would succeed without it.
                     await asyncio.gather(*sent)
         except (KafkaError, OSError, TimeoutError) as error:
-            raise self._explained(transaction_refusal(producer) or error) from error
+            refusal = transaction_refusal(producer, begun, sent)
+            raise self._explained(refusal or error) from error
 
     async def _end(self) -> None:
         producer, self._producer = self._producer, None
@@ -154,7 +159,7 @@ async def follow(
     except (KafkaError, OSError, TimeoutError) as error:
         raise explained(error, connection.bootstrap) from error
     finally:
-        await consumer.stop()
+        await end_consumer(consumer)
 
 
 async def group_lag(connection: KafkaConnection, group: str, topics: Sequence[str]) -> int:
@@ -179,5 +184,5 @@ async def group_lag(connection: KafkaConnection, group: str, topics: Sequence[st
             error, connection.bootstrap, on_topic="Describe", on_group="Describe", name=group
         ) from error
     finally:
-        await consumer.stop()
+        await end_consumer(consumer)
     return sum(max(0, ends[item] - max(committed[item] or 0, starts[item])) for item in partitions)

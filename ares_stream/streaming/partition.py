@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
@@ -31,8 +31,12 @@ from ares_stream.errors import BrokerError
 from ares_stream.streaming.breaker import Breaker
 from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.deadletters import batch_size, dead_letter, fits, kept_whole
-from ares_stream.streaming.faults import FORBIDDEN, client_faults, explained
-from ares_stream.streaming.publisher import end_producer, transaction_refusal
+from ares_stream.streaming.faults import client_faults, explained, first_refusal
+from ares_stream.streaming.publisher import (
+    end_producer,
+    transaction_outcome,
+    transaction_refusal,
+)
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 from ares_stream.streaming.resume import OffsetLoss
 from ares_stream.streaming.sending import send
@@ -151,6 +155,8 @@ class PartitionWorker:
         self._lost = lost
         self._size_limits = size_limits
         self._producer: AIOKafkaProducer | None = None
+        self._begun: asyncio.Future[Any] | None = None
+        """The outcome of the producer's last transaction."""
         self._watermark: Watermark[Outcome] = Watermark()
         self._records: dict[int, InboundRecord] = {}
         self._bytes = 0
@@ -304,11 +310,12 @@ class PartitionWorker:
 
     def _raise_forbidden(self, error: Exception) -> None:
         """Raise AccessError where the broker forbids what failed."""
-        refusal = None if self._producer is None else transaction_refusal(self._producer)
-        for cause in (error, refusal):
-            if isinstance(cause, FORBIDDEN):
-                where = self._spec.connection.bootstrap
-                raise explained(cause, where, on_topic="Write", name=self._spec.group) from error
+        refusal = first_refusal([error])
+        if refusal is None and self._producer is not None:
+            refusal = transaction_refusal(self._producer, self._begun)
+        if refusal is not None:
+            where = self._spec.connection.bootstrap
+            raise explained(refusal, where, on_topic="Write", name=self._spec.group) from error
 
     async def _open(self, seek: Callable[[PartitionWorker], Awaitable[int]]) -> None:
         if self._state is PartitionState.OPEN:
@@ -334,6 +341,7 @@ class PartitionWorker:
 
     async def _start_producer(self) -> None:
         await self._discard()
+        self._begun = None
         self._producer = AIOKafkaProducer(
             **self._spec.connection.client_arguments(),
             transactional_id=self._spec.transactional_id(self.topic, self.partition),
@@ -393,6 +401,7 @@ class PartitionWorker:
         async with asyncio.timeout(self._policy.transaction_seconds):
             assert self._producer is not None  # noqa: S101 - the worker is open
             await self._producer.begin_transaction()
+            self._begun = transaction_outcome(self._producer)
             self._observer.step("begun")
             await self._send(outputs)
             self._observer.step("sent")
@@ -454,6 +463,8 @@ class PartitionWorker:
         failed = [item.error for item in results if item is not None]
         if not failed:
             return
+        if (forbidden := first_refusal(failed)) is not None:
+            raise forbidden
         refused = [
             (*output, result.shared)
             for output, result in zip(outputs, results, strict=True)

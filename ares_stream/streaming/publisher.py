@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -19,7 +19,7 @@ from aiokafka.errors import (
 
 from ares_stream.errors import BrokerError, InputError, TopicError
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import FORBIDDEN, client_faults, explained
+from ares_stream.streaming.faults import client_faults, explained, first_refusal
 from ares_stream.streaming.records import OutboundRecord
 
 PUBLISH_SECONDS: Final = 30.0
@@ -93,6 +93,7 @@ class Publisher:
             )
             await self._producer.start()
         sent: list[asyncio.Future[Any]] = []
+        errors: list[BaseException] = []
         try:
             for record in records:
                 future = await self._producer.send(
@@ -104,11 +105,12 @@ class Publisher:
                 )
                 future.add_done_callback(retrieve)
                 sent.append(future)
-        finally:
-            results = await asyncio.gather(*sent, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        except Exception as error:
+            errors.append(error)
+        results = await asyncio.gather(*sent, return_exceptions=True)
+        errors += [result for result in results if isinstance(result, BaseException)]
+        if errors:
+            raise first_refusal(errors) or errors[0]
 
     def _explained(self, error: Exception, records: Sequence[OutboundRecord]) -> Exception:
         where = self._connection.bootstrap
@@ -131,14 +133,28 @@ def retrieve(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
-def transaction_refusal(producer: AIOKafkaProducer) -> Exception | None:
-    """Why the broker forbade the producer's last transaction, if it did; what the client raises
-    then is "not in transaction"."""
-    outcome: asyncio.Future[Any] | None = producer._txn_manager._transaction_waiter
-    if outcome is None or not outcome.done() or outcome.cancelled():
-        return None
-    error = outcome.exception()
-    return error if isinstance(error, FORBIDDEN) else None
+def transaction_outcome(producer: AIOKafkaProducer) -> asyncio.Future[Any]:
+    """How the transaction that has just begun ends. To be kept from the beginning: the client puts
+    another in its place when it aborts, and when it fails once more."""
+    outcome: asyncio.Future[Any] = producer._txn_manager.wait_for_transaction_end()
+    outcome.add_done_callback(retrieve)
+    return outcome
+
+
+def transaction_refusal(
+    producer: AIOKafkaProducer,
+    begun: asyncio.Future[Any] | None,
+    sent: Iterable[asyncio.Future[Any]] = (),
+) -> Exception | None:
+    """Why the broker forbade the producer's last transaction, if it did: what the client raises
+    then is "not in transaction", or what the broker says of the topics that it left out. `begun`
+    is the outcome kept from the beginning, `sent` are the sends of the transaction."""
+    last: asyncio.Future[Any] | None = producer._txn_manager.wait_for_transaction_end()
+    return first_refusal(
+        future.exception()
+        for future in (begun, last, *sent)
+        if future is not None and future.done() and not future.cancelled()
+    )
 
 
 async def end_producer(producer: AIOKafkaProducer) -> None:

@@ -7,7 +7,6 @@ A member of a group that fetches nothing. Work is read as ranges of offsets when
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +18,7 @@ from ares_stream.errors import StreamError
 from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.faults import client_faults, explained
+from ares_stream.streaming.fetching import end_consumer
 
 SESSION_TIMEOUT_MS: Final = 30_000
 NEVER_MS: Final = 2**31 - 1
@@ -78,9 +78,7 @@ class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
         """Leave the group; a broker that is gone is not waited for."""
         if self._consumer is None:
             return
-        with contextlib.suppress(KafkaError, OSError, TimeoutError), client_faults():
-            async with asyncio.timeout(KAFKA_SECONDS):
-                await self._consumer.stop()
+        await end_consumer(self._consumer, KAFKA_SECONDS)
 
     async def waiting(self) -> list[Waiting]:
         """The partitions owned now, in order; none while the group is being balanced."""

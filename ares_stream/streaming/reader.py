@@ -21,7 +21,7 @@ from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.faults import client_faults, explained
-from ares_stream.streaming.fetching import BatchConsumer, read_batches
+from ares_stream.streaming.fetching import BatchConsumer, end_consumer, read_batches
 from ares_stream.streaming.records import InboundRecord, ReadLimits
 from ares_stream.streaming.unreadable import Unreadable, log_unreadable
 
@@ -58,7 +58,7 @@ async def _consumer(
     except (KafkaError, OSError, TimeoutError) as error:
         raise explained(error, connection.bootstrap) from error
     finally:
-        await consumer.stop()
+        await end_consumer(consumer)
 
 
 async def _partitions(connection: KafkaConnection, topics: Sequence[str]) -> list[TopicPartition]:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
 
+from ares_stream.streaming.faults import first_refusal
 from ares_stream.streaming.publisher import retrieve
 from ares_stream.streaming.records import OutboundRecord
 
@@ -82,14 +83,21 @@ async def send(
     waiting: list[tuple[_Batch, asyncio.Future[Any]]] = []
     # The first batch of each partition, then the second: a partition takes one at a time.
     rounds = max((len(several) for several in batches.values()), default=0)
-    for number in range(rounds):
-        for (topic, partition), several in batches.items():
-            if number < len(several):
-                batch = several[number]
-                future = await producer.send_batch(batch.builder, topic, partition=partition)
-                future.add_done_callback(retrieve)
-                waiting.append((batch, future))
+    failure: Exception | None = None
+    try:
+        for number in range(rounds):
+            for (topic, partition), several in batches.items():
+                if number < len(several):
+                    batch = several[number]
+                    future = await producer.send_batch(batch.builder, topic, partition=partition)
+                    future.add_done_callback(retrieve)
+                    waiting.append((batch, future))
+    except Exception as error:
+        failure = error
     ended = await asyncio.gather(*(future for _, future in waiting), return_exceptions=True)
+    if failure is not None:
+        # A batch that is refused while others are sent ends their transaction.
+        raise first_refusal(e for e in ended if isinstance(e, BaseException)) or failure
     for (batch, _), result in zip(waiting, ended, strict=True):
         if isinstance(result, BaseException):
             for place in batch.places:

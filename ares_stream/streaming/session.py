@@ -17,7 +17,7 @@ from ares_stream.errors import BreakerOpen, StreamError, root_cause
 from ares_stream.streaming.breaker import Breaker
 from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.faults import client_faults
-from ares_stream.streaming.fetching import BatchConsumer
+from ares_stream.streaming.fetching import BatchConsumer, end_consumer
 from ares_stream.streaming.partition import Inflight, PartitionLost, PartitionWorker
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.records import Damage, InboundRecord, Outcome, Rejection
@@ -144,9 +144,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             raise root_cause(group, PASSING) from group
         finally:
             # A consumer that cannot say goodbye must not hold up the next session.
-            with contextlib.suppress(KafkaError, OSError, TimeoutError), client_faults():
-                async with asyncio.timeout(STOP_SECONDS):
-                    await self._consumer.stop()
+            await end_consumer(self._consumer, STOP_SECONDS)
 
     async def _started(self) -> bool:
         """Connect, unless the processor stops first."""

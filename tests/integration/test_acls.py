@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import RequestTimedOutError
 from aiokafka.protocol.admin import CreateAclsRequest
 
 from ares_stream.errors import AccessError
@@ -202,6 +203,11 @@ async def append(connection: KafkaConnection, owner: str, *names: str) -> None:
         await journal.append([OutboundRecord(topic(name), b"k", b"{}") for name in names])
 
 
+def without_write(service: Service, name: str) -> str:
+    """The user that is the service without Write on a topic."""
+    return f"{service}-{CASES.index((service, ('topic', NAMES.topic(name), 'Write')))}"
+
+
 async def own_and_settle(connection: KafkaConnection, name: str, group: str) -> None:
     await count_partitions(connection, [topic(name)])
     queue = Queue(connection, topic(name), group)
@@ -293,7 +299,8 @@ async def notary(connection: KafkaConnection) -> None:
 
 async def console(connection: KafkaConnection) -> None:
     decided = (topics.LABELS, topics.ALARMS, topics.RELEASES)
-    await read_all(connection, topics.REVIEW, topics.REPAIRS, topics.RATES, *decided)
+    shown = (topics.REVIEW, topics.REPAIR, topics.REPAIRS, topics.RATES)
+    await read_all(connection, *shown, *decided)
     await publish(connection, *decided)
 
 
@@ -379,3 +386,44 @@ async def test_a_right_that_is_missing_on_what_can_be_described_is_named_and_not
     _, name, operation = right
     assert f"{operation} on" in str(told.value)
     assert name in str(told.value)
+
+
+@pytest.mark.parametrize("forbidden", [topics.RATES, topics.ALARMS])
+@pytest.mark.parametrize("order", ["before the next send", "after all sends", "and no abort"])
+async def test_a_refusal_is_told_whenever_it_comes_and_whatever_fails_after_it(
+    broker: Authorized, monkeypatch: pytest.MonkeyPatch, forbidden: str, order: str
+) -> None:
+    user = broker.as_user(without_write("monitor", forbidden))
+    names = (topics.RATES, topics.ALARMS, topics.RATES)
+    async with Journal(user, f"{PREFIX}monitor") as journal:
+        producer = journal._producer
+        assert producer is not None
+        send, ask = producer.send, producer._sender._do_add_partitions_to_txn
+        all_sent = asyncio.Event()
+        count = 0
+
+        async def send_in_order(*args: Any, **more: Any) -> Any:
+            nonlocal count
+            future = await send(*args, **more)
+            count += 1
+            if count == len(names):
+                all_sent.set()
+            if order == "before the next send" and args[0] == topic(forbidden):
+                await until(lambda: not producer._txn_manager.is_in_transaction())
+            return future
+
+        async def ask_in_order(partitions: Any) -> Any:
+            if order == "after all sends":
+                await all_sent.wait()
+            return await ask(partitions)
+
+        async def no_abort() -> None:
+            raise RequestTimedOutError
+
+        monkeypatch.setattr(producer, "send", send_in_order)
+        monkeypatch.setattr(producer._sender, "_do_add_partitions_to_txn", ask_in_order)
+        if order == "and no abort":
+            monkeypatch.setattr(producer, "abort_transaction", no_abort)
+        with pytest.raises(AccessError, match=f"Write on topic {topic(forbidden)};"):
+            await journal.append([OutboundRecord(topic(name), b"k", b"{}") for name in names])
+    await let_go()

@@ -7,6 +7,7 @@ import contextlib
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -18,6 +19,7 @@ from ares_stream.errors import BrokerError, ReadError, TopicError
 from ares_stream.lab.experiments.chaos.proxy import Proxy
 from ares_stream.processes.broker import EmbeddedBroker
 from ares_stream.streaming.admin import count_partitions, describe_topics
+from ares_stream.streaming.client import Connection, create_connection
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.publisher import Publisher
@@ -373,7 +375,17 @@ async def test_a_broker_that_makes_topics_by_itself_is_not_made_to() -> None:
 
 
 @pytest.mark.parametrize("fault", ["kill", "pause"])
-async def test_a_stop_that_meets_a_dead_broker_ends_in_peace_within_the_drain(fault: str) -> None:
+async def test_a_stop_that_meets_a_dead_broker_ends_in_peace_within_the_drain(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Connection] = []
+
+    async def connected(host: str, port: int, **arguments: Any) -> Connection:
+        connection = await create_connection(host, port, **arguments)
+        made.append(connection)
+        return connection
+
+    monkeypatch.setattr("aiokafka.client.create_conn", connected)
     with EmbeddedBroker() as broker:
         copying = Copying(broker.bootstrap, "a.")
         await copying.create()
@@ -387,6 +399,8 @@ async def test_a_stop_that_meets_a_dead_broker_ends_in_peace_within_the_drain(fa
         processor.stop()
         async with asyncio.timeout(20):
             await task
+        assert made
+        assert [connection for connection in made if connection._writer is not None] == []
 
 
 async def test_a_broker_that_is_away_for_longer_than_a_session_is_waited_for() -> None:

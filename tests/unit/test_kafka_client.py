@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import ssl
 
 import aiokafka.client
 import pytest
+from aiokafka.conn import CloseReason
 from aiokafka.errors import (
     IllegalSaslStateError,
     KafkaConnectionError,
@@ -79,3 +81,30 @@ async def test_a_refusal_names_the_setting_and_an_outage_is_none(
 def test_every_client_of_this_process_asks_and_connects_our_way() -> None:
     assert aiokafka.client.MetadataRequest is client.ExistingTopics
     assert aiokafka.client.create_conn is client.create_connection
+
+
+async def test_a_connection_that_its_broker_ended_is_closed_when_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def no_lookup(self: object) -> None: ...
+
+    monkeypatch.setattr(client.Connection, "_do_version_lookup", no_lookup)
+    reasons: list[object] = []
+    accepted: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+    server = await asyncio.start_server(lambda _, writer: accepted.put_nowait(writer), "127.0.0.1")
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        connection = await client.create_connection(
+            "127.0.0.1", port, on_close=lambda _, reason: reasons.append(reason)
+        )
+        assert connection.connected()
+        transport = connection._writer.transport
+        # The end has come, and the task that reads has not run since.
+        connection._reader.feed_eof()
+        assert not connection.connected()
+        assert transport.is_closing()
+        assert reasons == [CloseReason.CONNECTION_BROKEN]
+        await connection._closed_fut
+        broker = await accepted.get()
+        broker.close()
+        await broker.wait_closed()

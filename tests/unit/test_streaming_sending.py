@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from aiokafka.errors import IllegalOperation, InvalidTxnState, TopicAuthorizationFailedError
 from aiokafka.partitioner import murmur2 as murmur2_of_aiokafka
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,6 +134,31 @@ async def test_a_failed_batch_is_told_for_each_of_its_records_and_no_other() -> 
         ("gone", True),
         None,
     ]
+
+
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        (TopicAuthorizationFailedError({"one"}), "{'one'}"),
+        (InvalidTxnState(), "not in transaction"),
+    ],
+)
+async def test_a_batch_that_was_refused_is_told_and_not_that_the_next_cannot_be_sent(
+    first: Exception, told: str
+) -> None:
+    class Ended(Producer):
+        async def send_batch(
+            self, builder: Builder, topic: str, *, partition: int
+        ) -> asyncio.Future[Any]:
+            if topic == "two":
+                raise IllegalOperation("not in transaction")
+            future = await super().send_batch(builder, topic, partition=partition)
+            refused: asyncio.Future[Any] = future.get_loop().create_future()
+            future.get_loop().call_soon(refused.set_exception, first)
+            return refused
+
+    with pytest.raises((TopicAuthorizationFailedError, IllegalOperation), match=told):
+        await send(Ended(), [record("one", b"k", b"1"), record("two", b"k", b"2")])
 
 
 async def test_a_record_that_is_sent_alone_shares_no_batch_and_keeps_its_place() -> None:
