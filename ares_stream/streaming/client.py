@@ -16,9 +16,11 @@ import aiokafka.client
 from aiokafka.conn import AIOKafkaConnection, CloseReason, OAuthAuthenticator
 from aiokafka.errors import (
     IllegalSaslStateError,
+    InvalidProducerEpoch,
     KafkaError,
     SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
+    kafka_errors,
 )
 from aiokafka.protocol.metadata import MetadataRequest
 
@@ -27,6 +29,8 @@ from ares_stream.streaming.tokens import FileToken, TokenRefused
 
 NO_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_MESSAGE")
 """What OpenSSL says of an answer that is no TLS."""
+PRODUCER_FENCED: Final = 90
+"""Kafka's code."""
 CLOSE_SECONDS: Final = 1.0
 """For a connection to close its side; TLS says goodbye first."""
 OF_CERTIFICATES: Final = (
@@ -164,6 +168,9 @@ async def create_connection(host: str, port: int, **arguments: Any) -> Connectio
     return connection
 
 
+# Brokers say so of a producer whose name another has taken; aiokafka knows the older code alone,
+# and whoever was fenced would take the name back.
+kafka_errors.setdefault(PRODUCER_FENCED, InvalidProducerEpoch)
 aiokafka.client.MetadataRequest = ExistingTopics
 aiokafka.admin.client.MetadataRequest = ExistingTopics
 aiokafka.client.create_conn = create_connection

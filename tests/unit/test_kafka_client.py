@@ -11,9 +11,11 @@ import pytest
 from aiokafka.conn import CloseReason
 from aiokafka.errors import (
     IllegalSaslStateError,
+    InvalidProducerEpoch,
     KafkaConnectionError,
     SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
+    for_code,
 )
 
 from ares_stream.streaming import client
@@ -108,3 +110,8 @@ async def test_a_connection_that_its_broker_ended_is_closed_when_it_is_asked_for
         broker = await accepted.get()
         broker.close()
         await broker.wait_closed()
+
+
+def test_a_producer_that_a_broker_calls_fenced_is_fenced() -> None:
+    assert client.PRODUCER_FENCED == 90
+    assert for_code(90) is InvalidProducerEpoch
