@@ -74,7 +74,7 @@ checkov: install ## Security checks of the rendered chart, by checkov in an envi
 	$(BIN)/python -m tests.support.rendered build/rendered
 	build/checkov/bin/checkov --config-file .checkov.yaml --directory build/rendered
 
-wheel-test: install ## Build the wheel, install it with [cpu] alone into an empty environment, score a file
+wheel-test: install ## Build the wheel, install it with [cpu,console] into an empty environment, score a file
 	.ci/wheel-test
 
 coverage: install ## Branch coverage of the unit tests
