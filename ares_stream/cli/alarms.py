@@ -6,20 +6,17 @@ import asyncio
 import getpass
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ares_stream.cli.options import SettingsFile
 
 if TYPE_CHECKING:
     from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
     from ares_stream.services.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="See and acknowledge the monitor's alarms.")
-
-SettingsFile = Annotated[
-    Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
-]
 
 
 @app.command("list")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ares_stream.cli.options import SettingsFile
+
 if TYPE_CHECKING:
     from ares_stream.records.interaction import Interaction
     from ares_stream.records.label import Label
@@ -31,9 +33,7 @@ def make(
     most: Annotated[
         int, typer.Option(min=2, max=1000, help="Anchors, half of each truth if there are.")
     ] = 1000,
-    settings_file: Annotated[
-        Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
-    ] = None,
+    settings_file: SettingsFile = None,
 ) -> None:
     """Make anchors from review items that people agree on, with what judge and reward model say
     of them now. Let the monitor send them: monitor.anchors.file.

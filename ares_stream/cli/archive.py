@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ares_stream.cli.options import Bootstrap, SettingsFile
+
 app = typer.Typer(no_args_is_help=True, help="Topics to Parquet files, and back.")
 
-SettingsFile = Annotated[
-    Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
-]
-Bootstrap = Annotated[str | None, typer.Option(help="host:port,... instead of the settings'.")]
 Url = Annotated[str, typer.Argument(help="A folder, or the URL of an object store.")]
 
 

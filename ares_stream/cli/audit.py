@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ares_stream.cli.options import Bootstrap, SettingsFile
+
 if TYPE_CHECKING:
     from ares_stream.audit.notes import NoteKey
 
 app = typer.Typer(no_args_is_help=True, help="Verify topics against what the notary signed.")
 
-SettingsFile = Annotated[
-    Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
-]
-Bootstrap = Annotated[str | None, typer.Option(help="host:port,... instead of the settings'.")]
 Keys = Annotated[
     list[str],
     typer.Option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ares_stream.cli import bundle_train
+from ares_stream.cli.options import Bootstrap, SettingsFile
 
 if TYPE_CHECKING:
     from ares_stream.records.label import ReviewItem
@@ -25,12 +26,8 @@ def recalibrate(
     private_key: Annotated[
         Path | None, typer.Option(help="Elliptic-curve key, PEM: signs the new bundle.")
     ] = None,
-    settings_file: Annotated[
-        Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
-    ] = None,
-    bootstrap: Annotated[
-        str | None, typer.Option(help="host:port,... instead of the settings'.")
-    ] = None,
+    settings_file: SettingsFile = None,
+    bootstrap: Bootstrap = None,
 ) -> None:
     """Fit a judge's probabilities to the labels of the review topic, and write a copy of it.
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ares_stream.cli.options import SettingsFile
+
 if TYPE_CHECKING:
     from ares_stream.services.settings import Settings
 
@@ -32,9 +34,7 @@ class Finding:
 
 
 def command(
-    settings_file: Annotated[
-        Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
-    ] = None,
+    settings_file: SettingsFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Look at Python, cores, disk, provider, broker, topics, clocks and bundles.

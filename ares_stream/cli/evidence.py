@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ares_stream.cli.options import SettingsFile
+
 if TYPE_CHECKING:
     from ares_stream.audit.evidence import Evidence, Period
     from ares_stream.audit.ranges import RangeReader
@@ -47,9 +49,7 @@ def command(
     allow_gaps: Annotated[
         bool, typer.Option("--allow-gaps", help="Name what retention deleted in the report.")
     ] = False,
-    settings_file: Annotated[
-        Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
-    ] = None,
+    settings_file: SettingsFile = None,
 ) -> None:
     """Write figures, releases, repairs, alarms and what was done, incidents and proofs of a period,
     each mapped to articles of the EU AI Act and subcategories of the NIST AI RMF, signed with

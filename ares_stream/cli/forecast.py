@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ares_stream.cli.options import SettingsFile
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -22,9 +24,6 @@ app = typer.Typer(
     no_args_is_help=True, help="What a candidate would do in production, and how right that was."
 )
 
-SettingsFile = Annotated[
-    Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
-]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
 

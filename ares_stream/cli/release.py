@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ares_stream.cli.options import SettingsFile
+
 if TYPE_CHECKING:
     from ares_stream.models.releases import Author, Log
     from ares_stream.models.store import ReleaseStore
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="See, approve, reject and take back releases.")
 
-SettingsFile = Annotated[
-    Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
-]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 Selector = Annotated[
     str, typer.Argument(help="A plan's id, or the first 8 or more digits of a digest.")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ares_stream.cli.options import Bootstrap, SettingsFile
+
 if TYPE_CHECKING:
     from ares_stream.audit.replay.spec import Selection
     from ares_stream.detection.decide import DetectionPolicy
@@ -101,12 +103,8 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count, and estimate the time; writes that.")
     ] = False,
-    settings_file: Annotated[
-        Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
-    ] = None,
-    bootstrap: Annotated[
-        str | None, typer.Option(help="host:port,... instead of the settings'.")
-    ] = None,
+    settings_file: SettingsFile = None,
+    bootstrap: Bootstrap = None,
 ) -> None:
     """Score topics again: to prove every verdict, or to ask what others would have said.
 

@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ares_stream.cli.options import Bootstrap, SettingsFile
+
 if TYPE_CHECKING:
     from ares_stream.records.label import ReviewItem
     from ares_stream.streaming.unreadable import UnreadableRecord
 
 app = typer.Typer(no_args_is_help=True, help="The review queue in Label Studio, and back.")
-
-SettingsFile = Annotated[
-    Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
-]
-Bootstrap = Annotated[str | None, typer.Option(help="host:port,... instead of the settings'.")]
 
 
 @app.command()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ares_stream.cli.options import Bootstrap, SettingsFile
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -21,10 +23,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Create and check the topics; who may do what.")
 
-SettingsFile = Annotated[
-    Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
-]
-Bootstrap = Annotated[str | None, typer.Option(help="host:port,... instead of the settings'.")]
 Prefix = Annotated[str | None, typer.Option(help="Prefix of every name, ares. by default.")]
 Partitions = Annotated[
     int, typer.Option(min=1, help="Partitions: how many scorers can share the work.")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ares_stream.cli.options import Bootstrap, SettingsFile
+
 
 def command(
     selector: Annotated[
@@ -21,12 +23,8 @@ def command(
             "--replay", metavar="REPORT", help="A report of `ares replay`; repeat for several."
         ),
     ] = None,
-    settings_file: Annotated[
-        Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
-    ] = None,
-    bootstrap: Annotated[
-        str | None, typer.Option(help="host:port,... instead of the settings'.")
-    ] = None,
+    settings_file: SettingsFile = None,
+    bootstrap: Bootstrap = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Show every record of one interaction with its coordinates, from what came in to what was

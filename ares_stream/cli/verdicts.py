@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ares_stream.cli.options import Bootstrap, SettingsFile
 
 if TYPE_CHECKING:
     from ares_stream.records.verdict import Verdict
@@ -24,12 +25,8 @@ def _group() -> None: ...
 
 @app.command()
 def tail(
-    settings_file: Annotated[
-        Path | None, typer.Option("--settings", help="YAML; the environment wins over it.")
-    ] = None,
-    bootstrap: Annotated[
-        str | None, typer.Option(help="host:port,... instead of the settings'.")
-    ] = None,
+    settings_file: SettingsFile = None,
+    bootstrap: Bootstrap = None,
     prefix: Annotated[
         str | None, typer.Option(help="Prefix of the topic's name, ares. by default.")
     ] = None,
