@@ -330,18 +330,7 @@ class Evidence:
         latest = {(item.model, item.digest): item for item in steps if item.forecast is not None}
         rates = self._ledger.rates()
         return [
-            {
-                "model": item.model,
-                "digest": item.digest,
-                "place": error.place,
-                "figure": error.figure,
-                "observed": error.observed.model_dump(),
-                "forecast": error.forecast.model_dump(),
-                "measured": error.measured.model_dump(),
-                "floor": error.floor,
-                "ratio": error.ratio,
-                "direction": error.direction,
-            }
+            {"model": item.model, "digest": item.digest, **error.document()}
             for _, item in sorted(latest.items())
             if item.state is not ReleaseState.CANDIDATE and item.forecast is not None
             for error in errors_of(item.forecast, rates)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from ares_stream.audit.sampling import Drawn
 from ares_stream.detection.assess import Scored
@@ -144,6 +144,19 @@ class ForecastError:
     def factor(self) -> float:
         """How far off, either way: at least 1."""
         return max(self.ratio, 1 / self.ratio)
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "place": self.place,
+            "figure": self.figure,
+            "observed": self.observed.model_dump(),
+            "forecast": self.forecast.model_dump(),
+            "measured": self.measured.model_dump(),
+            "floor": self.floor,
+            "ratio": self.ratio,
+            "direction": self.direction,
+        }
 
 
 def error_of(place: str, figure: str, forecast: ForecastPlace, measured: Interval) -> ForecastError:

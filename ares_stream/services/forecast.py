@@ -240,19 +240,7 @@ def as_json(rows: Sequence[tuple[Release, Sequence[ForecastError]]]) -> Mapping[
                 "model": release.model,
                 "digest": release.digest,
                 "plan_id": release.plan_id,
-                "errors": [
-                    {
-                        "place": error.place,
-                        "figure": error.figure,
-                        "observed": error.observed.model_dump(),
-                        "forecast": error.forecast.model_dump(),
-                        "measured": error.measured.model_dump(),
-                        "floor": error.floor,
-                        "ratio": error.ratio,
-                        "direction": error.direction,
-                    }
-                    for error in errors
-                ],
+                "errors": [error.document() for error in errors],
             }
             for release, errors in rows
         ],
