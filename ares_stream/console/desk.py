@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from ares_stream.console.policy import QueuePolicy
@@ -156,6 +157,10 @@ class Desk:
     def open_alarms(self) -> list[Alarm]:
         """Newest first."""
         return [item for item in reversed(self.alarms.values()) if item.id not in self.acknowledged]
+
+    def newest_failures(self, most: int) -> list[Item]:
+        """Newest first."""
+        return list(islice(reversed(self.failures.values()), most))
 
     # Records
 

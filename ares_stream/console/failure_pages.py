@@ -17,7 +17,7 @@ REFRESH_SECONDS: Final = 2
 async def failures(call: Call) -> Response:
     """The newest failures, and what the latest search for causes found."""
     search = call.desk.outside.cause_search
-    rows = list(reversed(call.desk.failures.values()))[:SHOWN]
+    rows = call.desk.newest_failures(SHOWN)
     response = call.page("failures", rows=rows, search=search, sought=SOUGHT,
                          total=len(call.desk.failures))  # fmt: skip
     if search is not None and search.is_running:
@@ -28,7 +28,7 @@ async def failures(call: Call) -> Response:
 async def seek(call: Call) -> Response:
     """Begin a search among the newest failures. Its page shows words of their texts, so the log
     is told who asked."""
-    rows = list(reversed(call.desk.failures.values()))[:SOUGHT]
+    rows = call.desk.newest_failures(SOUGHT)
     if not rows:
         raise WrongError(409, "there are no failures yet")
     call.desk.outside.seek_causes(rows)
@@ -43,8 +43,5 @@ async def failure(call: Call) -> Response:
         raise WrongError(404, "no such failure among the latest")
     text = why = None
     if call.request.query_params.get("text") == "1":
-        text = await call.desk.outside.interaction(found)
-        call.site.told("text shown", {"verdict": found.id, "by": call.person.name})
-        if call.request.query_params.get("why") == "1":
-            why = await call.desk.outside.why(text)
+        text, why = await call.opened(found)
     return call.page("failure", item=found, text=text, why=why)

@@ -45,10 +45,7 @@ async def item(call: Call) -> Response:
     if call.request.query_params.get("text") == "1":
         if not free and not mine:
             raise WrongError(409, "somebody else has this item, or it has all its opinions")
-        text = await call.desk.outside.interaction(found)
-        call.site.told("text shown", {"verdict": found.id, "by": call.person.name})
-        if call.request.query_params.get("why") == "1":
-            why = await call.desk.outside.why(text)
+        text, why = await call.opened(found)
     # Others' opinions are told only to who has given one: a second opinion is blind.
     others = queue.labels(found.interaction) if mine else []
     return call.page("item", item=found, text=text, why=why, free=free, mine=mine, others=others,

@@ -17,10 +17,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ares_stream import __version__
-from ares_stream.console.desk import Desk
+from ares_stream.console.desk import Desk, Why
 from ares_stream.console.identity import Identity, Person, RefusedError
+from ares_stream.console.queue import Item
 from ares_stream.console.visible import visible
 from ares_stream.errors import AresError
+from ares_stream.records.interaction import Interaction
 
 MAX_FORM_BYTES: Final = 64 << 10
 HEADERS: Final[Mapping[str, str]] = {
@@ -101,6 +103,14 @@ class Call:
     def page(self, name: str, status: int = 200, **values: Any) -> Response:
         """A page of the templates."""
         return self.site.render(name, self.request, self.person, status, values)
+
+    async def opened(self, item: Item) -> tuple[Interaction, Why | None]:
+        """The item's text, which is told to the log, and why the model likes it where the query
+        asks for that."""
+        text = await self.desk.outside.interaction(item)
+        self.site.told("text shown", {"verdict": item.id, "by": self.person.name})
+        asks_why = self.request.query_params.get("why") == "1"
+        return text, await self.desk.outside.why(text) if asks_why else None
 
     def see(self, path: str) -> Response:
         """After a form: go and look there."""

@@ -58,6 +58,7 @@ from ares_stream.streaming.records import InboundRecord, OutboundRecord
 if TYPE_CHECKING:
     from ares_stream.scoring.model import ScoringModel
     from ares_stream.scoring.nearest import BenignIndex, Nearest
+    from ares_stream.scoring.occlusion import Explanation
 
 RETRY_SECONDS: Final = 1.0
 TOLD: Final = 20
@@ -216,17 +217,21 @@ class Writer:
             return await asyncio.to_thread(self._why, interaction)
 
     def _why(self, interaction: Interaction) -> Why:
+        explanation = self._explanation(interaction)
+        benign = self._nearest(interaction)
+        if benign is None:
+            return Why(explanation)
+        model = self._model()
+        opinion = model.opinions([(benign.interaction, benign.interaction.response)])[0]
+        return Why(explanation, benign,
+                   None if isinstance(opinion, ScoringError) else opinion.value)  # fmt: skip
+
+    def _explanation(self, interaction: Interaction) -> Explanation:
         from ares_stream.scoring.occlusion import explain, line_of
 
         model = self._model()
         line = line_of(model, self._settings.scorer.detection.reward_quantile)
-        explanation = explain(model, interaction, line)
-        benign = self._nearest(interaction)
-        if benign is None:
-            return Why(explanation)
-        opinion = model.opinions([(benign.interaction, benign.interaction.response)])[0]
-        return Why(explanation, benign,
-                   None if isinstance(opinion, ScoringError) else opinion.value)  # fmt: skip
+        return explain(model, interaction, line)
 
     def _model(self) -> ScoringModel:
         # Who explains nothing pays for no model.
@@ -272,8 +277,10 @@ class Writer:
         try:
             for item in failures:
                 try:
-                    found = await self.why(await self.interaction(item))
-                    named[item.id] = words_of(found.explanation)
+                    interaction = await self.interaction(item)
+                    async with self._explaining:
+                        found = await asyncio.to_thread(self._explanation, interaction)
+                    named[item.id] = words_of(found)
                 except (ReadError, ScoringError):
                     search.unexplained += 1
                 search.done += 1
