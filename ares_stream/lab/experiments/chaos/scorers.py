@@ -97,19 +97,24 @@ class Scorer:
     async def ready(self) -> None:
         """Return once /readyz says so."""
         deadline = time.monotonic() + START_SECONDS
-        while not await asyncio.to_thread(self._says_ready):
+        while missing := await asyncio.to_thread(self._missing):
             if time.monotonic() > deadline:
                 raise ScorerEnded(
-                    f"{self.name} is not ready after {START_SECONDS:.0f} s: {self.tail}"
+                    f"{self.name} is not ready after {START_SECONDS:.0f} s ({missing}): {self.tail}"
                 )
             await asyncio.sleep(0.1)
 
-    def _says_ready(self) -> bool:
+    def _missing(self) -> str:
+        """What readiness lacks, in the scorer's own words; empty once it is ready."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/readyz", timeout=2) as page:
-                return bool(page.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+                page.read()
+                return ""
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                return refusal.read(2_000).decode(errors="replace")
+        except (urllib.error.URLError, OSError) as error:
+            return f"/readyz does not answer: {error}"
 
     def skipped(self, topic: str) -> int:
         """Offsets of a topic that its log no longer held, as it counts them; since its start."""
