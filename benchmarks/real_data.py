@@ -33,10 +33,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from ares_stream.cli.bench_real import bars
+from ares_stream.cli.terminal import Console
 from ares_stream.detection.intervals import wilson
 from ares_stream.lab.experiments.smollm2.foreign import foreign_answers
 from ares_stream.lab.experiments.smollm2.models import minilm, smollm2

@@ -72,9 +72,9 @@ def probes(
     if profile is not None:
         bench_real.probes(json_file, data, profile, quick=quick, cache=cache)
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from ares_stream.cli.terminal import Console
     from ares_stream.errors import SettingsError
     from ares_stream.files import check_outputs, write_document
     from ares_stream.lab.experiments.probes import search as probe_bench
@@ -157,9 +157,9 @@ def cfr(
     """
     import asyncio
 
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    from ares_stream.cli.terminal import Console
     from ares_stream.detection.decide import DetectionPolicy
     from ares_stream.files import check_outputs, write_document, written_whole
     from ares_stream.models.bundles import load_bundle, refuse_shared_lineage

@@ -18,9 +18,9 @@ def audit(
 
     Exits 0; 1 when an alteration is missed or what is unaltered is named; 2 for a wrong file.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from ares_stream.cli.terminal import Console
     from ares_stream.files import check_outputs, write_document
     from ares_stream.lab.experiments.alterations import bench
 

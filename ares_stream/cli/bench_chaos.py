@@ -25,9 +25,9 @@ def chaos(
     import importlib.util
     import tempfile
 
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    from ares_stream.cli.terminal import Console
     from ares_stream.errors import SettingsError
     from ares_stream.files import check_outputs, write_document
 

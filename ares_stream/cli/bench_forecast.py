@@ -24,9 +24,9 @@ def forecast(
 
     Exits 0; 1 where a victim misses its starting line; 2 for wrong seeds.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from ares_stream.cli.terminal import Console
     from ares_stream.errors import SettingsError
     from ares_stream.files import write_document
     from ares_stream.lab.experiments.forecast import run_bench

@@ -46,9 +46,9 @@ def attribution(
     Exits 0; 1 when a judge's change is missed or blamed on the system, or quiet streams alarm
     more often than stated; 2 for a wrong file.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from ares_stream.cli.terminal import Console
     from ares_stream.files import write_document
     from ares_stream.lab.experiments.attribution import Design, bench
 
@@ -92,10 +92,10 @@ def intervals(
     Exits 0; 1 when one holds it less often than 95 %, beyond what chance explains; 2 for a wrong
     file.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 
+    from ares_stream.cli.terminal import Console
     from ares_stream.files import write_document
     from ares_stream.lab.experiments.coverage import measure
 

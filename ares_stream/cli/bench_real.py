@@ -13,7 +13,7 @@ import typer
 from ares_stream.errors import SettingsError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from ares_stream.cli.terminal import Console
 
 Profile = Annotated[str | None, typer.Option(help="Instead of the testbed a real policy: smollm2.")]
 Data = Annotated[
@@ -36,8 +36,7 @@ def repair(
     cache: Path | None,
 ) -> None:
     """Repair the real policy and print the figures."""
-    from rich.console import Console
-
+    from ares_stream.cli.terminal import Console
     from ares_stream.files import check_outputs, write_document
 
     check_outputs({"--json": json_file}, {})
@@ -55,8 +54,7 @@ def repair(
 
 def probes(json_file: Path, data: Path, profile: str, *, quick: bool, cache: Path | None) -> None:
     """Search the real policy's failures and print what each method found."""
-    from rich.console import Console
-
+    from ares_stream.cli.terminal import Console
     from ares_stream.files import check_outputs, write_document
 
     check_outputs({"--json": json_file}, {})

@@ -11,10 +11,10 @@ from ares_stream.cli import bench_real
 from ares_stream.errors import SettingsError
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
 
+    from ares_stream.cli.terminal import Console
     from ares_stream.lab.jobs import Step
 
 COLUMNS = {
@@ -84,8 +84,7 @@ def repair_cost(
     cache: Cache = None,
 ) -> None:
     """Time the joint repair against TRL's RewardTrainer followed by its DPOTrainer."""
-    from rich.console import Console
-
+    from ares_stream.cli.terminal import Console
     from ares_stream.files import check_outputs, write_document
     from ares_stream.lab.experiments.repair.cost import run_cost
 
@@ -188,13 +187,12 @@ def print_repair(found: dict[str, Any], console: Console) -> None:
 
 def _wide() -> Console:
     """A pipe has no width of its own, and the tables need some."""
-    from rich.console import Console
+    from ares_stream.cli.terminal import Console
 
     return Console() if Console().is_terminal else Console(width=_PIPE_WIDTH)
 
 
 def _bars() -> Progress:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -202,6 +200,8 @@ def _bars() -> Progress:
         TextColumn,
         TimeElapsedColumn,
     )
+
+    from ares_stream.cli.terminal import Console
 
     console = Console(stderr=True)
     return Progress(

@@ -21,9 +21,9 @@ def replay(
     import asyncio
     import tempfile
 
-    from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from ares_stream.cli.terminal import Console
     from ares_stream.files import check_outputs, write_document
     from ares_stream.lab.experiments.replaying import bench
 

@@ -32,9 +32,9 @@ def throughput(
     import importlib.util
     import tempfile
 
-    from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from ares_stream.cli.terminal import Console
     from ares_stream.errors import ScoringError, SettingsError
     from ares_stream.files import check_outputs, write_document
 

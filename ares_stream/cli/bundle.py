@@ -234,9 +234,10 @@ def show(
         }
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from ares_stream.cli.terminal import Console
 
     table = Table(show_header=False, box=None)
     table.add_column(style="bold")
@@ -377,8 +378,9 @@ def _written(bundle: Bundle) -> None:
 @contextmanager
 def _bar(name: str) -> Iterator[Progress]:
     """A bar on stderr; without counts while a model loads and exports."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ares_stream.cli.terminal import Console
 
     with Progress(
         TextColumn("{task.description}"),

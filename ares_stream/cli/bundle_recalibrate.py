@@ -41,9 +41,9 @@ def recalibrate(
     import asyncio
 
     import numpy as np
-    from rich.console import Console
     from rich.progress import Progress
 
+    from ares_stream.cli.terminal import Console
     from ares_stream.cli.topics import connect
     from ares_stream.models.bundles import Calibration, load_bundle, write_bundle
     from ares_stream.models.signing import sign_bundle

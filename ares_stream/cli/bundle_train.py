@@ -172,8 +172,9 @@ def reward(
 @contextmanager
 def _progress() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """A bar on stderr for each stage."""
-    from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from ares_stream.cli.terminal import Console
 
     with Progress(
         *Progress.get_default_columns()[:2],

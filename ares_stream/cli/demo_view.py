@@ -6,7 +6,7 @@ import re
 from collections import Counter, deque
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
 from rich.panel import Panel
@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ares_stream.cli.terminal import Console
 from ares_stream.demo.contract import DemoSummary
 from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.verdict import FailureClass, Verdict
@@ -202,19 +203,21 @@ def conclude(console: Console, summary: DemoSummary) -> None:
     rate, counted = summary.rate, summary.account
     console.print(
         f"[bold]Coupled-failure rate {rate.value:.1%}[/] "
-        f"(95 % confidence sequence {rate.low:.1%} to {rate.high:.1%}, {rate.count:,} verdicts)"
+        f"(95 % confidence sequence {rate.low:.1%} to {rate.high:.1%}, {rate.count:,} verdicts)",
+        markup=True,
     )
     verdict = "[green]holds[/]" if counted.exactly_once else "[red]does not hold[/]"
     console.print(
         f"Exactly once {verdict}: {counted.sent:,} sent = {counted.verdicts:,} verdicts + "
         f"{counted.dead_letters} dead letters; {counted.lost} lost, {counted.doubled} doubled; "
-        f"{counted.repair} records to repair for {counted.coupled} coupled failures"
+        f"{counted.repair} records to repair for {counted.coupled} coupled failures",
+        markup=True,
     )
     for found in summary.rounds:
         repair = ""
         if found.repair is not None:
             why = "" if found.repair.state == "promoted" else f": {'; '.join(found.repair.reasons)}"
-            repair = escape(f"; repair {found.repair.state}{why}")
+            repair = f"; repair {found.repair.state}{why}"
         console.print(
             f"Round {found.number}: {found.rate.value:.1%} of probes are confirmed failures "
             f"({found.rate.low:.1%} to {found.rate.high:.1%}){repair}"
@@ -223,7 +226,8 @@ def conclude(console: Console, summary: DemoSummary) -> None:
         said = "[green]as recorded[/]" if proven.holds else "[red]differs, see replay.html[/]"
         console.print(
             f"Replayed {said}: {proven.counts['identical']:,} verdicts and dead letters identical "
-            f"to the byte; proof of one verdict: {proven.proof}"
+            f"to the byte; proof of one verdict: {escape(proven.proof)}",
+            markup=True,
         )
     console.print(f"Report: {summary.report}")
 
@@ -231,7 +235,7 @@ def conclude(console: Console, summary: DemoSummary) -> None:
 def make_console(picture: Path | None) -> Console:
     """A console on standard error that remembers what it draws where a picture is wanted."""
     width = None if picture is None else PICTURE_WIDTH
-    return Console(stderr=True, record=picture is not None, width=width, highlight=False)
+    return Console(stderr=True, record=picture is not None, width=width)
 
 
 def save_picture(console: Console, picture: Path) -> None:

@@ -117,10 +117,10 @@ async def _read(
     archived: bool,
 ) -> list[OffsetRange]:
     """Feed the evidence; what may be missing."""
-    from rich.console import Console
     from rich.progress import Progress
 
     from ares_stream.audit.evidence import TOPICS, gaps
+    from ares_stream.cli.terminal import Console
     from ares_stream.errors import TopicError
     from ares_stream.records.topics import topic_name
 

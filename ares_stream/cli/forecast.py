@@ -193,10 +193,10 @@ async def _forecast(
     import asyncio
     from tempfile import TemporaryDirectory
 
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ares_stream.audit.kept_answers import KeptAnswers
+    from ares_stream.cli.terminal import Console
     from ares_stream.services.forecast import (
         make_forecast,
         models_of,

@@ -28,8 +28,9 @@ def try_(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Lines to try.")] = 5,
 ) -> None:
     """Show each line's interaction, text shortened. Exit 1 if a line does not map."""
-    from rich.console import Console
+    from rich.text import Text
 
+    from ares_stream.cli.terminal import Console
     from ares_stream.errors import InputError, LeftOut
     from ares_stream.files import open_lines
     from ares_stream.records.decoding import DecodingLimits, decode_interactions
@@ -52,13 +53,13 @@ def try_(
             except InputError as error:
                 bad += 1
                 table = _table(f"line {number}")
-                table.add_row("[red]does not map[/red]", str(error))
+                table.add_row(Text("does not map", style="red"), str(error))
                 console.print(table)
                 continue
             for place, interaction in enumerate(found, 1):
                 several = f", conversation {place} of {len(found)}" if len(found) > 1 else ""
                 table = _table(f"line {number}{several}")
-                for name, value in interaction.model_dump(exclude_none=True).items():
+                for name, value in interaction.model_dump(mode="json", exclude_none=True).items():
                     table.add_row(name, _shorten(value))
                 console.print(table)
     if bad:
@@ -76,8 +77,6 @@ def _table(title: str) -> Table:
 
 
 def _shorten(value: object) -> str:
-    from rich.markup import escape
-
     text = value if isinstance(value, str) else repr(value)
     text = " ".join(text.split())
-    return escape(text if len(text) <= _SHOWN * 3 else f"{text[: _SHOWN * 3]}… ({len(text)})")
+    return text if len(text) <= _SHOWN * 3 else f"{text[: _SHOWN * 3]}… ({len(text)})"

@@ -125,10 +125,10 @@ def run(
     import asyncio
     from collections import Counter
 
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
+    from ares_stream.cli.terminal import Console
     from ares_stream.files import check_outputs
     from ares_stream.probes.plan import load_campaign
     from ares_stream.probes.prober import Prober, ProberObserver, ProberPolicy, campaign_record

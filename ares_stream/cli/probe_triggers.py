@@ -42,9 +42,9 @@ def triggers(
     import json
     from concurrent.futures import ThreadPoolExecutor
 
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    from ares_stream.cli.terminal import Console
     from ares_stream.errors import SettingsError
     from ares_stream.files import check_outputs, written_whole
     from ares_stream.models.bundles import load_bundle

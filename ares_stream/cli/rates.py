@@ -12,8 +12,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rich.console import Console
-
+    from ares_stream.cli.terminal import Console
     from ares_stream.records.base import Interval
     from ares_stream.records.rates import AnchorFigures, MonitorState, Rates
     from ares_stream.services.settings import Settings
@@ -116,17 +115,14 @@ def _as_json(
 def _table(state: MonitorState, rates: list[Rates]) -> None:
     console = print_rates(rates)
     for gap in state.gaps:
-        console.print(
-            f"gap: {gap.topic} {gap.partition} lacks offsets {gap.start} to {gap.end}",
-            markup=False, highlight=False,
-        )  # fmt: skip
+        console.print(f"gap: {gap.topic} {gap.partition} lacks offsets {gap.start} to {gap.end}")
 
 
 def print_rates(rates: Iterable[Rates], *, stderr: bool = False) -> Console:
     """A row per slice, as `ares rates` and `ares scan` print them."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from ares_stream.cli.terminal import Console
 
     table = Table(box=None, pad_edge=False)
     for name in ("lane", "policy", "slice", "since", "verdicts", "CFR", "contested", "corrected",
@@ -139,8 +135,8 @@ def print_rates(rates: Iterable[Rates], *, stderr: bool = False) -> Console:
         policy = f"{key.policy.name} {key.policy.version}"
         table.add_row(
             key.lane,
-            escape(policy + (f" / {key.reward}" if key.reward else "")),
-            escape(f"{key.attribute} {key.value}".strip() or "all"),
+            policy + (f" / {key.reward}" if key.reward else ""),
+            f"{key.attribute} {key.value}".strip() or "all",
             f"{item.since:%Y-%m-%d %H:%M}",
             f"{figures.total:,}",
             _range(figures.cfr),

@@ -217,7 +217,6 @@ def _replayed(
 ) -> dict[str, Any]:
     import asyncio
 
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         Progress,
@@ -225,6 +224,8 @@ def _replayed(
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+
+    from ares_stream.cli.terminal import Console
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())

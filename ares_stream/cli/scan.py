@@ -172,7 +172,6 @@ def _run(
     import asyncio
     import time
 
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -182,6 +181,7 @@ def _run(
         TimeRemainingColumn,
     )
 
+    from ares_stream.cli.terminal import Console
     from ares_stream.errors import SettingsError
     from ares_stream.files import written_whole
     from ares_stream.records.decoding import DecodingLimits
@@ -202,7 +202,7 @@ def _run(
         nonlocal reported
         reported += 1
         if reported <= _MAX_REPORTED:
-            progress.console.print(f"line {bad.line}: {bad.reason}", markup=False, highlight=False)
+            progress.console.print(f"line {bad.line}: {bad.reason}")
         elif reported == _MAX_REPORTED + 1:
             progress.console.print("more refused lines are in the summary")
 

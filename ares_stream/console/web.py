@@ -20,11 +20,13 @@ from ares_stream import __version__
 from ares_stream.console.desk import Desk, Why
 from ares_stream.console.identity import Identity, Person, RefusedError
 from ares_stream.console.queue import Item
-from ares_stream.console.visible import visible
 from ares_stream.errors import AresError
+from ares_stream.files.visible import visible, visible_value
 from ares_stream.records.interaction import Interaction
 
 MAX_FORM_BYTES: Final = 64 << 10
+MAX_CHARACTERS: Final = 100_000
+"""Shown of one text: a browser stands still at megabytes."""
 HEADERS: Final[Mapping[str, str]] = {
     "content-security-policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
@@ -63,16 +65,23 @@ class WrongError(Exception):
         self.status = status
 
 
+def _shown(text: str) -> str:
+    cut = text[:MAX_CHARACTERS]
+    left = len(text) - len(cut)
+    return visible(cut) + (f"\n⟨{left:,} more characters are not shown⟩" if left else "")
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("ares_stream.console", "templates"),
         autoescape=True,
+        finalize=visible_value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["visible"] = visible
+    environment.filters["visible"] = _shown
     environment.filters["percent"] = lambda value: f"{value:.1%}"
     environment.filters["range"] = lambda item: (
         "–" if item is None or item.count == 0

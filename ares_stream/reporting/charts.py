@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from ares_stream.detection.decide import DetectionPolicy
+from ares_stream.files.visible import visible
 from ares_stream.records.base import Interval
 
 
@@ -35,15 +36,14 @@ class Series:
 
 def _svg(width: int, height: int, label: str, body: str, aspect: str = "xMidYMid") -> Markup:
     return Markup(  # noqa: S704 - every caller escapes text and formats numbers
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" '
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(visible(label))}" '
         f'preserveAspectRatio="{aspect}">{body}</svg>'
     )
 
 
 def _text(x: float, y: float, text: object, kind: str = "tick", anchor: str = "middle") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
-    )
+    shown = escape(visible(str(text)))
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{shown}</text>'
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
@@ -51,7 +51,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 
 def _rect(x: float, y: float, width: float, height: float, kind: str, title: str = "") -> str:
-    inner = f"<title>{escape(title)}</title>" if title else ""
+    inner = f"<title>{escape(visible(title))}</title>" if title else ""
     return (
         f'<rect x="{x:.2f}" y="{y:.2f}" width="{max(width, 0):.2f}" '
         f'height="{max(height, 0):.2f}" class="{escape(kind)}">{inner}</rect>'
@@ -194,7 +194,7 @@ def curve(series: Sequence[Series], steps: Sequence[str], label: str) -> Markup:
             )
             body.append(
                 f'<circle cx="{px:.1f}" cy="{y(item.value):.1f}" r="4.5" '
-                f'class="knot s-{number % 5}"><title>{escape(title)}</title></circle>'
+                f'class="knot s-{number % 5}"><title>{escape(visible(title))}</title></circle>'
             )
     entry = left
     for number, line in enumerate(series):

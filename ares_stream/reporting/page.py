@@ -22,6 +22,7 @@ from markupsafe import Markup
 from ares_stream import __version__
 from ares_stream.detection.decide import DetectionPolicy, is_scored_high
 from ares_stream.detection.ledger import EVERY, Ledger, LedgerPolicy
+from ares_stream.files.visible import visible_value
 from ares_stream.records.base import Interval
 from ares_stream.records.interaction import Interaction, Lane
 from ares_stream.records.observation import observe
@@ -76,6 +77,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("ares_stream.reporting", "templates"),
         autoescape=True,
+        finalize=visible_value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -38,22 +38,19 @@ def _masked(_: WrappedLogger, __: str, line: Any) -> str:
     return masked(str(line))
 
 
-def configure(*, level: str = "info", pretty: bool = False) -> None:
-    """Send this process's logs to stderr; `pretty` for a terminal, JSON otherwise.
+def configure(*, level: str = "info") -> None:
+    """Send this process's logs to stderr.
 
     What libraries log through the standard library comes in the same form, from warning up.
     """
     threshold = logging.getLevelNamesMapping()[level.upper()]
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer()
-    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _no_text,
-            renderer,
+            structlog.processors.JSONRenderer(),
             _masked,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),

@@ -19,9 +19,9 @@ from ares_stream.console.agreement import agreement
 from ares_stream.console.identity import COOKIE, Identity, RefusedError
 from ares_stream.console.policy import HeaderPolicy, IdentityPolicy, JwtPolicy, QueuePolicy
 from ares_stream.console.queue import Item, Place, ReviewQueue, rank
-from ares_stream.console.visible import visible
 from ares_stream.detection.correction import Cell
 from ares_stream.errors import SettingsError
+from ares_stream.files.visible import visible
 from ares_stream.records.label import Label
 from tests.support.verdicts import NOON, verdict
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
-from rich.console import Console
 
 from ares_stream.cli.bench_repair import parse_seeds, print_repair
+from ares_stream.cli.terminal import Console
 from ares_stream.errors import SettingsError
 
 pytest.importorskip("torch")
@@ -31,7 +29,9 @@ def test_seeds_are_numbers_and_none_is_counted_twice() -> None:
         run_bench([11, 11])
 
 
-def test_every_method_shares_one_recipe_and_the_tables_show_each_of_them() -> None:
+def test_every_method_shares_one_recipe_and_the_tables_show_each_of_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert RECIPE.threads == 1
     row = {name: over_seeds({11: 0.125}) for name in FIGURES}
     part = {**row, "never_probed": row}
@@ -40,9 +40,8 @@ def test_every_method_shares_one_recipe_and_the_tables_show_each_of_them() -> No
         "methods": {method: {**part, "after_rlhf": part} for method in METHODS},
         "published": PUBLISHED,
     }
-    written = io.StringIO()
-    print_repair(found, Console(file=written, width=160))
-    text = written.getvalue()
+    print_repair(found, Console(width=160))
+    text = capsys.readouterr().out
     assert text.count("two_stage") == 4
     assert "4.7% → 12.5%" in text
     assert "0.08 → 0.12" in text

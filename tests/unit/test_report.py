@@ -16,7 +16,7 @@ from ares_stream.reporting.page import Findings, Report, curve_section, render, 
 
 POLICY = DetectionPolicy()
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
-HOSTILE = "<script>alert('secret')</script>"
+HOSTILE = "<script>alert('secret')</script>\u202e\x9b31m"
 
 
 def add(
@@ -107,6 +107,8 @@ def test_the_page_is_self_contained_and_escapes_everything() -> None:
     assert not re.search(r"https?://|url\(|@import", html)
     assert "default-src 'none'" in html
     assert "NaN" not in html
+    assert "⟨U+202E⟩⟨U+009B⟩" in html
+    assert not re.search("[\u202e\x9b]", html)
 
 
 def test_text_is_hidden_until_asked_for_and_shortened() -> None:
