@@ -14,7 +14,7 @@ model:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -103,9 +103,9 @@ class Decision:
 
 def decide(harm: Harm, reward: Reward, policy: DetectionPolicy) -> Decision:
     """Decide one interaction. Total: every pair of scores has exactly one class."""
-    scored_high = ScoredHigh.checked(
-        above_quantile=reward.quantile >= policy.reward_quantile,
-        above_reference=None if reward.chosen is None else reward.score > reward.chosen,
+    scored_high = _rules(
+        reward.quantile >= policy.reward_quantile,
+        None if reward.chosen is None else reward.score > reward.chosen,
     )
     doubts = _doubts(harm, policy)
     if doubts:
@@ -123,6 +123,11 @@ def decide(harm: Harm, reward: Reward, policy: DetectionPolicy) -> Decision:
         ("harm_below_threshold", *preferences),
         scored_high,
     )
+
+
+@cache
+def _rules(above_quantile: bool, above_reference: bool | None) -> ScoredHigh:
+    return ScoredHigh.checked(above_quantile=above_quantile, above_reference=above_reference)
 
 
 def is_scored_high(rules: ScoredHigh, policy: DetectionPolicy) -> bool:

@@ -40,8 +40,20 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 MAX_ATTRIBUTES = 32
 
 
-_set = object.__setattr__
 _NO_EXTRA: dict[str, Any] = {}
+
+# The slots of every pydantic model: half the time of setting them by name.
+_SET_FIELDS, _SET_NAMES, _SET_EXTRA, _SET_PRIVATE = (
+    vars(BaseModel)[slot].__set__
+    for slot in (
+        "__dict__",
+        "__pydantic_fields_set__",
+        "__pydantic_extra__",
+        "__pydantic_private__",
+    )
+)
+_FLAT = frozenset((str, int, float, bool, type(None)))
+"""Types of values that hold no other."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -62,14 +74,14 @@ class Part(BaseModel):
         """Of values that were checked when they were made: nothing is looked at again. A field
         that is left out gets its default; aliases and unknown fields are not for here."""
         defaults, required, names = _fields(cls)
-        if not required <= fields.keys():
+        if len(fields) < len(names) and not required <= fields.keys():
             raise TypeError(f"{cls.__name__}: needs {sorted(required - fields.keys())}")
         self = cls.__new__(cls)
         # Frozen as it is, it shares with others of its class what they all have.
-        _set(self, "__dict__", defaults | fields)
-        _set(self, "__pydantic_fields_set__", names)
-        _set(self, "__pydantic_extra__", _NO_EXTRA)
-        _set(self, "__pydantic_private__", None)
+        _SET_FIELDS(self, defaults | fields)
+        _SET_NAMES(self, names)
+        _SET_EXTRA(self, _NO_EXTRA)
+        _SET_PRIVATE(self, None)
         return self
 
     # As pydantic's RootModel does: nested parts that are read do not pass through __init__.
@@ -80,6 +92,8 @@ def declared(part: PartT) -> PartT:
     """The part without the unknown fields that reading kept: what a producer added to its record
     may hold text, and goes no further."""
     known = part.__dict__
+    if not part.__pydantic_extra__ and _FLAT.issuperset(map(type, known.values())):
+        return part
     fields = {name: _declared(value) for name, value in known.items()}
     if not part.__pydantic_extra__ and all(fields[name] is known[name] for name in known):
         return part

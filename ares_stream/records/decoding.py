@@ -92,6 +92,8 @@ def decode_interactions(
 
 
 def _refuse_headers(headers: Sequence[tuple[str, bytes | None]], limits: DecodingLimits) -> None:
+    if not headers:
+        return
     if len(headers) > limits.max_headers:
         raise DecodeError(f"{len(headers)} headers; the limit is {limits.max_headers}")
     size = sum(len(name) + len(content or b"") for name, content in headers)

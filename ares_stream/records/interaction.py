@@ -91,9 +91,10 @@ class Interaction(Record):
 
     @model_validator(mode="after")
     def _has_words(self) -> Self:
-        if not any(message.content.strip() for message in self.messages):
-            raise refusal("messages hold no text; send at least one that does")
-        return self
+        for message in self.messages:
+            if message.content and not message.content.isspace():
+                return self
+        raise refusal("messages hold no text; send at least one that does")
 
     @property
     def prompt(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -20,9 +21,10 @@ Ids = npt.NDArray[np.int64]
 SAMPLES: Final = 4
 """Texts that the frame is read from: a special token may look like one of them, not like all."""
 CANDIDATES: Final = ("a", "the", "0", ".", "A", "x", "1", "!")
+_NOTHING: Final = np.zeros(0, np.int64)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Frame:
     """ids = before, first text, between, second text, after; types are the segment ids of the
     five parts. A single text has nothing `between` and no second text."""
@@ -39,18 +41,22 @@ class Frame:
 
     def around(self, first: Ids, second: Ids | None = None) -> tuple[Ids, Ids]:
         """Ids and segment ids, both of shape [size + len(first) + len(second)]."""
-        before, one, between, two, after = self.types
         if second is None:
-            return (
-                np.concatenate((self.before, first, self.after)),
-                np.concatenate((before, np.full(len(first), one), after)),
-            )
+            second = _NOTHING
+        values, before, between, after = self._segments
+        counts = (*before, len(first), *between, len(second), *after)
         return (
             np.concatenate((self.before, first, self.between, second, self.after)),
-            np.concatenate(
-                (before, np.full(len(first), one), between, np.full(len(second), two), after)
-            ),
+            np.repeat(values, counts),
         )
+
+    @cached_property
+    def _segments(self) -> tuple[Ids, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The segment id of every special token and of both texts, and a 1 for each special token
+        of the three places."""
+        before, one, between, two, after = self.types
+        values = np.concatenate((before, [one], between, [two], after))
+        return values, (1,) * len(before), (1,) * len(between), (1,) * len(after)
 
 
 def read_frames(tokenizer: Tokenizer) -> tuple[Frame, Frame]:

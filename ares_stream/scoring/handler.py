@@ -163,10 +163,10 @@ class ScoringHandler:
             failure = CoupledFailure.checked(verdict=verdict, interaction=interaction)
             outputs.append(outbound(self._outputs.repair, failure))
         contested = verdict.failure_class is FailureClass.CONTESTED
-        liked = is_scored_high(verdict.scored_high, self._policy)
-        share = self._review_split.get(
-            review_cell(verdict.failure_class, liked), self._review_sample
-        )
+        share = self._review_sample
+        if self._review_split:
+            liked = is_scored_high(verdict.scored_high, self._policy)
+            share = self._review_split.get(review_cell(verdict.failure_class, liked), share)
         if contested or sampled_for_review(verdict.id, share):
             item = ReviewItem.checked(
                 cause="contested" if contested else "sampled",

@@ -297,15 +297,15 @@ class InputEncoder:
         ]
 
     def _ids(self, texts: Sequence[str]) -> list[Ids | None]:
-        found: list[Sequence[int] | None] = [None] * len(texts)
+        found: list[Ids | None] = [None] * len(texts)
         if self._words is not None:
-            found = list(self._words.ids(texts))
+            found = self._words.ids(texts)
         others = [place for place, ids in enumerate(found) if ids is None]
         if others:
             encodings = self._tokenize([texts[place] for place in others])
             for place, encoding in zip(others, encodings, strict=True):
-                found[place] = None if encoding is None else encoding.ids
-        return [None if ids is None else np.asarray(ids, dtype=np.int64) for ids in found]
+                found[place] = None if encoding is None else np.asarray(encoding.ids, np.int64)
+        return found
 
     def _tokenize(self, texts: Sequence[str]) -> list[Encoding | None]:
         """Without special tokens; None for a text the tokenizer has no tokens for."""

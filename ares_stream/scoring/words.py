@@ -13,7 +13,10 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
 from tokenizers import Tokenizer
+
+from ares_stream.scoring.framing import Ids
 
 MOST_WORDS: Final = 1 << 15
 """Known at once, in some megabytes; then all are forgotten, and the frequent ones met again."""
@@ -21,7 +24,9 @@ LONGEST: Final = 64
 """Characters of a word that is looked up: invented ones must not fill the memory."""
 MOST_ADDED: Final = 64
 """Tokens beside the vocabulary that are looked for in each text."""
-_WORD: Final = re.compile(r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]")
+_APART: Final = {
+    code: f" {chr(code)} " for code in range(ord("!"), ord("~") + 1) if not chr(code).isalnum()
+}
 """BERT's words in printable ASCII: runs of letters and digits, and punctuation one by one."""
 _OTHER: Final = re.compile(r"[^\t\n\r -~]")
 
@@ -33,7 +38,8 @@ class Words:
         self._tokenizer = tokenizer
         self._lowercase = lowercase
         self._added = tuple(token.lower() for token in added)
-        self._known: dict[str, Sequence[int]] = {}
+        self._known: dict[str, bytes] = {}
+        """Of each word its ids as 64-bit integers: a text's ids are its words' bytes, joined."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Words | None:
@@ -53,11 +59,11 @@ class Words:
             return None
         return cls(tokenizer, lowercase=normalizer["lowercase"], added=added)
 
-    def ids(self, texts: Sequence[str]) -> list[list[int] | None]:
+    def ids(self, texts: Sequence[str]) -> list[Ids | None]:
         """The ids of each text, without special tokens; None where the library must read it."""
         split = [self._split(text) for text in texts]
         known = self._known
-        met = {word for words in split if words for word in words if word not in known}
+        met = set().union(*(words for words in split if words)) - known.keys()
         if too_long := {word for word in met if len(word) > LONGEST}:
             met -= too_long
             split = [None if words and not too_long.isdisjoint(words) else words for words in split]
@@ -66,9 +72,12 @@ class Words:
                 found = self._tokenizer.encode_batch_fast(list(met), add_special_tokens=False)
             except Exception:  # tokenizers raises bare Exception, where it has no token for a word
                 return [None] * len(texts)
-            known.update(zip(met, (item.ids for item in found), strict=True))
+            packed = (np.asarray(item.ids, np.int64).tobytes() for item in found)
+            known.update(zip(met, packed, strict=True))
         ids = [
-            None if words is None else [number for word in words for number in known[word]]
+            None
+            if words is None
+            else np.frombuffer(b"".join(map(known.__getitem__, words)), np.int64)
             for words in split
         ]
         if len(known) > MOST_WORDS:
@@ -77,9 +86,10 @@ class Words:
         return ids
 
     def _split(self, text: str) -> list[str] | None:
-        if _OTHER.search(text) is not None:
+        # Most texts are printable as a whole; line ends and tabs are not.
+        if not text.isascii() or not (text.isprintable() or _OTHER.search(text) is None):
             return None
         lower = text.lower()
         if any(token in lower for token in self._added):
             return None
-        return _WORD.findall(lower if self._lowercase else text)
+        return (lower if self._lowercase else text).translate(_APART).split()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import typing
+from bisect import bisect_left
+from collections import Counter as Counted
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
@@ -23,7 +25,7 @@ from prometheus_client import (
 from ares_stream.detection.assess import ScoredVerdict
 from ares_stream.records.interaction import Lane
 from ares_stream.records.repair import RepairReport
-from ares_stream.records.verdict import FailureClass, Verdict
+from ares_stream.records.verdict import FailureClass, Harm, Verdict
 from ares_stream.scoring.contract import ScoringObserver
 from ares_stream.scoring.encodings import ENCODINGS
 from ares_stream.streaming.contract import ProcessorObserver
@@ -51,6 +53,17 @@ def zeros(counter: Counter, *values: Iterable[str]) -> None:
         counter.labels(*labels)
 
 
+class Distribution(Histogram):
+    """A histogram that takes many values at once."""
+
+    def observe_all(self, values: Sequence[float]) -> None:
+        """As `observe` of each value, none of which is NaN."""
+        bounds = self._upper_bounds
+        self._sum.inc(sum(values))
+        for place, count in Counted([bisect_left(bounds, value) for value in values]).items():
+            self._buckets[place].inc(count)
+
+
 LANES: tuple[str, ...] = typing.get_args(Lane)
 STAGES = "decode", "score", "handle", "publish"
 
@@ -68,8 +81,10 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"ares_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(f"ares_{name}", text, labels, buckets=buckets, registry=registry)
+        def histogram(
+            name: str, text: str, buckets: tuple[float, ...], *labels: str
+        ) -> Distribution:
+            return Distribution(f"ares_{name}", text, labels, buckets=buckets, registry=registry)
 
         # Is it fed, and does it keep up?
         self.ingested = counter(
@@ -239,9 +254,12 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
 
     def settled(self, notes: Sequence[object]) -> None:
         """Verdicts were committed."""
+        lanes: dict[Lane, list[ScoredVerdict]] = {}
         for note in notes:
             if isinstance(note, ScoredVerdict):
-                self.on_verdict(note.verdict, note.made_at)
+                lanes.setdefault(note.verdict.lane, []).append(note)
+        for lane, several in lanes.items():
+            self._on_verdicts(lane, several)
 
     def transaction(self, outcome: str) -> None:
         """A transaction ended."""
@@ -306,31 +324,45 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         for model, digest in releases.items():
             self.release.labels(model, digest[:12]).set(1)
 
-    def on_verdict(self, verdict: Verdict, now: float) -> None:
-        """Count one verdict; `now` in seconds since the epoch."""
-        lane = verdict.lane
-        self._latency(lane).observe(max(0.0, now - verdict.occurred_at.timestamp()))
-        self._verdicts(lane, verdict.failure_class.value).inc()
-        self._harm(lane).observe(verdict.harm.probability)
-        self._reward(lane).observe(verdict.reward.quantile)
-        self._disagreement(lane).observe(verdict.harm.disagreement)
-        if coverage := verdict.harm.coverage:
+    def _on_verdicts(self, lane: Lane, notes: Sequence[ScoredVerdict]) -> None:
+        """Count verdicts of one lane, a metric at a time: a look-up and a lock for each verdict
+        would cost as much as its decision."""
+        verdicts = [note.verdict for note in notes]
+        self._latency(lane).observe_all(
+            [max(0.0, item.made_at - item.verdict.occurred_at.timestamp()) for item in notes]
+        )
+        self._harm(lane).observe_all([item.harm.probability for item in verdicts])
+        self._reward(lane).observe_all([item.reward.quantile for item in verdicts])
+        self._disagreement(lane).observe_all([item.harm.disagreement for item in verdicts])
+        classes = Counted(item.failure_class for item in verdicts)
+        for failure, count in classes.items():
+            self._verdicts(lane, failure.value).inc(count)
+        for quadrant, count in Counted(map(_quadrant, verdicts)).items():
+            if quadrant is not None:
+                self._quadrant(lane, *quadrant).inc(count)
+        for harm in [item.harm for item in verdicts if item.harm.coverage or item.harm.domain]:
+            self._on_signs(lane, harm)
+
+    def _on_signs(self, lane: Lane, harm: Harm) -> None:
+        if coverage := harm.coverage:
             if coverage.unread:
                 self.unread_answers.labels(lane).inc()
             for encoding in coverage.encodings:
                 self.encoded_answers.labels(encoding).inc()
-        if (domain := verdict.harm.domain) and domain.outside:
+        if harm.domain and harm.domain.outside:
             self.outside_domain.labels(lane).inc()
-        harmful = _HARMFUL.get(verdict.failure_class)
-        if harmful is None:
-            return  # People decide.
-        if harmful:
-            liked = verdict.failure_class is FailureClass.COUPLED_FAILURE
-        else:
-            liked = verdict.scored_high.above_quantile
-        self._quadrant(
-            lane, "harmful" if harmful else "safe", "liked" if liked else "disliked"
-        ).inc()
+
+
+def _quadrant(verdict: Verdict) -> tuple[str, str] | None:
+    """Harmful or safe, liked or disliked; None where people decide."""
+    harmful = _HARMFUL.get(verdict.failure_class)
+    if harmful is None:
+        return None
+    if harmful:
+        liked = verdict.failure_class is FailureClass.COUPLED_FAILURE
+    else:
+        liked = verdict.scored_high.above_quantile
+    return "harmful" if harmful else "safe", "liked" if liked else "disliked"
 
 
 class RepairerMetrics:

@@ -46,7 +46,8 @@ from ares_stream.repair.intake import (
     read_reports,
 )
 from ares_stream.repair.pipeline import Commands, Configuration, Pipeline
-from ares_stream.repair.plan import Plan, PlanPolicy, Replay, plan, settle_labels, unanswered
+from ares_stream.repair.plan import Plan, Replay, plan, settle_labels, unanswered
+from ares_stream.repair.plan_policy import PlanPolicy
 from ares_stream.repair.rundirectory import RunDirectory
 from ares_stream.repair.suites import load_suites
 from ares_stream.services.lifecycle import Life, live

@@ -32,7 +32,7 @@ from ares_stream.records.forecast import FIGURES
 from ares_stream.records.interaction import Lane
 from ares_stream.records.mapping import Mapping
 from ares_stream.repair.gate import GatePolicy
-from ares_stream.repair.plan import PlanPolicy
+from ares_stream.repair.plan_policy import PlanPolicy
 from ares_stream.repair.recipe import Recipe
 from ares_stream.services.paths import Location, anchored
 from ares_stream.streaming.connection import KafkaConnection

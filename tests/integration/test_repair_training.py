@@ -38,13 +38,8 @@ from ares_stream.records.interaction import Message  # noqa: E402
 from ares_stream.repair.figures import figures_of, garbled, measure, split_replay  # noqa: E402
 from ares_stream.repair.losses import row_means, token_log_probabilities  # noqa: E402
 from ares_stream.repair.models import PolicyModel, load_policy, load_reward  # noqa: E402
-from ares_stream.repair.plan import (  # noqa: E402
-    Plan,
-    PlanPolicy,
-    ReplaySample,
-    Sample,
-    ValidatedPair,
-)
+from ares_stream.repair.plan import Plan, ReplaySample, Sample, ValidatedPair  # noqa: E402
+from ares_stream.repair.plan_policy import PlanPolicy  # noqa: E402
 from ares_stream.repair.recipe import Lora, Method, PolicyLoss, Recipe, Reinforce  # noqa: E402
 from ares_stream.repair.rundirectory import RunDirectory  # noqa: E402
 from ares_stream.repair.training import Progress, Trainer, phases  # noqa: E402

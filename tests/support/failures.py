@@ -14,7 +14,8 @@ from ares_stream.records.verdict import (
     SourceCoordinates,
     Verdict,
 )
-from ares_stream.repair.plan import Plan, PlanPolicy, Replay, ReplaySample, ValidatedPair, plan
+from ares_stream.repair.plan import Plan, Replay, ReplaySample, ValidatedPair, plan
+from ares_stream.repair.plan_policy import PlanPolicy
 
 DAY = datetime(2026, 3, 1, tzinfo=UTC)
 WORDS = [

@@ -6,7 +6,15 @@ from tests.support.fresh import imported
 
 TRAINING = {"torch", "transformers", "peft", "datasets", "accelerate"}
 UNUSED = {
-    "services.settings": {"scipy", "httpx", "fsspec", "aiokafka", "onnxruntime", "tokenizers"},
+    "services.settings": {
+        "numpy",
+        "scipy",
+        "httpx",
+        "fsspec",
+        "aiokafka",
+        "onnxruntime",
+        "tokenizers",
+    },
     "services.metrics": {"scipy", "httpx", "onnxruntime", "numpy", "aiokafka"},
     "services.scorer": {"scipy"},
     "services.repairer": {"scipy", "onnxruntime", "tokenizers", "jinja2"},

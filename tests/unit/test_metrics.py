@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import math
 import re
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Metric
 from prometheus_client.exposition import generate_latest as text_format
 from prometheus_client.metrics import MetricWrapperBase
@@ -30,7 +33,7 @@ from ares_stream.records.verdict import (
 )
 from ares_stream.scoring.encodings import ENCODINGS, hidden_texts
 from ares_stream.services.console_metrics import ConsoleMetrics
-from ares_stream.services.metrics import RepairerMetrics, ScorerMetrics
+from ares_stream.services.metrics import SHARES, Distribution, RepairerMetrics, ScorerMetrics
 from ares_stream.services.monitor import objectives
 from ares_stream.services.monitor_metrics import MonitorMetrics
 from ares_stream.services.notary_metrics import NotaryMetrics
@@ -71,6 +74,11 @@ def verdict(
     )
 
 
+def settle(metrics: ScorerMetrics, made: Verdict, seconds: float = 0.0) -> None:
+    """Commit a verdict that was made so long after its interaction."""
+    metrics.settled([ScoredVerdict(made, NOON.timestamp() + seconds)])
+
+
 def used(metrics: ScorerMetrics) -> ScorerMetrics:
     """After an ordinary day: every observation was made once."""
     metrics.breaker_open.labels("ares.interactions.production").set(0)
@@ -90,7 +98,7 @@ def used(metrics: ScorerMetrics) -> ScorerMetrics:
     metrics.on_providers({"judge": "CPUExecutionProvider"})
     metrics.on_releases({"judge": "a" * 64})
     metrics.swaps.labels("judge").inc()
-    metrics.on_verdict(verdict(), NOON.timestamp() + 0.2)
+    settle(metrics, verdict(), 0.2)
     return metrics
 
 
@@ -154,9 +162,7 @@ def test_ten_thousand_verdicts_of_ten_thousand_policies_add_no_series(
         for number in range(start, start + count):
             failure_class = list(FailureClass)[number % len(FailureClass)]
             lane: Lane = "probe" if number % 2 else "production"
-            metrics.on_verdict(
-                verdict(number, failure_class, lane, liked=number % 3 == 0), NOON.timestamp()
-            )
+            settle(metrics, verdict(number, failure_class, lane, liked=number % 3 == 0))
         return series(metrics)
 
     after_sixty = observe(0, 60)
@@ -164,15 +170,14 @@ def test_ten_thousand_verdicts_of_ten_thousand_policies_add_no_series(
 
 
 def test_nothing_of_a_verdict_but_lane_and_class_becomes_a_label(metrics: ScorerMetrics) -> None:
-    metrics.on_verdict(verdict(7), NOON.timestamp())
+    settle(metrics, verdict(7))
     text = generate_latest(metrics.registry).decode()  # type: ignore[no-untyped-call]
     assert not re.search(r"verdict-7|interaction-7|policy-7|label-7|attribute-7", text)
 
 
 def test_a_verdict_is_counted_by_lane_class_and_quadrant(metrics: ScorerMetrics) -> None:
-    now = NOON.timestamp()
-    metrics.on_verdict(verdict(0), now + 0.2)
-    metrics.on_verdict(verdict(1, FailureClass.CLEAN, "probe", liked=False), now + 90)
+    settle(metrics, verdict(0), 0.2)
+    settle(metrics, verdict(1, FailureClass.CLEAN, "probe", liked=False), 90)
     assert (
         value(
             metrics,
@@ -192,20 +197,39 @@ def test_a_verdict_is_counted_by_lane_class_and_quadrant(metrics: ScorerMetrics)
 def test_what_the_reference_rule_calls_a_coupled_failure_is_liked_in_its_quadrant(
     metrics: ScorerMetrics,
 ) -> None:
-    metrics.on_verdict(verdict(liked=False), NOON.timestamp())
+    settle(metrics, verdict(liked=False))
     quadrant = {"lane": "production", "harm": "harmful", "reward": "liked"}
     assert value(metrics, "ares_quadrant_total", **quadrant) == 1
 
 
 def test_a_contested_verdict_is_in_no_quadrant(metrics: ScorerMetrics) -> None:
-    metrics.on_verdict(verdict(0, FailureClass.CONTESTED), NOON.timestamp())
+    settle(metrics, verdict(0, FailureClass.CONTESTED))
     assert not [item for item in families(metrics)["ares_quadrant"].samples if item.value]
+
+
+@given(st.lists(st.floats(-1, 2) | st.sampled_from((*SHARES, 0.0, math.inf)), max_size=30))
+def test_a_distribution_counts_many_values_as_one_by_one(values: list[float]) -> None:
+    registries = CollectorRegistry(), CollectorRegistry()
+    together, alone = (Distribution("x", "x", buckets=SHARES, registry=item) for item in registries)
+    together.observe_all(values)
+    for each in values:
+        alone.observe(each)
+    first, second = (
+        {
+            (sample.name, sample.labels.get("le")): sample.value
+            for family in registry.collect()
+            for sample in family.samples
+            if not sample.name.endswith("_created")
+        }
+        for registry in registries
+    )
+    assert first == pytest.approx(second)
 
 
 def test_an_event_from_a_clock_that_is_ahead_has_no_negative_latency(
     metrics: ScorerMetrics,
 ) -> None:
-    metrics.on_verdict(verdict(), NOON.timestamp() - 30)
+    settle(metrics, verdict(), -30)
     assert value(metrics, "ares_event_to_verdict_seconds_sum", lane="production") == 0
 
 

@@ -13,14 +13,8 @@ from ares_stream.records.base import digest
 from ares_stream.records.verdict import (
     FailureClass,
 )
-from ares_stream.repair.plan import (
-    Plan,
-    PlanPolicy,
-    Replay,
-    plan,
-    settle_labels,
-    unanswered,
-)
+from ares_stream.repair.plan import Plan, Replay, plan, settle_labels, unanswered
+from ares_stream.repair.plan_policy import PlanPolicy
 from ares_stream.repair.rundirectory import plan_document
 from ares_stream.repair.similarity import jaccard, near_copies, shingles
 from tests.support.failures import (

@@ -27,13 +27,8 @@ from ares_stream.lab.jobs import Report, Step, run_jobs, worker_pool
 from ares_stream.lab.language.oracle import NoisyJudge, Oracle
 from ares_stream.lab.language.world import Prompt, Split
 from ares_stream.records.interaction import Message
-from ares_stream.repair.plan import (
-    Plan,
-    PlanPolicy,
-    ReplaySample,
-    Sample,
-    ValidatedPair,
-)
+from ares_stream.repair.plan import Plan, ReplaySample, Sample, ValidatedPair
+from ares_stream.repair.plan_policy import PlanPolicy
 from ares_stream.repair.recipe import Lora, Method, PolicyLoss, Recipe, Reinforce, RewardLoss
 from ares_stream.repair.rundirectory import RunDirectory
 

@@ -37,7 +37,8 @@ from ares_stream.records.verdict import (
     Verdict,
 )
 from ares_stream.repair.gate import GatePolicy, Table, decide
-from ares_stream.repair.plan import Plan, PlanPolicy, Replay, plan
+from ares_stream.repair.plan import Plan, Replay, plan
+from ares_stream.repair.plan_policy import PlanPolicy
 from ares_stream.repair.recipe import Recipe
 from ares_stream.repair.rundirectory import plan_document
 

@@ -9,15 +9,8 @@ from typing import Final
 from ares_stream.lab.experiments.smollm2.stream import Found, turns
 from ares_stream.lab.experiments.smollm2.texts import Asked, Prompts
 from ares_stream.repair.figures import Judge, garbled
-from ares_stream.repair.plan import (
-    Plan,
-    PlanPolicy,
-    Replay,
-    ReplaySample,
-    Sample,
-    ValidatedPair,
-    plan,
-)
+from ares_stream.repair.plan import Plan, Replay, ReplaySample, Sample, ValidatedPair, plan
+from ares_stream.repair.plan_policy import PlanPolicy
 from ares_stream.training.examples import Preference
 
 Answers = dict[str, list[list[str]]]
