@@ -27,7 +27,7 @@ from starlette.requests import Request
 
 from ares_stream.console.policy import IdentityPolicy, JwtPolicy
 from ares_stream.errors import SettingsError
-from ares_stream.files import read_json, read_text
+from ares_stream.files import Renewed, read_json, read_text
 
 COOKIE: Final = "ares_session"
 ALGORITHMS: Final = ["RS256", "PS256", "ES256", "ES384", "Ed25519", "EdDSA"]
@@ -72,7 +72,7 @@ class Identity:
         self._policy = policy
         self._key = key
         self._clock = clock
-        self._tokens = {} if policy.tokens is None else read_tokens(policy.tokens)
+        self._tokens = None if policy.tokens is None else _people(policy.tokens)
         self._jwt = None if policy.jwt is None else _SignedTokens(policy.jwt, clock)
         networks = policy.header.networks if policy.header else ()
         self._networks = [ip_network(item) for item in networks]
@@ -103,7 +103,7 @@ class Identity:
         """A session's cookie for the owner of a token, None for a token of nobody's."""
         digest = hashlib.sha256(token.strip().encode()).hexdigest()
         found = None
-        for name, known in self._tokens.items():
+        for name, known in self._admitted().items():
             if hmac.compare_digest(known, digest):
                 found = name
         if found is None:
@@ -131,10 +131,13 @@ class Identity:
         if not hmac.compare_digest(self._sign("session", text).encode(), signature.encode()):
             raise RefusedError("your session is not of this console; log in again", may_log_in=True)
         until, _, name = base64.urlsafe_b64decode(text).decode().partition("|")
-        # Who was taken out of the file is out at the next start.
-        if int(until) < self._clock() or name not in self._tokens:
+        # Who was taken out of the file is out.
+        if int(until) < self._clock() or name not in self._admitted():
             raise RefusedError("your session has ended; log in again", may_log_in=True)
         return name
+
+    def _admitted(self) -> Mapping[str, str]:
+        return {} if self._tokens is None else self._tokens.current
 
     def _sign(self, purpose: str, text: str) -> str:
         return hmac.new(self._key, f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()
@@ -160,6 +163,12 @@ def read_tokens(file: Path) -> Mapping[str, str]:
             raise SettingsError(f"{file}: entry {place}: not a person's name")
         if not _SHA256.fullmatch(digest):
             raise SettingsError(f"{file}: {name}: not a SHA-256 of 64 hexadecimal digits")
+    return found
+
+
+def _people(file: Path) -> Renewed[Mapping[str, str]]:
+    found = Renewed("console.identity.tokens", [file], lambda: read_tokens(file))
+    found.value()
     return found
 
 

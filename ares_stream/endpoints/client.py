@@ -26,7 +26,7 @@ import httpx
 from ares_stream.endpoints.completion import Completion, parse_completion, parse_refusal
 from ares_stream.endpoints.limits import RateLimiter
 from ares_stream.errors import SettingsError, TargetError, remember_secrets_of
-from ares_stream.files import checked_api_key
+from ares_stream.files import Renewed, checked_api_key
 
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 """A server that streams without end must not fill the memory."""
@@ -37,6 +37,7 @@ _MAX_GUESSES: Final = 16
 """Requests spent on finding out what an endpoint that never says so refuses."""
 _TOLD_SECONDS: Final = 60.0
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_OF_KEYS: Final = {401, 403}
 _PASSING: Final = {408, 409, 425, 429}
 _MISDIRECTED: Final = {301, 302, 303, 307, 308, 404, 405}
 
@@ -61,7 +62,7 @@ class EndpointPolicy:
     url: str
     model: str
     version: str = "unknown"
-    api_key: str | None = field(default=None, repr=False)
+    api_key: str | Renewed[str] | None = field(default=None, repr=False)
     concurrency: int = 8
     requests_per_minute: float = 0.0
     """0 means no limit."""
@@ -85,7 +86,7 @@ class EndpointPolicy:
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{self.section}.{name}: must be above 0")
         remember_secrets_of(self.url)
-        if self.api_key is not None:
+        if isinstance(self.api_key, str):
             checked_api_key(f"{self.section}.api_key", self.api_key)
 
     @property
@@ -132,7 +133,6 @@ class ChatClient:
         self.usage = Usage()
         self._client = http_client(
             policy.section,
-            headers={"authorization": f"Bearer {policy.api_key}"} if policy.api_key else {},
             timeout=policy.timeout_seconds,
             transport=transport,
             limits=httpx.Limits(max_connections=policy.concurrency),
@@ -216,7 +216,7 @@ class ChatClient:
                     refused.raw,
                     parameters,
                     [message.get("content", "") for message in messages],
-                    self.policy.api_key,
+                    await self._key(),
                 )
                 if refusal.filtered:
                     return Completion("", "content_filter")
@@ -276,6 +276,9 @@ class ChatClient:
         await self._limiter.wait()
         started = self._clock()
         body = {"model": policy.model, "messages": list(messages), **parameters, "stream": False}
+        headers = {"content-type": "application/json"}
+        if key := await self._key():
+            headers["authorization"] = f"Bearer {key}"
         self.usage.requests += 1
         try:
             # httpx's own time-outs are per read: a server that drips would never end.
@@ -285,7 +288,7 @@ class ChatClient:
                     "POST",
                     policy.completions,
                     content=json.dumps(body).encode(),
-                    headers={"content-type": "application/json"},
+                    headers=headers,
                 ) as response,
             ):
                 raw = await _read(response)
@@ -306,10 +309,17 @@ class ChatClient:
         self.usage.completion_tokens += completion.completion_tokens
         return replace(completion, seconds=self._clock() - started)
 
+    async def _key(self) -> str | None:
+        key = self.policy.api_key
+        return await asyncio.to_thread(key.value) if isinstance(key, Renewed) else key
+
     def _raise_for(self, response: httpx.Response, raw: bytes) -> None:
         policy, status = self.policy, response.status_code
         if status in (400, 413, 422):
             raise _Refused(status, raw)
+        if status in _OF_KEYS and self._answered and isinstance(policy.api_key, Renewed):
+            # The key was good: it is being exchanged, and its file is read for each request.
+            raise _Again(f"{policy.place} answered {status}")
         if status in (401, 402, 403, 407):
             said = {402: "the account has no credit", 407: "the proxy wants a password"}
             raise SettingsError(

@@ -6,6 +6,7 @@ whole or not at all.
 | JSON lines, plain, gzip or standard input | `open_lines`, `read_rows`, `parse_json` | rows |
 | a document | `read_json`, `read_yaml`, `parse_yaml`, `validated` | documents, yaml_text |
 | a secret | `read_secret`, `read_api_key` | secret |
+| a file that is renewed | `Renewed`, `renewed_secret`, `renewed_api_key` | renewed |
 | a file | `write_whole`, `written_whole`, `write_document` | writing |
 | a folder | `written_folder`, `staging_folder` | writing |
 | output paths, before the work | `check_outputs` | outputs |
@@ -24,6 +25,13 @@ from ares_stream.files.documents import (
 )
 from ares_stream.files.outputs import check_new_folder, check_outputs
 from ares_stream.files.reasons import said
+from ares_stream.files.renewed import (
+    Renewed,
+    Validity,
+    renewed_api_key,
+    renewed_secret,
+    renewed_values,
+)
 from ares_stream.files.rows import (
     MAX_LINE_BYTES,
     STDIO,
@@ -45,9 +53,10 @@ from ares_stream.files.writing import (
 from ares_stream.files.yaml_text import YamlDocument, parse_yaml
 
 __all__ = [
-    "MAX_DOCUMENT_BYTES", "MAX_LINE_BYTES", "STDIO", "Fault", "Lines", "Survey", "YamlDocument",
-    "check_new_folder", "check_outputs", "checked_api_key", "fault", "open_lines", "parse_json",
-    "parse_yaml", "read_api_key", "read_json", "read_rows", "read_secret", "read_text", "read_yaml",
+    "MAX_DOCUMENT_BYTES", "MAX_LINE_BYTES", "STDIO", "Fault", "Lines", "Renewed", "Survey",
+    "Validity", "YamlDocument", "check_new_folder", "check_outputs", "checked_api_key", "fault",
+    "open_lines", "parse_json", "parse_yaml", "read_api_key", "read_json", "read_rows",
+    "read_secret", "read_text", "read_yaml", "renewed_api_key", "renewed_secret", "renewed_values",
     "said", "staging_folder", "validated", "write_document", "write_whole", "written_folder",
     "written_whole",
 ]  # fmt: skip

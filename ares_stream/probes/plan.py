@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ares_stream.endpoints.client import EndpointPolicy
 from ares_stream.errors import SettingsError
-from ares_stream.files import read_api_key, read_json, read_yaml
+from ares_stream.files import read_json, read_yaml, renewed_api_key
 from ares_stream.probes.attacker import AttackPlan
 from ares_stream.probes.baselines import make_selector
 from ares_stream.probes.campaign import Campaign, CampaignPolicy
@@ -88,7 +88,7 @@ class EndpointSection(_Section):
         """Connect; `section` is named in errors. Raises SettingsError."""
         fields = self.model_dump(exclude={"api_key_file"})
         file = self.api_key_file
-        key = None if file is None else read_api_key(f"{section}.api_key_file", file)
+        key = None if file is None else renewed_api_key(f"{section}.api_key_file", file)
         return OpenAITarget(EndpointPolicy(**fields, api_key=key, section=section))
 
 

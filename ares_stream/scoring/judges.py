@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from ares_stream.endpoints.limits import RateLimiter
 from ares_stream.errors import SettingsError, TargetError
-from ares_stream.files import read_yaml
+from ares_stream.files import Renewed, read_yaml
 from ares_stream.records.base import digest
 from ares_stream.records.interaction import Interaction
 
@@ -134,7 +134,7 @@ class ConstitutionPolicy:
     url: str
     model: str
     constitution: str
-    api_key: str | None = field(default=None, repr=False)
+    api_key: str | Renewed[str] | None = field(default=None, repr=False)
     doubt: tuple[float, float] = (0.35, 0.65)
     seconds: float = 10.0
     concurrency: int = 4

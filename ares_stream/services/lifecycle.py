@@ -22,7 +22,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
@@ -32,6 +32,7 @@ from ares_stream.errors import AresError, DefectError, ResourceError, root_cause
 from ares_stream.processes.signals import end_at_once_on_sigterm
 from ares_stream.services import logs
 from ares_stream.services.health import health_app, serve_health
+from ares_stream.services.renewals import RenewalMetrics, refusals, watch_renewals
 from ares_stream.services.settings import HttpSettings, Settings
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -139,11 +140,18 @@ async def live(service: Service, life: Life, http: HttpSettings) -> None:
     def missing() -> str | None:
         return "draining" if life.is_stopping else service.missing()
 
+    def notes() -> Sequence[str]:
+        return (*service.notes(), *refusals())
+
     pages = service.pages() if isinstance(service, Pages) else None
+    service.registry.register(RenewalMetrics())
     try:
-        async with serve_health(
-            health_app(service.registry, missing, service.notes, pages), http.host, http.port
-        ) as port:
+        async with (
+            serve_health(
+                health_app(service.registry, missing, notes, pages), http.host, http.port
+            ) as port,
+            _looking(),
+        ):
             life.log.info("listening", port=port)
             work = asyncio.create_task(service.run(), name=life.name)
             try:
@@ -161,6 +169,17 @@ async def live(service: Service, life: Life, http: HttpSettings) -> None:
         if explained is error:
             raise
         raise explained from error
+
+
+@contextlib.asynccontextmanager
+async def _looking() -> AsyncIterator[None]:
+    """With an eye on the files that are renewed."""
+    task = asyncio.create_task(watch_renewals(), name="renewals")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _explained(error: BaseException) -> BaseException:

@@ -27,7 +27,7 @@ from ares_stream.errors import (
     SettingsError,
     root_cause,
 )
-from ares_stream.files import read_api_key, read_text
+from ares_stream.files import read_text, renewed_api_key
 from ares_stream.models.bundles import Bundle, load_bundle, refuse_shared_lineage
 from ares_stream.models.signing import signed_by
 from ares_stream.models.store import fetch_release
@@ -319,7 +319,7 @@ def _other_judges(settings: ScorerSettings, metrics: ScorerMetrics) -> list[Judg
             constitution=read_text(asked.file),
             api_key=None
             if asked.api_key_file is None
-            else read_api_key("scorer.constitution.api_key_file", asked.api_key_file),
+            else renewed_api_key("scorer.constitution.api_key_file", asked.api_key_file),
             doubt=asked.doubt,
             seconds=asked.seconds,
             concurrency=asked.concurrency,

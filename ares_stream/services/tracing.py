@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ares_stream.detection.assess import ScoredVerdict
 from ares_stream.errors import SettingsError
-from ares_stream.files import read_secret
+from ares_stream.files import Renewed, renewed_secret
 from ares_stream.records.release import Release
 from ares_stream.records.repair import RepairReport
 from ares_stream.records.traces import TraceParent, span_id, trace_id
@@ -29,6 +29,7 @@ from ares_stream.services.settings import TracingSettings
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
+    from requests import PreparedRequest
 
 MOST_LINKS: Final = 128
 """Of a repair to the interactions that led to it: what collectors keep of a span by default."""
@@ -44,6 +45,7 @@ class Tracing:
         self, settings: TracingSettings, service: str, closing_seconds: float = CLOSING_SECONDS
     ) -> None:
         try:
+            import requests
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -53,18 +55,17 @@ class Tracing:
             ) from None
         from ares_stream import __version__
 
-        headers = {}
+        session = requests.Session()
         if settings.token_file is not None:
-            token = read_secret("tracing.token_file", settings.token_file)
-            headers["authorization"] = f"Bearer {token.get_secret_value()}"
+            session.auth = _Bearer(renewed_secret("tracing.token_file", settings.token_file))
         # It warns of every single span that a full queue drops.
         logging.getLogger("opentelemetry.sdk").setLevel(logging.ERROR)
         self._closing_seconds = closing_seconds
         self._exporter = OTLPSpanExporter(
             endpoint=settings.endpoint,
-            headers=headers,
             certificate_file=None if settings.ca_file is None else str(settings.ca_file),
             timeout=closing_seconds,
+            session=session,
         )
         self._resource = Resource(
             {"service.namespace": "ares-stream", "service.name": f"ares-{service}",
@@ -157,6 +158,18 @@ class Tracing:
             end_time=int(ended * 1e9),
         )
         self._spans.on_end(span)
+
+
+class _Bearer:
+    """Gives each request the token that the file holds then. (The authority's file is read by
+    requests, for each connection.)"""
+
+    def __init__(self, token: Renewed[str]) -> None:
+        self._token = token
+
+    def __call__(self, request: PreparedRequest) -> PreparedRequest:
+        request.headers["authorization"] = f"Bearer {self._token.value()}"
+        return request
 
 
 def _context(trace: int, span: int, *, remote: bool = False) -> SpanContext:

@@ -25,10 +25,13 @@ from aiokafka.errors import (
 from aiokafka.protocol.metadata import MetadataRequest
 
 from ares_stream.errors import LoginError
+from ares_stream.files import Renewed
 from ares_stream.streaming.tokens import FileToken, TokenRefused
 
 NO_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_MESSAGE")
 """What OpenSSL says of an answer that is no TLS."""
+OF_FILES: Final = "ssl_context", "sasl_plain_password"
+"""Arguments of a client that may be renewed while it lives."""
 PRODUCER_FENCED: Final = 90
 """Kafka's code."""
 CLOSE_SECONDS: Final = 1.0
@@ -162,7 +165,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 async def create_connection(host: str, port: int, **arguments: Any) -> Connection:
-    """As aiokafka's `create_conn`."""
+    """As aiokafka's `create_conn`, with what the files of certificates and password hold now."""
+    for name in OF_FILES:
+        if isinstance(value := arguments.get(name), Renewed):
+            arguments[name] = await asyncio.to_thread(value.value)
     connection = Connection(host, port, **arguments)
     await connection.connect()
     return connection

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import ssl
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from ssl import SSLContext
+from typing import Any, Final, Literal, Self, cast
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -15,13 +16,11 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
-    SecretStr,
     field_validator,
     model_validator,
 )
 
-from ares_stream.errors import SettingsError
-from ares_stream.files import read_secret
+from ares_stream.files import Renewed, renewed_secret
 
 REQUEST_TIMEOUT_MS: Final = 10_000
 """A broker that takes longer for one request is treated as gone; below the session time-out."""
@@ -45,7 +44,7 @@ class KafkaConnection(BaseModel):
     """For PLAIN and SCRAM."""
     password_file: Path | None = None
     token_file: Path | None = None
-    """For OAUTHBEARER: a token that somebody else renews, read at each connection."""
+    """For OAUTHBEARER: a token that somebody else renews. Files are read at each connection."""
     token_endpoint: str | None = None
     """For OAUTHBEARER: where client credentials are given for a token."""
     token_client_id: str | None = None
@@ -69,7 +68,7 @@ class KafkaConnection(BaseModel):
                 )
         return ",".join(servers)
 
-    _token_provider: Any = PrivateAttr(default=None)
+    _made: dict[tuple[Any, ...], Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
@@ -111,7 +110,8 @@ class KafkaConnection(BaseModel):
         return [(server["ipv6"] or server["host"]) for server in found if server is not None]
 
     def client_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for any aiokafka client. Reads the secret files now."""
+        """Keyword arguments for any aiokafka client, whose connections take what the files hold
+        when they are made. Raises SettingsError where they cannot be used now, and never could."""
         # Settings are read by commands that reach no broker, and aiokafka takes .3 s to import.
         import ares_stream.streaming.client  # noqa: F401
 
@@ -121,54 +121,53 @@ class KafkaConnection(BaseModel):
             "request_timeout_ms": REQUEST_TIMEOUT_MS,
         }
         if self.protocol.endswith("SSL"):
-            arguments["ssl_context"] = self._ssl_context()
+            arguments["ssl_context"] = self._certificates()
         if self.protocol.startswith("SASL"):
             arguments["sasl_mechanism"] = self.mechanism
             if self.mechanism == "OAUTHBEARER":
                 arguments["sasl_oauth_token_provider"] = self._tokens()
-            else:
-                password = _secret("kafka.password_file", self.password_file)
+            elif self.password_file is not None:
                 arguments["sasl_plain_username"] = self.username
-                arguments["sasl_plain_password"] = password.get_secret_value() if password else None
+                arguments["sasl_plain_password"] = self._secret(
+                    "kafka.password_file", self.password_file
+                )
         return arguments
 
+    def _certificates(self) -> Renewed[SSLContext]:
+        from ares_stream.streaming.certificates import Certificates
+
+        files = (self.ca_file, self.certificate_file, self.key_file, self.key_password_file)
+        found: Certificates = self._kept(Certificates, *files)
+        found.value()
+        return found
+
+    def _secret(self, field: str, file: Path) -> Renewed[str]:
+        found: Renewed[str] = self._kept(renewed_secret, field, file)
+        found.value()
+        return found
+
     def _tokens(self) -> Any:
-        """One provider for all clients of this connection: they share its token."""
         from ares_stream.streaming.tokens import ClientCredentials, FileToken
 
         if self.token_file is not None:
-            return FileToken(self.token_file)
-        if self._token_provider is None:
-            file = self.token_client_secret_file
+            return self._kept(FileToken, self.token_file)
+        file = cast("Path", self.token_client_secret_file)
+        return self._kept(
+            ClientCredentials,
+            str(self.token_endpoint),
+            str(self.token_client_id),
+            self._secret("kafka.token_client_secret_file", file),
+            self.token_scope,
+            self.ca_file,
+        )
 
-            def secret() -> str:
-                value = _secret("kafka.token_client_secret_file", file)
-                return value.get_secret_value() if value else ""
-
-            self._token_provider = ClientCredentials(
-                str(self.token_endpoint),
-                str(self.token_client_id),
-                secret,
-                self.token_scope,
-                ca_file=self.ca_file,
-            )
-        return self._token_provider
-
-    def _ssl_context(self) -> ssl.SSLContext:
-        # Settings are read by commands that reach no broker, and aiokafka takes .3 s to import.
-        from aiokafka.helpers import create_ssl_context
-
-        password = _secret("kafka.key_password_file", self.key_password_file)
-        try:
-            context: ssl.SSLContext = create_ssl_context(
-                cafile=self.ca_file and str(self.ca_file),
-                certfile=self.certificate_file and str(self.certificate_file),
-                keyfile=self.key_file and str(self.key_file),
-                password=password.get_secret_value() if password else None,
-            )
-        except (OSError, ssl.SSLError) as error:
-            raise SettingsError(f"kafka: certificates cannot be loaded: {error}") from None
-        return context
+    def _kept(self, make: Callable[..., Any], *arguments: Any) -> Any:
+        """The same for all clients of this connection: they share a token, and what was read of a
+        file before it was written over. (A copy with other files has its own.)"""
+        key = (make, *arguments)
+        if key not in self._made:
+            self._made[key] = make(*arguments)
+        return self._made[key]
 
 
 def _is_loopback(host: str) -> bool:
@@ -178,7 +177,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _secret(field: str, file: Path | None) -> SecretStr | None:
-    return None if file is None else read_secret(field, file)

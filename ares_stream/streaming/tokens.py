@@ -4,7 +4,6 @@ by client credentials (RFC 6749, section 4.4)."""
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,10 @@ from typing import Final
 import httpx
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaError
+
+from ares_stream.errors import SettingsError
+from ares_stream.files import Renewed, read_api_key
+from ares_stream.streaming.certificates import trusting
 
 TOKEN_SECONDS: Final = 10.0
 """Below the time that a broker gives a client to authenticate (connections.max.reauth aside)."""
@@ -32,39 +35,43 @@ class FileToken(AbstractTokenProvider):  # type: ignore[misc]
     """The token in a file, read at each connection: whoever renews it replaces the file."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self._token = Renewed("kafka.token_file", [file], lambda: _token(file))
 
     async def token(self) -> str:
-        """Raises TokenRefused where the file cannot be read or is empty."""
+        """Raises TokenRefused where the file holds none, and never did."""
         try:
-            text = (await asyncio.to_thread(self._file.read_text, "ascii")).strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = f"kafka.token_file: {self._file}: {type(error).__name__}"
-            raise TokenRefused(reason) from None
-        if not text:
-            raise TokenRefused(f"kafka.token_file: {self._file} is empty")
-        return text
+            return await asyncio.to_thread(self._token.value)
+        except SettingsError as error:
+            raise TokenRefused(str(error)) from None
+
+
+def _token(file: Path) -> str:
+    return read_api_key("kafka.token_file", file)
 
 
 class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
-    """Tokens of a token endpoint, kept for most of their life. `secret` is read when it is
-    needed, so that it may be rotated."""
+    """Tokens of a token endpoint, kept for most of their life. The endpoint's certificate is the
+    system's authorities' or that of the brokers'."""
 
     def __init__(
         self,
         url: str,
         client_id: str,
-        secret: Callable[[], str],
+        secret: Renewed[str],
         scope: str | None = None,
-        *,
         ca_file: Path | None = None,
+        *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._url = url
         self._client_id = client_id
         self._secret = secret
         self._scope = scope
-        self._ca_file = ca_file
+        self._trusted = Renewed(
+            "kafka.ca_file",
+            [] if ca_file is None else [ca_file],
+            lambda: trusting(ca_file, and_system=True),
+        )
         self._clock = clock
         self._lock = asyncio.Lock()
         self._kept = ""
@@ -78,23 +85,18 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
                 await self._renew()
             return self._kept
 
-    def _trusted(self) -> ssl.SSLContext:
-        """The system's authorities, and the one of the brokers."""
-        context = ssl.create_default_context()
-        if self._ca_file is not None:
-            context.load_verify_locations(self._ca_file)
-        return context
-
     async def _renew(self) -> None:
         form = {"grant_type": "client_credentials"}
         if self._scope:
             form["scope"] = self._scope
+        secret = await asyncio.to_thread(self._secret.value)
+        trusted = await asyncio.to_thread(self._trusted.value)
         try:
             async with (
                 asyncio.timeout(TOKEN_SECONDS),
-                httpx.AsyncClient(trust_env=False, verify=self._trusted()) as client,
+                httpx.AsyncClient(trust_env=False, verify=trusted) as client,
                 client.stream(
-                    "POST", self._url, data=form, auth=(self._client_id, self._secret())
+                    "POST", self._url, data=form, auth=(self._client_id, secret)
                 ) as answer,
             ):
                 body = b""

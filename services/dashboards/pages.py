@@ -157,6 +157,21 @@ STREAM = Page(
                   (Query(rate("ares_session_restarts_total", "error"), "{{error}}"),),
                   alert="AresSessionRestarts"),
         )),
+        Row("Certificates, passwords, tokens", (
+            Panel("Life left of client certificates", SHARE,
+                  "Of the certificate in use, whatever its life; a renewal should come well before 10 %.",
+                  (Query("min by (job) ((ares_certificate_not_after_timestamp_seconds{@} - time()) / "
+                         "(ares_certificate_not_after_timestamp_seconds{@} - "
+                         "ares_certificate_not_before_timestamp_seconds{@}))", "{{job}}"),),
+                  alert="AresCertificateExpires"),
+            Panel("Files that are of no use", "bool",
+                  "1 while a file cannot be used and what was read before stays in use.",
+                  (Query("max by (job, setting) (ares_file_refused{@})", "{{job}} {{setting}}"),),
+                  alert="AresFileRefused", limit=1),
+            Panel("Files renewed", "short", "Changes in a day: taken, or refused.",
+                  (Query("sum by (setting, outcome) (increase(ares_file_renewals_total{@}[1d]))",
+                         "{{setting}} {{outcome}}"),), kind="bars", alert="AresFileRefused"),
+        )),
     ),
 )  # fmt: skip
 

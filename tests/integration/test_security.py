@@ -52,7 +52,7 @@ SHUT = {
     "a wrong password, SCRAM-SHA-512": PASSWORDS.format("SCRAM-SHA-512", "invalid credentials"),
     "an unknown user": PASSWORDS.format("SCRAM-SHA-512", "invalid credentials"),
     "an expired token": r"kafka.token_file: .* says: invalid_token",
-    "an empty token file": r"kafka.token_file: .*none is empty",
+    "an empty token file": r"kafka.token_file: .*none: is empty",
     "a wrong client secret": r"kafka.token_client_secret_file: .* answers 401",
     "a mechanism that is not offered": r"kafka.mechanism: .* does not offer PLAIN",
     "no certificate": r"kafka.certificate_file, .*: .*certificate required",

@@ -13,6 +13,7 @@ from ares_stream.services.console_metrics import ConsoleMetrics
 from ares_stream.services.metrics import RepairerMetrics, ScorerMetrics
 from ares_stream.services.monitor_metrics import MonitorMetrics
 from ares_stream.services.notary_metrics import NotaryMetrics
+from ares_stream.services.renewals import RenewalMetrics
 
 SERVICES = (
     *(ScorerMetrics, ProberMetrics, RepairerMetrics, MonitorMetrics),
@@ -56,6 +57,8 @@ def known_metrics() -> frozenset[str]:
             if isinstance(metric, MetricWrapperBase):
                 (family,) = metric.describe()
                 names |= {family.name + suffix for suffix in SUFFIXES[family.type]}
+    for family in RenewalMetrics().collect():
+        names |= {family.name + suffix for suffix in SUFFIXES[family.type]}
     return frozenset(names)
 
 

@@ -89,11 +89,9 @@ class SecuredBroker(EmbeddedBroker):
     `tls` (SSL that asks for a certificate) and `bootstrap`, which is open."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         certificates(folder)
-        keystore = folder / "keystore.pem"
-        keystore.write_bytes(
-            (folder / "server.key").read_bytes() + (folder / "server.pem").read_bytes()
-        )
+        keystore = self.write_keystore()
         plain, control, *others = free_ports(5)
         self.sasl, self.tls, self.scram = (f"127.0.0.1:{port}" for port in others)
         listeners = (
@@ -130,3 +128,11 @@ class SecuredBroker(EmbeddedBroker):
             },
             scram=[f"SCRAM-SHA-{size}=[name={USER},password={PASSWORD}]" for size in (256, 512)],
         )
+
+    def write_keystore(self) -> Path:
+        """What the broker shows, from server.pem and server.key; read at its next start."""
+        keystore = self._folder / "keystore.pem"
+        keystore.write_bytes(
+            (self._folder / "server.key").read_bytes() + (self._folder / "server.pem").read_bytes()
+        )
+        return keystore

@@ -8,7 +8,7 @@ import math
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from ares_stream.services.metrics import SHARES, Distribution, RepairerMetrics, 
 from ares_stream.services.monitor import objectives
 from ares_stream.services.monitor_metrics import MonitorMetrics
 from ares_stream.services.notary_metrics import NotaryMetrics
+from ares_stream.services.renewals import RenewalMetrics
 from ares_stream.services.settings import AlarmSettings, MonitorSettings
 from ares_stream.streaming.resume import OffsetLoss
 
@@ -272,12 +273,25 @@ def test_the_page_of_metrics_tells_every_metric_with_type_labels_and_help(
     for metric in vars(make(CollectorRegistry())).values():
         if isinstance(metric, MetricWrapperBase):
             (family,) = metric.describe()
-            name = family.name + ("_total" if family.type == "counter" else "")
-            labels = ", ".join(f"`{label}`" for label in metric._labelnames)
-            expected.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+            expected.append(row(family, metric._labelnames))
+    assert told_of(service) == expected
+
+
+def test_the_page_of_metrics_tells_those_of_files_that_are_renewed() -> None:
+    expected = [row(family, family._labelnames) for family in RenewalMetrics().collect()]  # type: ignore[attr-defined]
+    assert told_of("Files that are renewed") == expected
+
+
+def row(family: Metric, names: Sequence[str]) -> str:
+    name = family.name + ("_total" if family.type == "counter" else "")
+    labels = ", ".join(f"`{label}`" for label in names)
+    return f"| `{name}` | {family.type} | {labels} | {family.documentation} |"
+
+
+def told_of(service: str) -> list[str]:
     page = (DOCS / "metrics.md").read_text()
     told = page.partition(f"## {service}\n")[2].partition("\n## ")[0].splitlines()
-    assert [row for row in told if row.startswith("| `ares_")] == expected
+    return [row for row in told if row.startswith("| `ares_")]
 
 
 def test_a_verdict_is_counted_once_it_is_committed_and_once(metrics: ScorerMetrics) -> None:
