@@ -182,7 +182,7 @@ def test_a_secret_is_read_from_its_file_and_shown_nowhere(tmp_path: Path) -> Non
         f"password_file: {secret}}}",
     )
     settings = load_settings(file)
-    assert settings.kafka.client_arguments()["sasl_plain_password"] == "hunter2"
+    assert settings.kafka.client_arguments()["sasl_plain_password"].value() == "hunter2"
     assert "hunter2" not in f"{settings!r} {settings} {settings.model_dump_json()}"
 
 
