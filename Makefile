@@ -101,7 +101,7 @@ schemas: install ## Write the JSON Schemas and the AsyncAPI document
 chart: install ## Write what the chart says of itself: schema, README, topics
 	$(BIN)/python helm/generate.py
 
-RULES := helm/ares-stream/rules/*.yaml
+RULES := helm/ares-stream/rules/*.yaml helm/ares-stream/rules/kubernetes/*.yaml
 
 rules: install ## Check the alerts: promtool (Debian: prometheus), pint where it is installed
 	$(BIN)/yamllint --strict -d "{extends: default, rules: {line-length: disable, document-start: disable, braces: disable}}" $(RULES) tests/rules

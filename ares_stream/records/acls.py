@@ -179,7 +179,10 @@ def _scorer(names: Names) -> list[Acl]:
 
 
 def _monitor(names: Names) -> list[Acl]:
-    followed = (topics.VERDICTS, topics.LABELS, topics.DEADLETTERS, topics.RATES, topics.ALARMS)
+    followed = (
+        *(topics.VERDICTS, topics.LABELS, topics.DEADLETTERS),
+        *(topics.RATES, topics.ALARMS, topics.RELEASES),
+    )
     return [
         *_reads(names, *followed),
         *_writes(names, topics.RATES, topics.ALARMS, topics.ANCHOR),

@@ -47,6 +47,7 @@ from ares_stream.records.rates import (
     SampledVerdict,
 )
 from ares_stream.records.topics import topic_name
+from ares_stream.services.forecasts_followed import FollowedForecasts
 from ares_stream.services.lifecycle import Life
 from ares_stream.services.monitor_metrics import MonitorMetrics
 from ares_stream.services.settings import MonitorSettings, Settings
@@ -118,7 +119,10 @@ class MonitorService:
                 await self._life.pause(RETRY_SECONDS)
 
     async def _session(self) -> None:
-        names = (topics.VERDICTS, topics.LABELS, topics.DEADLETTERS, topics.RATES, topics.ALARMS)
+        names = (
+            *(topics.VERDICTS, topics.LABELS, topics.DEADLETTERS),
+            *(topics.RATES, topics.ALARMS, topics.RELEASES),
+        )
         await count_partitions(self._settings.kafka, [self._topic(name) for name in names])
         queue = Queue(self._settings.kafka, self._topic(topics.RATES), self._settings.monitor.group)
         await queue.start()
@@ -182,15 +186,17 @@ class _Leader:
         self._policy = ledger_policy(settings)
         self._alarms = alarm_policy(self._monitor)
         self._ledger = Ledger(self._policy)
+        self._forecasts = FollowedForecasts()
         self._open: dict[str, Alarm] = {}
         self._when = settings.scorer.detection.scored_high_when
         prefix = settings.topic_prefix
-        self._verdicts, self._labels, self._letters, self._rates, self._alarm_topic = (
+        self._verdicts, self._labels, self._letters = (
             topic_name(prefix, name)
-            for name in (
-                topics.VERDICTS, topics.LABELS, topics.DEADLETTERS, topics.RATES, topics.ALARMS
-            )
-        )  # fmt: skip
+            for name in (topics.VERDICTS, topics.LABELS, topics.DEADLETTERS)
+        )
+        self._rates, self._alarm_topic, self._releases = (
+            topic_name(prefix, name) for name in (topics.RATES, topics.ALARMS, topics.RELEASES)
+        )
 
     async def run(self) -> None:
         """Follow until the partition is another's. Raises StreamError."""
@@ -200,7 +206,10 @@ class _Leader:
             await self._restore()
             self._metrics.leading.set(1)
             self._log.info("leading", verdicts=self._covered())
-            followed = [self._verdicts, self._labels, self._letters, self._alarm_topic]
+            followed = [
+                *(self._verdicts, self._labels, self._letters),
+                *(self._alarm_topic, self._releases),
+            ]
             for name in followed:
                 self._metrics.unreadable.labels(name).set(self._ledger.unreadable[name])
             async with Follower(kafka, followed, self._ledger.positions) as follower:
@@ -227,7 +236,8 @@ class _Leader:
                     self._take(record)
                 await asyncio.sleep(0)
             taken += len(records)
-            changed = changed or any(item.topic != self._alarm_topic for item in records)
+            apart = (self._alarm_topic, self._releases)
+            changed = changed or any(item.topic not in apart for item in records)
             self._ledger.positions.update(follower.positions)
             for gap in follower.take_gaps():
                 self._ledger.gaps.append(gap)
@@ -265,6 +275,8 @@ class _Leader:
                 self._take_label(record)
             elif record.topic == self._letters:
                 self._ledger.add_dead_letters([stamp])
+            elif record.topic == self._releases:
+                self._forecasts.take(record.key or b"", record.value)
             else:
                 self._take_alarm(record)
         except DecodeError as error:
@@ -321,9 +333,11 @@ class _Leader:
                 [item for item in found.get(AnchorAnswers, []) if isinstance(item, AnchorAnswers)],
                 [i for i in found.get(SampledVerdict, []) if isinstance(i, SampledVerdict)],
             )
-        # Labels are compacted: their topic is their state.
-        ranges = await snapshot(kafka, [self._labels])
-        self._ledger.unreadable.pop(self._labels, None)
+        # Labels and releases are compacted: their topics are their state.
+        compacted = [self._labels, self._releases]
+        ranges = await snapshot(kafka, compacted)
+        for name in compacted:
+            self._ledger.unreadable.pop(name, None)
         async for record in read(kafka, ranges):
             self._take(record)
         for covered in ranges:
@@ -373,6 +387,7 @@ class _Leader:
                 )  # fmt: skip
             self._open[alarm.id] = alarm
         self._metrics.show(self._ledger, self._open.values())
+        self._metrics.show_forecasts(self._forecasts.errors(self._ledger))
         self._progress.opened(self._open.values())
 
     def _notes(self) -> list[str]:

@@ -16,6 +16,7 @@ from ares_stream.records.alarm import Alarm, AlarmKind
 from ares_stream.records.base import Interval
 from ares_stream.records.rates import Figures
 from ares_stream.records.verdict import FailureClass
+from ares_stream.services.forecasts_followed import ShownError
 from ares_stream.services.metrics import zeros
 
 BOUNDS: Final = ("value", "low", "high")
@@ -88,6 +89,21 @@ class MonitorMetrics:
             "mean, rms.",
             "figure",
         )
+        self.forecast = gauge(
+            "monitor_forecast",
+            "Figures of production (cfr, policy_harm) that a release in use was forecast to have; "
+            "when: before, forecast, measured; bound: value, low, high.",
+            "model",
+            "figure",
+            "when",
+            "bound",
+        )
+        self.forecast_error = gauge(
+            "monitor_forecast_error_ratio",
+            "Forecast over measured, what lies below the forecast's floor counted as the floor.",
+            "model",
+            "figure",
+        )
         self.unreadable = gauge(
             "monitor_unreadable_records", "Records that were passed over.", "topic"
         )
@@ -134,6 +150,21 @@ class MonitorMetrics:
             self.folded.labels(attribute).set(count)
         self.gaps.set(sum(gap.end - gap.start for gap in ledger.gaps))
         self.unmatched.set(ledger.unmatched)
+
+    def show_forecasts(self, errors: Iterable[ShownError]) -> None:
+        """Show how far off the forecasts of the releases in use are."""
+        self.forecast.clear()
+        self.forecast_error.clear()
+        for item in errors:
+            error = item.error
+            self.forecast_error.labels(item.model, error.figure).set(error.ratio)
+            found = {
+                "before": error.observed, "forecast": error.forecast, "measured": error.measured
+            }  # fmt: skip
+            for when, interval in found.items():
+                for bound in BOUNDS:
+                    child = self.forecast.labels(item.model, error.figure, when, bound)
+                    child.set(getattr(interval, bound))
 
     def _show_group(self, ledger: Ledger, name: Group, version: str) -> None:
         figures = ledger.groups[name].whole.figures()

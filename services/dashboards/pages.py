@@ -326,6 +326,14 @@ REPAIR = Page(
                   (Query("max by (instance) (ares_releases_waiting{@})", "{{instance}} waiting"),
                    Query("sum(increase(ares_release_refusals_total{@}[1h]))", "tries in an hour")),
                   alert="AresReleaseStale"),
+            Panel("Forecast and measured", SHARE,
+                  "Coupled failures of production that a release in use was forecast to have, and has.",
+                  tuple(Query(f'max by (model, when) (ares_monitor_forecast{{@, figure="cfr", '
+                              f'bound="{bound}"}})', f"{{{{model}}}} {{{{when}}}} {bound}")
+                        for bound in ("low", "value", "high")), alert="AresForecastMissed"),
+            Panel("Forecast over measured", "short", "1 is a forecast that came true.",
+                  (Query("max by (model, figure) (ares_monitor_forecast_error_ratio{@})",
+                         "{{model}} {{figure}}"),), kind="bars", alert="AresForecastMissed"),
             Panel("Policy server untold", "bool", "1 while it could not be told what is active.",
                   (Query("max(ares_repair_policy_server_untold{@})", "untold"),), kind="number",
                   alert="AresPolicyServerUntold", limit=1),

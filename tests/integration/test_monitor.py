@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import pytest
 import yaml
 
@@ -21,6 +22,7 @@ from ares_stream.records.interaction import Anchor, Interaction, Lane, Message
 from ares_stream.records.label import Label, ReviewItem
 from ares_stream.records.observation import read_observation
 from ares_stream.records.rates import MonitorState, Rates, SampledVerdict
+from ares_stream.records.release import Release, ReleaseState
 from ares_stream.records.topics import specs, topic_name
 from ares_stream.records.verdict import FailureClass
 from ares_stream.services.monitor import ledger_policy, read_anchors
@@ -31,6 +33,7 @@ from ares_stream.streaming.follower import Follower
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, read_latest, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
+from tests.support.forecasts import forecast_of, place
 from tests.support.service_process import MonitorProcess, ares, settings_of
 from tests.support.verdicts import verdict
 
@@ -318,6 +321,33 @@ def review_item(number: int) -> ReviewItem:
     return ReviewItem(
         cause="sampled", sampling_probability=0.5, verdict=said, interaction=interaction
     )
+
+
+async def test_a_forecast_is_measured_by_what_came_after_the_release(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    connection = await create(kafka, prefix)
+    forecast = forecast_of(place({"cfr": 300}, {"cfr": 200}))
+    release = Release(
+        model="chat", kind="policy", digest="d" * 64, uri="file:///registry/chat",
+        state=ReleaseState.ACTIVE, changed_at=NOW, changed_by="ada", forecast=forecast,
+    )  # fmt: skip
+    topic = topic_name(prefix, topics.RELEASES)
+    await publish(connection, [OutboundRecord(topic, b"chat", release.encode())])
+    await publish(connection, made(prefix, range(2000), version="2", rate=0.1))
+    for life in ("first", "second"):  # A restart reads the topic again.
+        with MonitorProcess(kafka, prefix, tmp_path / life) as monitor:
+            port = (await monitor.said("listening"))["port"]
+            url = f"http://127.0.0.1:{port}/metrics"
+            wanted = 'ares_monitor_forecast_error_ratio{figure="cfr",model="chat"} '
+            deadline = time.monotonic() + SECONDS
+            async with httpx.AsyncClient(trust_env=False) as client:
+                while wanted not in (text := (await client.get(url)).text):
+                    assert time.monotonic() < deadline, text
+                    await asyncio.sleep(0.2)
+            ratio = float(text.partition(wanted)[2].split()[0])
+            assert 1.5 < ratio < 2.7
+            assert monitor.stop() == 0
 
 
 async def test_anchors_are_made_from_labels_and_sent_again_and_again(

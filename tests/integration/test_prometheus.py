@@ -51,6 +51,8 @@ CANARY: Final = "xylocanary"
 DASHBOARDS: Final = Path(__file__).parents[2] / "helm/ares-stream/dashboards"
 EMPTY: Final = {
     "Sessions made anew": "no session with Kafka breaks",
+    "Forecast and measured": "nobody forecast its repairs; see test_monitor.py",
+    "Forecast over measured": "nobody forecast its repairs; see test_monitor.py",
     "Life left of client certificates": "this Kafka asks for none; see test_renewal.py",
     "Unlike the reward model's": "the bundles of words cannot tell; ares bundle train makes some",
 }

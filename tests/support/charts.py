@@ -73,6 +73,9 @@ def check(resource: dict[str, Any], version: str) -> None:
     schema = CRDS / f"{resource['kind'].lower()}.json"
     if schema.exists():
         _validator(schema).validate(resource)
+        for job in resource["spec"].get("template", {}).get("spec", {}).get("replicatedJobs", ()):
+            inside = {"apiVersion": "batch/v1", "kind": "Job", **job["template"]}
+            _taken(json.dumps(inside), version)
         return
     _taken(json.dumps(resource), version)
 

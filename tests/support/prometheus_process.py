@@ -44,7 +44,7 @@ class PrometheusProcess:
         folder.mkdir()
         rules = folder / "rules"
         rules.mkdir()
-        for file in RULES.glob("*.yaml"):
+        for file in RULES.rglob("*.yaml"):
             text = re.sub(r"^( +for:) \w+$", r"\1 1s", file.read_text(), flags=re.MULTILINE)
             (rules / file.name).write_text(text)
         config = {

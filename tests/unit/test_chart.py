@@ -9,6 +9,7 @@ import helm_python
 import pytest
 import yaml
 
+from ares_stream.processes.workloads import manifest
 from ares_stream.records.acls import Names, Service, acls
 from ares_stream.services.settings import Settings
 from tests.support.charts import CHART, NEEDED, VERSIONS, check, merged, named, rendered
@@ -54,6 +55,7 @@ REPLAY: dict[str, Any] = {
         "job": {"enabled": True, "parts": 3, "args": ["--since", "2026-10-01"]},
     }
 }
+TRAIN_JOB: dict[str, Any] = {"repairer": {"jobs": {"trainJob": {"enabled": True, "nodes": 2}}}}
 SETS: dict[str, dict[str, Any]] = {
     "the least": {},
     "notary": NOTARY,
@@ -153,6 +155,12 @@ SETS: dict[str, dict[str, Any]] = {
             }
         },
     ),
+    "repairer on several nodes": merged(
+        REPAIRER, TRAIN_JOB, {"repairer": {"jobs": {"queue": "repairs"}}}
+    ),
+    "repairer on several nodes, watched": merged(
+        REPAIRER, TRAIN_JOB, {"networkPolicy": {"enabled": True}}
+    ),
     "anchors": {
         "monitor": {
             "settings": {"slices": ["locale"]},
@@ -243,6 +251,7 @@ def test_every_pod_is_restricted_and_has_no_token_it_does_not_use(case: str) -> 
         ({}, {"ScaledObject", "TriggerAuthentication", "HorizontalPodAutoscaler", "Role"}),
         ({}, {"PodMonitor", "PrometheusRule", "NetworkPolicy", "KafkaTopic", "KafkaUser"}),
         ({}, {"CronJob", "Ingress", "Service"}),
+        (REPAIRER, {"TrainingRuntime", "TrainJob"}),
         (CONSOLE, {"Ingress"}),
         ({"topics": {"create": False}}, {"Job"}),
         ({"monitor": {"enabled": False}}, set()),
@@ -281,6 +290,53 @@ def test_the_group_that_keda_watches_is_the_group_that_the_scorer_joins() -> Non
         scorer = yaml.safe_load(settings)["scorer"]
         assert trigger["metadata"]["consumerGroup"] == scorer["group"]
         assert [trigger["metadata"]["topic"]] == [item["topic"] for item in scorer["inputs"]]
+
+
+def test_a_train_job_trains_in_the_pods_of_a_runtime_that_is_there() -> None:
+    resources = rendered(merged(NEEDED, SETS["repairer on several nodes"]))
+    data = named(resources, "ConfigMap", "demo-ares-stream-repairer")["data"]
+    settings = yaml.safe_load(data["ares.yaml"])["repairer"]
+    job, train = (yaml.safe_load(data[name]) for name in ("job.yaml", "trainjob.yaml"))
+    # Others of its steps are Jobs still.
+    assert settings["train_command"][3] == "/etc/ares/trainjob.yaml"
+    assert settings["train_command"][-3:] == ["torchrun", "-m", "ares_stream.repair.run"]
+    assert settings["export_command"][3] == "/etc/ares/job.yaml"
+    assert settings["gate_command"][3:] == ["/etc/ares/trainjob.yaml", "--gate"]
+    made = manifest(train, [*settings["train_command"][5:], "/repairs/plan"])
+    for version in VERSIONS:
+        check(made, version)
+        check(manifest(job, [*settings["export_command"][5:], "/repairs/plan"]), version)
+    runtime = named(resources, made["spec"]["runtimeRef"]["kind"], "demo-ares-stream-repair")
+    assert made["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
+    assert made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "repairs"
+    assert made["spec"]["suspend"] is True
+    assert made["spec"]["trainer"]["numNodes"] == runtime["spec"]["mlPolicy"]["numNodes"] == 2
+    (node,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    labels = node["template"]["metadata"]["labels"]
+    assert labels["trainer.kubeflow.org/trainjob-ancestor-step"] == "trainer"
+    # What the trainer fills in is the container of this name; else it is the pod of every step.
+    pod = node["template"]["spec"]["template"]
+    assert pod["spec"]["containers"][0].pop("name") == "node"
+    assert job["spec"]["template"]["spec"]["containers"][0].pop("name") == "step"
+    assert pod == job["spec"]["template"]
+    (role,) = [item for item in resources if item["kind"] == "Role"]
+    assert {group for rule in role["rules"] for group in rule["apiGroups"]} == {
+        "", "batch", "trainer.kubeflow.org",
+    }  # fmt: skip
+
+
+def test_nodes_that_train_together_may_reach_each_other_and_nobody_else_may() -> None:
+    values = merged(NEEDED, SETS["repairer on several nodes, watched"])
+    (policy,) = [item for item in rendered(values) if item["kind"] == "NetworkPolicy"]
+    (heard,) = [rule for rule in policy["spec"]["ingress"] if "ports" not in rule]
+    (asked,) = [rule for rule in policy["spec"]["egress"] if "ports" not in rule]
+    assert heard["from"] == asked["to"]
+    (peer,) = heard["from"]
+    labels = peer["podSelector"]["matchLabels"]
+    assert labels["app.kubernetes.io/component"] == "repair"
+    off = merged(values, {"repairer": {"jobs": {"trainJob": {"enabled": False}}}})
+    (policy,) = [item for item in rendered(off) if item["kind"] == "NetworkPolicy"]
+    assert all("ports" in rule for way in ("ingress", "egress") for rule in policy["spec"][way])
 
 
 def test_the_prober_looks_at_the_groups_that_the_scorers_join() -> None:
@@ -381,7 +437,7 @@ def test_a_nightly_proof_is_a_command_that_is_there_and_its_alerts_know_its_name
     pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     for container in (*pod["initContainers"], *pod["containers"]):
         parses(container["args"])
-    rules = (CHART / "rules" / "audit.yaml").read_text()
+    rules = (CHART / "rules" / "kubernetes" / "proofs.yaml").read_text()
     patterns = re.findall(r'(?:cronjob|job_name)=~"([^"]+)"', rules)
     assert len(patterns) == 2
     name = job["metadata"]["name"]
@@ -519,6 +575,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         ),
         "jobs.gpu without",
     ),
+    (
+        merged(REPAIRER, TRAIN_JOB, {"repairer": {"jobs": {"enabled": False}}}),
+        "trainJob.enabled: without jobs.enabled",
+    ),
+    (
+        merged(REPAIRER, TRAIN_JOB, {"repairer": {"settings": {"train_command": ["own"]}}}),
+        "train_command would train in its place",
+    ),
+    (
+        merged(REPAIRER, TRAIN_JOB, {"repairer": {"jobs": {"trainJob": {"processesPerNode": 4}}}}),
+        "4 processes on each node, but resources asks for 1 GPUs",
+    ),
     ({"prober": {"enabled": True}}, "prober.campaign"),
     ({"notary": {"enabled": True}}, "notary.existingSecret"),
     (merged(NOTARY, {"notary": {"keys": []}}), "notary.keys"),
@@ -622,7 +690,7 @@ def test_every_file_of_rules_and_dashboards_is_packed() -> None:
     groups = named(resources, "PrometheusRule", "demo-ares-stream")["spec"]["groups"] or []
     wanted = [
         group["name"]
-        for file in sorted((CHART / "rules").glob("*.yaml"))
+        for file in sorted((CHART / "rules").rglob("*.yaml"))
         for group in yaml.safe_load(file.read_text())["groups"]
     ]
     assert [group["name"] for group in groups] == wanted

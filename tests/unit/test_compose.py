@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import promql_parser
 import pytest
 import yaml
 
 from ares_stream.probes.plan import load_campaign
 from ares_stream.services.settings import load_settings
 from tests.support.command_line import parses
+from tests.support.promql import known_metrics, metric_names
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -78,18 +80,40 @@ def test_images_of_others_are_pinned_by_digest_with_the_tag_beside_it() -> None:
         assert re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image), image
 
 
-def test_prometheus_scrapes_services_that_there_are() -> None:
+def test_prometheus_scrapes_every_service_that_runs_and_misses_none_of_a_profile() -> None:
     settings = yaml.safe_load((ROOT / "services" / "prometheus" / "prometheus.yml").read_text())
-    targets = {
+    always = [
         target
         for job in settings["scrape_configs"]
-        for group in job["static_configs"]
+        for group in job.get("static_configs", ())
         for target in group["targets"]
-    }
-    scraped = {target.split(":")[0] for target in targets}
+    ]
+    resolved = [
+        f"{name}:{group['port']}"
+        for job in settings["scrape_configs"]
+        for group in job.get("dns_sd_configs", ())
+        for name in group["names"]
+    ]
     served = {name for name in OURS if "command" not in SERVICES[name]}
-    assert scraped == served
-    assert {target.split(":")[1] for target in targets} == {"9464"}
+    optional = {name for name in served if "profiles" in SERVICES[name]}
+    assert sorted(resolved) == sorted(f"{name}:9464" for name in optional)
+    assert sorted(always) == sorted(f"{name}:9464" for name in served - optional)
+
+
+def test_prometheus_has_the_rules_whose_metrics_compose_has() -> None:
+    settings = yaml.safe_load((ROOT / "services" / "prometheus" / "prometheus.yml").read_text())
+    (pattern,) = settings["rule_files"]
+    folder = ROOT / "helm" / "ares-stream" / "rules"
+    mounted = "./helm/ares-stream/rules:/etc/prometheus/rules:ro"
+    assert mounted in SERVICES["prometheus"]["volumes"]
+    files = sorted(folder.glob(pattern.removeprefix("/etc/prometheus/rules/")))
+    assert len(files) == len(list(folder.rglob("*.yaml"))) - 1
+    for file in files:
+        for group in yaml.safe_load(file.read_text())["groups"]:
+            for rule in group["rules"]:
+                asked = metric_names(promql_parser.parse(rule["expr"]))
+                recorded = {name for name in asked if ":" in name}
+                assert asked - recorded <= known_metrics(), rule
 
 
 def test_what_a_service_waits_for_is_there_and_is_of_its_profile() -> None:

@@ -19,7 +19,7 @@ from tests.support.promql import as_asked, known_metrics, metric_names
 
 ROOT = Path(__file__).resolve().parents[2]
 PANELS = [(page, panel) for page in PAGES for panel in page.panels]
-RULES = (ROOT / "helm/ares-stream/rules").glob("*.yaml")
+RULES = (ROOT / "helm/ares-stream/rules").rglob("*.yaml")
 ALERTS = {
     rule["alert"]
     for file in RULES

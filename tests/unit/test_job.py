@@ -1,19 +1,27 @@
 """A repair's step as a Kubernetes Job: what the manifest says, before any cluster is asked."""
 
-import copy
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ares_stream.processes.job import JobError, main, manifest, phase_of
+from ares_stream.processes.job import main
+from ares_stream.processes.workloads import JOB, KINDS, JobError, Kind, manifest, phase_of
 
 TEMPLATE: dict[str, Any] = {
     "apiVersion": "batch/v1",
     "kind": "Job",
     "metadata": {"namespace": "prod", "labels": {"app.kubernetes.io/name": "ares-stream"}},
     "spec": {"template": {"spec": {"containers": [{"name": "step", "args": ["x"]}]}}},
+}
+TRAIN_TEMPLATE: dict[str, Any] = {
+    "apiVersion": "trainer.kubeflow.org/v1alpha1",
+    "kind": "TrainJob",
+    "metadata": {"namespace": "prod"},
+    "spec": {
+        "runtimeRef": {"name": "repair", "kind": "TrainingRuntime"},
+        "trainer": {"numNodes": 2, "args": ["x"]},
+    },
 }
 TRAIN = ["python", "-m", "ares_stream.repair.run", "/repairs/plan-1"]
 ANSWER = ["python", "-m", "ares_stream.repair.artefacts", "answer", "/repairs/plan-1"]
@@ -43,29 +51,6 @@ def test_labels_say_the_plan_and_the_step_on_job_and_pod() -> None:
     assert job["spec"]["template"]["metadata"]["labels"] == wanted
 
 
-@pytest.mark.parametrize(
-    "template",
-    [{}, {"kind": "Job", "metadata": {}, "spec": {}}, {**TEMPLATE, "kind": "Pod"}],
-)
-def test_a_template_that_is_no_job_is_refused(template: dict[str, Any]) -> None:
-    with pytest.raises(JobError, match="template"):
-        manifest(template, TRAIN)
-
-
-def test_numbers_of_resources_become_text_which_the_client_wants() -> None:
-    template = copy.deepcopy(TEMPLATE)
-    container = {"name": "step", "resources": {"limits": {"nvidia.com/gpu": 1, "memory": "2Gi"}}}
-    template["spec"]["template"]["spec"] = {
-        "containers": [container],
-        "initContainers": [{"name": "a", "resources": {"requests": {"cpu": 0.5}}}],
-        "volumes": [{"name": "t", "emptyDir": {"sizeLimit": 1000}}],
-    }
-    pod = manifest(template, TRAIN)["spec"]["template"]["spec"]
-    assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1", "memory": "2Gi"}
-    assert pod["initContainers"][0]["resources"]["requests"] == {"cpu": "0.5"}
-    assert pod["volumes"][0]["emptyDir"] == {"sizeLimit": "1000"}
-
-
 @pytest.mark.parametrize("folder", ["ä.b", "-x-", "über", "a" * 99, "?"])
 def test_labels_and_names_are_ones_that_kubernetes_takes(folder: str) -> None:
     job = manifest(TEMPLATE, [*ANSWER[:-1], f"/repairs/{folder}"])
@@ -74,18 +59,61 @@ def test_labels_and_names_are_ones_that_kubernetes_takes(folder: str) -> None:
     assert re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", job["metadata"]["name"])
 
 
-def status(active: int | None = None, **condition: str) -> SimpleNamespace:
-    conditions = [SimpleNamespace(**condition)] if condition else None
-    return SimpleNamespace(active=active, conditions=conditions)
+def status(kind: Kind, active: int = 0, **condition: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"conditions": [condition] if condition else None}
+    if kind is JOB:
+        return {**found, "active": active}
+    return {**found, "jobsStatus": [{"name": "node", "active": active}]}
 
 
-def test_phases_follow_the_jobs_conditions() -> None:
-    assert phase_of(status()) == "pending"
-    assert phase_of(status(active=1)) == "running"
-    assert phase_of(status(type="Suspended", status="True")) == "pending"
-    assert phase_of(status(type="Complete", status="True")) == "complete"
-    assert phase_of(status(type="Failed", status="True")) == "failed"
-    assert phase_of(status(active=1, type="Failed", status="False")) == "running"
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_phases_follow_the_conditions(kind: Kind) -> None:
+    def phase(**given: Any) -> str:
+        return phase_of(kind, status(kind, **given))
+
+    assert phase_of(kind, {}) == "pending"
+    assert phase() == "pending"
+    assert phase(active=1) == "running"
+    assert phase(type="Suspended", status="True") == "pending"
+    assert phase(type="Complete", status="True") == "complete"
+    assert phase(type="Failed", status="True") == "failed"
+    assert phase(active=1, type="Failed", status="False") == "running"
+
+
+@pytest.mark.parametrize("name", ["SuccessCriteriaMet", "FailureTarget"])
+def test_a_job_whose_end_is_decided_has_ended(name: str) -> None:
+    said = phase_of(JOB, status(JOB, type=name, status="True"))
+    assert said == ("complete" if name == "SuccessCriteriaMet" else "failed")
+
+
+def test_a_train_job_gets_command_and_labels_and_keeps_its_runtime() -> None:
+    made = manifest(TRAIN_TEMPLATE, TRAIN)
+    assert made["spec"] == {
+        "runtimeRef": {"name": "repair", "kind": "TrainingRuntime"},
+        "trainer": {"numNodes": 2, "command": TRAIN},
+        "labels": {"ares-stream/plan": "plan-1", "ares-stream/step": "run"},
+    }
+    assert made["metadata"]["name"] == manifest(TEMPLATE, TRAIN)["metadata"]["name"]
+    assert "command" not in TRAIN_TEMPLATE["spec"]["trainer"]
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {},
+        {**TEMPLATE, "kind": "Pod"},
+        {**TEMPLATE, "apiVersion": "batch/v2"},
+        {**TEMPLATE, "spec": {}},
+        {**TEMPLATE, "spec": {"template": {"spec": {"containers": []}}}},
+        {**TEMPLATE, "metadata": None},
+        {**TRAIN_TEMPLATE, "apiVersion": "kubeflow.org/v1"},
+        {**TRAIN_TEMPLATE, "spec": {"trainer": {}}},
+        {**TRAIN_TEMPLATE, "spec": {"runtimeRef": {"name": ""}}},
+    ],
+)
+def test_a_template_that_is_none_is_refused_in_words(spoilt: dict[str, Any]) -> None:
+    with pytest.raises(JobError, match="the template is"):
+        manifest(spoilt, TRAIN)
 
 
 def test_without_arguments_it_says_how_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,5 @@
-"""A Job followed through an API server's answers. The whole runs on a real one in tests/cluster."""
+"""A Job, or a TrainJob, followed through an API server's answers. Jobs run on a real one in
+tests/cluster."""
 
 import json
 import threading
@@ -12,21 +13,35 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
-from ares_stream.processes import job as module
+from ares_stream.processes import job as following
+from ares_stream.processes import workloads
 from ares_stream.processes.job import main
 
-TEMPLATE: dict[str, Any] = {
-    "apiVersion": "batch/v1",
-    "kind": "Job",
-    "metadata": {"namespace": "prod"},
-    "spec": {"template": {"spec": {"containers": [{"name": "step"}]}}},
+TEMPLATES: dict[str, dict[str, Any]] = {
+    "jobs": {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"namespace": "prod"},
+        "spec": {"template": {"spec": {"containers": [{"name": "step"}]}}},
+    },
+    "trainjobs": {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "TrainJob",
+        "metadata": {"namespace": "prod"},
+        "spec": {"runtimeRef": {"name": "repair"}, "trainer": {"numNodes": 2}},
+    },
+}
+ACTIVE: dict[str, dict[str, Any]] = {
+    "jobs": {"active": 1},
+    "trainjobs": {"jobsStatus": [{"name": "node", "active": 1}]},
 }
 
 
 class Api:
-    """Just what a Job needs: it exists or not, and is complete at the third look."""
+    """Just what a step needs: its object exists or not, and is complete at the third look."""
 
-    def __init__(self) -> None:
+    def __init__(self, plural: str) -> None:
+        self.plural = plural
         self.job: dict[str, Any] | None = None
         self.looks = 0
         self.asked: list[tuple[str, str]] = []
@@ -34,7 +49,8 @@ class Api:
         self.refuse: dict[str, tuple[int, str]] = {}
         self.names: list[str] = []
         self.selectors: list[str] = []
-        self.patched: dict[str, dict[str, str]] = {}
+        self.patched: dict[tuple[str, str], dict[str, str]] = {}
+        self.formats: set[str] = set()
 
     def answer(self, verb: str, path: str, body: Any) -> tuple[int, Any]:
         what = path.split("?")[0].rsplit("/", 1)[-1]
@@ -47,16 +63,18 @@ class Api:
             return status, {"message": message}
         if what == "pods":
             return 200, {"items": []}
-        if what == "jobs" and verb == "GET":
+        if what in TEMPLATES and verb == "GET":
             self.selectors.append(unquote(path))
-            return 200, {"items": [{"metadata": {"name": name}} for name in self.names]}
-        if verb == "PATCH" and what in self.names:
-            self.patched[what] = body["metadata"]["annotations"]
+            return 200, {"items": [{"metadata": {"name": f"{what}-{n}"}} for n in self.names]}
+        if verb == "PATCH" and what.startswith(tuple(f"{kind}-" for kind in TEMPLATES)):
+            kind = path.split("?")[0].rsplit("/", 2)[-2]
+            self.patched[kind, what] = body["metadata"]["annotations"]
             return 200, {"metadata": {"name": what}}
         if what == "events":
             return 201, body
         if verb == "POST":
-            self.job, self.looks = {**body, "status": {"active": 1}}, 0
+            assert "fieldValidation=Strict" in path
+            self.job, self.looks = {**body, "status": ACTIVE[self.plural]}, 0
         elif verb == "DELETE":
             self.job = None
         elif self.job is None:
@@ -76,6 +94,8 @@ def served(api: Api, folder: Path) -> Iterator[str]:
         def handle_one(self) -> None:
             size = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(size) or b"null")
+            if self.command == "PATCH":
+                api.formats.add(str(self.headers["Content-Type"]))
             status, content = api.answer(self.command, self.path, body)
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -101,11 +121,14 @@ def served(api: Api, folder: Path) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.fixture
-def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    api = Api()
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(TEMPLATE))
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+@pytest.fixture(params=TEMPLATES)
+def api(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Api]:
+    api = Api(request.param)
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(TEMPLATES[api.plural]))
+    for module in (following, workloads):
+        monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     with served(api, tmp_path) as config:
         monkeypatch.setenv("KUBECONFIG", config)
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", config)
@@ -118,34 +141,35 @@ def run(tmp_path: Path) -> int:
 
 def test_a_job_is_made_followed_and_marked(api: Api, tmp_path: Path) -> None:
     assert run(tmp_path) == 0
-    assert api.asked.count(("POST", "jobs")) == 1
+    assert api.asked.count(("POST", api.plural)) == 1
     assert ("PATCH", api.asked[0][1]) in api.asked
+    assert api.formats == {"application/merge-patch+json"}
 
 
 @pytest.mark.parametrize("ended", ["Complete", "Failed"])
 def test_an_ended_job_of_the_name_is_replaced(api: Api, tmp_path: Path, ended: str) -> None:
     api.job = {"status": {"conditions": [{"type": ended, "status": "True"}]}}
     assert run(tmp_path) == 0
-    verbs = [verb for verb, what in api.asked if what == "jobs" or verb == "DELETE"]
+    verbs = [verb for verb, what in api.asked if what == api.plural or verb == "DELETE"]
     assert verbs == ["DELETE", "POST"]
 
 
 def test_a_job_that_runs_is_waited_for(api: Api, tmp_path: Path) -> None:
-    api.job = {"status": {"active": 1}}
+    api.job = {"status": ACTIVE[api.plural]}
     assert run(tmp_path) == 0
-    assert ("POST", "jobs") not in api.asked
+    assert ("POST", api.plural) not in api.asked
 
 
 def test_an_api_server_that_is_away_is_waited_for(api: Api, tmp_path: Path) -> None:
     api.away = 3
     assert run(tmp_path) == 0
-    assert api.asked.count(("POST", "jobs")) == 1
+    assert api.asked.count(("POST", api.plural)) == 1
 
 
 def test_one_that_stays_away_ends_the_step(
     api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "UNREACHABLE_SECONDS", 0.0)
+    monkeypatch.setattr(workloads, "UNREACHABLE_SECONDS", 0.0)
     api.away = 1000
     assert run(tmp_path) == 2
     assert "did not answer for 0 s: etcd is away" in capsys.readouterr().err
@@ -167,23 +191,35 @@ def test_a_job_that_a_person_deletes_ends_the_step(
     assert "was deleted" in capsys.readouterr().err
 
 
-def test_a_template_that_the_client_does_not_take_is_named_by_its_field(
+def test_a_template_that_the_server_does_not_take_is_told_in_its_words(
     api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "job.yaml").write_text(
-        yaml.safe_dump({**TEMPLATE, "spec": {**TEMPLATE["spec"], "backoffLimit": "many"}})
-    )
+    api.refuse["POST"] = (400, 'strict decoding error: unknown field "spec.backoff"')
     assert run(tmp_path) == 2
-    assert "the template: spec.backoffLimit" in capsys.readouterr().err
+    assert 'cannot be created: strict decoding error: unknown field "spec.backoff"' in (
+        capsys.readouterr().err
+    )
 
 
-def test_the_gates_verdict_stands_on_every_job_of_the_repair(api: Api, tmp_path: Path) -> None:
-    api.names = ["ares-repair-run-1", "ares-repair-answer-2"]
+def test_a_cluster_without_the_trainer_is_told_as_such(
+    api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.refuse["POST"] = (404, "the server could not find the requested resource")
+    assert run(tmp_path) == 2
+    asked = "is the operator of trainer.kubeflow.org installed?" in capsys.readouterr().err
+    assert asked == (api.plural == "trainjobs")
+
+
+def test_the_gates_verdict_stands_on_every_object_of_the_repair(api: Api, tmp_path: Path) -> None:
+    api.names = ["run-1", "answer-2"]
     words = [str(tmp_path / "job.yaml"), "--gate", "rejected", "cfr: " + "x" * 900, "/r/plan_1"]
     assert main(words) == 0
     notes = {"ares-stream/gate": "rejected", "ares-stream/gate-reason": ("cfr: " + "x" * 900)[:500]}
-    assert api.patched == dict.fromkeys(api.names, notes)
-    assert "ares-stream/plan=plan-1" in api.selectors[0]
+    # What answers and exports is a Job, whatever trains.
+    kinds = ("jobs", "trainjobs") if api.plural == "trainjobs" else ("jobs",)
+    marked = [(kind, f"{kind}-{name}") for kind in kinds for name in api.names]
+    assert api.patched == dict.fromkeys(marked, notes)
+    assert all("ares-stream/plan=plan-1" in selector for selector in api.selectors)
 
 
 def test_a_verdict_that_may_not_be_written_is_told_in_the_servers_words(

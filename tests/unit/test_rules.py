@@ -16,7 +16,7 @@ import yaml
 from tests.support.promql import KUBERNETES, known_metrics, metric_names
 
 ROOT = Path(__file__).resolve().parents[2]
-RULES = sorted((ROOT / "helm/ares-stream/rules").glob("*.yaml"))
+RULES = sorted((ROOT / "helm/ares-stream/rules").rglob("*.yaml"))
 TESTS = sorted((ROOT / "tests/rules").glob("*.yaml"))
 RUNBOOK = "https://github.com/ares-stream/ares-stream/blob/main/docs/runbook.md#"
 

@@ -102,6 +102,17 @@
 {{- if and $values.repairer.jobs.enabled $values.repairer.jobs.gpu (not (get (default dict $values.repairer.jobs.resources.limits) "nvidia.com/gpu")) -}}
 {{- fail "repairer.jobs.resources: jobs.gpu without limits nvidia.com/gpu; set it, or jobs.gpu: false" -}}
 {{- end -}}
+{{- $train := $values.repairer.jobs.trainJob -}}
+{{- if and $train.enabled (not $values.repairer.jobs.enabled) -}}
+{{- fail "repairer.jobs.trainJob.enabled: without jobs.enabled every step runs in the repairer's own pod; set repairer.jobs.enabled" -}}
+{{- end -}}
+{{- if and $train.enabled (get (default dict $values.repairer.settings) "train_command") -}}
+{{- fail "repairer.jobs.trainJob.enabled: repairer.settings.train_command would train in its place; set one of the two" -}}
+{{- end -}}
+{{- $gpus := get (default dict $values.repairer.jobs.resources.limits) "nvidia.com/gpu" -}}
+{{- if and $train.enabled $values.repairer.jobs.gpu (lt (int $gpus) (int $train.processesPerNode)) -}}
+{{- fail (printf "repairer.jobs.trainJob.processesPerNode: %d processes on each node, but resources asks for %d GPUs: each takes one" (int $train.processesPerNode) (int $gpus)) -}}
+{{- end -}}
 {{- end -}}
 {{- if and $values.prober.enabled (not $values.prober.campaign) -}}
 {{- fail "prober.campaign: the prober is enabled without a campaign; see docs/probes.md" -}}
