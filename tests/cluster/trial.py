@@ -8,18 +8,21 @@ that the kubeconfig leads to, and there the images of services/Dockerfile (docs/
 
 Installs into the namespace ares-trial, which enforces the restricted pod security standard: Kafka,
 the chart, traffic; then, while the traffic runs: upgrade, scale up, a pod killed, scale down,
-roll-back; then the count, the lag, and the uninstall. Each step's slowest verdicts are printed.
-Deletes the namespace at the end. Exits 1 where a record is lost or doubled.
+roll-back; then the count, the lag, the console, the nightly proof, a replay by an indexed Job, and
+the uninstall. Each step's slowest verdicts are printed. Deletes the namespace at the end. Exits 1
+where a record is lost or doubled, or a proof fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -36,6 +39,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient
 
+from ares_stream.audit.notes import NoteSigner
 from tests.cluster.count import answers, count, places
 
 HERE = Path(__file__).parent
@@ -50,16 +54,19 @@ WAIT = "300s"
 PER_SECOND = 40
 SETTLE_SECONDS = 10.0
 DRAIN_SECONDS = 120.0
+JOB_SECONDS = 300.0
+TOKEN = "for the trial alone"
+CLAIMS = ("models", "proofs")
 VOLUME = """
 apiVersion: v1
 kind: PersistentVolume
-metadata: {{name: {namespace}-models}}
+metadata: {{name: {namespace}-{claim}}}
 spec:
   capacity: {{storage: 1Gi}}
   accessModes: [ReadWriteOnce]
   persistentVolumeReclaimPolicy: Delete
   storageClassName: ""
-  claimRef: {{namespace: {namespace}, name: models}}
+  claimRef: {{namespace: {namespace}, name: {claim}}}
   hostPath: {{path: {path}, type: DirectoryOrCreate}}
 """
 
@@ -118,9 +125,9 @@ class Traffic:
 
 
 @contextlib.contextmanager
-def forwarded() -> Iterator[None]:
-    """Kafka's listener HOST at 127.0.0.1:9094."""
-    command = ["kubectl", "-n", NAMESPACE, "port-forward", "deployment/kafka", "9094:9094"]
+def forwarded(target: str = "deployment/kafka", ports: str = "9094:9094") -> Iterator[None]:
+    """A port of 127.0.0.1 that leads into the cluster; at first Kafka's listener HOST."""
+    command = ["kubectl", "-n", NAMESPACE, "port-forward", target, ports]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         assert process.stdout is not None
@@ -175,10 +182,12 @@ def prepare(victim: Path, hostpath: Path | None, log: Log) -> None:
     kubectl("apply", "-f", str(HERE / "kafka.yaml"))
     claim = (HERE / "models.yaml").read_text()
     if hostpath is not None:
-        hostpath.mkdir(parents=True, exist_ok=True)
-        hostpath.chmod(0o777)
-        volume = VOLUME.format(namespace=NAMESPACE, path=hostpath)
-        call("kubectl", "apply", "-f", "-", given=volume)
+        for name in CLAIMS:
+            folder = hostpath / name
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o777)
+            volume = VOLUME.format(namespace=NAMESPACE, claim=name, path=folder)
+            call("kubectl", "apply", "-f", "-", given=volume)
         claim = claim.replace(
             "spec:\n  accessModes", 'spec:\n  storageClassName: ""\n  accessModes'
         )
@@ -203,9 +212,21 @@ def pods() -> list[str]:
     ]
 
 
-def live(log: Log) -> None:
+def secrets(folder: Path) -> list[str]:
+    """Secrets of notary and console, and the options of helm with all values of the trial."""
+    signer = NoteSigner.generate("example.com/trial")
+    (folder / "notary.pem").write_bytes(signer.pem())
+    tokens = {"ada": hashlib.sha256(TOKEN.encode()).hexdigest()}
+    (folder / "tokens.json").write_text(json.dumps(tokens))
+    for name, file in (("notary", "notary.pem"), ("console", "tokens.json")):
+        kubectl("create", "secret", "generic", name, f"--from-file={folder / file}")
+    own = {"replayer": {"nightly": {"keys": [str(signer.key)]}}}
+    (folder / "values.json").write_text(json.dumps(own))
+    return ["-f", str(HERE / "values.yaml"), "-f", str(folder / "values.json")]
+
+
+def live(log: Log, values: list[str]) -> None:
     """Everything that happens to a release while its traffic runs."""
-    values = ["-f", str(HERE / "values.yaml")]
     more = ["--set", "scorer.lanes.production.replicas=3"]
     debug = ["--set", "logLevel=debug"]
 
@@ -236,6 +257,45 @@ def live(log: Log) -> None:
     done("to the settings of the first upgrade; every pod replaced and ready")
 
 
+def ended(job: str, log: Log) -> bool:
+    """Wait for a Job, tell its last lines; whether it is complete."""
+    deadline = time.monotonic() + JOB_SECONDS
+    while time.monotonic() < deadline:
+        status = json.loads(kubectl("get", "job", job, "-o", "json"))["status"]
+        kinds = {item["type"] for item in status.get("conditions", ()) if item["status"] == "True"}
+        if kinds & {"Complete", "Failed"}:
+            break
+        time.sleep(1)
+    lines = kubectl("logs", f"job/{job}", "--all-containers", "--all-pods", "--tail=3")
+    for line in lines.splitlines():
+        log.say(f"    {line}")
+    log.say(f"  job/{job}: {', '.join(sorted(kinds)) or 'not ended'}")
+    return "Complete" in kinds
+
+
+def audited(log: Log, values: list[str]) -> bool:
+    """Console, nightly proof and a replay by an indexed Job; whether all of them hold."""
+    log.say("console")
+    with forwarded(f"deployment/{RELEASE}-ares-stream-console", "9470:9464"):
+        ready = call("curl", "-s", "http://127.0.0.1:9470/readyz")
+    with forwarded(f"service/{RELEASE}-ares-stream-console", "9471:80"):
+        page = call(
+            "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:9471/login"
+        )
+    log.say(f"  /readyz: {ready}; /login: {page}")
+    log.say("nightly proof, now")
+    cron = f"cronjob/{RELEASE}-ares-stream-audit-proof"
+    kubectl("create", "job", "proof-now", f"--from={cron}")
+    proven = ended("proof-now", log)
+    log.say("replay of everything, by two pods")
+    job = {"enabled": True, "parts": 2, "args": ["--since", "2020-01-01"]}
+    helm("upgrade", str(CHART), *values, "--set-json", f"replayer.job={json.dumps(job)}")
+    mine = f"job.batch/{RELEASE}-ares-stream-replay-"
+    (name,) = [item for item in kubectl("get", "jobs", "-o", "name").split() if mine in item]
+    replayed = ended(name.removeprefix("job.batch/"), log)
+    return ready.startswith("ready") and page == "200" and proven and replayed
+
+
 def table(
     log: Log, sent: dict[tuple[int, int], int], told: list[tuple[tuple[int, int], int]]
 ) -> None:
@@ -260,14 +320,17 @@ def main() -> int:
     given = arguments.parse_args()
     lines = (given.victim / "conversations.jsonl").read_bytes().splitlines()
     log = Log()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(forget, given.hostpath)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         prepare(given.victim, given.hostpath, log)
+        values = secrets(folder)
         log.say("install")
-        helm("install", str(CHART), "-f", str(HERE / "values.yaml"))
+        helm("install", str(CHART), *values)
         log.say(f"  topics made by the hook, {len(pods())} pod ready")
         with forwarded():
             with Traffic(lines) as traffic:
-                live(log)
+                live(log, values)
             deadline = time.monotonic() + DRAIN_SECONDS
             while (left := lag()) and time.monotonic() < deadline:
                 time.sleep(1)
@@ -276,6 +339,7 @@ def main() -> int:
             verdicts, dead = answers(BOOTSTRAP, "ares.", SOURCE)
         found = count(sent, verdicts, dead)
         log.say(f"counted: {json.dumps(asdict(found))}")
+        holds = audited(log, values)
         restarts = kubectl(
             "get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"
         )
@@ -295,11 +359,15 @@ def main() -> int:
         log.say(f"uninstalled; left of it: {left_over or 'nothing'}")
         table(log, sent, verdicts)
         matches = found.holds and len(sent) == traffic.acknowledged and not traffic.refused
-        return 0 if matches and not left else 1
-    finally:
-        call("kubectl", "delete", "namespace", NAMESPACE, "--wait", "--timeout=120s")
-        if given.hostpath is not None:
-            call("kubectl", "delete", "pv", f"{NAMESPACE}-models", "--ignore-not-found")
+        return 0 if matches and holds and not left else 1
+
+
+def forget(hostpath: Path | None) -> None:
+    """Delete all that the trial made."""
+    call("kubectl", "delete", "namespace", NAMESPACE, "--wait", "--timeout=120s")
+    if hostpath is not None:
+        volumes = [f"{NAMESPACE}-{name}" for name in CLAIMS]
+        call("kubectl", "delete", "pv", *volumes, "--ignore-not-found")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from ares_stream.repair.training import Progress, Trainer, phases  # noqa: E402
 from ares_stream.scoring.offline import raw_scores  # noqa: E402
 from ares_stream.training.examples import conversation  # noqa: E402
 from ares_stream.training.export import export_bundle  # noqa: E402
+from tests.support.secured import free_ports  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -604,19 +605,45 @@ def test_a_child_process_killed_in_training_ends_with_the_adapters_of_an_unbroke
     assert policy.sample([plan.train[0].prompt_messages], seed=0, length=6)
 
 
-def test_two_processes_train_one_repair_together(models: Path, plan: Plan, tmp_path: Path) -> None:
+def nodes_of_a_train_job(folder: Path, count: int) -> list[tuple[int, str, str]]:
+    """Exit code and output of `torchrun` on each node, with the variables that Kubeflow's trainer
+    sets; here all nodes are this machine."""
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "torch.distributed.run", "-m", "tests.support.repair_rank"]
+    together = {
+        "PET_NNODES": str(count),
+        "PET_NPROC_PER_NODE": "1",
+        "PET_MASTER_ADDR": "127.0.0.1",
+        "PET_MASTER_PORT": str(port),
+    }
+    nodes = [
+        subprocess.Popen(
+            [*command, str(folder)],
+            env={**os.environ, **together, "PET_NODE_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        said = [node.communicate(timeout=300) for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+            node.wait()
+    return [(node.returncode, *texts) for node, texts in zip(nodes, said, strict=True)]
+
+
+def test_two_nodes_train_one_repair_together(models: Path, plan: Plan, tmp_path: Path) -> None:
     recipe = recipe_of(models, steps=20)
     folder = run_folder(tmp_path / "two", plan, recipe)
-    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    done = subprocess.run(
-        [sys.executable, "-m", *command, "tests.support.repair_rank", str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    told = [json.loads(line) for line in done.stdout.splitlines()]
+    first, second = nodes_of_a_train_job(folder, 2)
+    for code, _, errors in (first, second):
+        assert code == 0, errors
+    # The first one tells of the progress, as the launcher of steps hears it.
+    assert second[1] == ""
+    told = [json.loads(line) for line in first[1].splitlines()]
     assert told.count({"stage": "joint", "done": 20, "total": 20}) == 1
     assert told[-1] == {"stage": "done", "done": 1, "total": 1}
     assert json.loads((folder / "figures.json").read_text()) == {}
