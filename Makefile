@@ -90,7 +90,8 @@ format: install ## Format the code
 bench: install ## Throughput of the panel, and from topic to verdict, beside the raw ONNX Runtime loop
 	$(BIN)/python -m benchmarks.bench_scoring
 
-pictures: install ## Draw the pictures of the README from a run of the demo
+pictures: install ## Draw the pictures of the docs from runs of the demo and of all services
+	ARES_DASHBOARD_PICTURES=docs/pictures $(BIN)/python -m pytest tests/integration/test_prometheus.py -n 0
 	$(BIN)/ares demo --picture docs/pictures/demo.svg
 	$(BROWSER) --headless --no-sandbox --disable-gpu --hide-scrollbars --force-device-scale-factor=1 \
 	  --window-size=1100,1500 --screenshot=docs/pictures/report.png "file://$(CURDIR)/build/demo/report.html"

@@ -48,6 +48,15 @@ class Query:
         return self.expr.replace("@", FILTERS)
 
 
+def as_asked(promql: str) -> str:
+    """A query with what Grafana fills in: every job, a short interval."""
+    return (
+        promql.replace("$__rate_interval", "15s")
+        .replace("$job", "ares-.+")
+        .replace("$instance", ".+")
+    )
+
+
 @dataclass(frozen=True)
 class Panel:
     """What it shows, in which unit (Grafana's id), where its alert is explained."""

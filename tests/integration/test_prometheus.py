@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -39,9 +40,10 @@ from ares_stream.streaming.follower import Follower
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import OutboundRecord
+from services.dashboards.panels import as_asked
+from services.dashboards.pictures import write
 from tests.support.probing import TinyAttacker, TinyPolicy, attacker_section, campaign_file
 from tests.support.prometheus_process import PrometheusProcess, require_prometheus
-from tests.support.promql import as_asked
 from tests.support.served import Served, repairer_settings
 from tests.support.service_process import MonitorProcess, ServiceProcess, ares
 
@@ -57,6 +59,10 @@ EMPTY: Final = {
     "Unlike the reward model's": "the bundles of words cannot tell; ares bundle train makes some",
 }
 """Panels of which a query has no data here, and why."""
+SOURCE: Final = (
+    "Ninety seconds of tests/integration/test_prometheus.py: all services, a real Kafka, models of "
+    "words, a third of the answers coupled failures."
+)
 PAGE: Final = {"id", "kind", "attribution", "raised_at", "changed_at", "evidence", "covers"}
 SECONDS: Final = 90.0
 ANSWERS: Final = (
@@ -215,6 +221,19 @@ async def without_data(
     return empty
 
 
+async def every_panel_has_data(prometheus: PrometheusProcess) -> None:
+    """Return once it has; and draw them where a folder for pictures is named."""
+    deadline, empty = time.monotonic() + SECONDS, queries()
+    assert len(empty) > 120
+    while {title for title, _, _ in empty} != EMPTY.keys():
+        empty = await without_data(prometheus, empty)
+        assert time.monotonic() < deadline, {title for title, _, _ in empty}
+        await asyncio.sleep(0.5)
+    if folder := os.environ.get("ARES_DASHBOARD_PICTURES"):
+        await asyncio.sleep(45)
+        await asyncio.to_thread(write, prometheus.url, Path(folder), 90.0, SOURCE)
+
+
 async def settled(prometheus: PrometheusProcess) -> None:
     """Return once the monitor has counted all that there is."""
     behind = "ares_monitor_lag_records + on () sum(ares_lag_records) > 0"
@@ -314,12 +333,7 @@ async def test_an_alert_fires_leads_to_its_verdicts_and_ends_and_every_panel_has
             verdicts = await evidence(connection, prefix, alert["annotations"]["evidence"])
             kinds = Counter(item["failure_class"] for item in verdicts)
             assert set(kinds) <= {"coupled_failure", "contested"}
-            deadline, empty = time.monotonic() + SECONDS, queries()
-            assert len(empty) > 120
-            while {title for title, _, _ in empty} != EMPTY.keys():
-                empty = await without_data(prometheus, empty)
-                assert time.monotonic() < deadline, {title for title, _, _ in empty}
-                await asyncio.sleep(0.5)
+            await every_panel_has_data(prometheus)
         rules = [
             rule for group in (await prometheus.ask("rules"))["groups"] for rule in group["rules"]
         ]

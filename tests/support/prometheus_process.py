@@ -88,6 +88,11 @@ class PrometheusProcess:
         if error is not None:
             print(self._log.read_text()[-3000:])
 
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://{self._address}"
+
     async def ask(self, path: str, **parameters: Any) -> Any:
         """`data` of an answer of its API; asked again while it starts."""
         deadline = time.monotonic() + SECONDS

@@ -60,12 +60,3 @@ def known_metrics() -> frozenset[str]:
     for family in RenewalMetrics().collect():
         names |= {family.name + suffix for suffix in SUFFIXES[family.type]}
     return frozenset(names)
-
-
-def as_asked(promql: str) -> str:
-    """A panel's query with the variables that Grafana fills in: every job, a short interval."""
-    return (
-        promql.replace("$__rate_interval", "15s")
-        .replace("$job", "ares-.+")
-        .replace("$instance", ".+")
-    )

@@ -14,8 +14,8 @@ import yaml
 
 from services.dashboards.__main__ import OUT, made
 from services.dashboards.pages import PAGES
-from services.dashboards.panels import RUNBOOK, Page, Panel
-from tests.support.promql import as_asked, known_metrics, metric_names
+from services.dashboards.panels import RUNBOOK, Page, Panel, as_asked
+from tests.support.promql import known_metrics, metric_names
 
 ROOT = Path(__file__).resolve().parents[2]
 PANELS = [(page, panel) for page in PAGES for panel in page.panels]
