@@ -38,6 +38,7 @@ from ares_stream.scoring.runtime import PROVIDERS, version
 from ares_stream.services.scorer import deadletters_of, inputs_of, outputs_of
 from ares_stream.services.settings import Settings
 from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.reader import ids_of
 from ares_stream.streaming.records import ReadLimits
 
 SAMPLES: Final = (64, 512)
@@ -168,7 +169,10 @@ async def choose(settings: Settings, spec: ReplaySpec, options: ReplayOptions) -
         verdicts=spec.outputs.verdicts,
         repairs=topic_name(settings.topic_prefix, topics.REPAIRS),
     )
-    return await select(
+    ids: Mapping[str, str] = {}
+    if not isinstance(spec.source, str):
+        ids = await ids_of(spec.source, (*names.inputs, *outputs))
+    selection = await select(
         reader_of(spec),
         names,
         since_ms=options.since_ms,
@@ -177,6 +181,7 @@ async def choose(settings: Settings, spec: ReplaySpec, options: ReplayOptions) -
         plan=options.plan,
         release=options.release,
     )
+    return replace(selection, topic_ids=ids)
 
 
 async def replay(

@@ -13,7 +13,13 @@ import hashlib
 from typing import Final
 
 from ares_stream.errors import DecodeError, masked
-from ares_stream.streaming.records import Damage, InboundRecord, OutboundRecord, Rejection
+from ares_stream.streaming.records import (
+    Damage,
+    Headers,
+    InboundRecord,
+    OutboundRecord,
+    Rejection,
+)
 
 PREFIX: Final = "__connect.errors."
 OURS: Final = "ares.errors."
@@ -100,9 +106,18 @@ def _varint_size(count: int) -> int:
     return max(1, -(-(count.bit_length() + 1) // 7))
 
 
+def parted(letter: InboundRecord | OutboundRecord) -> tuple[Headers, Headers]:
+    """A dead letter's headers: those of its record, and the reasons behind them. The record may
+    be a dead letter itself: the last reasons are this one's."""
+    for at in range(len(letter.headers) - 1, -1, -1):
+        if letter.headers[at][0] == f"{PREFIX}topic":
+            return letter.headers[:at], letter.headers[at:]
+    return letter.headers, ()
+
+
 def kept_whole(letter: InboundRecord | OutboundRecord) -> bool:
     """Whether a dead letter is the record itself, and not its coordinates alone."""
-    return (f"{OURS}kept", b"coordinates") not in letter.headers
+    return (f"{OURS}kept", b"coordinates") not in parted(letter)[1]
 
 
 def source_of(record: InboundRecord) -> tuple[str, int, int]:

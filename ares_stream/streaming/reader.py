@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import Final, Literal
 
 from aiokafka import TopicPartition
@@ -49,16 +49,24 @@ async def _consumer(
         isolation_level=isolation,
     )
     try:
-        with client_faults():
+        with _faults(connection):
             async with asyncio.timeout(STALL_SECONDS):
                 await consumer.start()
             yield consumer
+    finally:
+        await end_consumer(consumer)
+
+
+@contextmanager
+def _faults(connection: KafkaConnection) -> Iterator[None]:
+    """What a consumer raises, as errors of ours."""
+    try:
+        with client_faults():
+            yield
     except OffsetOutOfRangeError as error:
         raise ReadError(f"truncated while it was read: {error}") from error
     except (KafkaError, OSError, TimeoutError) as error:
         raise explained(error, connection.bootstrap) from error
-    finally:
-        await end_consumer(consumer)
 
 
 async def _partitions(connection: KafkaConnection, topics: Sequence[str]) -> list[TopicPartition]:
@@ -143,47 +151,121 @@ async def read(
     what retention kept, ends past what was written, or makes no progress for `stall_seconds`;
     BrokerError when Kafka cannot be reached.
     """
+    await _check_partitions(connection, ranges)
+    if any(item.start < item.end for item in ranges):
+        async with _consumer(connection) as consumer:
+            found = _read(consumer, ranges, stall_seconds, unreadable, limits)
+            async with aclosing(found) as records:
+                async for record in records:
+                    yield record
+
+
+class SteadyReader:
+    """Reads one range after another through one consumer, for whoever reads many short ones:
+    connecting takes as long as reading thousands of records. Not for two reads at a time."""
+
+    def __init__(self, connection: KafkaConnection, topic_ids: Mapping[str, str]) -> None:
+        """`topic_ids`, of `ids_of`, say which topics are meant: one that is made anew under its
+        name begins its offsets again."""
+        self._connection = connection
+        self._ids = topic_ids
+        self._checked: set[tuple[str, int]] = set()
+        self._opened = AsyncExitStack()
+        self._consumer: BatchConsumer | None = None
+
+    async def read(
+        self, item: OffsetRange, *, unreadable: Unreadable, limits: ReadLimits = READ_LIMITS
+    ) -> AsyncGenerator[InboundRecord, None]:
+        """See `read`. Raises ReadError as well where the topic is another one now."""
+        place = item.topic, item.partition
+        if place not in self._checked:
+            await _check_partitions(self._connection, [item])
+            self._checked.add(place)
+        if item.start >= item.end:
+            return
+        if self._consumer is None:
+            self._consumer = await self._opened.enter_async_context(_consumer(self._connection))
+        with _faults(self._connection):
+            await self._check_id(self._consumer, item)
+            found = _read(self._consumer, [item], STALL_SECONDS, unreadable, limits)
+            async with aclosing(found) as records:
+                async for record in records:
+                    yield record
+            # Made anew while it was read, it may have given records of both.
+            await self._check_id(self._consumer, item)
+
+    async def _check_id(self, consumer: BatchConsumer, item: OffsetRange) -> None:
+        expected = self._ids.get(item.topic)
+        if expected is None:
+            return
+        found = await consumer.topic_ids([item.topic])
+        if found.get(item.topic) != expected:
+            what = "made anew" if item.topic in found else "deleted"
+            raise ReadError(
+                f"{item.topic} {item.partition} offsets {item.start} to {item.end}: the topic was "
+                f"{what} since its ranges were fixed; nothing can be said of what it held"
+            )
+
+    async def aclose(self) -> None:
+        """Disconnect."""
+        self._consumer = None
+        await self._opened.aclose()
+
+
+async def ids_of(connection: KafkaConnection, topics: Sequence[str]) -> dict[str, str]:
+    """The id of each topic that is there; none from a broker that gives none (before Kafka 2.8)."""
+    async with _consumer(connection) as consumer:
+        return await consumer.topic_ids(topics)
+
+
+async def _check_partitions(connection: KafkaConnection, ranges: Sequence[OffsetRange]) -> None:
+    counts = await count_partitions(connection, (item.topic for item in ranges))
+    for item in ranges:
+        if item.partition >= counts[item.topic]:
+            raise TopicError(f"{item.topic}: has no partition {item.partition}")
+
+
+async def _read(
+    consumer: BatchConsumer,
+    ranges: Sequence[OffsetRange],
+    stall_seconds: float,
+    unreadable: Unreadable,
+    limits: ReadLimits,
+) -> AsyncGenerator[InboundRecord, None]:
     ends = {
         TopicPartition(item.topic, item.partition): item.end
         for item in ranges
         if item.start < item.end
     }
-    counts = await count_partitions(connection, (item.topic for item in ranges))
+    await _refuse_gaps(consumer, ranges, ends)
+    consumer.assign(list(ends))
     for item in ranges:
-        if item.partition >= counts[item.topic]:
-            raise TopicError(f"{item.topic}: has no partition {item.partition}")
-    if not ends:
-        return
-    async with _consumer(connection) as consumer:
-        await _refuse_gaps(consumer, ranges, ends)
-        consumer.assign(list(ends))
-        for item in ranges:
-            if item.start < item.end:
-                consumer.seek(TopicPartition(item.topic, item.partition), item.start)
-        deadline = time.monotonic() + stall_seconds
-        # The end is a position, not the last record's offset: transaction markers and
-        # compaction take offsets that no record has.
-        while ends:
-            batches = await consumer.getbatches(*ends, timeout_ms=POLL_MS)
-            for partition, fetched in batches.items():
-                async for record in read_batches(fetched, limits, unreadable):
-                    if record.offset < ends[partition]:
-                        yield record
-            moved = bool(batches)
-            for partition in list(ends):
-                if await consumer.position(partition) >= ends[partition]:
-                    del ends[partition]
-                    consumer.pause(partition)
-                    moved = True
-            if moved:
-                deadline = time.monotonic() + stall_seconds
-            elif time.monotonic() > deadline:
-                first, end = next(iter(ends.items()))
-                raise ReadError(
-                    f"no progress for {stall_seconds:.0f} s: {first.topic} {first.partition} is "
-                    f"at offset {await consumer.position(first)} of {end}; a transaction may be "
-                    "open, or the broker is down"
-                )
+        if item.start < item.end:
+            consumer.seek(TopicPartition(item.topic, item.partition), item.start)
+    deadline = time.monotonic() + stall_seconds
+    # The end is a position, not the last record's offset: transaction markers and
+    # compaction take offsets that no record has.
+    while ends:
+        batches = await consumer.getbatches(*ends, timeout_ms=POLL_MS)
+        for partition, fetched in batches.items():
+            async for record in read_batches(fetched, limits, unreadable):
+                if record.offset < ends[partition]:
+                    yield record
+        moved = bool(batches)
+        for partition in list(ends):
+            if await consumer.position(partition) >= ends[partition]:
+                del ends[partition]
+                consumer.pause(partition)
+                moved = True
+        if moved:
+            deadline = time.monotonic() + stall_seconds
+        elif time.monotonic() > deadline:
+            first, end = next(iter(ends.items()))
+            raise ReadError(
+                f"no progress for {stall_seconds:.0f} s: {first.topic} {first.partition} is "
+                f"at offset {await consumer.position(first)} of {end}; a transaction may be "
+                "open, or the broker is down"
+            )
 
 
 async def _refuse_gaps(

@@ -18,8 +18,9 @@ import pytest
 from ares_stream.audit.archive import ArchiveReader
 from ares_stream.audit.notes import NoteSigner
 from ares_stream.audit.replay.findings import finding
+from ares_stream.audit.replay.letters import Letter
 from ares_stream.audit.replay.models import MadeWith, Resources, WhatIf
-from ares_stream.audit.replay.recorded import Letter, recorded
+from ares_stream.audit.replay.recorded import recorded
 from ares_stream.audit.replay.report import Circumstances, lines, report
 from ares_stream.audit.replay.run import run_replay
 from ares_stream.audit.replay.selecting import Names, parse_offsets, select
@@ -30,12 +31,14 @@ from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.errors import AresError, IntegrityError, masked, remember_secret
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.decoding import DecodingLimits
-from ares_stream.records.repair import RepairReport
+from ares_stream.records.label import ReviewItem
+from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.verdict import Verdict
 from ares_stream.reporting.page import render
 from ares_stream.reporting.replay import replay_page
 from ares_stream.scoring.panel import ScoringConfig
-from ares_stream.streaming.records import OutboundRecord
+from ares_stream.streaming.deadletters import source_of
+from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from tests.support.golden_month import (
     BEGIN_MS,
     COUNT,
@@ -211,6 +214,56 @@ def change_text(auditor: Auditor, topic: str, number: int, old: bytes, new: byte
     auditor.topics.change(topic, number, value=value)
 
 
+def record_of(auditor: Auditor, topic: str, number: int) -> InboundRecord:
+    return list(auditor.topics.of(topic))[number]
+
+
+def change_header(
+    auditor: Auditor, topic: str, number: int, name: str, value: bytes | None
+) -> None:
+    """One header's value, or the header taken away with None."""
+    was = record_of(auditor, topic, number).headers
+    headers = tuple(
+        (key, value if key == name else content)
+        for key, content in was
+        if key != name or value is not None
+    )
+    assert headers != was
+    auditor.topics.change(topic, number, headers=headers)
+
+
+def review_of(auditor: Auditor, cause: str) -> int:
+    """The number of the second review record of a cause."""
+    found = [
+        number
+        for number, item in enumerate(auditor.topics.of(OUTPUTS.review))
+        if ReviewItem.decode(item.value or b"").cause == cause
+    ]
+    return found[1]
+
+
+def sampled(auditor: Auditor) -> int:
+    return review_of(auditor, "sampled")
+
+
+def contested(auditor: Auditor) -> int:
+    return review_of(auditor, "contested")
+
+
+def repair_of_refused(auditor: Auditor) -> None:
+    """A repair record that names a record whose dead letter is there."""
+    topic, partition, offset = source_of(next(auditor.topics.of(DEADLETTERS)))
+    record = next(auditor.topics.of(OUTPUTS.repair))
+    item = CoupledFailure.decode(record.value or b"")
+    place = item.verdict.source.model_copy(
+        update={"topic": topic, "partition": partition, "offset": offset}
+    )
+    verdict = item.verdict.model_copy(update={"source": place})
+    log = auditor.topics.held[OUTPUTS.repair, 0]
+    value = item.model_copy(update={"verdict": verdict}).encode()
+    log.append(replace(record, partition=0, offset=log[-1].offset + 1, value=value))
+
+
 def drop(topic: str) -> Callable[[Auditor], object]:
     return lambda auditor: auditor.topics.drop(topic, 1)
 
@@ -257,7 +310,55 @@ ALTERATIONS: dict[str, tuple[Callable[[Auditor], object], set[tuple[str, str]]]]
         {("unexpected", "no output of a scorer")}),
     "other bytes in a dead letter": (
         lambda a: a.topics.change(DEADLETTERS, 0, value=b""),
-        {("divergent", "its dead letter holds other bytes")}),
+        {("divergent", "its dead letter holds another value")}),
+    "another key of a verdict": (
+        lambda a: a.topics.change(OUTPUTS.verdicts, 4, key=b"other"),
+        {("divergent", "its verdict record has another key")}),
+    "another key of a repair record": (
+        lambda a: a.topics.change(OUTPUTS.repair, 1, key=None),
+        {("divergent", "its repair record has another key")}),
+    "another key of a dead letter": (
+        lambda a: a.topics.change(DEADLETTERS, 2, key=b"other"),
+        {("divergent", "its dead letter holds another key")}),
+    "another event time of a verdict": (
+        lambda a: change_header(a, OUTPUTS.verdicts, 8, "ce_time", b"2026-10-01T12:00:01.000Z"),
+        {("divergent", "its verdict record has another header ce_time")}),
+    "another type of a repair record": (
+        lambda a: change_header(a, OUTPUTS.repair, 0, "ce_type", b"ares.verdict.v1"),
+        {("divergent", "its repair record has another header ce_type")}),
+    "another source of a review record": (
+        lambda a: change_header(a, OUTPUTS.review, 3, "ce_source", SECRET.encode()),
+        {("divergent", "its review record has another header ce_source")}),
+    "a verdict without its content type": (
+        lambda a: change_header(a, OUTPUTS.verdicts, 2, "content-type", None),
+        {("divergent", "its verdict record has no header content-type")}),
+    "a header more on a verdict": (
+        lambda a: a.topics.change(
+            OUTPUTS.verdicts, 6, headers=(*record_of(a, OUTPUTS.verdicts, 6).headers, (SECRET, b""))
+        ),
+        {("divergent", "its verdict record has 1 headers that the replay has not")}),
+    "another time of a dead letter's record": (
+        lambda a: change_header(a, DEADLETTERS, 1, "ares.errors.original_timestamp", b"1"),
+        {("divergent", "its dead letter has another ares.errors.original_timestamp")}),
+    "another header of a dead letter's record": (
+        lambda a: a.topics.change(
+            DEADLETTERS, 3, headers=(("x", b"y"), *record_of(a, DEADLETTERS, 3).headers)
+        ),
+        {("divergent", "its dead letter holds other headers")}),
+    "another conversation in a sampled review record": (
+        lambda a: change_text(
+            a, OUTPUTS.review, sampled(a), SECRET.encode(), b"harmless"),
+        {("divergent", "its review record holds another conversation")}),
+    "another probability of a sampled review record": (
+        lambda a: change_text(
+            a, OUTPUTS.review, contested(a), b'"sampling_probability":1.0',
+            b'"sampling_probability":0.5'),
+        {("divergent", "its review record names another probability")}),
+    "a field more in a repair record": (
+        lambda a: change_text(a, OUTPUTS.repair, 3, b"{", b'{"note":1,'),
+        {("divergent", "its repair record holds other fields")}),
+    "a repair record of a refused record": (
+        repair_of_refused, {("unexpected", "repair ")}),
     "another reason": (
         lambda a: change_text(
             a, OUTPUTS.verdicts, 9, b'"harm_', b'"reward_'), {("divergent", "reasons")}),

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ares_stream.audit.replay.comparing import Tolerance, compare
+from ares_stream.audit.replay.comparing import Comparison, Tolerance, compare
+from ares_stream.audit.replay.letters import Letter
 from ares_stream.audit.replay.recorded import (
-    Letter,
+    Carried,
     Output,
     Recorded,
     Source,
     by_offset,
+    frame_of,
     source_named,
+    unframed,
     unpack,
 )
 from ares_stream.errors import DecodeError
+from ares_stream.records.interaction import Interaction
 from ares_stream.records.verdict import FailureClass
 from ares_stream.scoring.handler import Outputs
-from ares_stream.streaming.deadletters import batch_size
-from ares_stream.streaming.records import InboundRecord, OutboundRecord, Rejection
+from ares_stream.streaming.deadletters import batch_size, dead_letter, kept_whole
+from ares_stream.streaming.records import (
+    Headers,
+    InboundRecord,
+    OutboundRecord,
+    Outcome,
+    Rejection,
+)
 from tests.support.verdicts import verdict
 
 OUTPUTS = Outputs("verdicts", "repair", "review")
@@ -33,8 +44,20 @@ BASE: dict[str, Any] = json.loads(verdict(5, FailureClass.CLEAN).encode())
 COVERAGE = {"windows": 2, "encodings": [], "unread": 0}
 
 
+FRAME = frame_of(b"key", ())
+
+
 def entry(output: Output, payload: bytes) -> Recorded:
-    return Recorded(output, 5, 0, 17, 0, payload)
+    return Recorded(output, 5, 0, 17, 0, payload, FRAME)
+
+
+def held(outcome: Outcome, found: list[Recorded], share: float = 1e-4) -> Comparison:
+    """Compared, where no conversation is asked for."""
+
+    def conversation() -> Interaction:
+        raise AssertionError("nothing is compared with a conversation")
+
+    return compare(RECORD, outcome, found, OUTPUTS, Tolerance(share), conversation=conversation)
 
 
 def changed(path: str, value: Any) -> bytes:
@@ -52,10 +75,8 @@ def changed(path: str, value: Any) -> bytes:
 
 
 def compared(recorded: bytes, replayed: bytes, share: float = 1e-4) -> tuple[str, str]:
-    found = compare(
-        RECORD, (OutboundRecord("verdicts", b"key", replayed),),
-        [entry(Output.VERDICT, recorded)], OUTPUTS, Tolerance(share),
-    )  # fmt: skip
+    made = (OutboundRecord("verdicts", b"key", replayed),)
+    found = held(made, [entry(Output.VERDICT, recorded)], share)
     return found.agreement, found.detail
 
 
@@ -113,18 +134,19 @@ def test_no_tolerance_asks_for_equal_bits(score: float, step: float) -> None:
     assert (near == "divergent") == (abs(score + step - score) > 1e-4 * max(1.0, abs(score)))
 
 
-def letter(stage: str, reason: str, content: str | None = None) -> Recorded:
-    return entry(Output.LETTER, Letter(stage, "kind", reason, content).pack())
+def letter(stage: str, reason: str, **changed: Any) -> Recorded:
+    refused = Rejection(stage, "kind", reason)
+    made = dead_letter(RECORD, refused, "letters", service="scorer", failed_at_ms=9)
+    return entry(Output.LETTER, replace(Letter.of(made), **changed).pack())
 
 
 def test_a_dead_letter_for_the_size_of_an_output_is_measured_again() -> None:
     made = OutboundRecord("verdicts", b"key", json.dumps(BASE).encode())
     reason = "its output of {} bytes is larger than verdicts takes (7)"
     for size, agreement in ((batch_size(made), "identical"), (batch_size(made) + 1, "divergent")):
-        found = compare(
-            RECORD, (made,), [letter("publish", reason.format(size))], OUTPUTS, Tolerance()
-        )
-        assert found.agreement == agreement
+        assert held((made,), [letter("publish", reason.format(size))]).agreement == agreement
+    said = letter("publish", reason.format(batch_size(made)), key="0" * 64)
+    assert held((made,), [said]).detail == "its dead letter holds another key"
 
 
 def test_a_refusal_is_held_to_its_stage_its_words_and_its_bytes() -> None:
@@ -137,20 +159,111 @@ def test_a_refusal_is_held_to_its_stage_its_words_and_its_bytes() -> None:
         "unexpected": [letter("decode", "not JSON"), letter("decode", "not JSON")],
     }
     for agreement, found in expected.items():
-        assert compare(RECORD, refused, found, OUTPUTS, Tolerance()).agreement == agreement
-    other = [letter("decode", "not JSON", content="0" * 64)]
-    assert "other bytes" in compare(RECORD, refused, other, OUTPUTS, Tolerance()).detail
+        assert held(refused, found).agreement == agreement
+    # A reason that was cut off is another one, and none is another one too.
+    for reason in ("not", ""):
+        assert held(refused, [letter("decode", reason)]).agreement == "tolerated"
+    parts = {"key": "key", "value": "value", "headers": "headers"}
+    for part, said in parts.items():
+        other = held(refused, [letter("decode", "not JSON", **{part: "0" * 64})])
+        assert (other.agreement, said in other.detail) == ("divergent", True)
+
+
+def test_each_reason_of_a_dead_letter_that_its_record_determines_is_compared() -> None:
+    refused = Rejection("decode", "kind", "not JSON")
+    said = Letter.unpack(letter("decode", "not JSON").payload).said
+    assert {name.rpartition(".")[2] for name in said} == {
+        "topic", "partition", "offset", "attempt", "original_timestamp",
+    }  # fmt: skip
+    for name in said:
+        for changed in ({**said, name: SECRET}, {key: said[key] for key in said if key != name}):
+            found = held(refused, [letter("decode", "not JSON", said=changed)])
+            assert (found.agreement, found.detail) == (
+                "divergent", f"its dead letter has another {name}",
+            )  # fmt: skip
+    found = held(refused, [letter("decode", "not JSON", said={**said, SECRET: SECRET})])
+    assert found.agreement == "divergent"
+    assert SECRET not in found.detail
+
+
+@pytest.mark.parametrize("limit", [0, 300])
+def test_a_dead_letter_of_coordinates_is_held_to_the_limit_that_it_names(limit: int) -> None:
+    large = replace(RECORD, value=b"x" * 400)
+    refused = Rejection("decode", "kind", "not JSON")
+    small = dead_letter(large, refused, "letters", service="s", failed_at_ms=9, limit=limit)
+    assert not kept_whole(small)
+    found = entry(Output.LETTER, Letter.of(small).pack())
+
+    def said(record: InboundRecord) -> Comparison:
+        return compare(record, refused, [found], OUTPUTS, Tolerance(), conversation=lambda: None)  # type: ignore[arg-type, return-value]
+
+    assert said(large).agreement == "identical"
+    assert said(replace(large, value=b"x" * 401)).agreement == "divergent"
+    assert said(replace(large, key=b"other")).agreement == "divergent"
+    if limit:
+        assert said(replace(large, value=b"")).agreement == "divergent"
+
+
+def test_an_output_of_a_record_that_was_refused_or_left_out_is_unexpected() -> None:
+    refused = Rejection("decode", "kind", "not JSON")
+    repair = entry(Output.REPAIR, Carried("a", "b").pack())
+    for outcome, found in ((refused, [letter("decode", "not JSON"), repair]), ((), [repair])):
+        assert held(outcome, found).agreement == "unexpected"
+
+
+HEADERS = (("ce_id", b"1"), ("ce_time", b"noon"), ("ce_id", b"2"), ("note", None))
+
+
+@pytest.mark.parametrize(
+    ("key", "headers", "said"),
+    [
+        (b"other", HEADERS, "another key"),
+        (None, HEADERS, "another key"),
+        (b"", HEADERS, "another key"),
+        (b"key", HEADERS[:3], "no header note"),
+        (b"key", (("ce_id", b"1"), ("ce_time", b"eve"), *HEADERS[2:]), "another header ce_time"),
+        (b"key", (*HEADERS[:3], ("note", b"")), "another header note"),
+        (b"key", (*HEADERS, (SECRET, b"")), "1 headers that the replay has not"),
+        (b"key", HEADERS[::-1], "its headers in other order"),
+    ],
+)
+def test_another_key_or_header_of_a_verdict_diverges_by_its_name(
+    key: bytes | None, headers: Headers, said: str
+) -> None:
+    value = json.dumps(BASE).encode()
+    near = changed("harm.probability", HARM + 1e-6)
+    for recorded in (value, near):
+        found = replace(entry(Output.VERDICT, recorded), frame=frame_of(key, headers))
+        compared = held((OutboundRecord("verdicts", b"key", value, HEADERS),), [found])
+        assert (compared.agreement, compared.detail) == (
+            "divergent", f"its verdict record has {said}",
+        )  # fmt: skip
+    same = replace(entry(Output.VERDICT, value), frame=frame_of(b"key", HEADERS))
+    made = OutboundRecord("verdicts", b"key", value, HEADERS)
+    assert held((made,), [same]).agreement == "identical"
+
+
+NAMES = st.text(max_size=9)
+
+
+@given(
+    st.none() | st.binary(max_size=9),
+    st.lists(st.tuples(NAMES, st.none() | st.binary(max_size=9)), max_size=4),
+)
+def test_a_frame_comes_back_as_it_was(
+    key: bytes | None, headers: list[tuple[str, bytes | None]]
+) -> None:
+    assert unframed(frame_of(key, tuple(headers))) == (key, tuple(headers))
 
 
 def test_a_record_that_the_mapping_leaves_out_has_no_output() -> None:
-    assert compare(RECORD, (), [], OUTPUTS, Tolerance()).agreement == "left_out"
-    found = [entry(Output.VERDICT, b"{}")]
-    assert compare(RECORD, (), found, OUTPUTS, Tolerance()).agreement == "unexpected"
+    assert held((), []).agreement == "left_out"
+    assert held((), [entry(Output.VERDICT, b"{}")]).agreement == "unexpected"
 
 
 ENTRIES = st.builds(
     Recorded, st.sampled_from(Output), st.integers(0, 2**62), st.integers(0, 2**31),
-    st.integers(0, 2**62), st.integers(-1, 2**62), st.binary(max_size=40),
+    st.integers(0, 2**62), st.integers(-1, 2**62), st.binary(max_size=40), st.binary(max_size=9),
 )  # fmt: skip
 
 

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ares_stream.errors import DecodeError, remember_secret
-from ares_stream.streaming.deadletters import MAX_REASON, batch_size, dead_letter, kept_whole
+from ares_stream.streaming.deadletters import (
+    MAX_REASON,
+    batch_size,
+    dead_letter,
+    kept_whole,
+    parted,
+)
 from ares_stream.streaming.records import Damage, InboundRecord, OutboundRecord, Rejection
 
 BYTES = st.none() | st.binary(max_size=200)
@@ -56,6 +62,16 @@ def test_a_record_without_key_and_value_is_kept_by_coordinates() -> None:
     assert headers["ares.errors.size"] == b"2"
     assert headers["__connect.errors.offset"] == b"41"
     assert not kept_whole(got)
+
+
+def test_a_dead_letter_of_a_dead_letter_is_told_by_its_own_reasons() -> None:
+    first = letter(InboundRecord("in", 3, 41, 5, None, None), ValueError("no"))
+    record = InboundRecord("letters", 0, 7, 5, b"k", first.value, first.headers)
+    again = letter(record, ValueError("again"))
+    theirs, reasons = parted(again)
+    assert (theirs, len(reasons)) == (first.headers, 11)
+    assert (kept_whole(first), kept_whole(again)) == (False, True)
+    assert parted(OutboundRecord("x", None, b"", (("h", b""),))) == ((("h", b""),), ())
 
 
 def test_what_the_topic_does_not_take_is_kept_by_coordinates_with_the_digest_of_its_value() -> None:

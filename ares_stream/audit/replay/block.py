@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any, Final
 
-from ares_stream.audit.archive import ArchiveReader
-from ares_stream.audit.replay.comparing import FAULTS, Comparison, compare, nothing_there
+from ares_stream.audit.replay.comparing import (
+    FAULTS,
+    Comparison,
+    compare,
+    is_equal,
+    nothing_there,
+)
 from ares_stream.audit.replay.models import (
     MadeWith,
     Models,
@@ -28,15 +32,17 @@ from ares_stream.audit.replay.spec import (
     Job,
     ReplaySpec,
     Selection,
+    hash_parts,
     hash_read,
     hash_replayed,
 )
 from ares_stream.audit.replay.what_if import Changes, class_decided, class_made
 from ares_stream.errors import AresError, BundleError, DecodeError, ReadError
+from ares_stream.records.decoding import decode_interaction
+from ares_stream.records.interaction import Interaction
 from ares_stream.records.verdict import Verdict
 from ares_stream.scoring.handler import Scorer, ScoringHandler
-from ares_stream.streaming.reader import read
-from ares_stream.streaming.records import Damage, InboundRecord, Outcome, Rejection
+from ares_stream.streaming.records import InboundRecord, Outcome, Rejection
 from ares_stream.streaming.session import damaged
 
 WINDOW: Final = 128
@@ -45,43 +51,8 @@ WINDOW_BYTES: Final = 8 << 20
 docs/replay.md."""
 
 
-async def records_of(spec: ReplaySpec, job: Job) -> AsyncIterator[InboundRecord]:
-    """Every record of a job's range in order, those that cannot be read as their coordinates.
-
-    Raises ReadError and TopicError as readers do.
-    """
-    if isinstance(spec.source, str):
-        async for record in ArchiveReader(spec.source).read([job.range]):
-            yield _limited(record, spec.read.record_bytes)
-        return
-    unreadable: list[InboundRecord] = []
-
-    def keep(record: InboundRecord, _: DecodeError) -> None:
-        unreadable.append(record)
-
-    found = read(spec.source, [job.range], unreadable=keep, limits=spec.read)
-    async with aclosing(found) as records:
-        async for record in records:
-            while unreadable:
-                yield unreadable.pop(0)
-            yield record
-    for record in unreadable:
-        if record.offset < job.end:
-            yield record
-
-
-def _limited(record: InboundRecord, limit: int) -> InboundRecord:
-    """What a scorer with this limit saw of an archived record."""
-    size = len(record.key or b"") + len(record.value or b"")
-    if size + sum(len(name) + len(value or b"") for name, value in record.headers) <= limit:
-        return record
-    digest = hashlib.sha256(record.value or b"").hexdigest()
-    damage = Damage(f"it has {size} bytes; up to {limit} are read", size, digest, "value")
-    return replace(record, key=None, value=None, headers=(), damage=damage)
-
-
 class BlockReplay:
-    """Replays one block. `progress` is told of records as they are done."""
+    """Replays one block."""
 
     def __init__(
         self,
@@ -91,15 +62,14 @@ class BlockReplay:
         models: Models,
         job: Job,
         entries: Callable[[int], Sequence[Recorded]],
-        progress: Callable[[int], None] = lambda records: None,
     ) -> None:
         """`entries` gives the outputs of this block's records (0), and of those of the blocks
         before (-1) and after it (1)."""
         self._spec = spec
+        self._maps = {item.topic: item.map for item in spec.inputs}
         self._horizon = horizon
         self._models = models
         self._job = job
-        self._progress = progress
         only = (
             None if selection.only is None else selection.only.get((job.topic, job.partition), ())
         )
@@ -122,14 +92,15 @@ class BlockReplay:
         self._policies: set[str] = set()
         self.result = BlockResult(job)
 
-    async def run(self) -> BlockResult:
-        """Replay it. Raises what reading and opening models raise; a record never raises."""
+    async def run(self, records: AsyncGenerator[InboundRecord, None]) -> BlockResult:
+        """Replay the block's records. Raises what reading and opening models raise; a record never
+        raises."""
         began = time.process_time()
         self._made = self._instead(self._made_around(self._job.start)[0])
-        async for record in records_of(self._spec, self._job):
-            if self._only is not None and record.offset not in self._only:
-                continue
-            await self._take(record)
+        async with aclosing(records):
+            async for record in records:
+                if self._only is None or record.offset in self._only:
+                    await self._take(record)
         await self._flush()
         for offset in sorted(self._recorded) if self._spec.what_if is None else ():
             self._note(offset, nothing_there(self._recorded[offset]))
@@ -202,7 +173,6 @@ class BlockReplay:
             outcomes = await _outcomes(handler, [record for record, _ in window])
             for (record, found), outcome in zip(window, outcomes, strict=True):
                 await self._settle(record, outcome, found)
-        self._progress(len(window))
 
     async def _handler(self, made: MadeWith | None) -> tuple[ScoringHandler, RecordedJudge]:
         key = (None, "") if made is None else (made.models, made.policy)
@@ -242,16 +212,38 @@ class BlockReplay:
             hash_replayed(self._replayed_hash, record.offset, outcome)
             self._change(record.offset, found, class_made(outcome))
             return
+        if is_equal(found, outcome):
+            hash_parts(self._replayed_hash, record.offset, (found[0].frame, found[0].payload))
+            self.result.count("identical")
+            return
         gone = self._horizon.gone(record.topic, record.partition, record.offset)
-        compared = compare(
-            record, outcome, found, spec.outputs, spec.tolerance, expired=frozenset(gone)
-        )
+        compared = self._compare(record, outcome, found, frozenset(gone))
         if compared.agreement == "divergent" and found[0].output is Output.LETTER:
             outcome, compared = await self._by_others(record, outcome, found, compared)
         hash_replayed(self._replayed_hash, record.offset, outcome)
         if compared.agreement == "missing":
             self._refuse_gap(record, outcome, gone)
         self._note(record.offset, compared)
+
+    def _compare(
+        self,
+        record: InboundRecord,
+        outcome: Outcome,
+        found: list[Recorded],
+        gone: frozenset[Output] = frozenset(),
+    ) -> Comparison:
+        spec = self._spec
+
+        def conversation() -> Interaction:
+            return decode_interaction(
+                record.key, record.value, record.headers, spec.limits,
+                self._maps[record.topic], timestamp_ms=record.timestamp_ms,
+            )  # fmt: skip
+
+        return compare(
+            record, outcome, found, spec.outputs, spec.tolerance,
+            conversation=conversation, expired=gone,
+        )  # fmt: skip
 
     async def _by_others(
         self,
@@ -261,14 +253,13 @@ class BlockReplay:
         compared: Comparison,
     ) -> tuple[Outcome, Comparison]:
         """A dead letter names no models: it stands where those of a verdict beside it agree."""
-        spec = self._spec
         for made in self._made_around(record.offset):
             if made == self._made:
                 continue
             handler, judge = await self._handler(made)
             judge.expect(None, None)
             (other,) = await _outcomes(handler, [record])
-            again = compare(record, other, found, spec.outputs, spec.tolerance)
+            again = self._compare(record, other, found)
             if again.agreement in ("identical", "tolerated"):
                 return other, again
         return outcome, compared

@@ -1,6 +1,6 @@
 """What was recorded of one input record, beside what a replay makes of it. Pure.
 
-identical   every output is the same, a verdict byte for byte
+identical   every output is the same byte for byte, with its key and headers
 tolerated   numbers of the models differ within the tolerance, no decision does
 divergent   another decision, another number, another reason for a dead letter
 missing     the replay has an output that is not recorded
@@ -15,16 +15,26 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from ares_stream.audit.replay.recorded import Carried, Letter, Output, Recorded, content_digest
+from ares_stream.audit.replay.letters import Letter, differing
+from ares_stream.audit.replay.recorded import Carried, Output, Recorded, frame_of, unframed
+from ares_stream.detection.assess import ScoredVerdict
+from ares_stream.records.cloudevents import event_type
+from ares_stream.records.interaction import Interaction
 from ares_stream.records.label import ReviewItem
 from ares_stream.records.repair import CoupledFailure
 from ares_stream.scoring.handler import Outputs
 from ares_stream.streaming.deadletters import batch_size
-from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
+from ares_stream.streaming.records import (
+    Headers,
+    InboundRecord,
+    OutboundRecord,
+    Outcome,
+    Rejection,
+)
 
 Agreement = Literal[
     "identical", "tolerated", "divergent", "missing", "unexpected", "left_out", "pending"
@@ -53,6 +63,9 @@ class Comparison:
     expired: int = 0
 
 
+IDENTICAL: Final = Comparison("identical")
+
+
 @dataclass(frozen=True, slots=True)
 class Tolerance:
     """By how much a number of the models may differ: absolutely, and as a share of its size where
@@ -74,27 +87,48 @@ def compare(
     outputs: Outputs,
     tolerance: Tolerance,
     *,
+    conversation: Callable[[], Interaction],
     expired: frozenset[Output] = frozenset(),
 ) -> Comparison:
-    """Compare. `found` is all that is recorded of the record; `expired` are the outputs of which
-    retention may have deleted what belongs to this record."""
+    """Compare values, keys and headers. `found` is all that is recorded of the record; `expired`
+    are the outputs of which retention may have deleted what belongs to this record;
+    `conversation` gives that of the record, for one that people see as one of a sample."""
+    if is_equal(found, outcome):
+        return IDENTICAL
     settled = [item for item in found if item.output in (Output.VERDICT, Output.LETTER)]
     if len(settled) > 1:
         return Comparison("unexpected", f"settled {len(settled)} times: {_places(settled)}")
     if isinstance(outcome, Rejection):
-        return _rejected(record, outcome, settled)
-    if not outcome:
-        if settled:
+        compared = _rejected(record, outcome, settled)
+    elif not outcome:
+        compared = Comparison("left_out")
+        if found:
             return Comparison("unexpected", "the mapping leaves it out, and it has an output")
-        return Comparison("left_out")
-    if not settled:
+    elif not settled:
         return Comparison("missing", "neither verdict nor dead letter")
-    if settled[0].output is Output.LETTER:
-        return _too_large(Letter.unpack(settled[0].payload), outcome)
-    compared = _verdicts(settled[0].payload, outcome[0].value or b"", tolerance)
-    if compared.agreement == "divergent":
-        return compared
-    return _followed(compared, settled[0].payload, outcome, found, outputs, expired)
+    elif settled[0].output is Output.LETTER:
+        compared = _too_large(record, Letter.unpack(settled[0].payload), outcome)
+    else:
+        compared = _verdicts(settled[0], outcome[0], tolerance)
+        if compared.agreement != "divergent":
+            return _followed(compared, settled[0], outcome, found, outputs, expired, conversation)
+    more = [item for item in found if item not in settled]
+    if more and compared.agreement in ("identical", "tolerated"):
+        return Comparison("unexpected", f"{_places(more)} of a record that was refused")
+    return compared
+
+
+def is_equal(found: Sequence[Recorded], outcome: Outcome) -> bool:
+    """Whether there is one verdict and nothing else, here as there, and it is the same: so it is
+    of nearly every record."""
+    if len(found) != 1 or not isinstance(outcome, tuple) or len(outcome) != 1:
+        return False
+    (one,), (made,) = found, outcome
+    return (
+        one.output is Output.VERDICT
+        and one.payload == made.value
+        and one.frame == frame_of(made.key, made.headers)
+    )
 
 
 def nothing_there(found: Sequence[Recorded]) -> Comparison:
@@ -125,23 +159,29 @@ def _rejected(
     if settled[0].output is Output.VERDICT:
         return Comparison("divergent", f"has a verdict; it is refused at {rejection.stage}")
     letter = Letter.unpack(settled[0].payload)
-    if letter.stage != rejection.stage:
-        return Comparison(
-            "divergent", f"refused at {letter.stage}, in the replay at {rejection.stage}"
-        )
-    if record.damage is None and letter.content not in (
-        None, content_digest(record.key, record.value)
-    ):  # fmt: skip
-        return Comparison("divergent", "its dead letter holds other bytes")
-    if (letter.kind, letter.reason) != (rejection.kind, rejection.reason[: len(letter.reason)]):
-        return Comparison("tolerated", f"refused at {letter.stage} in other words")
-    return Comparison("identical")
+    return _letters(letter, letter.expected(record, rejection))
 
 
-def _too_large(letter: Letter, outcome: Sequence[OutboundRecord]) -> Comparison:
+def _letters(recorded: Letter, expected: Letter) -> Comparison:
+    words = ""
+    for detail, is_near in differing(recorded, expected):
+        if not is_near:
+            return Comparison("divergent", detail)
+        words = detail
+    return Comparison("tolerated", words) if words else IDENTICAL
+
+
+def _too_large(
+    record: InboundRecord, letter: Letter, outcome: Sequence[OutboundRecord]
+) -> Comparison:
     """A dead letter in the place of outputs: right where a topic would not have taken one."""
     if letter.stage != "publish":
         return Comparison("divergent", f"refused at {letter.stage}; in the replay it has a verdict")
+    compared = _letters(
+        letter, letter.expected(record, Rejection("publish", letter.kind, letter.reason))
+    )
+    if compared.agreement != "identical":
+        return compared
     said = _SIZE.search(letter.reason)
     sizes = {batch_size(item) for item in outcome}
     if said is None or int(said[1]) in sizes:
@@ -149,11 +189,31 @@ def _too_large(letter: Letter, outcome: Sequence[OutboundRecord]) -> Comparison:
     return Comparison("divergent", "refused for the size of an output that the replay has not")
 
 
-def _verdicts(recorded: bytes, replayed: bytes, tolerance: Tolerance) -> Comparison:
-    if recorded == replayed:
-        return Comparison("identical")
+def _framed(recorded: Recorded, key: bytes | None, headers: Headers) -> Comparison | None:
+    """Of an output with another key or another header than the replay's; None where both are the
+    same. Names headers of the replay alone: a forger may have put a text into a name."""
+    if recorded.frame == frame_of(key, headers):
+        return None
+    name = recorded.output.name.lower()
+    their_key, theirs = unframed(recorded.frame)
+    if their_key != key:
+        return Comparison("divergent", f"its {name} record has another key")
+    for header in headers:
+        if header not in theirs:
+            known = any(other == header[0] for other, _ in theirs)
+            what = "another" if known else "no"
+            return Comparison("divergent", f"its {name} record has {what} header {header[0]}")
+    more = len(theirs) - len(headers)
+    what = f"{more} headers that the replay has not" if more > 0 else "its headers in other order"
+    return Comparison("divergent", f"its {name} record has {what}")
+
+
+def _verdicts(recorded: Recorded, replayed: OutboundRecord, tolerance: Tolerance) -> Comparison:
+    other = _framed(recorded, replayed.key, replayed.headers)
+    if recorded.payload == replayed.value:
+        return other or IDENTICAL
     try:
-        before, after = json.loads(recorded), json.loads(replayed)
+        before, after = json.loads(recorded.payload), json.loads(replayed.value or b"")
     except ValueError:
         return Comparison("divergent", "the recorded verdict is not JSON")
     near: list[str] = []
@@ -162,7 +222,7 @@ def _verdicts(recorded: bytes, replayed: bytes, tolerance: Tolerance) -> Compari
             near.append(path)
         else:
             return Comparison("divergent", _told(path, was, now))
-    return Comparison("tolerated", f"within the tolerance: {', '.join(near[:6])}")
+    return other or Comparison("tolerated", f"within the tolerance: {', '.join(near[:6])}")
 
 
 _ABSENT: Final = object()
@@ -199,36 +259,74 @@ def _told(path: str, was: Any, now: Any) -> str:
 
 def _followed(
     compared: Comparison,
-    verdict: bytes,
+    verdict: Recorded,
     outcome: Sequence[OutboundRecord],
     found: Sequence[Recorded],
     outputs: Outputs,
     expired: frozenset[Output],
+    conversation: Callable[[], Interaction],
 ) -> Comparison:
     """The repair and review records that belong to a verdict."""
     if len(outcome) == len(found) == 1:
-        return compared  # As nearly always: a verdict, and nothing after it.
-    digest = hashlib.sha256(verdict).hexdigest()
+        return compared
+    digest = hashlib.sha256(verdict.payload).hexdigest()
     gone = 0
-    for output, topic in ((Output.REPAIR, outputs.repair), (Output.REVIEW, outputs.review)):
+    for output, topic, form in (
+        (Output.REPAIR, outputs.repair, CoupledFailure),
+        (Output.REVIEW, outputs.review, ReviewItem),
+    ):
         name = output.name.lower()
-        made = [item for item in outcome[1:] if item.topic == topic]
-        kept = [Carried.unpack(item.payload) for item in found if item.output is output]
+        made = next((item for item in outcome[1:] if item.topic == topic), None)
+        kept = [item for item in found if item.output is output]
         if len(kept) > 1:
             return Comparison("unexpected", f"{len(kept)} {name} records")
-        if kept and kept[0].verdict != digest:
-            return Comparison("divergent", f"its {name} record holds another verdict")
-        if kept and not made and kept[0].sampled is not True:
-            return Comparison("unexpected", f"a {name} record that the replay has not")
-        if made and not kept:
-            if output not in expired:
+        if not kept:
+            if made is not None and output not in expired:
                 return Comparison("missing", f"no {name} record")
-            gone += 1
-        if made and kept and kept[0].interaction != _carried(output, made[0]).interaction:
-            return Comparison("divergent", f"its {name} record holds another conversation")
+            gone += made is not None
+            continue
+        carried = Carried.unpack(kept[0].payload)
+        if made is None and not (carried.sampled is True and not _is_anchor(outcome[0])):
+            return Comparison("unexpected", f"a {name} record that the replay has not")
+        if made is not None:
+            _, expected = Carried.of(made.value or b"", form)
+            headers = made.headers
+        else:
+            expected = replace(carried, interaction=_sha256_of(conversation()), whole=True)
+            headers = _review_headers(outcome[0])
+        wrong = _carried(name, replace(expected, verdict=digest), carried)
+        wrong = wrong or _framed(kept[0], outcome[0].key, headers)
+        if wrong is not None:
+            return wrong
     return Comparison(compared.agreement, compared.detail, gone)
 
 
-def _carried(output: Output, made: OutboundRecord) -> Carried:
-    form = CoupledFailure if output is Output.REPAIR else ReviewItem
-    return Carried.of(form.decode(made.value or b""))
+def _carried(name: str, expected: Carried, kept: Carried) -> Comparison | None:
+    parts = {
+        "verdict": "holds another verdict",
+        "interaction": "holds another conversation",
+        "cause": "names another cause",
+        "share": "names another probability",
+        "whole": "holds other fields than such a record has",
+    }
+    for part, what in parts.items():
+        if getattr(expected, part) != getattr(kept, part):
+            return Comparison("divergent", f"its {name} record {what}")
+    return None
+
+
+def _is_anchor(verdict: OutboundRecord) -> bool:
+    """People have said what an anchor is, and none is for review."""
+    note = verdict.note
+    return isinstance(note, ScoredVerdict) and note.verdict.lane == "anchor"
+
+
+def _review_headers(verdict: OutboundRecord) -> Headers:
+    """The headers of a review record, beside those of its verdict: another type of event."""
+    kind = event_type(ReviewItem).encode()
+    return tuple((name, kind if name == "ce_type" else value) for name, value in verdict.headers)
+
+
+def _sha256_of(conversation: Interaction) -> str:
+    """Of a conversation, as `Carried` has it."""
+    return hashlib.sha256(conversation.encode()).hexdigest()

@@ -10,22 +10,24 @@ import hashlib
 import json
 import re
 import struct
+from ast import literal_eval
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
+from ares_stream.audit.replay.letters import Letter
 from ares_stream.errors import DecodeError
 from ares_stream.records.label import ReviewItem
 from ares_stream.records.repair import CoupledFailure
 from ares_stream.records.verdict import Verdict
 from ares_stream.scoring.handler import Outputs, sampled_for_review
-from ares_stream.streaming.deadletters import kept_whole, reason_of, source_of
-from ares_stream.streaming.records import InboundRecord
+from ares_stream.streaming.deadletters import source_of
+from ares_stream.streaming.records import Headers, InboundRecord
 
 BLOCK: Final = 8192
 """Offsets of an input partition that are replayed, digested and kept as done together."""
-_HEAD: Final = struct.Struct(">BQIQqI")
+_HEAD: Final = struct.Struct(">BQIQqII")
 _SOURCE: Final = re.compile(
     rb'"source":\{"topic":"([^"\\]+)","partition":(\d{1,10}),"offset":(\d{1,19}),'
 )
@@ -42,6 +44,9 @@ class Output(IntEnum):
     REVIEW = 4
 
 
+KINDS: Final = {int(item): item for item in Output}
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """The input record that an output names."""
@@ -51,12 +56,11 @@ class Source:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(NamedTuple):
     """One output of an input record, and where it stands.
 
     `payload` is a verdict's value; of the others what they are compared by: see `Letter` and
-    `Carried`.
+    `Carried`. `frame` holds key and headers, but for a dead letter's.
     """
 
     output: Output
@@ -67,66 +71,51 @@ class Recorded:
     """Partition and offset of the output."""
     timestamp_ms: int
     payload: bytes
+    frame: bytes = b""
 
     def pack(self) -> bytes:
         """One entry of a file."""
+        output, offset, partition, place, timestamp_ms, payload, frame = self
         head = _HEAD.pack(
-            self.output, self.offset, self.partition, self.place, self.timestamp_ms,
-            len(self.payload),
+            output, offset, partition, place, timestamp_ms, len(frame), len(payload)
         )  # fmt: skip
-        return head + self.payload
-
-
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """A dead letter: why, and, where it was kept whole, a SHA-256 of key and value."""
-
-    stage: str
-    kind: str
-    reason: str
-    content: str | None
-
-    @classmethod
-    def of(cls, record: InboundRecord) -> Letter:
-        """From the record of the dead-letter topic."""
-        stage, reason = reason_of(record)
-        kind = record.header_map.get("__connect.errors.exception.class.name", b"")
-        whole = content_digest(record.key, record.value) if kept_whole(record) else None
-        return cls(stage, kind.decode(errors="replace"), reason, whole)
-
-    def pack(self) -> bytes:
-        """As a payload."""
-        return json.dumps([self.stage, self.kind, self.reason, self.content]).encode()
-
-    @classmethod
-    def unpack(cls, payload: bytes) -> Letter:
-        """Of a payload."""
-        return cls(*json.loads(payload))
+        return head + frame + payload
 
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What a repair or review record carries, by SHA-256: a verdict and a conversation.
+    """What a repair or review record carries: by SHA-256 a verdict and a conversation, and why
+    people are to see it, with which probability.
 
     `sampled` is None where the record is none of a sample; else whether its verdict's id is among
-    the share that the record names.
+    the share that the record names. `whole` says that there is nothing else in the record.
     """
 
     verdict: str
     interaction: str
+    cause: str = ""
+    share: float | None = None
     sampled: bool | None = None
+    whole: bool = True
 
     @classmethod
-    def of(cls, item: CoupledFailure | ReviewItem) -> Carried:
-        """From a record."""
+    def of(cls, value: bytes, form: type[CoupledFailure | ReviewItem]) -> tuple[Verdict, Carried]:
+        """From a record's value; its verdict beside it. Raises DecodeError."""
+        item = form.decode(value)
+        verdict, conversation = _sha256(item.verdict.encode()), _sha256(item.interaction.encode())
+        whole = item.encode() == value and not item.__pydantic_extra__
+        if not isinstance(item, ReviewItem):
+            return item.verdict, cls(verdict, conversation, whole=whole)
         sampled = None
-        if isinstance(item, ReviewItem) and item.cause == "sampled":
+        if item.cause == "sampled":
             sampled = sampled_for_review(item.verdict.id, item.sampling_probability)
-        return cls(_sha256(item.verdict.encode()), _sha256(item.interaction.encode()), sampled)
+        return item.verdict, cls(
+            verdict, conversation, item.cause, item.sampling_probability, sampled, whole
+        )
 
     def pack(self) -> bytes:
         """As a payload."""
-        return json.dumps([self.verdict, self.interaction, self.sampled]).encode()
+        return json.dumps(list(asdict(self).values())).encode()
 
     @classmethod
     def unpack(cls, payload: bytes) -> Carried:
@@ -134,10 +123,15 @@ class Carried:
         return cls(*json.loads(payload))
 
 
-def content_digest(key: bytes | None, value: bytes | None) -> str:
-    """Of a record that a dead letter keeps whole."""
-    sizes = b"%d %d " % tuple(-1 if item is None else len(item) for item in (key, value))
-    return _sha256(sizes + (key or b"") + (value or b""))
+def frame_of(key: bytes | None, headers: Headers) -> bytes:
+    """Key and headers as Python writes them: equal bytes of equal ones."""
+    return repr((key, headers)).encode("utf-8", "surrogatepass")
+
+
+def unframed(frame: bytes) -> tuple[bytes | None, Headers]:
+    """Of `frame_of`. Raises ValueError for other bytes."""
+    key, headers = literal_eval(frame.decode("utf-8", "surrogatepass"))
+    return key, headers
 
 
 def _sha256(raw: bytes) -> str:
@@ -149,25 +143,26 @@ def recorded(record: InboundRecord, outputs: Outputs, deadletters: str) -> tuple
 
     Raises DecodeError for what is no such output.
     """
-    source, output, payload = _parsed(record, outputs, deadletters)
+    if record.topic == deadletters:
+        source, output = Source(*source_of(record)), Output.LETTER
+        payload, frame = Letter.of(record).pack(), b""
+    else:
+        source, output, payload = _parsed(record, outputs)
+        frame = frame_of(record.key, record.headers)
     return source, Recorded(
-        output, source.offset, record.partition, record.offset, record.timestamp_ms, payload
+        output, source.offset, record.partition, record.offset, record.timestamp_ms, payload, frame
     )
 
 
-def _parsed(
-    record: InboundRecord, outputs: Outputs, deadletters: str
-) -> tuple[Source, Output, bytes]:
+def _parsed(record: InboundRecord, outputs: Outputs) -> tuple[Source, Output, bytes]:
     value = record.value or b""
     if record.topic == outputs.verdicts:
         return source_named(value), Output.VERDICT, value
-    if record.topic == deadletters:
-        return Source(*source_of(record)), Output.LETTER, Letter.of(record).pack()
-    form = CoupledFailure if record.topic == outputs.repair else ReviewItem
-    item = form.decode(value)
-    place = item.verdict.source
-    output = Output.REPAIR if isinstance(item, CoupledFailure) else Output.REVIEW
-    return Source(place.topic, place.partition, place.offset), output, Carried.of(item).pack()
+    is_repair = record.topic == outputs.repair
+    verdict, carried = Carried.of(value, CoupledFailure if is_repair else ReviewItem)
+    place = verdict.source
+    output = Output.REPAIR if is_repair else Output.REVIEW
+    return Source(place.topic, place.partition, place.offset), output, carried.pack()
 
 
 def source_named(value: bytes) -> Source:
@@ -188,13 +183,13 @@ def unpack(raw: bytes) -> Iterator[Recorded]:
     while at < len(raw):
         if at + _HEAD.size > len(raw):
             raise DecodeError("an entry is cut short")
-        output, offset, partition, place, timestamp, size = _HEAD.unpack_from(raw, at)
+        output, offset, partition, place, timestamp, size, more = _HEAD.unpack_from(raw, at)
         at += _HEAD.size
-        if at + size > len(raw) or output not in Output._value2member_map_:
+        if at + size + more > len(raw) or output not in KINDS:
             raise DecodeError("an entry is cut short, or is none")
-        payload = raw[at : at + size]
-        at += size
-        yield Recorded(Output(output), offset, partition, place, timestamp, payload)
+        frame, payload = raw[at : at + size], raw[at + size : at + size + more]
+        at += size + more
+        yield Recorded(KINDS[output], offset, partition, place, timestamp, payload, frame)
 
 
 def by_offset(entries: Iterable[Recorded]) -> dict[int, list[Recorded]]:

@@ -13,15 +13,17 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from ares_stream import errors
-from ares_stream.audit.replay.block import BlockReplay, records_of
+from ares_stream.audit.replay.block import BlockReplay
 from ares_stream.audit.replay.models import MadeWith, Models
 from ares_stream.audit.replay.recorded import Output, Recorded, recorded
+from ares_stream.audit.replay.source import Source
 from ares_stream.audit.replay.spec import (
     LISTED,
     BlockResult,
@@ -36,6 +38,7 @@ from ares_stream.errors import AresError, DecodeError, ResourceError
 from ares_stream.processes.parent import die_with_parent
 from ares_stream.records.base import OffsetRange
 from ares_stream.scoring.handler import Scorer
+from ares_stream.streaming.records import InboundRecord
 
 Stage = Literal["outputs", "records"]
 Progress = Callable[[Stage, int], None]
@@ -130,6 +133,9 @@ class Worker:
         self._selection = selection
         self._work = Work(folder, spec.block)
         self._models = Models(spec.resources, null)
+        self._source = Source(spec, selection)
+        # One loop for all jobs, that the source's connection outlives each.
+        self._loop = asyncio.Runner()
         self._ranges: dict[tuple[str, int], list[tuple[int, int]]] = {}
         for item in selection.inputs:
             spans = self._ranges.setdefault((item.topic, item.partition), [])
@@ -139,41 +145,52 @@ class Worker:
         """Do one and keep it."""
         with _collected_afterwards():
             if kind == "sort":
-                asyncio.run(self._sort(job))
+                self._loop.run(self._sort(job))
             else:
-                asyncio.run(self._replay(job, seen or Horizon()))
+                self._loop.run(self._replay(job, seen or Horizon()))
         return job
 
     async def _sort(self, job: Job) -> None:
         found = Sorted(job)
         entries: dict[tuple[str, int, int], list[Recorded]] = {}
-        async for record in records_of(self._spec, job):
-            found.records += 1
-            try:
-                if record.damage is not None:
-                    raise DecodeError(f"unreadable: {record.damage.reason}")
-                source, entry = recorded(record, self._spec.outputs, self._spec.deadletters)
-            except DecodeError as error:
-                if len(found.strange) < LISTED:
-                    found.strange.append(
-                        {
-                            "topic": record.topic,
-                            "partition": record.partition,
-                            "offset": record.offset,
-                            "agreement": "unexpected",
-                            "detail": f"no output of a scorer: {error}",
-                        }
-                    )
-                continue
-            place = f"{source.topic} {source.partition}"
-            found.lowest[place] = min(found.lowest.get(place, source.offset), source.offset)
-            if entry.output in (Output.VERDICT, Output.LETTER):
-                behind = source.offset + 1
-                found.settled[place] = max(found.settled.get(place, 0), behind)
-            if self._is_wanted(source.topic, source.partition, source.offset):
-                key = source.topic, source.partition, source.offset // self._spec.block
-                entries.setdefault(key, []).append(entry)
+        async with aclosing(self._source.records(job)) as records:
+            async for record in records:
+                self._sort_in(record, found, entries)
         self._work.keep_sorted(found, entries)
+
+    def _sort_in(
+        self,
+        record: InboundRecord,
+        found: Sorted,
+        entries: dict[tuple[str, int, int], list[Recorded]],
+    ) -> None:
+        found.records += 1
+        try:
+            if record.damage is not None:
+                raise DecodeError(f"unreadable: {record.damage.reason}")
+            source, entry = recorded(record, self._spec.outputs, self._spec.deadletters)
+        except DecodeError as error:
+            if len(found.strange) < LISTED:
+                found.strange.append(
+                    {
+                        "topic": record.topic,
+                        "partition": record.partition,
+                        "offset": record.offset,
+                        "agreement": "unexpected",
+                        "detail": f"no output of a scorer: {error}",
+                    }
+                )
+            return
+        place = f"{source.topic} {source.partition}"
+        if source.offset < found.lowest.get(place, source.offset + 1):
+            found.lowest[place] = source.offset
+        behind = source.offset + 1
+        is_settling = entry.output in (Output.VERDICT, Output.LETTER)
+        if is_settling and behind > found.settled.get(place, 0):
+            found.settled[place] = behind
+        if self._is_wanted(source.topic, source.partition, source.offset):
+            key = source.topic, source.partition, source.offset // self._spec.block
+            entries.setdefault(key, []).append(entry)
 
     def _is_wanted(self, topic: str, partition: int, offset: int) -> bool:
         spans = self._ranges.get((topic, partition), ())
@@ -184,11 +201,16 @@ class Worker:
             self._spec, self._selection, seen, self._models, job,
             lambda beside: self._work.entries(job, beside),
         )  # fmt: skip
-        self._work.keep_done(await block.run())
+        self._work.keep_done(await block.run(self._source.records(job)))
 
     def close(self) -> None:
-        """Close the models."""
-        asyncio.run(self._models.aclose())
+        """Disconnect and close the models."""
+        with self._loop:
+            self._loop.run(self._aclose())
+
+    async def _aclose(self) -> None:
+        await self._source.aclose()
+        await self._models.aclose()
 
 
 @contextmanager
@@ -214,6 +236,7 @@ def _start(spec: ReplaySpec, selection: Selection, folder: Path, parent: int) ->
     if os.getppid() != parent:
         os._exit(1)  # It ended before it could be watched.
     _worker = Worker(spec, selection, folder)
+    Finalize(None, _worker.close, exitpriority=0)
 
 
 def _do(kind: str, job: Job, seen: Horizon | None) -> Job | tuple[str, str]:

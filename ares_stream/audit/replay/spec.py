@@ -12,12 +12,12 @@ from typing import Any, Final, Literal
 from ares_stream.audit.leaves import content_hash
 from ares_stream.audit.replay.comparing import FAULTS, Tolerance
 from ares_stream.audit.replay.models import MadeWith, Resources, WhatIf
-from ares_stream.audit.replay.recorded import BLOCK, Output
+from ares_stream.audit.replay.recorded import BLOCK, Output, frame_of
 from ares_stream.records.base import OffsetRange, digest
 from ares_stream.records.decoding import DecodingLimits
 from ares_stream.scoring.handler import Input, Outputs
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, ReadLimits
+from ares_stream.streaming.records import InboundRecord, Outcome, ReadLimits
 
 Mode = Literal["proof", "what-if"]
 LISTED: Final = 1000
@@ -45,6 +45,8 @@ class Selection:
     open_ended: bool = True
     since_ms: int | None = None
     until_ms: int | None = None
+    topic_ids: Mapping[str, str] = field(default_factory=dict)
+    """Of topics whose broker gives ids: one that is made anew is another one."""
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -57,6 +59,7 @@ class Selection:
             "open_ended": self.open_ended,
             "since_ms": self.since_ms,
             "until_ms": self.until_ms,
+            "topic_ids": dict(self.topic_ids),
         }
 
     @classmethod
@@ -72,6 +75,7 @@ class Selection:
             document["open_ended"],
             document["since_ms"],
             document["until_ms"],
+            document.get("topic_ids", {}),
         )
 
 
@@ -234,28 +238,28 @@ class BlockResult:
 def hash_read(hasher: Any, record: InboundRecord) -> None:
     """Add a record that was read: offset and time, 8 bytes each, big-endian, then SHA-256 of its
     content as the notary's leaves have it (of a damaged one the SHA-256 of what was fetched)."""
-    hasher.update(_RECORD.pack(record.offset, record.timestamp_ms))
     if record.damage is not None:
-        hasher.update(bytes.fromhex(record.damage.sha256))
+        content = bytes.fromhex(record.damage.sha256)
     else:
-        hasher.update(content_hash(record.key, record.value, record.headers, None))
+        content = content_hash(record.key, record.value, record.headers, None)
+    hasher.update(_RECORD.pack(record.offset, record.timestamp_ms) + content)
 
 
 def hash_replayed(hasher: Any, offset: int, outcome: Outcome) -> None:
     """Add what the replay made of a record."""
-    parts: list[bytes]
     if isinstance(outcome, tuple):
-        parts = [_output(item) for item in outcome]
+        parts: list[bytes] = []
+        for item in outcome:
+            parts += (frame_of(item.key, item.headers), item.value or b"")
     else:
         parts = [outcome.stage.encode(), outcome.reason.encode(errors="replace")]
-    hasher.update(_RECORD.pack(offset, len(parts)))
-    for part in parts:
-        hasher.update(len(part).to_bytes(8, "big"))
-        hasher.update(part)
+    hash_parts(hasher, offset, parts)
 
 
-def _output(item: OutboundRecord) -> bytes:
-    return item.value or b""
+def hash_parts(hasher: Any, offset: int, parts: Sequence[bytes]) -> None:
+    """The same of frame and value of each output, or of stage and reason of a refusal."""
+    sizes = struct.pack(f">{len(parts)}Q", *map(len, parts))
+    hasher.update(b"".join((_RECORD.pack(offset, len(parts)), sizes, *parts)))
 
 
 def combined(results: Iterable[BlockResult], name: Literal["read", "replayed"]) -> str:

@@ -1,0 +1,64 @@
+"""Where a worker reads the records of its jobs: one consumer of the broker, or an archive."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+from ares_stream.audit.archive import ArchiveReader
+from ares_stream.audit.replay.spec import Job, ReplaySpec, Selection
+from ares_stream.errors import DecodeError
+from ares_stream.streaming.reader import SteadyReader
+from ares_stream.streaming.records import Damage, InboundRecord
+
+
+class Source:
+    """Reads one job after another."""
+
+    def __init__(self, spec: ReplaySpec, selection: Selection) -> None:
+        self._limits = spec.read
+        self._archive = ArchiveReader(spec.source) if isinstance(spec.source, str) else None
+        self._topics = (
+            None if isinstance(spec.source, str) else SteadyReader(spec.source, selection.topic_ids)
+        )
+
+    async def records(self, job: Job) -> AsyncGenerator[InboundRecord, None]:
+        """Every record of a job's range in order, those that cannot be read as their coordinates.
+
+        Raises ReadError and TopicError as readers do.
+        """
+        if self._archive is not None:
+            async for record in self._archive.read([job.range]):
+                yield _limited(record, self._limits.record_bytes)
+        elif self._topics is not None:
+            unreadable: list[InboundRecord] = []
+
+            def keep(record: InboundRecord, _: DecodeError) -> None:
+                unreadable.append(record)
+
+            found = self._topics.read(job.range, unreadable=keep, limits=self._limits)
+            async with aclosing(found) as records:
+                async for record in records:
+                    while unreadable:
+                        yield unreadable.pop(0)
+                    yield record
+            for record in unreadable:
+                if record.offset < job.end:
+                    yield record
+
+    async def aclose(self) -> None:
+        """Disconnect."""
+        if self._topics is not None:
+            await self._topics.aclose()
+
+
+def _limited(record: InboundRecord, limit: int) -> InboundRecord:
+    """What a scorer with this limit saw of an archived record."""
+    size = len(record.key or b"") + len(record.value or b"")
+    if size + sum(len(name) + len(value or b"") for name, value in record.headers) <= limit:
+        return record
+    digest = hashlib.sha256(record.value or b"").hexdigest()
+    damage = Damage(f"it has {size} bytes; up to {limit} are read", size, digest, "value")
+    return replace(record, key=None, value=None, headers=(), damage=damage)
