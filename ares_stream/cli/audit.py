@@ -210,6 +210,40 @@ def report(
 
 
 @app.command()
+def merge(
+    parts: Annotated[
+        list[Path],
+        typer.Argument(help="The reports of every part: `ares replay --index I --of N`."),
+    ],
+    out: Annotated[Path, typer.Option("--json", help="The report of all to write.")],
+    page: Annotated[Path | None, typer.Option("--html", help="The same for people.")] = None,
+    sign: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Sign it with this private key.")
+    ] = None,
+    settings_file: SettingsFile = None,
+) -> None:
+    """Merge the reports of a replay's parts into one, as of a replay that was not split.
+
+    Its digests are those of an unsplit replay of the same ranges; it names the SHA-256 of each
+    part's report. Exits 0 when all is as recorded (and after what-if); 1 for a difference; 2 where
+    a part is missing, is there twice or is of another replay.
+    """
+    from ares_stream.audit.replay.merging import merged
+    from ares_stream.cli.replay import note_of, signer_of, write_report
+    from ares_stream.files import check_outputs, read_text
+    from ares_stream.services.settings import load_settings
+
+    note = note_of(out)
+    check_outputs(
+        {"--json": out, "--html": page, "--sign's note": note if sign else None},
+        {"--sign": sign, "--settings": settings_file, **{str(part): part for part in parts}},
+    )
+    signer = None if sign is None else signer_of(load_settings(settings_file), sign)
+    document = merged([(str(part), read_text(part).encode()) for part in parts])
+    write_report(document, out, page, signer)
+
+
+@app.command()
 def erase(
     selector: Annotated[str, typer.Argument(help="The key of the records: an interaction's id.")],
     by: Annotated[str, typer.Option(help="Who decides.")],

@@ -15,6 +15,7 @@ EXAMPLES: Final = {
     "audit verify": "ares audit verify --key example.com/ares+1a2b3c4d+AQ --keep heads",
     "audit prove": "ares audit prove interaction-17 --out proof.json",
     "audit report": "ares audit report october.json --key example.com/ares+1a2b3c4d+AQ",
+    "audit merge": "ares audit merge part-0.json part-1.json --json october.json",
     "audit verifier": "ares audit verifier verify_proof.py",
     "audit erase": "ares audit erase interaction-17 --by ann --reason request-9",
     "trace": "ares trace interaction-17",

@@ -11,6 +11,7 @@ import typer
 from ares_stream.cli.options import Bootstrap, SettingsFile
 
 if TYPE_CHECKING:
+    from ares_stream.audit.notes import NoteSigner
     from ares_stream.audit.replay.spec import Selection
     from ares_stream.detection.decide import DetectionPolicy
     from ares_stream.services.replayer import ReplayOptions
@@ -114,18 +115,15 @@ def command(
     be read whole.
     """
     import asyncio
-    import json
     import os
     import tempfile
 
-    from ares_stream.audit.replay.report import lines
-    from ares_stream.audit.replay.signing import sign as signed
     from ares_stream.cli.topics import connect
     from ares_stream.errors import SettingsError
-    from ares_stream.files import check_outputs, write_document, written_whole
+    from ares_stream.files import check_outputs, write_document
     from ares_stream.services.replayer import ReplayOptions, estimate, make_spec, replay
 
-    note = report.with_name(f"{report.name}.note")
+    note = note_of(report)
     check_outputs(
         {"--json": report, "--html": page, "--sign's note": note if sign else None},
         {"--sign": sign, "--settings": settings_file, "--policy": policy},
@@ -135,7 +133,7 @@ def command(
         window = (_milliseconds(since), _milliseconds(until))
         _simulate(settings, connection, candidate, window, by, archive, report, dry_run=dry_run)
         return
-    signer = None if sign is None else _signer(settings, sign)
+    signer = None if sign is None else signer_of(settings, sign)
     if hours is not None:
         if since is not None:
             raise SettingsError("--hours and --since: name one of the two")
@@ -169,17 +167,35 @@ def command(
         typer.echo(f"{found['offsets']:,} offsets, about {about} with {options.workers} workers")
         return
     document = _replayed(settings, spec, options, work, replay)
+    write_report(document, report, page, signer)
+
+
+def write_report(
+    document: dict[str, Any], report: Path, page: Path | None, signer: NoteSigner | None
+) -> None:
+    """Write the report, its page and its note, and tell it. Raises typer.Exit."""
+    import json
+
+    from ares_stream.audit.replay.report import lines
+    from ares_stream.audit.replay.signing import sign as signed
+    from ares_stream.files import written_whole
+
     raw = json.dumps(document, indent=1).encode() + b"\n"
     with written_whole(report) as out:
         out.write(raw)
     if signer is not None:
-        with written_whole(note) as out:
+        with written_whole(note_of(report)) as out:
             out.write(signed(raw, signer).encode())
     if page is not None:
         _write_page(page, document)
     for line in lines(document):
         typer.echo(line)
     raise typer.Exit(1 if document["holds"] is False else 0)
+
+
+def note_of(report: Path) -> Path:
+    """Where the signed note of a report stands."""
+    return report.with_name(f"{report.name}.note")
 
 
 def _simulate(
@@ -268,7 +284,8 @@ def _policy(file: Path) -> DetectionPolicy:
     return read_yaml(file, DetectionPolicy)
 
 
-def _signer(settings: Settings, file: Path) -> Any:
+def signer_of(settings: Settings, file: Path) -> NoteSigner:
+    """Who signs reports."""
     from ares_stream.audit.notes import NoteSigner
 
     return NoteSigner.read(settings.notary.name, file)

@@ -21,6 +21,7 @@ def replay_page(document: Mapping[str, Any]) -> Report:
     sections += _differences(document, "tolerated", "Within the tolerance")
     sections += [_counts(document), _ranges(document), _models(document)]
     part = "" if document["of"] == 1 else f", part {document['index']} of {document['of']}"
+    part += f", of {len(document['parts'])} parts" if document["parts"] else ""
     return Report(
         title="Replay: proof" if proof else "Replay: what if",
         subtitle=f"{document['records']:,} records{part}; "
@@ -112,6 +113,8 @@ def _ranges(document: Mapping[str, Any]) -> Section:
 
 
 def _models(document: Mapping[str, Any]) -> Section:
-    rows = [[item["kind"], item["name"], item["digest"]] for item in document["models"]]
-    rows += [["detection policy", item["version"], item["digest"]] for item in document["policies"]]
-    return table_section("Models and policies", ["kind", "name", "digest"], rows)
+    rows = [[item[name] for name in ("kind", "name", "digest", "dtype")]
+            for item in document["models"]]  # fmt: skip
+    rows += [["detection policy", item["version"], item["digest"], ""]
+             for item in document["policies"]]  # fmt: skip
+    return table_section("Models and policies", ["kind", "name", "digest", "numbers"], rows)

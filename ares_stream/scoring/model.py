@@ -83,6 +83,7 @@ class ScoringModel:
         self.encoder = encoder or InputEncoder(bundle)
         self._onnx = OnnxModel(bundle, provider)
         self.provider = self._onnx.provider
+        self.dtype = self._onnx.dtype
         if bundle.manifest.kind == "reward" and bundle.manifest.reference is None and not draft:
             raise BundleError(
                 f"{bundle.path}: a reward model without reference quantiles cannot say what is "

@@ -122,6 +122,11 @@ class Panel:
         """Model name to the execution provider it runs on."""
         return {model.name: model.provider for model in self._models.all}
 
+    @property
+    def dtypes(self) -> Mapping[str, str]:
+        """Model name to the number type of what it gives, such as float32."""
+        return {model.name: model.dtype for model in self._models.all}
+
     async def score(self, interactions: Sequence[Interaction]) -> list[Scores | ScoringError]:
         """One result per interaction, in order; a ScoringError where one could not be scored.
 

@@ -23,6 +23,8 @@ POOLED: Final = "pooled"
 """The output that a domain is about: the mean of the tokens' last hidden states, [n, hidden]."""
 
 Array = npt.NDArray[np.float32]
+_DTYPES: Final = {"float": "float32", "double": "float64"}
+"""Names of ONNX Runtime that numpy has others for."""
 
 
 def available_providers() -> list[str]:
@@ -77,8 +79,12 @@ class OnnxModel:
                 f"{bundle.model}: takes {', '.join(sorted(self._inputs))}; a classifier takes "
                 "input_ids, attention_mask and perhaps token_type_ids"
             )
-        outputs = [item.name for item in self._session.get_outputs()]
+        types = {item.name: item.type for item in self._session.get_outputs()}
+        outputs = list(types)
         self._outputs = ["logits" if "logits" in outputs else outputs[0]]
+        kind = types[self._outputs[0]].removeprefix("tensor(").removesuffix(")")
+        self.dtype: str = _DTYPES.get(kind, kind)
+        """Number type of the logits, such as float32."""
         if states or (states is None and bundle.manifest.domain is not None):
             if POOLED not in outputs:
                 raise BundleError(f"{bundle.model}: a domain needs an output {POOLED}, it has none")

@@ -221,7 +221,6 @@ def runtime(spec: ReplaySpec) -> Mapping[str, str]:
         "python": platform.python_version(),
         "onnxruntime": version(),
         "provider": PROVIDERS[spec.resources.config.provider],
-        "dtype": "float32",
         "machine": platform.machine(),
         "processor": _processor(),
         "system": platform.system(),

@@ -177,16 +177,16 @@ class SteadyReader:
         self, item: OffsetRange, *, unreadable: Unreadable, limits: ReadLimits = READ_LIMITS
     ) -> AsyncGenerator[InboundRecord, None]:
         """See `read`. Raises ReadError as well where the topic is another one now."""
-        place = item.topic, item.partition
-        if place not in self._checked:
-            await _check_partitions(self._connection, [item])
-            self._checked.add(place)
-        if item.start >= item.end:
-            return
         if self._consumer is None:
             self._consumer = await self._opened.enter_async_context(_consumer(self._connection))
         with _faults(self._connection):
             await self._check_id(self._consumer, item)
+            place = item.topic, item.partition
+            if place not in self._checked:
+                await _check_partitions(self._connection, [item])
+                self._checked.add(place)
+            if item.start >= item.end:
+                return
             found = _read(self._consumer, [item], STALL_SECONDS, unreadable, limits)
             async with aclosing(found) as records:
                 async for record in records:

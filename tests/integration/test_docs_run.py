@@ -54,6 +54,7 @@ ELSEWHERE: Final = {
     r"ares anchors make": "integration/test_monitor.py",
     r"ares forecast": "integration/test_forecast_command.py",
     r"ares (monitor|rates|alarms)": "integration/test_monitor.py",
+    r"ares audit merge": "unit/test_replay_merging.py",
     r"ares (audit|archive|trace)|python verify_proof": "integration/test_audit_command.py",
     r"ares replay": "integration/test_replay.py",
     r"ares notary": "integration/test_notary.py",

@@ -215,3 +215,19 @@ async def test_a_record_at_the_size_limit_ends_in_scores(tmp_path: Path) -> None
     await panel.aclose()
     assert (first.reward.score, last.reward.score) == (-1.0, 1.0)
     assert between.reward.score == 8192 - 3 - 16
+
+
+async def test_the_number_type_is_that_of_each_models_session(tmp_path: Path) -> None:
+    import onnx
+
+    judge, reward = word_bundle(tmp_path, "judge"), word_bundle(tmp_path, "reward", "reward")
+    model = onnx.load(judge.model)
+    model.graph.node[-1].output[0] = "wide_logits"
+    half = onnx.TensorProto.FLOAT16
+    model.graph.node.append(onnx.helper.make_node("Cast", ["wide_logits"], ["logits"], to=half))
+    model.graph.output[0].type.tensor_type.elem_type = half
+    onnx.save(model, judge.model)
+    panel = Panel.open([judge], reward, ScoringConfig(threads=1))
+    assert panel.dtypes == {"judge": "float16", "reward": "float32"}
+    await panel.warm_up()
+    await panel.aclose()

@@ -3,10 +3,8 @@ would have said. The golden month is made by the scorer's own handler; see tests
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,17 +13,14 @@ from typing import Any
 
 import pytest
 
-from ares_stream.audit.archive import ArchiveReader
 from ares_stream.audit.notes import NoteSigner
 from ares_stream.audit.replay.findings import finding
 from ares_stream.audit.replay.letters import Letter
-from ares_stream.audit.replay.models import MadeWith, Resources, WhatIf
+from ares_stream.audit.replay.models import WhatIf
 from ares_stream.audit.replay.recorded import recorded
-from ares_stream.audit.replay.report import Circumstances, lines, report
-from ares_stream.audit.replay.run import run_replay
-from ares_stream.audit.replay.selecting import Names, parse_offsets, select
+from ares_stream.audit.replay.report import lines
+from ares_stream.audit.replay.selecting import parse_offsets
 from ares_stream.audit.replay.signing import check_signature, sign
-from ares_stream.audit.replay.spec import ReplaySpec
 from ares_stream.audit.replay.work import Work
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.errors import AresError, IntegrityError, masked, remember_secret
@@ -36,93 +31,31 @@ from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.verdict import Verdict
 from ares_stream.reporting.page import render
 from ares_stream.reporting.replay import replay_page
-from ares_stream.scoring.panel import ScoringConfig
 from ares_stream.streaming.deadletters import source_of
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
+from tests.support.auditor import NAMES, Auditor
 from tests.support.golden_month import (
     BEGIN_MS,
     COUNT,
     DAY_MS,
     DEADLETTERS,
-    INPUTS,
     OUTPUTS,
     POLICIES,
-    PREFIX,
     PROBE,
     PRODUCTION,
     SECRET,
     THEIRS,
     Month,
-    Topics,
     live,
 )
 
-GOLDEN_READ = "62c480fdb737c9679a7789e35d1f6e767433f672982d9d57c27b77695867f2fc"
+GOLDEN_READ = "f9261d235f10bf7d1302ad7ac99eb37274d8bbe6f69437568d7dbb09952b059d"
 """SHA-256 of all that the golden month's replay reads: the month itself has not changed."""
-NAMES = Names(
-    inputs=tuple(item.topic for item in INPUTS),
-    outputs=(*OUTPUTS.all, DEADLETTERS),
-    verdicts=OUTPUTS.verdicts,
-    repairs=f"{PREFIX}repairs",
-)
 
 
 @pytest.fixture(scope="module")
 def month(tmp_path_factory: pytest.TempPathFactory) -> Month:
     return live(tmp_path_factory.mktemp("month"))
-
-
-class Auditor:
-    """Archives topics and replays them."""
-
-    def __init__(self, month: Month, folder: Path) -> None:
-        self.month = month
-        self.folder = folder
-        self.topics = Topics({place: list(log) for place, log in month.topics.held.items()})
-        self._runs = 0
-
-    def spec(self, **changed: Any) -> ReplaySpec:
-        bundles = self.month.bundles
-        paths = (bundles.judge, *bundles.rewards, bundles.strict)
-        made = ReplaySpec(
-            mode="proof",
-            source=str(self.folder / "archive"),
-            inputs=INPUTS,
-            outputs=OUTPUTS,
-            deadletters=DEADLETTERS,
-            limits=DecodingLimits(),
-            resources=Resources(
-                policies=POLICIES,
-                bundles=tuple(str(item.path) for item in paths),
-                config=ScoringConfig(threads=1),
-            ),
-            configured=MadeWith(
-                (("judge", bundles.judge.digest),), ("reward", bundles.rewards[0].digest),
-                POLICIES[0].digest,
-            ),
-            block=64,
-        )  # fmt: skip
-        return replace(made, **changed)
-
-    def replay(
-        self,
-        spec: ReplaySpec | None = None,
-        *,
-        workers: int = 1,
-        work: str | None = None,
-        part: tuple[int, int] = (0, 1),
-        **chosen: Any,
-    ) -> dict[str, Any]:
-        spec = spec or self.spec()
-        archive = self.folder / "archive"
-        shutil.rmtree(archive, ignore_errors=True)
-        self.topics.archive(archive)
-        self._runs += 1
-        folder = self.folder / (work or f"work-{self._runs}")
-        selection = asyncio.run(select(ArchiveReader(str(archive)), NAMES, **chosen))
-        done = run_replay(spec, selection, folder, workers=workers, part=part)
-        now = datetime(2026, 11, 1, tzinfo=UTC)
-        return report(spec, done, Circumstances(now, now, workers, part, {"python": "3"}))
 
 
 @pytest.fixture
@@ -140,6 +73,8 @@ def test_the_golden_month_is_identical_to_the_byte(auditor: Auditor, month: Mont
     assert found["read_digest"] == GOLDEN_READ
     assert found["recorded_opinions"] > 10
     assert len(found["models"]) == 3
+    assert {item["dtype"] for item in found["models"]} == {"float32"}
+    assert found["runtime"]["dtype"] == "float32"
     assert {item["digest"] for item in found["policies"]} == {item.digest for item in POLICIES}
     verdicts = sum(1 for _ in month.topics.of(OUTPUTS.verdicts))
     letters = sum(1 for _ in month.topics.of(DEADLETTERS))

@@ -31,6 +31,8 @@ ASKED: Final = ConstitutionJudge.name
 
 Named = tuple[str, str]
 """A model's name and digest."""
+Opened = tuple[str, str, str, str]
+"""Kind, name and digest of a model, and the number type of what its session gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +171,8 @@ class Models:
         self._policies = {item.digest: item for item in resources.policies}
         self._bundles: dict[str, Bundle] | None = None
         self._panels: OrderedDict[object, tuple[Scorer, RecordedJudge]] = OrderedDict()
-        self.opened: set[tuple[str, str, str]] = set()
-        """Kind, name and digest of every model that was opened."""
+        self.opened: set[Opened] = set()
+        """Every model that was opened."""
 
     def policy(self, digest: str) -> DetectionPolicy:
         """The policy of a digest. Raises SettingsError."""
@@ -208,9 +210,11 @@ class Models:
             else:
                 harm.append(self.bundle("harm", name, digest))
         reward = self.bundle("reward", *made.reward)
+        panel = Panel.open(harm, reward, self._resources.config, others=[*others, recorded])
         for bundle in (*harm, reward):
-            self.opened.add((bundle.manifest.kind, bundle.manifest.name, bundle.digest))
-        return Panel.open(harm, reward, self._resources.config, others=[*others, recorded])
+            kind, name = bundle.manifest.kind, bundle.manifest.name
+            self.opened.add((kind, name, bundle.digest, panel.dtypes[name]))
+        return panel
 
     def _phrases(self, digest: str) -> PhraseJudge:
         phrases = self._resources.phrases

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -22,7 +23,7 @@ class Circumstances:
     workers: int
     part: tuple[int, int]
     runtime: Mapping[str, str]
-    """Versions, provider, number type, processor."""
+    """Versions, provider, processor."""
 
 
 def report(spec: ReplaySpec, replayed: Replayed, ran: Circumstances) -> dict[str, Any]:
@@ -36,6 +37,8 @@ def report(spec: ReplaySpec, replayed: Replayed, ran: Circumstances) -> dict[str
             counts[name] += count
     faults = replayed.faults
     differences = [*replayed.strange, *(one for item in results for one in item.differences)]
+    models = {model for item in results for model in item.models}
+    partitions = list(_partitions(results))
     policies = {item.digest: item for item in spec.resources.policies}
     return {
         "schema": SCHEMA,
@@ -43,41 +46,64 @@ def report(spec: ReplaySpec, replayed: Replayed, ran: Circumstances) -> dict[str
         "holds": not faults if spec.mode == "proof" else None,
         "index": ran.part[0],
         "of": ran.part[1],
+        "parts": [],
         "source": spec.source if isinstance(spec.source, str) else "topics",
         "since": _time(selection.since_ms),
         "until": _time(selection.until_ms),
         "chosen_offsets": None
         if selection.only is None
         else sum(len(kept) for kept in selection.only.values()),
-        "partitions": list(_partitions(results)),
+        "places": [list(place) for place in replayed.places],
+        "partitions": partitions,
         "outputs": [item.model_dump() for item in selection.outputs],
         "records": sum(item.records for item in results),
-        "read_digest": combined(results, "read"),
-        "replayed_digest": combined(results, "replayed"),
+        "read_digest": over(partitions, "read_digest"),
+        "replayed_digest": over(partitions, "replayed_digest"),
         "counts": counts,
         "recorded_opinions": sum(item.recorded_opinions for item in results),
         "expired": sum(item.expired for item in results),
         "outside_time": sum(item.outside for item in results),
         "differences_total": faults if spec.mode == "proof" else counts["changed"],
-        "differences": differences[:LISTED],
-        "tolerated": [one for item in results for one in item.tolerated][:LISTED],
+        "strange": len(replayed.strange),
+        "differences": listed(differences),
+        "tolerated": listed(one for item in results for one in item.tolerated),
         "what_if": None if spec.what_if is None else _what_if(spec, results),
         "tolerance": spec.tolerance.share,
         "models": [
-            {"kind": kind, "name": name, "digest": digest}
-            for kind, name, digest in sorted({model for item in results for model in item.models})
+            {"kind": kind, "name": name, "digest": digest, "dtype": dtype}
+            for kind, name, digest, dtype in sorted(models)
         ],
         "policies": [
             {"digest": digest, **policies[digest].model_dump(mode="json")}
             for digest in sorted({policy for item in results for policy in item.policies})
         ],
         "settings_digest": spec.digest,
-        "runtime": dict(ran.runtime),
+        "runtime": {**ran.runtime, "dtype": ", ".join(sorted({dtype for *_, dtype in models}))},
         "workers": ran.workers,
         "started_at": ran.started_at.isoformat(timespec="seconds"),
         "finished_at": ran.finished_at.isoformat(timespec="seconds"),
         "cpu_seconds": round(sum(item.seconds for item in results), 3),
     }
+
+
+def over(partitions: Sequence[Mapping[str, Any]], name: str) -> str:
+    """One digest of those of all partitions, in the order of topic and partition: the same for a
+    replay in parts."""
+    hasher = hashlib.sha256()
+    for item in sorted(partitions, key=lambda item: (item["topic"], item["partition"])):
+        line = f"{item['topic']} {item['partition']} {item['records']} {item[name]}\n"
+        hasher.update(line.encode())
+    return hasher.hexdigest()
+
+
+def listed(differences: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first by topic, partition and offset."""
+    return sorted(differences, key=place_of)[:LISTED]
+
+
+def place_of(item: Mapping[str, Any]) -> tuple[str, int, int]:
+    """Of a difference."""
+    return item["topic"], item["partition"], item["offset"]
 
 
 def _time(at_ms: int | None) -> str | None:

@@ -57,6 +57,8 @@ class Replayed:
     results: tuple[BlockResult, ...]
     strange: tuple[dict[str, Any], ...]
     horizon: Horizon
+    places: tuple[tuple[str, int], ...]
+    """Every input partition of which this replay or another part takes some."""
 
     @property
     def faults(self) -> int:
@@ -82,7 +84,8 @@ def run_replay(
     """
     work = Work(folder, spec.block)
     selection = work.begin(spec, selection, part)
-    mine = replace(selection, inputs=_part(selection.inputs, part))
+    places = tuple(sorted({(item.topic, item.partition) for item in selection.inputs}))
+    mine = replace(selection, inputs=_part(selection.inputs, places, part))
     sorting = blocks(mine.outputs, spec.block)
     replaying = blocks(mine.inputs, spec.block)
     with _workers(spec, mine, folder, workers, null) as run:
@@ -97,7 +100,7 @@ def run_replay(
         for job in run("replay", todo, seen):
             progress("records", job.end - job.start)
     strange = tuple(item for found in stretches for item in found.strange)
-    return Replayed(mine, tuple(work.results(replaying)), strange[:LISTED], seen)
+    return Replayed(mine, tuple(work.results(replaying)), strange[:LISTED], seen, places)
 
 
 def kinds(spec: ReplaySpec) -> dict[str, Output]:
@@ -110,9 +113,10 @@ def kinds(spec: ReplaySpec) -> dict[str, Output]:
     }
 
 
-def _part(ranges: Sequence[OffsetRange], part: tuple[int, int]) -> tuple[OffsetRange, ...]:
+def _part(
+    ranges: Sequence[OffsetRange], places: Sequence[tuple[str, int]], part: tuple[int, int]
+) -> tuple[OffsetRange, ...]:
     index, of = part
-    places = sorted({(item.topic, item.partition) for item in ranges})
     mine = set(places[index::of])
     return tuple(item for item in ranges if (item.topic, item.partition) in mine)
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from ares_stream.audit.leaves import content_hash
 from ares_stream.audit.replay.comparing import FAULTS, Tolerance
-from ares_stream.audit.replay.models import MadeWith, Resources, WhatIf
+from ares_stream.audit.replay.models import MadeWith, Opened, Resources, WhatIf
 from ares_stream.audit.replay.recorded import BLOCK, Output, frame_of
 from ares_stream.records.base import OffsetRange, digest
 from ares_stream.records.decoding import DecodingLimits
@@ -217,7 +217,7 @@ class BlockResult:
     cells: dict[str, Cell] = field(default_factory=dict)
     moves: dict[str, int] = field(default_factory=dict)
     """From which class to which, "clean → contested", of verdicts that change."""
-    models: list[tuple[str, str, str]] = field(default_factory=list)
+    models: list[Opened] = field(default_factory=list)
     policies: list[str] = field(default_factory=list)
     recorded_opinions: int = 0
     expired: int = 0
