@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -76,6 +76,10 @@ MAPPING: Final[Mapping[str, Mapped]] = {
     "releases": Mapped(
         ("Art. 12(2)(a)",), ("MANAGE 2.4", "MANAGE 4.1"),
         "what was approved, rejected and taken back, by whom and why, and what was forecast",
+    ),
+    "gates": Mapped(
+        ("Art. 12(2)(a)", "Art. 12(2)(b)"), ("MEASURE 2.3", "MANAGE 1.1"),
+        "what each release was held to: every check with its limit and its value before and after",
     ),
     "forecasts": Mapped(
         ("Art. 12(2)(b)",), ("MEASURE 2.4", "MEASURE 4.3"),
@@ -228,9 +232,15 @@ class Evidence:
         )
         self._letters[topic, stage, kind] += 1
 
-    def document(self, log: Log, gaps: Sequence[OffsetRange] = ()) -> dict[str, Any]:
+    def document(
+        self,
+        log: Log,
+        gaps: Sequence[OffsetRange] = (),
+        gate_report: Callable[[str], bytes | None] = lambda digest: None,
+    ) -> dict[str, Any]:
         """JSON-ready. `log` is the registry's; steps of after the period are not looked at. `gaps`
-        are offsets that may be of the period and were deleted."""
+        are offsets that may be of the period and were deleted. `gate_report` gives the registry's
+        report of a digest, None where it has none."""
         steps = [
             item for step in log.steps for item in step if item.changed_at < self._period.until
         ]
@@ -245,6 +255,7 @@ class Evidence:
             "figures": self._figures(),
             "oversight": self._oversight(),
             "releases": [_release(item) for item in within],
+            "gates": _gates(within, gate_report),
             "forecasts": self._forecasts(steps),
             "repairs": [_repair(item) for item in _by_time(self._repairs)],
             "alarms": self._alarm_rows(),
@@ -424,6 +435,30 @@ def _by_time(reports: Mapping[str, RepairReport]) -> list[RepairReport]:
 
 def _release(item: Release) -> dict[str, Any]:
     return item.model_dump(mode="json", exclude={"schema_", "uri"}, exclude_none=True)
+
+
+def _gates(
+    steps: Sequence[Release], gate_report: Callable[[str], bytes | None]
+) -> list[dict[str, Any]]:
+    """Of each report that these steps name, every check; `kept` is false where the registry does
+    not have it: one of an older version, or of a release that a person put there."""
+    named: dict[str, set[tuple[str, str]]] = {}
+    for item in steps:
+        if item.gate_report is not None:
+            named.setdefault(item.gate_report, set()).add((item.model, item.digest))
+    rows: list[dict[str, Any]] = []
+    for digest, releases in sorted(named.items()):
+        raw = gate_report(digest)
+        row: dict[str, Any] = {
+            "digest": digest,
+            "releases": [{"model": model, "digest": of} for model, of in sorted(releases)],
+            "kept": raw is not None,
+        }
+        if raw is not None:
+            found = json.loads(raw)
+            row |= {"passed": found["passed"], "checks": found["checks"]}
+        rows.append(row)
+    return rows
 
 
 def _repair(report: RepairReport) -> dict[str, Any]:

@@ -72,6 +72,9 @@ def _sections(
         _table("Releases", ["at", "model", "digest", "state", "by", "why", "forecast CFR"],
                       [_release(row) for row in document["releases"]], about("releases")),
     ]  # fmt: skip
+    sections += [_gate(row, about("gates")) for row in document["gates"]] or [
+        _table("Gates", ["check", "limit", "before", "after", "passed"], [], about("gates"))
+    ]
     sections.append(
         _table(
             "Forecasts and what came",
@@ -153,6 +156,30 @@ def _versions(versions: Mapping[str, Any]) -> list[list[str]]:
     rows += [["active at the end", row["model"], row["digest"], ""]
              for row in versions["active_at_the_end"]]  # fmt: skip
     return rows
+
+
+def _gate(row: Mapping[str, Any], about: str) -> Section:
+    named = ", ".join(f"{item['model']} {item['digest'][:12]}" for item in row["releases"])
+    rows = [
+        [
+            f"{check['figure']}, {check['slice']}" if check["slice"] else check["figure"],
+            _limit(check), _range(check["before"]), _range(check["after"]),
+            "yes" if check["passed"] else f"no: {check['reason']}",
+        ]
+        for check in row.get("checks", ())
+    ]  # fmt: skip
+    kept = "" if row["kept"] else "The registry does not have this report. "
+    return _table(
+        f"Gate of {named}", ["check", "limit", "before", "after", "passed"], rows,
+        f"Report {row['digest']}. {kept}{about}",
+    )  # fmt: skip
+
+
+def _limit(check: Mapping[str, Any]) -> str:
+    if check["limit"] is None:
+        return "not known"
+    side = "at most" if check["side"] == "high" else "at least"
+    return f"{side} {charts.percent(check['limit'])}"
 
 
 def _release(row: Mapping[str, Any]) -> list[str]:

@@ -87,7 +87,8 @@ def command(
             "this period; begin later, read an archive that has them (--archive), or name the gap "
             "in the report (--allow-gaps)"
         )
-    document = evidence.document(settings.registry.store().log(), missing)
+    store = settings.registry.store()
+    document = evidence.document(store.log(), missing, store.gate_report)
     files = {JSON_FILE: encoded(document), PAGE_FILE: evidence_page(document)}
     text = note_text(period, files)
     if out is not None:

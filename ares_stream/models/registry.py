@@ -43,7 +43,7 @@ class Registry:
         author: Author,
         *,
         plan_id: str | None = None,
-        gate_report: str | None = None,
+        gate_report: bytes | None = None,
         against: Mapping[str, str | None] | None = None,
     ) -> tuple[Release, ...]:
         """Copy files and make them candidates, together."""

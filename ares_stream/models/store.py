@@ -2,6 +2,7 @@
 
     <root>/steps/00000001.json       one file per step, each naming its predecessor's SHA-256
     <root>/models/<model>/<digest>/  the released files, never changed
+    <root>/gates/<digest>.json       the gate's reports that releases name, by their SHA-256
 
 `root` is a path or any fsspec URL (s3://, gs://, ...). A step is one file that appears whole or
 not at all and that two writers cannot both create. Files are copied before the step that names
@@ -105,6 +106,21 @@ class ReleaseStore:
             last = hashlib.sha256(raw).hexdigest()
         return Log(tuple(steps), last)
 
+    def gate_report(self, digest: str) -> bytes | None:
+        """What a release's gate said, JSON; None where it is not kept. Raises IntegrityError where
+        it was changed."""
+        path = self._gate(digest)
+        self._files.invalidate_cache()
+        try:
+            if not self._files.exists(path):
+                return None
+        except OSError as error:
+            raise RegistryError(f"{self.root}: cannot be read: {error}") from error
+        raw = self._read(path)
+        if hashlib.sha256(raw).hexdigest() != digest:
+            raise IntegrityError(f"{path}: is not what its name says; it was changed")
+        return raw
+
     def fetch(self, release: Release, cache: Path) -> Path:
         """A verified local directory of a release: the store's own, or a copy under `cache`.
 
@@ -125,13 +141,14 @@ class ReleaseStore:
         author: Author,
         *,
         plan_id: str | None = None,
-        gate_report: str | None = None,
+        gate_report: bytes | None = None,
         against: Mapping[str, str | None] | None = None,
     ) -> tuple[Release, ...]:
         """Copy the files and make them candidates, together. A repeat changes nothing.
 
         `against` maps a model to the digest of the release that its gate compared it with; by
-        default the active one. It becomes `previous`. Raises BundleError for an adapter that a
+        default the active one. It becomes `previous`. `gate_report` is the gate's, JSON: it is kept
+        beside them, and they name its SHA-256. Raises BundleError for an adapter that a
         policy server cannot load.
         """
         stored: list[StoredArtefact] = []
@@ -145,13 +162,17 @@ class ReleaseStore:
             name = artefact_digest(item.path, item.kind)
             stored.append(StoredArtefact(item.model, item.kind, name, self._uri(item.model, name)))
 
+        gate = None if gate_report is None else hashlib.sha256(gate_report).hexdigest()
+
         def decide(log: Log) -> Sequence[Release]:
             return releases.proposal(
-                log, stored, author, plan_id=plan_id, gate_report=gate_report, against=against
+                log, stored, author, plan_id=plan_id, gate_report=gate, against=against
             )
 
         log = self.log()
         decide(log)  # What is refused is not copied.
+        if gate is not None and gate_report is not None:
+            self._keep_gate(gate, gate_report)
         for item, copy in zip(artefacts, stored, strict=True):
             if log.find(copy.model, copy.digest) is None:
                 self._copy(item, copy)
@@ -246,6 +267,17 @@ class ReleaseStore:
             os.link(name, target)
         finally:
             Path(name).unlink()
+
+    def _keep_gate(self, digest: str, report: bytes) -> None:
+        try:
+            self._create(self._gate(digest), report)
+        except FileExistsError:
+            self.gate_report(digest)
+        except OSError as error:
+            raise RegistryError(f"{self.root}: cannot be written: {error}") from error
+
+    def _gate(self, digest: str) -> str:
+        return f"{self._path}/gates/{digest}.json"
 
     def _step_names(self) -> list[str]:
         folder = f"{self._path}/steps"

@@ -15,11 +15,12 @@ A slice (a topic, a source) must not be shown to have become worse, or not to be
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ares_stream.records.base import Identifier, Interval, digest
+from ares_stream.records.base import Identifier, Interval, canonical_json
 
 Kind = Literal["fall", "hold_low", "hold_high", "stay_below"]
 
@@ -123,9 +124,14 @@ class GateVerdict(_Part):
         return failed or (f"all {len(self.checks)} checks passed",)
 
     @property
+    def document(self) -> bytes:
+        """As JSON, of which `digest` is taken: what a registry keeps."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @property
     def digest(self) -> str:
         """SHA-256 that a release names."""
-        return digest(self.model_dump(mode="json"))
+        return hashlib.sha256(self.document).hexdigest()
 
 
 def decide(before: Table, after: Table, policy: GatePolicy) -> GateVerdict:

@@ -329,7 +329,7 @@ class Pipeline:
             ],
             author,
             plan_id=job.plan_id,
-            gate_report=verdict.digest,
+            gate_report=verdict.document,
             against=job.against,
         )
         releases = {item.model: item.digest for item in proposed}

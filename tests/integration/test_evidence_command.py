@@ -23,7 +23,7 @@ from ares_stream.streaming.records import OutboundRecord
 from tests.integration.test_notary import NAME, create
 from tests.support.adapters import write_adapter
 from tests.support.verdicts import verdict
-from tests.unit.test_evidence import alarm, label, repair
+from tests.unit.test_evidence import GATE, alarm, label, repair
 
 pytestmark = pytest.mark.kafka
 
@@ -60,7 +60,8 @@ async def test_a_third_party_makes_the_same_report_to_the_byte(
     (tmp_path / "key.pem").write_bytes(signer.pem())
     store = ReleaseStore(str(tmp_path / "registry"))
     author = Author("ann", datetime.now(UTC), "from a test")
-    store.propose([Artefact("policy", "policy", write_adapter(tmp_path / "adapter"))], author)
+    artefact = Artefact("policy", "policy", write_adapter(tmp_path / "adapter"))
+    store.propose([artefact], author, gate_report=GATE.document)
     store.approve(store.log().releases[0].digest, author)
     await write(connection, prefix, 0)
     end = datetime.now(UTC) + timedelta(milliseconds=5)
@@ -85,6 +86,8 @@ async def test_a_third_party_makes_the_same_report_to_the_byte(
     found = json.loads((out / "evidence.json").read_text())
     assert sum(row["records"] for row in found["covers"]["topics"]) == 43
     assert [row["state"] for row in found["releases"]] == ["candidate", "active"]
+    assert [row["digest"] for row in found["gates"]] == [GATE.digest]
+    assert len(found["gates"][0]["checks"]) == len(GATE.checks)
     assert {row["total"] for row in found["figures"] if not row["slice"]["attribute"]} == {40}
     assert [row["kind"] for row in found["incidents"]] == [
         "alarm coupled_failures_rose", "repair rejected",

@@ -95,7 +95,7 @@ class Deployment:
             Artefact("policy", "policy", write_adapter(self.folder / "adapter")),
             Artefact("rm", "reward", better.path),
         ]
-        return self.store.propose(pair, ANN, plan_id="plan1", gate_report="a" * 64)
+        return self.store.propose(pair, ANN, plan_id="plan1", gate_report=b"{}")
 
     async def send(self, rows: Sequence[Interaction], *others: bytes) -> None:
         await create_topics(self.connection, specs(self.prefix, partitions=2, replication=1))

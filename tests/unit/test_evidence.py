@@ -24,6 +24,7 @@ from ares_stream.audit.evidence import (
     note_text,
 )
 from ares_stream.audit.evidence_page import evidence_page
+from ares_stream.detection.intervals import wilson
 from ares_stream.detection.ledger import LedgerPolicy
 from ares_stream.detection.tallies import CELLS
 from ares_stream.models.releases import Log
@@ -34,6 +35,7 @@ from ares_stream.records.label import Label
 from ares_stream.records.release import Release
 from ares_stream.records.repair import RepairReport
 from ares_stream.records.verdict import FailureClass
+from ares_stream.repair.gate import GatePolicy, Table, decide
 from ares_stream.streaming.records import InboundRecord
 from tests.support.forecasts import forecast_of, place
 from tests.support.gate_tables import INCUMBENT, REPAIRED
@@ -99,11 +101,16 @@ def release(state: str, hours: int, **more: object) -> Release:
     )  # fmt: skip
 
 
+GATE = decide(
+    Table(overall=INCUMBENT, slices={"tax": {"cfr": wilson(9, 9)}}),
+    Table(overall=REPAIRED, slices={"tax": {"cfr": wilson(1, 9)}}),
+    GatePolicy(),
+)
 LOG = Log(
     (
-        (release("candidate", -48),),
+        (release("candidate", -48, gate_report=GATE.digest),),
         (release("candidate", 4, forecast=forecast_of(place({"cfr": 90}, {"cfr": 9}))),),
-        (release("active", 5),),
+        (release("active", 5, gate_report=GATE.digest),),
         (release("rolled_back", 9, reason="over-refuses"),),
         (release("candidate", 24 * 40, digest="e" * 64),),
     ),
@@ -223,6 +230,27 @@ def test_what_is_said_is_what_was_recorded_in_the_period() -> None:
     assert found["covers"]["unreadable"] == {"ares.verdicts": 1}
     covered = {(row["topic"], row["partition"]): row for row in found["covers"]["topics"]}
     assert covered["ares.verdicts", 1]["records"] == 30
+
+
+def test_each_check_of_a_releases_gate_stands_with_its_limit_and_its_value() -> None:
+    evidence = Evidence(PERIOD, EVERY, "either")
+    kept = {GATE.digest: GATE.document}
+    document = evidence.document(LOG, gate_report=kept.get)
+    (row,) = document["gates"]
+    assert (row["digest"], row["kept"], row["passed"]) == (GATE.digest, True, True)
+    assert row["releases"] == [{"model": "policy", "digest": "d" * 64}]
+    assert [check["figure"] for check in row["checks"]] == [item.figure for item in GATE.checks]
+    assert row["checks"][-1]["slice"] == "tax"
+    for said, check in zip(row["checks"], GATE.checks, strict=True):
+        assert said["limit"] == pytest.approx(check.limit, abs=1e-9)
+        assert check.after is not None
+        assert said["after"]["value"] == pytest.approx(check.after.value, abs=1e-9)
+    page = evidence_page(document).decode()
+    assert "Gate of policy dddddddddddd" in page
+    assert "at most" in page
+    (lost,) = evidence.document(LOG)["gates"]
+    assert (lost["kept"], lost.get("checks")) == (False, None)
+    assert "does not have this report" in evidence_page(evidence.document(LOG)).decode()
 
 
 def test_a_forecast_stands_beside_what_came_in_the_period() -> None:

@@ -1,5 +1,6 @@
 """Releases: which steps are allowed, that a step is whole or absent, and what is announced."""
 
+import hashlib
 import shutil
 import threading
 from dataclasses import replace
@@ -8,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -321,6 +323,22 @@ def test_an_object_store_serves_verified_copies(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "cache")
     (local.parent).mkdir(parents=True)
     assert registry.fetch(active, tmp_path / "cache") == local
+
+
+@pytest.mark.parametrize("root", ["{}/registry", "memory://gates-{}"])
+def test_a_gates_report_is_kept_with_the_release_that_names_it(root: str, tmp_path: Path) -> None:
+    registry = ReleaseStore(root.format(tmp_path if root[0] == "{" else tmp_path.name))
+    report = b'{"passed":true,"checks":[]}'
+    artefact = Artefact("policy", "policy", write_adapter(tmp_path / "adapter"))
+    for _ in range(2):
+        (made,) = registry.propose([artefact], ANNA, plan_id="plan-1", gate_report=report)
+    name = hashlib.sha256(report).hexdigest()
+    assert (made.gate_report, registry.gate_report(name)) == (name, report)
+    assert registry.gate_report("0" * 64) is None
+    files, path = fsspec.core.url_to_fs(root.format(tmp_path if root[0] == "{" else tmp_path.name))
+    files.pipe_file(f"{path}/gates/{name}.json", b"{}")
+    with pytest.raises(IntegrityError, match="was changed"):
+        registry.gate_report(name)
 
 
 def test_an_unknown_protocol_is_told() -> None:
