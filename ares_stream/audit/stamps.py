@@ -8,6 +8,7 @@ certificate knows that the head, and so every record under it, is not younger.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +17,7 @@ import httpx
 from cryptography.x509 import Certificate, load_pem_x509_certificates
 
 from ares_stream.endpoints.client import http_client
-from ares_stream.errors import IntegrityError, SettingsError, StampError
+from ares_stream.errors import AresError, IntegrityError, SettingsError, StampError
 from ares_stream.files import read_text
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 MAX_TOKEN_BYTES: Final = 64 << 10
 """A token with its certificates has some 5 KiB."""
 MAX_ROOTS_BYTES: Final = 1 << 20
+AT_ONCE: Final = 8
+"""Questions in flight: public authorities refuse who asks for more."""
 
 
 class Stamps:
@@ -80,12 +83,45 @@ class StampAuthority:
     async def stamp(self, note: str) -> bytes:
         """A token that was checked against the roots. Raises StampError where the authority does
         not answer, IntegrityError where its answer does not hold."""
-        seconds = self._seconds
+        (found,) = await self.stamp_all([note])
+        if isinstance(found, AresError):
+            raise found
+        return found
+
+    async def stamp_all(self, notes: Sequence[str]) -> list[bytes | StampError | IntegrityError]:
+        """A token of each note, or why it has none, all within the time-out: through one
+        connection pool, a few at a time. After the first failure no further one is asked for."""
+        found: list[bytes | StampError | IntegrityError] = [
+            StampError(f"no answer within {self._seconds:.0f} s") for _ in notes
+        ]
+        turns = asyncio.Semaphore(AT_ONCE)
+        failed: list[str] = []
+
+        async def ask(client: httpx.AsyncClient, place: int, note: str) -> None:
+            async with turns:
+                if failed:
+                    found[place] = StampError(f"not asked for: {failed[0]}")
+                    return
+                try:
+                    found[place] = await self._asked(client, note)
+                except (StampError, IntegrityError) as error:
+                    found[place] = error
+                    failed.append(str(error))
+
+        with contextlib.suppress(TimeoutError):
+            async with (
+                asyncio.timeout(self._seconds),
+                http_client("notary.stamps", timeout=self._seconds) as client,
+                asyncio.TaskGroup() as group,
+            ):
+                for place, note in enumerate(notes):
+                    group.create_task(ask(client, place, note))
+        return found
+
+    async def _asked(self, client: httpx.AsyncClient, note: str) -> bytes:
         question, nonce = self._stamps.request(note)
         try:
             async with (
-                asyncio.timeout(seconds),
-                http_client("notary.stamps", timeout=seconds) as client,
                 client.stream(
                     "POST", self._url, content=question,
                     headers={"content-type": "application/timestamp-query"},
@@ -98,8 +134,8 @@ class StampAuthority:
                     token += chunk
                     if len(token) > MAX_TOKEN_BYTES:
                         raise StampError(f"the token is larger than {MAX_TOKEN_BYTES} bytes")
-        except TimeoutError:
-            raise StampError(f"no answer within {seconds:.0f} s") from None
+        except httpx.TimeoutException:
+            raise StampError(f"no answer within {self._seconds:.0f} s") from None
         except httpx.HTTPError as error:
             raise StampError(f"cannot be reached: {type(error).__name__}") from None
         self._stamps.checked(note, bytes(token), nonce)

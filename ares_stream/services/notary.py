@@ -34,7 +34,7 @@ from ares_stream.audit.leaves import (
 from ares_stream.audit.notes import NoteSigner, TreeHead, sign_note, tree_origin
 from ares_stream.audit.stamps import StampAuthority
 from ares_stream.audit.tree import MerkleRange
-from ares_stream.errors import IntegrityError, SettingsError, StampError, StreamError, TopicError
+from ares_stream.errors import AresError, SettingsError, StreamError, TopicError
 from ares_stream.records import topics
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.checkpoint import Checkpoint, NotaryState, PendingLeaves, Salt
@@ -341,27 +341,30 @@ class NotaryService:
     async def _stamp(
         self, made: Sequence[tuple[Grown, Checkpoint]]
     ) -> list[tuple[Grown, Checkpoint]]:
-        """With time stamps where they are due. An authority that does not answer is not asked
-        for the others, and holds nothing up for longer than its time-out."""
+        """With time stamps where they are due. The authority holds a round up for no longer than
+        its time-out; a head that gets no stamp is asked for again in the next round."""
         stamps, authority = self._settings.notary.stamps, self._authority
         if stamps is None or authority is None:
             return list(made)
-        done = []
-        asks = True
-        for item, checkpoint in made:
-            now = self._life.clock()
-            due = item.stamped is None or now - item.stamped >= stamps.every_seconds
-            token = None
-            if asks and due:
-                try:
-                    token = await authority.stamp(checkpoint.note)
-                    item.stamped = now
-                    self.metrics.stamps.inc()
-                except (StampError, IntegrityError) as error:
-                    asks = False
-                    self.metrics.unstamped.inc()
-                    self._log.warning("no time stamp", error=str(error))
-            done.append((item, checkpoint.model_copy(update={"timestamp_token": token})))
+        now = self._life.clock()
+        due = [
+            place
+            for place, (item, _) in enumerate(made)
+            if item.stamped is None or now - item.stamped >= stamps.every_seconds
+        ]
+        done = list(made)
+        answers = await authority.stamp_all([made[place][1].note for place in due])
+        refused = [answer for answer in answers if isinstance(answer, AresError)]
+        for place, answer in zip(due, answers, strict=True):
+            item, checkpoint = made[place]
+            if not isinstance(answer, AresError):
+                item.stamped = now
+                stamped = checkpoint.model_copy(update={"timestamp_token": answer})
+                done[place] = (item, stamped)
+        self.metrics.stamps.inc(len(due) - len(refused))
+        if refused:
+            self.metrics.unstamped.inc(len(refused))
+            self._log.warning("no time stamp", heads=len(refused), error=str(refused[0]))
         return done
 
     async def _restore(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -42,6 +43,10 @@ class StampServer:
         self.roots = folder / "roots.pem"
         self.asked = 0
         self.fails = False
+        self.gate: asyncio.Event | None = None
+        """Where it is set, questions wait for it."""
+        self.inside = self.most = 0
+        """Questions that wait now, and at most."""
         self._certify()
         (folder / "serial").write_text("01")
         (folder / "tsa.cnf").write_text(CONFIG.format(folder=folder))
@@ -98,10 +103,18 @@ class StampServer:
         return answer.read_bytes()
 
     async def _answer(self, request: Request) -> Response:
+        question = await request.body()
         self.asked += 1
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        try:
+            if self.gate is not None:
+                await self.gate.wait()
+        finally:
+            self.inside -= 1
         if self.fails:
             return Response(status_code=503)
-        return Response(self.reply(await request.body()), media_type="application/timestamp-reply")
+        return Response(self.reply(question), media_type="application/timestamp-reply")
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[str]:

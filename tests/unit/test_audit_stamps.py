@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from ares_stream.audit.stamps import MAX_TOKEN_BYTES, StampAuthority, Stamps
+from ares_stream.audit.stamps import AT_ONCE, MAX_TOKEN_BYTES, StampAuthority, Stamps
 from ares_stream.errors import IntegrityError, SettingsError, StampError
 from tests.support.stamp_authority import StampServer
 
@@ -68,6 +70,47 @@ async def test_an_authority_that_does_not_answer_is_told_from_one_that_answers_w
             await authority.stamp(NOTE)
     with pytest.raises(StampError, match="cannot be reached"):
         await authority.stamp(NOTE)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def test_many_heads_are_stamped_a_few_at_a_time_within_one_deadline(
+    server: StampServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = [f"{number}\n" for number in range(3 * AT_ONCE)]
+    shut, gate = asyncio.Event(), asyncio.Event()
+    monkeypatch.setattr(server, "gate", shut)
+    monkeypatch.setattr(server, "asked", 0)
+    monkeypatch.setattr(server, "most", 0)
+    stamps = Stamps.of(server.roots)
+    async with server.served() as url:
+        # Of an authority that does not answer, each head gets the same reason after one time-out.
+        found = await StampAuthority(url, server.roots, 0.3).stamp_all(notes)
+        assert {str(item) for item in found} == {"no answer within 0 s"}
+        assert 0 < server.asked <= AT_ONCE
+
+        monkeypatch.setattr(server, "gate", gate)
+        shut.set()
+        await until(lambda: server.inside == 0)
+        asking = asyncio.create_task(StampAuthority(url, server.roots, 60.0).stamp_all(notes))
+        await until(lambda: server.inside == AT_ONCE)
+        gate.set()
+        for note, token in zip(notes, await asking, strict=True):
+            assert isinstance(token, bytes)
+            assert stamps.checked(note, token)
+        assert server.most == AT_ONCE
+
+        monkeypatch.setattr(server, "fails", True)
+        monkeypatch.setattr(server, "asked", 0)
+        refused = await StampAuthority(url, server.roots, 60.0).stamp_all(notes)
+    assert all(isinstance(item, StampError) for item in refused)
+    assert server.asked <= AT_ONCE
+    assert "not asked for: the authority answered 503" in str(refused[-1])
+    assert await StampAuthority(url, server.roots, 1.0).stamp_all([]) == []
 
 
 def test_a_file_without_certificates_is_named(tmp_path: Path) -> None:
