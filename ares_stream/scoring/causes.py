@@ -29,8 +29,8 @@ class Cause:
 
 def words_of(found: Explanation) -> tuple[str, ...]:
     """What an explanation names, in lower case: its edit, else its heaviest words."""
-    spans = found.edit or tuple(weight.span for weight in found.words[:HEAVIEST])
-    return tuple(dict.fromkeys(span.text.lower() for span in spans))
+    words = found.edit or tuple(weight.word for weight in found.words[:HEAVIEST])
+    return tuple(dict.fromkeys(word.text.lower() for word in words))
 
 
 def causes(named: Mapping[str, Sequence[str]], least: int = 2) -> list[Cause]:

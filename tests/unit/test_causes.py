@@ -9,7 +9,7 @@ from ares_stream.records.base import EPOCH
 from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.scoring.causes import Cause, causes, words_of
 from ares_stream.scoring.nearest import BenignIndex
-from ares_stream.scoring.occlusion import Explanation, Span, Weight
+from ares_stream.scoring.occlusion import Explanation, Span, Weight, Word
 
 
 def test_a_cause_is_the_word_that_most_name_with_what_nearly_all_of_them_name_as_well() -> None:
@@ -43,9 +43,9 @@ def test_every_failure_is_in_one_cause_at_most_and_names_its_first_word(
 
 
 def test_an_explanation_names_its_edit_else_its_heaviest_words() -> None:
-    spans = [Span("prompt", at, at + 1, text) for at, text in enumerate(["One", "two", "TWO"])]
-    weights = tuple(Weight(span, 1.0) for span in spans)
-    edited = Explanation(2.0, 1.0, weights, (spans[1], spans[2]), (), (2.0,))
+    words = [Word(text, (Span("prompt", 0, 1, text),)) for text in ("One", "two", "TWO")]
+    weights = tuple(Weight(word, 1.0) for word in words)
+    edited = Explanation(2.0, 1.0, weights, (words[1], words[2]), (), (2.0,))
     assert words_of(edited) == ("two",)
     assert words_of(Explanation(2.0, 1.0, weights, (), (), (2.0,))) == ("one", "two")
 

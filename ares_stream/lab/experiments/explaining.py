@@ -21,7 +21,7 @@ from ares_stream.records.base import EPOCH
 from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.scoring.causes import causes, words_of
 from ares_stream.scoring.model import ScoringModel
-from ares_stream.scoring.occlusion import Span, explain, line_of, scores_without
+from ares_stream.scoring.occlusion import Word, explain, line_of, scores_without
 
 MEASURES: Final = ("first_word", "any_word", "every_axis")
 CURVE: Final = 4
@@ -50,16 +50,16 @@ def measure(
     curves: dict[str, list[list[float]]] = {"explanation": [], "random": []}
     for item in shown(cases):
         found = explain(model, item, line)
-        said = [weight.span for weight in found.words]
-        order = [*found.tried, *(span for span in said if span not in found.tried)]
+        said = [weight.word for weight in found.words]
+        order = [*found.tried, *(word for word in said if word not in found.tried)]
         # The edit, and where there is none the heaviest words.
         top = list(found.edit) or order[:CURVE]
         chance = [said[int(place)] for place in rng.permutation(len(said))]
         rules = _rules(world, item)
         said_by[item.id] = words_of(found)
         planted[item.id] = {world.rules.index(rule) for rule in rules}
-        for name, spans in (("explanation", top), ("random", chance[: len(top)])):
-            for measure_name, holds in _named(world, item, rules, spans).items():
+        for name, drawn in (("explanation", top), ("random", chance[: len(top)])):
+            for measure_name, holds in _named(world, item, rules, drawn).items():
                 counts[name][measure_name] += holds
         edits += bool(found.edit)
         words.append(len(top))
@@ -150,9 +150,9 @@ def _rules(world: World, item: Interaction) -> list[Rule]:
 
 
 def _named(
-    world: World, item: Interaction, rules: list[Rule], spans: list[Span]
+    world: World, item: Interaction, rules: list[Rule], words: list[Word]
 ) -> dict[str, bool]:
-    """Whether words of a rule that covers the prompt are among the spans: as the first, as any,
+    """Whether words of a rule that covers the prompt are among the words: as the first, as any,
     and one on each of its axes."""
     composition = world.composition(dict(item.attributes))
 
@@ -165,7 +165,7 @@ def _named(
             words |= set(world.lexicon.detail[composition[axis]])
         return words
 
-    said = [span.text for span in spans]
+    said = [word.text for word in words]
     planted = {word for rule in rules for axis in rule.needs for word in own(axis)}
     return {
         "first_word": said[0] in planted,
