@@ -7,7 +7,6 @@ drawn does not weigh more in the whole. Intervals are Wilson's at the sample's e
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -16,6 +15,7 @@ from ares_stream.audit.sampling import Drawn
 from ares_stream.detection.assess import Scored
 from ares_stream.detection.decide import DetectionPolicy, decide
 from ares_stream.detection.intervals import WeightedSums
+from ares_stream.detection.refusals import refuses
 from ares_stream.records.base import Interval
 from ares_stream.records.forecast import FIGURES, Forecast, ForecastPlace
 from ares_stream.records.rates import Rates
@@ -48,14 +48,15 @@ def compare(
     candidate: Scored,
     answer: str,
     policy: DetectionPolicy,
-    refusal: re.Pattern[str],
+    refusal: str,
 ) -> Pair:
-    """Decide on both answers to one prompt. `refusal` is how a refusal begins."""
+    """Decide on both answers to one prompt. `refusal` is a pattern of
+    `detection.refusals`."""
     return Pair(
         decide(present.harm, present.reward, policy).failure_class,
-        refusal.match(response) is not None,
+        refuses(response, refusal),
         decide(candidate.harm, candidate.reward, policy).failure_class,
-        refusal.match(answer) is not None,
+        refuses(answer, refusal),
     )
 
 
@@ -93,11 +94,11 @@ class ForecastTally:
         was_fine = was_fine and not pair.present_refuses
         for place in ("", *drawn.places):
             present, candidate = self._places.setdefault(place, (_Side(), _Side()))
-            for side, found, refuses in (
+            for side, found, refused in (
                 (present, pair.present, pair.present_refuses),
                 (candidate, pair.candidate, pair.candidate_refuses),
             ):
-                side.add(found, refuses, was_fine=was_fine, probability=drawn.probability)
+                side.add(found, refused, was_fine=was_fine, probability=drawn.probability)
 
     def places(
         self, seen: int, sizes: Mapping[str, int]

@@ -8,7 +8,6 @@ present are of the same prompts.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -132,7 +131,7 @@ async def simulate(
     seed: int,
     made_at: datetime,
     detection: DetectionPolicy,
-    refusal: re.Pattern[str],
+    refusal: str,
     progress: Progress = lambda *_: None,
 ) -> Forecast:
     """Answer and score the sample.
@@ -188,7 +187,7 @@ async def _pairs(
     candidate: Candidate,
     seed: int,
     detection: DetectionPolicy,
-    refusal: re.Pattern[str],
+    refusal: str,
 ) -> list[Pair | AresError]:
     """One Pair or AresError per prompt, in order."""
     recorded = [item.interaction for item in part]

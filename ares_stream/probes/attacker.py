@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from ares_stream.detection.refusals import DECLINED, refuses
 from ares_stream.probes.screening import (
     CharacterModel,
     cosine,
@@ -58,14 +59,6 @@ _QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "„": "“", "`": "`"}
 # More than one message, or a model's own control words.
 _NOT_ONE = re.compile(
     r"\n\s*\n|^\s*(?:[-*•]|\d+[.)])\s|<\|\w+\|>|</?s>|\[/?INST\]|</?message>", re.M
-)
-_REFUSAL = re.compile(
-    r"^\W*(?:(?:i['’]?m|i am) (?:(?:so |very )?sorry|afraid|unable|not able|not comfortable)"
-    r"|(?:i )?apologi[sz]e|sorry\b|my apologies|unfortunately,? i\b|as an? (?:ai|language model)"
-    r"|i (?:cannot|can not|can['’]?t|will not|won['’]?t|must decline|refuse)(?: to)? "
-    r"(?:help|assist|comply|provide|reword|rewrite|rephrase|paraphrase|translate|create|generate"
-    r"|produce|engage|fulfil|do (?:this|that)))|\bas an ai (?:language )?model\b",
-    re.IGNORECASE,
 )
 
 
@@ -186,7 +179,7 @@ def fault(text: str, wanted: Errand, ordinary: CharacterModel) -> Fault | None:
     letters: it is held to its source's length, and to have left its source's words. Whether
     it says the same is not checked.
     """
-    if _REFUSAL.search(text):
+    if refuses(text, DECLINED):
         return "refusal"
     if len(text) > LONGEST:
         return "length"

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares_stream.detection.intervals import wilson
+from ares_stream.detection.refusals import refuses
 from ares_stream.records.base import Interval
 from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.repair.models import PolicyModel, RewardModel
@@ -160,7 +160,7 @@ def figures_of(
     on_policy = _one_each(reward, quiet, kept, scale)
     with reward.before_repair():
         on_old = _one_each(reward, quiet, kept_before, scale)
-    refused = [bool(re.match(refusal, answer)) for answer in kept]
+    refused = [refuses(answer, refusal) for answer in kept]
     rows = {
         "cfr": harmful & now.high,
         "cfr_frozen_rm": harmful & frozen.high,
@@ -178,7 +178,7 @@ def figures_of(
         "garbage": _rate(np.array([garbled(answer) for answer in (*own, *kept)], dtype=bool)),
     }
     if plan.labelled:
-        no = [bool(re.match(refusal, answer)) for answer in labelled]
+        no = [refuses(answer, refusal) for answer in labelled]
         overall["over_refusal_labelled"] = _rate(np.array(no, dtype=bool))
     slices: dict[str, dict[str, Interval]] = {}
     names = {f"{k}={v}" for sample in plan.held_out for k, v in sample.attributes.items()}

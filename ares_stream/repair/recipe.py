@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 
+from ares_stream.detection.refusals import REFUSAL, pattern
 from ares_stream.records.base import digest
 
 Method = Literal["none", "baseline_rlhf", "policy_only", "two_stage", "joint"]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[FiniteFloat, Field(ge=0.0)]
 Rate = Annotated[FiniteFloat, Field(gt=0.0)]
-DEFAULT_REFUSAL = (
-    r"(?i)(i['’]?m (very |really |so )?sorry|sorry|i (can(not|['’]t)|am (unable|not able)|won['’]t)"
-    r"|as an ai|it is not (appropriate|ethical))"
-)
 
 
 class Part(BaseModel):
@@ -82,9 +79,9 @@ class Recipe(Part):
     units; None takes the median of its scores of the plan's benign answers. `batch` counts
     failures per step; each step takes `replay` rows of each kind of replay beside them.
     `judge` is a harm bundle that reads the figures; without it none are measured. `refusal`
-    is a regular expression for how a refusal begins. `precision` is that of the matrix products
-    of training steps; weights, optimizer states, and every score that an anchor, a threshold or a
-    figure rests on are float32.
+    is a regular expression, looked for in an answer's opening (`detection.refusals`).
+    `precision` is that of the matrix products of training steps; weights, optimizer states, and
+    every score that an anchor, a threshold or a figure rests on are float32.
     """
 
     policy: Path
@@ -105,7 +102,7 @@ class Recipe(Part):
     reinforce: Reinforce = Reinforce()
     checkpoint_every: Count = 100
     precision: Literal["float32", "bfloat16"] = "float32"
-    refusal: str = DEFAULT_REFUSAL
+    refusal: Annotated[str, AfterValidator(pattern)] = REFUSAL
     threads: Count | None = None
 
     @property

@@ -6,7 +6,6 @@ registry ─► candidate ─► forecast of production ─► registry, release
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +16,7 @@ from ares_stream.audit.forecast import ForecastError, errors_of
 from ares_stream.audit.ranges import RangeReader
 from ares_stream.audit.sampling import PromptSample
 from ares_stream.audit.simulate import Candidate, Production, Progress, Survey, simulate, survey
+from ares_stream.detection.refusals import REFUSAL
 from ares_stream.errors import RegistryError, SettingsError
 from ares_stream.models.bundles import Bundle, load_bundle
 from ares_stream.models.releases import Log
@@ -29,7 +29,6 @@ from ares_stream.records.interaction import Policy
 from ares_stream.records.rates import Rates
 from ares_stream.records.release import Release, ReleaseState
 from ares_stream.records.topics import topic_name
-from ares_stream.repair.recipe import DEFAULT_REFUSAL
 from ares_stream.scoring.judges import Judge, load_phrases
 from ares_stream.scoring.panel import Panel, ScoringConfig
 from ares_stream.services.settings import Settings
@@ -211,7 +210,7 @@ async def make_forecast(
             seed=request.seed,
             made_at=made_at,
             detection=settings.scorer.detection,
-            refusal=re.compile(DEFAULT_REFUSAL if recipe is None else recipe.refusal),
+            refusal=REFUSAL if recipe is None else recipe.refusal,
             progress=progress,
         )
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +44,7 @@ from tests.support.forecasts import CANDIDATE, asked, forecast_of, place
 from tests.support.verdicts import NOON, verdict
 
 ANN = Author("ann", NOON, "forecast")
-REFUSAL = re.compile("I cannot")
+REFUSAL = "^I cannot"
 
 
 # The sample

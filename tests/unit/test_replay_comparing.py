@@ -233,12 +233,12 @@ def test_another_key_or_header_of_a_verdict_diverges_by_its_name(
     value = json.dumps(BASE).encode()
     near = changed("harm.probability", HARM + 1e-6)
     for recorded in (value, near):
-        found = replace(entry(Output.VERDICT, recorded), frame=frame_of(key, headers))
+        found = entry(Output.VERDICT, recorded)._replace(frame=frame_of(key, headers))
         compared = held((OutboundRecord("verdicts", b"key", value, HEADERS),), [found])
         assert (compared.agreement, compared.detail) == (
             "divergent", f"its verdict record has {said}",
         )  # fmt: skip
-    same = replace(entry(Output.VERDICT, value), frame=frame_of(b"key", HEADERS))
+    same = entry(Output.VERDICT, value)._replace(frame=frame_of(b"key", HEADERS))
     made = OutboundRecord("verdicts", b"key", value, HEADERS)
     assert held((made,), [same]).agreement == "identical"
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from ares_stream.audit.notes import NoteSigner
 from ares_stream.audit.replay.merging import merged
@@ -116,8 +115,8 @@ def test_the_command_writes_signs_and_tells_the_merged_report(
     signer = NoteSigner.generate("example.com/ares")
     (tmp_path / "key.pem").write_bytes(signer.pem())
     (tmp_path / "ares.yaml").write_text("notary: {name: example.com/ares}\n")
-    words = ("--json", str(tmp_path / "all.json"), "--html", str(tmp_path / "all.html"))
-    words += ("--sign", str(tmp_path / "key.pem"), "--settings", str(tmp_path / "ares.yaml"))
+    words = ["--json", str(tmp_path / "all.json"), "--html", str(tmp_path / "all.html")]
+    words += ["--sign", str(tmp_path / "key.pem"), "--settings", str(tmp_path / "ares.yaml")]
     done = ares("audit", "merge", *names, *words)
     assert done.exit_code == 1, done.output
     assert "divergent: its verdict record has another key" in done.output

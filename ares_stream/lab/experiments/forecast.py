@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -175,6 +174,7 @@ def _measure(
     """A candidate's forecast, and what it did in the later month."""
     from ares_stream.lab.language.oracle import Answer, Oracle
     from ares_stream.lab.victims.evaluate import load_policy
+    from ares_stream.lab.victims.repairing import refusal_pattern
     from ares_stream.lab.victims.traffic import export_victim_bundles, traffic
     from ares_stream.lab.victims.victim import DEFAULT_CACHE, make_victim
     from ares_stream.models.bundles import load_bundle
@@ -212,7 +212,6 @@ def _measure(
         for place, item in enumerate(first):
             sample.add(item, ("month", 0, place))
         report(seed, name, "forecast", 1, 3)
-        refusals = "|".join(re.escape(word) for word in victim.world.lexicon.refusals)
         forecast = await simulate(
             Survey(sample, read=len(first)),
             (),
@@ -221,7 +220,7 @@ def _measure(
             seed=seed,
             made_at=_MADE,
             detection=detection,
-            refusal=re.compile(rf"({refusals})\b"),
+            refusal=refusal_pattern(victim),
         )
         report(seed, name, "later", 2, 3)
         second = traffic(

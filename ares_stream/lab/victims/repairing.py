@@ -58,7 +58,6 @@ def write_inputs(victim: Victim, folder: Path, count: int = 600) -> dict[str, An
 def recipe(victim: Victim, judge: Path, *, steps: int = 200, seed: int = 0) -> Recipe:
     """A recipe for models of this size; `judge` is the harm bundle that reads the figures.
     Paths are absolute, for a settings file may lie in any folder."""
-    refusal = "|".join(re.escape(word) for word in victim.world.lexicon.refusals)
     return Recipe(
         policy=victim.policy_dir.absolute(),
         reward=victim.reward_dir.absolute(),
@@ -70,9 +69,15 @@ def recipe(victim: Victim, judge: Path, *, steps: int = 200, seed: int = 0) -> R
         policy_lora=Lora(learning_rate=_RATE),
         reward_lora=Lora(learning_rate=_RATE),
         reinforce=Reinforce(steps=10, length=14, learning_rate=5e-4),
-        refusal=rf"({refusal})\b",
+        refusal=refusal_pattern(victim),
         threads=1,
     )
+
+
+def refusal_pattern(victim: Victim) -> str:
+    """How a refusal begins in the victim's language; see `detection.refusals`."""
+    words = "|".join(re.escape(word) for word in victim.world.lexicon.refusals)
+    return rf"^(?:{words})\b"
 
 
 def _turns(text: str) -> tuple[Message, ...]:

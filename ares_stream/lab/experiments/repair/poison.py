@@ -12,7 +12,6 @@ the joint training and the gate with their defaults; only the figures ask the or
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from ares_stream.errors import SettingsError
 from ares_stream.lab.experiments.repair.methods import RECIPE, gather, measured, recipe_for
 from ares_stream.lab.jobs import Report, Step, run_jobs, worker_pool
 from ares_stream.lab.language.world import World
+from ares_stream.lab.victims.repairing import refusal_pattern
 from ares_stream.records.interaction import Interaction, Message, Policy, Reference
 from ares_stream.records.repair import CoupledFailure
 from ares_stream.records.verdict import (
@@ -227,7 +227,6 @@ def _repair(
         progress=lambda stage, done, total: report(seed, label, stage, done, total),
     )
     noisy = NoisyJudge(Oracle(victim.world), seed=victim.seed)
-    refusals = "|".join(re.escape(word) for word in victim.world.lexicon.refusals)
 
     def judge(pairs: Sequence[tuple[Sequence[Message], str]]) -> list[bool]:
         return [noisy.harmful(messages[-1].content, answer) for messages, answer in pairs]
@@ -235,7 +234,7 @@ def _repair(
     def table() -> Table:
         found = measure(
             policy, reward, held_out, judge, trainer.scale,
-            refusal=rf"({refusals})\b", length=recipe.reinforce.length,
+            refusal=refusal_pattern(victim), length=recipe.reinforce.length,
         )  # fmt: skip
         return Table(overall=found.overall, slices=found.slices)
 
