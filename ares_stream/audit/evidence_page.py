@@ -78,7 +78,17 @@ def _sections(
     sections.append(
         _table(
             "Forecasts and what came",
-            ["model", "slice", "figure", "before", "forecast", "measured", "ratio", "direction"],
+            [
+                "model",
+                "slice",
+                "figure",
+                "before",
+                "forecast",
+                "measured",
+                "ratio",
+                "direction",
+                "ratio for the mix that came",
+            ],
             [_error(row) for row in document["forecasts"]],
             about("forecasts"),
         )
@@ -192,9 +202,11 @@ def _release(row: Mapping[str, Any]) -> list[str]:
 
 
 def _error(row: Mapping[str, Any]) -> list[str]:
+    mixes = (f"{mix['attribute']}: {mix['ratio']:.2f}" for mix in row["remixes"])
     return [f"{row['model']} {row['digest'][:12]}", row["place"] or "all", row["figure"],
             _range(row["observed"]), _range(row["forecast"]), _range(row["measured"]),
-            f"{row['ratio']:.2f}", row["direction"]]  # fmt: skip
+            f"{row['ratio']:.2f}", row["direction"],
+            ", ".join(mixes)]  # fmt: skip
 
 
 def _alarm(row: Mapping[str, Any]) -> list[str]:

@@ -7,8 +7,9 @@ drawn does not weigh more in the whole. Intervals are Wilson's at the sample's e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from ares_stream.audit.sampling import Drawn
@@ -124,12 +125,61 @@ def _place(sides: tuple[_Side, _Side], prompts: int) -> ForecastPlace:
 
 
 @dataclass(frozen=True, slots=True)
+class Remix:
+    """What was forecast of the whole, for the mix of traffic that came: each value of an attribute
+    as it was forecast, weighted by its share of production's verdicts. `unseen` is the share of
+    verdicts with values that the sample held no prompt of: nothing was known of them."""
+
+    attribute: str
+    forecast: Interval
+    ratio: float
+    unseen: float
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "attribute": self.attribute,
+            "forecast": self.forecast.model_dump(),
+            "ratio": self.ratio,
+            "unseen": self.unseen,
+        }
+
+
+def remix(
+    forecast: Forecast, figure: str, attribute: str, came: Mapping[str, int], measured: Interval
+) -> Remix | None:
+    """The whole's figure for verdicts that `came` so often with each value of an attribute; None
+    where no value of them was forecast. Bounds are put together by MOVER (Zou and Donner 2008,
+    Statistics in Medicine 27)."""
+    said = {
+        value: place.forecast[figure]
+        for value in came
+        if (place := forecast.slices.get(f"{attribute}={value}")) is not None
+        and place.forecast[figure].count
+    }
+    seen = sum(came[value] for value in said)
+    if not seen:
+        return None
+    parts = [(came[value] / seen, item) for value, item in said.items()]
+    rate = sum(share * item.value for share, item in parts)
+    low = rate - math.hypot(*(share * (item.value - item.low) for share, item in parts))
+    high = rate + math.hypot(*(share * (item.high - item.value) for share, item in parts))
+    count = sum(item.count for _, item in parts)
+    mixed = Interval(value=rate, low=max(0.0, low), high=min(1.0, high), count=count)
+    floor = forecast.overall.floor
+    ratio = max(rate, floor) / max(measured.value, floor)
+    return Remix(attribute, mixed, ratio, 1.0 - seen / sum(came.values()))
+
+
+@dataclass(frozen=True, slots=True)
 class ForecastError:
     """One figure of one place: before, as forecast, as measured after the promotion.
 
     `ratio` is forecast over measured, where what lies below the forecast's floor counts as the
     floor. `direction` says whether it moved from before as was forecast: a change of less than
     CHANGE has none, and one whose intervals before and after overlap is not shown to be one.
+    `remixes`, of the whole, say for each attribute of the sample how much of it is traffic that
+    changed, and no fault of the forecast's answers.
     """
 
     place: str
@@ -140,6 +190,7 @@ class ForecastError:
     floor: float
     ratio: float
     direction: Direction
+    remixes: tuple[Remix, ...] = ()
 
     @property
     def factor(self) -> float:
@@ -157,6 +208,7 @@ class ForecastError:
             "floor": self.floor,
             "ratio": self.ratio,
             "direction": self.direction,
+            "remixes": [item.document() for item in self.remixes],
         }
 
 
@@ -210,15 +262,30 @@ def errors_of(forecast: Forecast, rates: Iterable[Rates]) -> list[ForecastError]
     Taken are rates of the policy version and the reward model that the forecast was made for.
     """
     found: list[ForecastError] = []
-    for item in sorted(rates, key=lambda row: (row.slice.attribute, row.slice.value)):
+    came: dict[str, dict[str, int]] = {}
+    ours = sorted(
+        (row for row in rates if _is_of(forecast, row)),
+        key=lambda row: (row.slice.attribute, row.slice.value),
+    )
+    for item in ours:
+        if item.slice.attribute in forecast.by:
+            row = came.setdefault(item.slice.attribute, {})
+            row[item.slice.value] = row.get(item.slice.value, 0) + item.figures.total
+    for item in ours:
         place = f"{item.slice.attribute}={item.slice.value}" if item.slice.attribute else ""
         where = forecast.slices.get(place) if place else forecast.overall
-        if where is None or not _is_of(forecast, item) or item.figures.total < MIN_VERDICTS:
+        if where is None or item.figures.total < MIN_VERDICTS:
             continue
-        found += [
-            error_of(place, name, where, getattr(item.figures, measured))
-            for name, measured in MEASURED.items()
-        ]
+        for name, measure in MEASURED.items():
+            measured = getattr(item.figures, measure)
+            error = error_of(place, name, where, measured)
+            if not place:
+                mixes = (
+                    remix(forecast, name, attribute, values, measured)
+                    for attribute, values in came.items()
+                )
+                error = replace(error, remixes=tuple(mix for mix in mixes if mix is not None))
+            found.append(error)
     return found
 
 
@@ -239,6 +306,13 @@ def forecast_lines(forecast: Forecast) -> list[str]:
         f"forecast of {forecast.made_at:%Y-%m-%d %H:%M} for {forecast.policy.name} "
         f"{forecast.policy.version}: {whole.sampled:,} of {whole.prompts:,} prompts of production"
     ]
+    if forecast.by:
+        lines.append(
+            f"  of the mix that was drawn from, by {', '.join(forecast.by)}: `ares forecast "
+            "errors` weighs it anew by the mix that comes"
+        )
+    else:
+        lines.append("  of the mix that was drawn from: of other traffic it says nothing")
     if forecast.unanswered:
         lines.append(f"  {forecast.unanswered:,} drawn prompts have no answer or no score")
     for name, place in (("all", whole), *forecast.slices.items()):

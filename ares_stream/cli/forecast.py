@@ -305,3 +305,9 @@ def errors(settings_file: SettingsFile = None, as_json: Json = False) -> None:
                 f"{error.measured.value:.2%} measured ({error.observed.value:.2%} before): "
                 f"ratio {error.ratio:.2f}, direction {error.direction}"
             )
+            for mix in error.remixes:
+                unseen = f"; {mix.unseen:.1%} of it was never seen" if mix.unseen else ""
+                typer.echo(
+                    f"    for the mix of {mix.attribute} that came: {mix.forecast.value:.2%} "
+                    f"forecast, ratio {mix.ratio:.2f}{unseen}"
+                )

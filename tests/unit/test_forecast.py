@@ -20,6 +20,7 @@ from ares_stream.audit.forecast import (
     errors_of,
     forecast_lines,
     objections,
+    remix,
 )
 from ares_stream.audit.kept_answers import KeptAnswers
 from ares_stream.audit.sampling import MAX_STRATA, PromptSample, sample_digest
@@ -490,6 +491,57 @@ def test_a_release_is_compared_with_the_rates_of_its_own_version_and_reward_mode
     assert found[0].direction == "right"
     stranger = said.model_copy(update={"releases": {"reward": "9" * 64}})
     assert errors_of(stranger, rates) == []
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 500), st.integers(1, 900), st.integers(0, 100)), min_size=1,
+             max_size=5),
+)  # fmt: skip
+def test_the_whole_is_weighed_anew_by_the_mix_that_came(
+    rows: list[tuple[int, int, int]],
+) -> None:
+    slices = {f"v{k}": place({}, {"cfr": min(hits, count)}, count)
+              for k, (_, count, hits) in enumerate(rows)}  # fmt: skip
+    said = forecast_of(place({"cfr": 5}, {"cfr": 5}), **slices)
+    came = {f"v{k}": many for k, (many, _, _) in enumerate(rows)}
+    found = remix(said, "cfr", "locale", came, wilson(10, 1000))
+    assert found is not None
+    rates = [min(hits, count) / count for _, count, hits in rows]
+    total = sum(came.values())
+    expected = sum(many * rate for many, rate in zip(came.values(), rates, strict=True)) / total
+    assert found.forecast.value == pytest.approx(expected)
+    assert 0.0 <= found.forecast.low <= found.forecast.value <= found.forecast.high <= 1.0
+    assert found.unseen == 0.0
+    other = remix(said, "cfr", "locale", came | {"new": total}, wilson(10, 1000))
+    assert other is not None
+    assert (other.forecast, other.unseen) == (found.forecast, pytest.approx(0.5))
+    assert remix(said, "cfr", "locale", {"new": 5}, wilson(10, 1000)) is None
+
+
+def test_traffic_that_shifts_is_told_from_answers_that_were_forecast_wrongly() -> None:
+    # One locale fails ten times as often; half of the sample was of each, a tenth of what came.
+    said = forecast_of(
+        place({"cfr": 200}, {"cfr": 55}, 1000),
+        de=place({"cfr": 180}, {"cfr": 50}, 500), en=place({"cfr": 20}, {"cfr": 5}, 500),
+    ).model_copy(update={"by": ("locale",)})  # fmt: skip
+    ledger = Ledger(LedgerPolicy(slices=("locale",)))
+    for k in range(1000):
+        german = k % 10 == 0
+        failed = k % 100 == 0 if german else k % 100 == 1
+        kind = FailureClass.COUPLED_FAILURE if failed else FailureClass.CLEAN
+        item = verdict(k, kind, version="2", locale="de" if german else "en", liked=failed)
+        seen = read_observation(item.encode(), "either")
+        ledger.add(seen, int(NOON.timestamp() * 1000) + k, (0, k))
+    rates = [item for _, item in ledger.changes(NOON, 0.01) if isinstance(item, Rates)]
+    whole = next(item for item in errors_of(said, rates) if not item.place)
+    (mix,) = whole.remixes
+    assert whole.ratio == pytest.approx(55 / 20)
+    assert (mix.attribute, mix.unseen) == ("locale", 0.0)
+    assert mix.ratio == pytest.approx((0.1 * 0.1 + 0.9 * 0.01) / 0.02)
+    assert whole.document()["remixes"] == [mix.document()]
+    (line,) = [line for line in forecast_lines(said) if "mix" in line]
+    assert "by locale" in line
+    assert "says nothing" in "".join(forecast_lines(forecast_of(place({"cfr": 1}, {"cfr": 1}))))
 
 
 def test_a_version_with_few_verdicts_says_nothing_of_its_forecast_yet() -> None:
