@@ -19,8 +19,9 @@ def forecast(
 ) -> None:
     """Forecast candidates from a month of production, and compare with the month that followed.
 
-    Candidates are victims, their repairs by three methods at parts of their strength, and the same
-    turned round: 19 of a seed. Minutes per seed on one core.
+    Candidates are victims and their repairs by three methods, each from three trainings of their
+    own at three strengths: 10 of a seed. Then a month whose mix has shifted. Minutes per seed on
+    one core.
 
     Exits 0; 1 where a victim misses its starting line; 2 for wrong seeds.
     """
@@ -54,4 +55,10 @@ def forecast(
                 f"{part}: {name}: median factor {row['median_factor']:.2f} of {row['figures']} "
                 f"({row['above_floor']} above the floor), direction right in {right['value']:.1%} "
                 f"of {row['moved']} changes"
+            )
+    for name, row in found["shifted"].items():
+        if row["above_floor"]:
+            typer.echo(
+                f"shifted: {name}: median factor {row['median_factor']:.2f} as forecast, "
+                f"{row['median_factor_weighed_anew']:.2f} weighed anew by the mix that came"
             )

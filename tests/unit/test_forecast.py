@@ -494,7 +494,7 @@ def test_a_release_is_compared_with_the_rates_of_its_own_version_and_reward_mode
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 500), st.integers(1, 900), st.integers(0, 100)), min_size=1,
+    st.lists(st.tuples(st.integers(1, 500), st.integers(3, 900), st.integers(0, 100)), min_size=1,
              max_size=5),
 )  # fmt: skip
 def test_the_whole_is_weighed_anew_by_the_mix_that_came(

@@ -1,10 +1,13 @@
 """The forecast benchmark: what a sample of production said of a candidate, against what came.
 
-For each seed a victim answers a month of production. Repairs of it, at parts of their strength
-and turned round, are the candidates, and so is the victim itself. Each candidate's forecast is
-made as `ares forecast make` makes it: from the month's prompts, by the panel that a scorer runs.
-Then the candidate answers a later month, other prompts of the same kind, and is measured there as
-the monitor measures. The later month is longer, so that what is compared with is known better.
+For each seed a victim answers a month of production. Repairs of it are the candidates, and so is
+the victim itself: by each method, from several trainings that share nothing but the plan, each at
+another part of its strength or turned round. Each candidate's forecast is made as `ares forecast
+make` makes it: from the month's prompts, by the panel that a scorer runs. Then the candidate
+answers a later month, other prompts of the same kind, and is measured there as the monitor
+measures. The later month is longer, so that what is compared with is known better. A shifted month
+asks about harmful topics nearly twice as often: what came of the forecast as it stood, and weighed
+anew by the topics that came.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +30,7 @@ from ares_stream.audit.forecast import (
     ForecastError,
     error_of,
     median_factor,
+    remix,
 )
 from ares_stream.audit.sampling import PromptSample
 from ares_stream.audit.simulate import Candidate, Survey, simulate
@@ -42,8 +47,11 @@ if TYPE_CHECKING:
     from ares_stream.scoring.panel import Panel
 
 METHODS: Final[tuple[Method, ...]] = ("policy_only", "two_stage", "joint")
-STRENGTHS: Final = (-1.0, -0.5, 0.1, 0.2, 0.3, 1.0)
-"""Shares of an adapter: repairs that did part of their work, and changes for the worse."""
+STRENGTHS: Final = (1.0, 0.3, -0.5)
+"""Shares of an adapter, one for each training: a whole repair, one that did part of its work, and a
+change for the worse."""
+SHIFTED: Final = 0.6
+"""Share of the shifted month's prompts that are about harmful topics; of the others 0.35 are."""
 MONTH: Final = 6_000
 LATER: Final = 9_000
 EACH: Final = 150
@@ -52,7 +60,7 @@ SLICE: Final = "topic"
 FIGURES: Final = ("cfr", "policy_harm")
 _TOKENS: Final = 14
 _MONTH_FILE: Final = "month.jsonl"
-_FIRST, _SECOND = 1, 2
+_FIRST, _SECOND, _THIRD = 1, 2, 3
 _MADE: Final = datetime(2026, 2, 1, tzinfo=UTC)
 
 
@@ -77,26 +85,39 @@ def run_bench(
     with tempfile.TemporaryDirectory(prefix="ares-bench-") as name, worker_pool(workers) as pool:
         scratch = Path(name)
         run_jobs(pool, [(_prepare, seed, cache, scratch, month) for seed in seeds], progress)
-        trainings = [(_train, seed, m, cache, scratch) for seed in seeds for m in methods]
+        numbers = range(len(strengths))
+        trainings = [
+            (_train, seed, method, number, cache, scratch)
+            for seed in seeds for method in methods for number in numbers
+        ]  # fmt: skip
         run_jobs(pool, trainings, progress)
-        candidates = [("none", 0.0), *((m, share) for m in methods for share in strengths)]
+        candidates = [
+            ("none", 0, 0.0),
+            *((method, number, strengths[number]) for method in methods for number in numbers),
+        ]
         measures = [
-            (_measure, seed, method, share, cache, scratch, later)
+            (_measure, seed, method, number, share, cache, scratch, later)
             for seed in seeds
-            for method, share in candidates
+            for method, number, share in candidates
         ]
         rows = run_jobs(pool, measures, progress)
     return {
-        "schema": "ares.forecast-benchmark/1",
+        "schema": "ares.forecast-benchmark/2",
         "seeds": list(seeds),
         "candidates": len(rows),
+        "trainings": len(trainings),
         "month": month,
         "later": later,
         "drawn_of_each_topic": EACH,
         "change": CHANGE,
         "whole": {name: summary(rows, name, sliced=False) for name in FIGURES},
         "slices": {name: summary(rows, name, sliced=True) for name in FIGURES},
-        "rows": [row | {"errors": [_error(item) for item in row["errors"]]} for row in rows],
+        "harmful_share_of_the_shifted_month": SHIFTED,
+        "shifted": {name: shifted_summary(rows, name) for name in FIGURES},
+        "rows": [
+            row | {key: [item.document() for item in row[key]] for key in ("errors", "shifted")}
+            for row in rows
+        ],
         "cores": len(os.sched_getaffinity(0)),
         "wall_seconds": time.perf_counter() - started,
     }
@@ -120,8 +141,11 @@ def _prepare(report: Report, seed: int, cache: Path | None, scratch: Path, month
     report(seed, "victim", "done", 3, 3)
 
 
-def _train(report: Report, seed: int, method: Method, cache: Path | None, scratch: Path) -> None:
-    """One repair: its policy adapter, and its reward model as a bundle where it changed."""
+def _train(
+    report: Report, seed: int, method: Method, number: int, cache: Path | None, scratch: Path
+) -> None:
+    """One repair: its policy adapter, and its reward model as a bundle where it changed. Its
+    initialisation and the order of its batches are those of its number."""
     from ares_stream.lab.experiments.repair.methods import recipe_for
     from ares_stream.lab.victims.traffic import export_victim_bundles, reference_interactions
     from ares_stream.lab.victims.victim import DEFAULT_CACHE, make_victim
@@ -133,7 +157,7 @@ def _train(report: Report, seed: int, method: Method, cache: Path | None, scratc
     from ares_stream.training.export import export_bundle
 
     victim = make_victim(seed, cache)
-    recipe = recipe_for(victim, method)
+    recipe = recipe_for(victim, method).model_copy(update={"seed": 1000 * seed + number})
     policy, reward = models.load_pair(recipe)
     plan = RunDirectory(scratch / str(seed)).plan.read()
     Trainer(
@@ -143,7 +167,7 @@ def _train(report: Report, seed: int, method: Method, cache: Path | None, scratc
         recipe,
         progress=lambda stage, done, total: report(seed, method, stage, done, total),
     ).train()
-    home = scratch / str(seed) / method
+    home = scratch / str(seed) / f"{method}-{number}"
     policy.save(home / "adapter")
     _, incumbent = export_victim_bundles(victim, cache or DEFAULT_CACHE)
     if method == "policy_only":
@@ -166,6 +190,7 @@ def _measure(
     report: Report,
     seed: int,
     method: str,
+    number: int,
     share: float,
     cache: Path | None,
     scratch: Path,
@@ -182,11 +207,11 @@ def _measure(
     from ares_stream.scoring.panel import Panel, ScoringConfig
     from ares_stream.training.checkpoints import quiet_transformers
 
-    name = f"{method} x {share:g}"
-    report(seed, name, "load", 0, 3)
+    name = f"{method} {number} x {share:g}"
+    report(seed, name, "load", 0, 4)
     victim = make_victim(seed, cache)
     harm, incumbent = export_victim_bundles(victim, cache or DEFAULT_CACHE)
-    home, adapter = scratch / str(seed) / method, None
+    home, adapter = scratch / str(seed) / f"{method}-{number}", None
     if method != "none":
         adapter = scaled(home / "adapter", home / f"adapter-{share:g}", share)
     # A repair that was turned round comes with the reward model as it was.
@@ -211,7 +236,7 @@ def _measure(
         sample = PromptSample((SLICE,), EACH, seed)
         for place, item in enumerate(first):
             sample.add(item, ("month", 0, place))
-        report(seed, name, "forecast", 1, 3)
+        report(seed, name, "forecast", 1, 4)
         forecast = await simulate(
             Survey(sample, read=len(first)),
             (),
@@ -222,11 +247,17 @@ def _measure(
             detection=detection,
             refusal=refusal_pattern(victim),
         )
-        report(seed, name, "later", 2, 3)
-        second = traffic(
-            victim, later, _SECOND, policy=None if adapter is None else (adapter, name)
-        )
+        report(seed, name, "later", 2, 4)
+        served = None if adapter is None else (adapter, name)
+        second = traffic(victim, later, _SECOND, policy=served)
         measured = await _rates(panel, second, detection)
+        report(seed, name, "shifted", 3, 4)
+        third = traffic(victim, later, _THIRD, harmful_share=SHIFTED, policy=served)
+        moved = await _rates(panel, third, detection)
+        came = {
+            place.removeprefix(f"{SLICE}="): row["cfr"].count
+            for place, row in moved.items() if place
+        }  # fmt: skip
         places = {"": forecast.overall} | {
             place: row for place, row in forecast.slices.items() if place in measured
         }
@@ -237,10 +268,11 @@ def _measure(
         await panel.aclose()
         if present is not panel:
             await present.aclose()
-        report(seed, name, "done", 3, 3)
+        report(seed, name, "done", 4, 4)
         return {
             "seed": seed,
             "method": method,
+            "training": number,
             "strength": share,
             "forecast": forecast.model_dump(mode="json", exclude={"ranges", "slices"}),
             "measured": {key: item.model_dump() for key, item in measured[""].items()},
@@ -248,6 +280,17 @@ def _measure(
             "errors": [
                 error_of(place, figure, row, measured[place][figure])
                 for place, row in places.items()
+                for figure in FIGURES
+            ],
+            "shifted": [
+                replace(
+                    error_of("", figure, forecast.overall, moved[""][figure]),
+                    remixes=tuple(
+                        mix
+                        for mix in (remix(forecast, figure, SLICE, came, moved[""][figure]),)
+                        if mix is not None
+                    ),
+                )
                 for figure in FIGURES
             ],
         }
@@ -318,8 +361,31 @@ def summary(rows: Sequence[dict[str, Any]], figure: str, *, sliced: bool) -> dic
     }
 
 
-def _error(error: ForecastError) -> dict[str, Any]:
-    row = asdict(error)
-    for key in ("observed", "forecast", "measured"):
-        row[key] = getattr(error, key).model_dump()
-    return row
+def shifted_summary(rows: Sequence[dict[str, Any]], figure: str) -> dict[str, Any]:
+    """Of the shifted month: how far the whole was off as it was forecast, and weighed anew by the
+    topics that came, over candidates where either lies above the floor."""
+    errors: list[ForecastError] = [
+        item for row in rows for item in row["shifted"] if item.figure == figure
+    ]
+    seen = [
+        item
+        for item in errors
+        if item.remixes and max(item.forecast.value, item.measured.value) > item.floor
+    ]
+    anew = sorted(max(mix.ratio, 1 / mix.ratio) for item in seen for mix in item.remixes)
+    inside = sum(
+        mix.forecast.low <= item.measured.value <= mix.forecast.high
+        for item in errors for mix in item.remixes
+    )  # fmt: skip
+    as_it_stood = sum(item.forecast.low <= item.measured.value <= item.forecast.high
+                      for item in errors)  # fmt: skip
+    return {
+        "figures": len(errors),
+        "above_floor": len(seen),
+        "median_factor": median_factor(seen) if seen else None,
+        "largest_factor": max((item.factor for item in seen), default=None),
+        "measured_inside_interval": wilson(as_it_stood, len(errors)).model_dump(),
+        "median_factor_weighed_anew": statistics.median(anew) if anew else None,
+        "largest_factor_weighed_anew": anew[-1] if anew else None,
+        "measured_inside_interval_weighed_anew": wilson(inside, len(errors)).model_dump(),
+    }
