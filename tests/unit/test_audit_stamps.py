@@ -78,39 +78,51 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_many_heads_are_stamped_a_few_at_a_time_within_one_deadline(
+def heads(count: int) -> list[str]:
+    return [f"{number}\n" for number in range(count)]
+
+
+async def test_an_authority_that_does_not_answer_holds_all_heads_up_for_one_time_out(
+    tmp_path: Path,
+) -> None:
+    stalled = StampServer(tmp_path / "stalled")
+    stalled.gate = asyncio.Event()
+    async with stalled.served() as url:
+        found = await StampAuthority(url, stalled.roots, 0.3).stamp_all(heads(3 * AT_ONCE))
+        stalled.gate.set()
+    assert {str(item) for item in found} == {"no answer within 0 s"}
+    assert stalled.asked <= AT_ONCE
+
+
+async def test_many_heads_are_stamped_a_few_at_a_time(
     server: StampServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    notes = [f"{number}\n" for number in range(3 * AT_ONCE)]
-    shut, gate = asyncio.Event(), asyncio.Event()
-    monkeypatch.setattr(server, "gate", shut)
-    monkeypatch.setattr(server, "asked", 0)
+    notes, gate = heads(3 * AT_ONCE), asyncio.Event()
+    monkeypatch.setattr(server, "gate", gate)
     monkeypatch.setattr(server, "most", 0)
     stamps = Stamps.of(server.roots)
     async with server.served() as url:
-        # Of an authority that does not answer, each head gets the same reason after one time-out.
-        found = await StampAuthority(url, server.roots, 0.3).stamp_all(notes)
-        assert {str(item) for item in found} == {"no answer within 0 s"}
-        assert 0 < server.asked <= AT_ONCE
-
-        monkeypatch.setattr(server, "gate", gate)
-        shut.set()
-        await until(lambda: server.inside == 0)
         asking = asyncio.create_task(StampAuthority(url, server.roots, 60.0).stamp_all(notes))
         await until(lambda: server.inside == AT_ONCE)
         gate.set()
         for note, token in zip(notes, await asking, strict=True):
             assert isinstance(token, bytes)
             assert stamps.checked(note, token)
-        assert server.most == AT_ONCE
+    assert server.most == AT_ONCE
 
-        monkeypatch.setattr(server, "fails", True)
-        monkeypatch.setattr(server, "asked", 0)
-        refused = await StampAuthority(url, server.roots, 60.0).stamp_all(notes)
+
+async def test_after_a_refusal_no_further_stamp_is_asked_for(
+    server: StampServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "fails", True)
+    monkeypatch.setattr(server, "asked", 0)
+    async with server.served() as url:
+        authority = StampAuthority(url, server.roots, 60.0)
+        refused = await authority.stamp_all(heads(3 * AT_ONCE))
+        assert await authority.stamp_all([]) == []
     assert all(isinstance(item, StampError) for item in refused)
-    assert server.asked <= AT_ONCE
+    assert 0 < server.asked <= AT_ONCE
     assert "not asked for: the authority answered 503" in str(refused[-1])
-    assert await StampAuthority(url, server.roots, 1.0).stamp_all([]) == []
 
 
 def test_a_file_without_certificates_is_named(tmp_path: Path) -> None:
