@@ -87,8 +87,9 @@ format: install ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install ## Throughput of the panel, and from topic to verdict, beside the raw ONNX Runtime loop
+bench: install ## Throughput of the panel, then from topic to visible verdict, beside the raw ONNX Runtime loop
 	$(BIN)/python -m benchmarks.bench_scoring
+	$(BIN)/ares bench throughput --profile chats --json build/throughput.json
 
 pictures: install ## Draw the pictures of the docs from runs of the demo and of all services
 	ARES_DASHBOARD_PICTURES=docs/pictures $(BIN)/python -m pytest tests/integration/test_prometheus.py -n 0

@@ -7,11 +7,25 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+Name = Literal[
+    "quick",
+    "full",
+    "partitions",
+    "latency",
+    "backlogs",
+    "sizes",
+    "processes",
+    "chats",
+    "chats-latency",
+    "files",
+]
+
 
 def throughput(
     json_file: Annotated[Path, typer.Option("--json", help="The document to write.")],
     profile: Annotated[
-        Literal["quick", "full"], typer.Option(help="Six minutes on two cores, or some hours.")
+        Name,
+        typer.Option(help="Six minutes on two cores; 25 for the full one; or a part of that."),
     ] = "quick",
     peers: Annotated[
         Path | None,
@@ -20,6 +34,7 @@ def throughput(
             "only a transactional loop of confluent-kafka takes part."
         ),
     ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="The tables, for a page.")] = None,
     models: Annotated[
         Path, typer.Option(help="Where the models of the measurement are kept.")
     ] = Path("build/bench"),
@@ -36,9 +51,9 @@ def throughput(
 
     from ares_stream.cli.terminal import Console
     from ares_stream.errors import ScoringError, SettingsError
-    from ares_stream.files import check_outputs, write_document
+    from ares_stream.files import check_outputs, write_document, written_whole
 
-    check_outputs({"--json": json_file}, {})
+    check_outputs({"--json": json_file, "--markdown": markdown}, {})
     for module, extra in (("confluent_kafka", "bench"), ("onnx", "repair"), ("jgo", "broker")):
         if importlib.util.find_spec(module) is None:
             raise SettingsError(
@@ -47,8 +62,9 @@ def throughput(
     python = None if peers is None else peers / "bin" / "python"
     if python is not None and not python.exists():
         raise SettingsError(f"--peers {peers}: no environment, {python} is missing")
-    from ares_stream.lab.experiments.throughput.report import environment, lines
-    from ares_stream.lab.experiments.throughput.run import PROFILES, Bench
+    from ares_stream.lab.experiments.throughput.profiles import PROFILES
+    from ares_stream.lab.experiments.throughput.report import environment, lines, tables
+    from ares_stream.lab.experiments.throughput.run import Bench
 
     console = Console(stderr=True)
     with (
@@ -80,6 +96,9 @@ def throughput(
         **found,
     }
     write_document(json_file, document)
+    if markdown is not None:
+        with written_whole(markdown) as stream:
+            stream.write(tables(document).encode())
     for line in lines(document):
         typer.echo(line)
     typer.echo(f"{json_file}")

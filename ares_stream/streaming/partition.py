@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import (
     InvalidProducerEpoch,
     KafkaError,
@@ -39,7 +39,7 @@ from ares_stream.streaming.publisher import (
 )
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 from ares_stream.streaming.resume import OffsetLoss
-from ares_stream.streaming.sending import send
+from ares_stream.streaming.sending import BatchProducer, send
 from ares_stream.streaming.topic_ids import metadata_of
 from ares_stream.streaming.watermark import Watermark
 
@@ -154,7 +154,7 @@ class PartitionWorker:
         self._room = room
         self._lost = lost
         self._size_limits = size_limits
-        self._producer: AIOKafkaProducer | None = None
+        self._producer: BatchProducer | None = None
         self._begun: asyncio.Future[Any] | None = None
         """The outcome of the producer's last transaction."""
         self._watermark: Watermark[Outcome] = Watermark()
@@ -342,7 +342,7 @@ class PartitionWorker:
     async def _start_producer(self) -> None:
         await self._discard()
         self._begun = None
-        self._producer = AIOKafkaProducer(
+        self._producer = BatchProducer(
             **self._spec.connection.client_arguments(),
             transactional_id=self._spec.transactional_id(self.topic, self.partition),
             transaction_timeout_ms=int(self._policy.transaction_seconds * 1000),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from ares_stream.cli.bench_throughput import Name
 from ares_stream.errors import ScoringError
 from ares_stream.lab.experiments.throughput.models import null_pair
-from ares_stream.lab.experiments.throughput.report import environment, lines
-from ares_stream.lab.experiments.throughput.run import HAND, Bench, Cell, Load, Profile
+from ares_stream.lab.experiments.throughput.profiles import HAND, PROFILES, Cell, Load, Profile
+from ares_stream.lab.experiments.throughput.report import environment, lines, tables
+from ares_stream.lab.experiments.throughput.run import Bench
 from ares_stream.lab.experiments.throughput.scanning import scan, write_lines
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
@@ -39,10 +42,18 @@ def test_a_verdict_of_each_record_is_waited_for_and_its_cost_told(tmp_path: Path
     for row in document["scan"]:
         assert row["cpu_seconds"]["median"] > 0
         assert 30 < row["peak_mebibytes"] < 1000
+    rows = [line.strip("| ").split(" | ") for line in tables(document).splitlines()]
+    share = next(row[-1] for row in rows if len(row) == 6 and row[1] == "confluent")
+    own, peer = (row["cpu_microseconds"]["median"] for row in (ours, theirs))
+    assert float(share) == pytest.approx(own / peer, abs=0.01)
     page = "\n".join(lines(document))
     assert "x the best peer" in page
     assert "ares scan" in page
     assert any("confluent" in stage for stage in stages)
+
+
+def test_every_profile_can_be_named() -> None:
+    assert get_args(Name) == tuple(PROFILES)
 
 
 def test_a_scan_that_fails_says_why(tmp_path: Path) -> None:

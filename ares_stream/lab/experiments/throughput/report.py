@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,9 +64,7 @@ def lines(document: dict[str, Any]) -> Iterator[str]:
         )
     loads: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in document["throughput"]:
-        size = row["record_bytes"]
-        text = "chats" if size is None else f"{size / 1000:g} KB"
-        loads[f"{_cell(row)}, {row['records']:,} of {text}"].append(row)
+        loads[_load(row)].append(row)
     for load, rows in loads.items():
         yield load
         for row in rows:
@@ -89,6 +87,105 @@ def lines(document: dict[str, Any]) -> Iterator[str]:
             f"{row['seconds']['median']} s, {row['cpu_seconds']['median']} s CPU, "
             f"{row['peak_mebibytes']} MiB at most"
         )
+
+
+def tables(document: dict[str, Any]) -> str:
+    """The document's figures as tables of Markdown, in the order of docs/performance.md."""
+    loads = [
+        (
+            _load(row),
+            row["contestant"],
+            row["guarantee"],
+            _range(row["cpu_microseconds"]),
+            _range(row["records_per_second"]),
+            _share(row, document["throughput"]),
+        )
+        for row in document["throughput"]
+    ]
+    starts = [
+        (
+            f"{_cell(row)}: {row['contestant']}",
+            "" if row["ready_seconds"] is None else f"{row['ready_seconds']:.1f}",
+            f"{row['first_verdicts_seconds']:.1f}",
+            row["idle_mebibytes"],
+        )
+        for row in document["starts"]
+    ]
+    steady = [
+        (
+            f"{_cell(row)}: {row['contestant']}",
+            f"{row['share_of_capacity']:.0%}",
+            f"{row['records_per_second']:g}",
+            *row["milliseconds"].values(),
+        )
+        for row in document["latency"]
+    ]
+    scans = [
+        (
+            f"{row['models']} models, {row['lines']:,} lines",
+            row["scanner"],
+            row["cpu_seconds"]["median"],
+            row["seconds"]["median"],
+            row["peak_mebibytes"],
+        )
+        for row in document["scan"]
+    ]
+    shown = (
+        (LOADS, loads),
+        (STARTS, starts),
+        (STEADY, steady),
+        (SCANS, scans),
+    )
+    return "\n".join(_table(head, rows) for head, rows in shown if rows)
+
+
+LOADS: Final = (
+    "load",
+    "contestant",
+    "guarantee",
+    "CPU µs a record",
+    "records/s",
+    "ares ÷ it, by CPU time",
+)
+STARTS: Final = ("start", "ready, s", "first verdicts, s", "MiB after 64 records")
+STEADY: Final = ("steady load", "of capacity", "records/s", "median, ms", "p90", "p99")
+SCANS: Final = ("a file", "scanner", "CPU s", "s", "MiB at most")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Markdown; what a row shares with the one above it in its first column is said once."""
+    written = [head, ["---"] * len(head)]
+    above: object = None
+    for first, *others in rows:
+        written.append(["" if first == above else str(first), *map(str, others)])
+        above = first
+    return "".join(f"| {' | '.join(row)} |\n" for row in written)
+
+
+def _load(row: dict[str, Any]) -> str:
+    return f"{_cell(row)}, {row['records']:,} of {_size(row)}"
+
+
+def _size(row: dict[str, Any]) -> str:
+    size = row["record_bytes"]
+    return "chats" if size is None else f"{size / 1000:g} KB"
+
+
+def _range(spread: dict[str, float]) -> str:
+    median, low, high = (f"{spread[name]:,.0f}" for name in ("median", "low", "high"))
+    return f"{median} ({low} to {high})"
+
+
+def _share(row: dict[str, Any], rows: Iterable[dict[str, Any]]) -> str:
+    """Our CPU time as a share of this contestant's on the same load."""
+    if row["contestant"] == OURS:
+        return ""
+    own = next(
+        item["cpu_microseconds"]["median"]
+        for item in rows
+        if item["contestant"] == OURS and _load(item) == _load(row)
+    )
+    return f"{own / row['cpu_microseconds']['median']:.2f}"
 
 
 def _cell(row: dict[str, Any]) -> str:

@@ -16,22 +16,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from ares_stream.lab.experiments.throughput import raw as raw_loop
 from ares_stream.lab.experiments.throughput.clients import Record, Sender, Visible
-from ares_stream.lab.experiments.throughput.contestants import (
-    GUARANTEES,
-    OURS,
-    Contestant,
-    running,
-)
+from ares_stream.lab.experiments.throughput.contestants import GUARANTEES, Contestant, running
 from ares_stream.lab.experiments.throughput.models import (
     Pair,
     conversations,
     minilm_pair,
     null_pair,
     sized,
+)
+from ares_stream.lab.experiments.throughput.profiles import (
+    HAND,
+    KB,
+    Cell,
+    Load,
+    Models,
+    Profile,
 )
 from ares_stream.lab.experiments.throughput.scanning import SCANNERS, Scan, scan, write_lines
 from ares_stream.processes.broker import EmbeddedBroker
@@ -57,92 +60,6 @@ SETTLE_SECONDS: Final = 5.0
 DISTINCT: Final = 2000
 """Conversations made of one size; more records repeat their text under other ids."""
 RAW: Final = "raw loop"
-Models = Literal["null", "MiniLM"]
-EVERYONE: Final = tuple(GUARANTEES)
-EXACT: Final = tuple(name for name, kind in GUARANTEES.items() if kind == "exactly once")
-HAND: Final = (OURS, "confluent")
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """`count` records of `size` bytes each (None: chats of mixed lengths), sent at once."""
-
-    size: int | None
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """What runs side by side: each contestant with so many processes, on so many partitions."""
-
-    models: Models
-    partitions: int
-    loads: Sequence[Load]
-    contestants: Sequence[str] = EVERYONE
-    processes: int = 1
-    rounds: int = 2
-    shares: Sequence[float] = ()
-    """Of the capacity on the first load: steady rates at which latency is measured."""
-    steady_seconds: float = 8.0
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """Cells, and the lines that `ares scan` and the plain loop read."""
-
-    cells: Sequence[Cell]
-    scans: Sequence[tuple[Models, Load]]
-    scan_rounds: int = 2
-
-
-KB: Final = 1000
-QUICK: Final = Profile(
-    cells=(
-        Cell("null", 4, [Load(KB, 4000)], shares=[0.6], rounds=3, steady_seconds=6),
-        Cell("null", 64, [Load(KB, 4000)], contestants=HAND, rounds=3),
-        Cell("null", 4, [Load(200, 4000), Load(10 * KB, 1000)], contestants=EXACT),
-        Cell("MiniLM", 4, [Load(None, 192)], contestants=HAND, shares=[0.6], steady_seconds=12),
-    ),
-    scans=(("null", Load(KB, 30_000)), ("MiniLM", Load(None, 200))),
-)
-FULL: Final = Profile(
-    cells=(
-        *(
-            Cell(
-                "null",
-                partitions,
-                [Load(KB, 1000), Load(KB, 10_000), Load(KB, 100_000)],
-                rounds=4,
-                shares=[0.3, 0.6, 0.8],
-                steady_seconds=20,
-            )
-            for partitions in (1, 4, 16, 64)
-        ),
-        Cell(
-            "null",
-            4,
-            [Load(200, 10_000), Load(KB, 10_000), Load(10 * KB, 3000), Load(100 * KB, 300)],
-            rounds=4,
-        ),
-        Cell("null", 4, [Load(KB, 10_000)], contestants=HAND, processes=2, rounds=4),
-        *(
-            Cell(
-                "MiniLM",
-                4,
-                [Load(None, 512)],
-                processes=processes,
-                contestants=EVERYONE if processes == 1 else HAND,
-                rounds=4,
-                shares=[0.3, 0.6, 0.8],
-                steady_seconds=30,
-            )
-            for processes in (1, 2)
-        ),
-    ),
-    scans=(("null", Load(KB, 100_000)), ("MiniLM", Load(None, 1000))),
-    scan_rounds=4,
-)
-PROFILES: Final = {"quick": QUICK, "full": FULL}
 
 
 @dataclass(slots=True)
