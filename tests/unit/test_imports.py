@@ -16,7 +16,7 @@ UNUSED = {
         "tokenizers",
     },
     "services.metrics": {"scipy", "httpx", "onnxruntime", "numpy", "aiokafka"},
-    "services.scorer": {"scipy"},
+    "services.scorer": {"scipy", "jinja2"},
     "services.repairer": {"scipy", "onnxruntime", "tokenizers", "jinja2"},
     "services.prober": {"scipy.stats", "onnxruntime", "tokenizers", "fsspec"},
 }
