@@ -14,6 +14,12 @@ def chaos(
     profile: Annotated[
         Literal["short", "full"], typer.Option(help="Each fault once, or five times.")
     ] = "short",
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Only this one, such as 'broker killed'; repeat for several."
+        ),
+    ] = None,
 ) -> None:
     """Throw faults at two scorers and an embedded broker under traffic, then account for every
     record with another client library.
@@ -37,9 +43,11 @@ def chaos(
             raise SettingsError(
                 f"this benchmark needs the extra `{extra}`: pip install 'ares-stream[{extra}]'"
             )
-    from ares_stream.lab.experiments.chaos.run import run
+    from ares_stream.lab.experiments.chaos.run import FAULTS, run
     from ares_stream.lab.experiments.chaos.scorers import ScorerEnded
 
+    if unknown := [name for name in fault or () if name not in FAULTS]:
+        raise SettingsError(f"--fault: {unknown[0]!r} is none of: {', '.join(FAULTS)}")
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
@@ -52,7 +60,7 @@ def chaos(
             bar.update(task, description=stage, completed=done, total=total)
 
         try:
-            found = asyncio.run(run(profile, seed, Path(folder), show))
+            found = asyncio.run(run(profile, seed, Path(folder), show, chosen=fault or ()))
         except* (TimeoutError, ScorerEnded) as group:
             typer.echo(f"{group.exceptions[0]}", err=True)
             raise typer.Exit(1) from None

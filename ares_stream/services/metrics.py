@@ -29,6 +29,7 @@ from ares_stream.records.verdict import FailureClass, Harm, Verdict
 from ares_stream.scoring.contract import ScoringObserver
 from ares_stream.scoring.encodings import ENCODINGS
 from ares_stream.streaming.contract import ProcessorObserver
+from ares_stream.streaming.log_identity import LogChange
 from ares_stream.streaming.resume import OffsetLoss
 
 # A second series per counter, with the time of its start, which nothing here asks for.
@@ -179,6 +180,13 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
             "Offsets passed over because the log no longer held what the group had committed.",
             "topic",
         )
+        self.log_changes = counter(
+            "log_changes",
+            "Partitions whose log was another one than was committed: their topic made anew, or "
+            "truncated or restored and filled again (rewritten).",
+            "topic",
+            "change",
+        )
 
         # Which models made the verdicts?
         self.release = gauge(
@@ -232,6 +240,7 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         names = list(topics)
         zeros(self.ingested, names)
         zeros(self.unread, names)
+        zeros(self.log_changes, names, typing.get_args(LogChange))
         zeros(self.dead_letters, names, STAGES)
         zeros(self.left_out_records, names)
         for name in names:
@@ -286,6 +295,8 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
     def lost(self, loss: OffsetLoss) -> None:
         """The log did not hold the committed offset."""
         self.unread.labels(loss.topic).inc(loss.records)
+        if loss.change is not None:
+            self.log_changes.labels(loss.topic, loss.change).inc()
 
     def left_out(self, topic: str) -> None:
         """A record was no conversation."""

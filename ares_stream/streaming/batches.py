@@ -27,6 +27,7 @@ from ares_stream.streaming.records import Damage, Headers, InboundRecord, ReadLi
 
 _PREFIX: Final = struct.Struct(">qi")
 _HEADER: Final = struct.Struct(">qiibIhiqqqhii")
+_EPOCH: Final = struct.Struct(">i")
 _CRC_FROM: Final = 21
 _MAGIC_AT: Final = 16
 _LEGACY_HEADER: Final = struct.Struct(">qiIbb")
@@ -50,6 +51,13 @@ class RawBatch:
     data: memoryview
     damage: str | None = None
     """Why its bytes are not looked at."""
+
+    @property
+    def leader_epoch(self) -> int:
+        """Which leader of the partition wrote it (KIP-101); -1 where that is not known."""
+        if self.damage is not None or self.data[_MAGIC_AT] < 2:
+            return -1
+        return int(_EPOCH.unpack_from(self.data, _PREFIX.size)[0])
 
 
 class Batches:

@@ -1,18 +1,22 @@
 """What every Kafka client of this process does otherwise than aiokafka has it, since none takes it
 as an argument: asking about topics makes none, a refused login is told and not repeated, a
-connection that is let go is closed. Imported with the first client, once.
+connection that is let go is closed, a producer that is given up logs no error that was told.
+Imported with the first client, once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Any, Final
 
 import aiokafka.admin.client
 import aiokafka.client
+import aiokafka.producer.message_accumulator
+import aiokafka.producer.transaction_manager
 from aiokafka.conn import AIOKafkaConnection, CloseReason, OAuthAuthenticator
 from aiokafka.errors import (
     IllegalSaslStateError,
@@ -26,6 +30,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from ares_stream.errors import LoginError
 from ares_stream.files import Renewed
+from ares_stream.streaming.listener import spoken_at
 from ares_stream.streaming.tokens import FileToken, TokenRefused
 
 NO_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_MESSAGE")
@@ -34,6 +39,8 @@ OF_FILES: Final = "ssl_context", "sasl_plain_password"
 """Arguments of a client that may be renewed while it lives."""
 PRODUCER_FENCED: Final = 90
 """Kafka's code."""
+NOBODY_THERE: Final = (ConnectionRefusedError, socket.gaierror)
+"""Errors of a port that nobody listens on, which need no question what it speaks."""
 CLOSE_SECONDS: Final = 1.0
 """For a connection to close its side; TLS says goodbye first."""
 OF_CERTIFICATES: Final = (
@@ -86,8 +93,10 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         first = self._on_close_cb is None
         try:
             return await super().connect()
-        except (KafkaError, OSError) as error:
+        except (KafkaError, OSError, TimeoutError) as error:
             reason = self._refusal(error)
+            if reason is None and first:
+                reason = await self._other_protocol(error)
             if reason is None:
                 raise
             # Whoever is told ends soon, and a transport that still closes would be left behind.
@@ -96,6 +105,35 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
             if first:
                 raise LoginError(reason) from error
             raise KafkaError(reason) from error
+
+    def send(self, request: Any, expect_response: bool = True) -> Any:
+        """See AIOKafkaConnection. The first answer that a client needs is awaited as the
+        connection is: a broker that wants a login ends it only then."""
+        sent = super().send(request, expect_response)
+        if self._on_close_cb is None and isinstance(request, MetadataRequest):
+            return self._first_answer(sent)
+        return sent
+
+    async def _first_answer(self, sent: Awaitable[Any]) -> Any:
+        try:
+            return await sent
+        except (KafkaError, TimeoutError) as error:
+            reason = await self._other_protocol(error)
+            if reason is None:
+                raise
+            raise LoginError(reason) from error
+
+    async def _other_protocol(self, error: BaseException) -> str | None:
+        """That the port speaks another protocol than this connection, where it says so."""
+        if any(isinstance(cause, NOBODY_THERE) for cause in _causes(error)):
+            return None
+        spoken = await spoken_at(self._host, self._port)
+        if spoken is None or spoken == self._security_protocol:
+            return None
+        return (
+            f"kafka.protocol: Kafka at {self._host}:{self._port} speaks {spoken} on this port, not "
+            f"{self._security_protocol}"
+        )
 
     def authenticator_oauth(self) -> _Bearer:
         """See AIOKafkaConnection."""
@@ -174,9 +212,20 @@ async def create_connection(host: str, port: int, **arguments: Any) -> Connectio
     return connection
 
 
+def looked_at() -> asyncio.Future[Any]:
+    """As aiokafka's `create_future`, for a producer's own futures. When it is fenced it gives its
+    error to one that nobody has, beside those that are waited for: asyncio would log it, with a
+    traceback, when the garbage collector comes by."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+    return future
+
+
 # Brokers say so of a producer whose name another has taken; aiokafka knows the older code alone,
 # and whoever was fenced would take the name back.
 kafka_errors.setdefault(PRODUCER_FENCED, InvalidProducerEpoch)
 aiokafka.client.MetadataRequest = ExistingTopics
 aiokafka.admin.client.MetadataRequest = ExistingTopics
 aiokafka.client.create_conn = create_connection
+aiokafka.producer.transaction_manager.create_future = looked_at
+aiokafka.producer.message_accumulator.create_future = looked_at

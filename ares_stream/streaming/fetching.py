@@ -19,6 +19,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, OffsetResetStrategy
 from aiokafka.errors import (
     KafkaError,
+    LeaderNotAvailableError,
     NoError,
     NotLeaderForPartitionError,
     OffsetOutOfRangeError,
@@ -26,19 +27,22 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
     for_code,
 )
+from aiokafka.protocol.fetch import FetchRequest
 
 from ares_stream.errors import DecodeError
 from ares_stream.streaming.batches import Batches, BatchReader, RawBatch
 from ares_stream.streaming.faults import client_faults
+from ares_stream.streaming.log_identity import LogChange, LogIdentity
 from ares_stream.streaming.publisher import retrieve
 from ares_stream.streaming.records import InboundRecord, ReadLimits
-from ares_stream.streaming.topic_ids import topic_id_of, topic_ids
+from ares_stream.streaming.topic_ids import topic_ids
 from ares_stream.streaming.unreadable import Unreadable
 
 END_SECONDS: Final = 5.0
 """A consumer says goodbye at once, to a broker that is there."""
 CLOSE_SECONDS: Final = 1.0
 """What is cancelled and closed has ended."""
+READ_UNCOMMITTED: Final = 0
 READ_COMMITTED: Final = 1
 BATCHES: Final = 500
 """Handed out by one call, over all partitions; their bytes are bounded by what is fetched."""
@@ -67,13 +71,57 @@ class BatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]
             isolation_level=self._isolation_level,
         )
 
-    async def committed_of_topic(self, partition: TopicPartition) -> tuple[int | None, str]:
-        """The group's committed offset (None before the first) and the id of the topic that it
-        is of ("" where it does not say)."""
+    @property
+    def member_id(self) -> str:
+        """As the group knows this consumer; "" before it has joined. Set it before subscribing."""
+        return str(getattr(self._coordinator, "member_id", ""))
+
+    @member_id.setter
+    def member_id(self, value: str) -> None:
+        self._coordinator.member_id = value
+
+    async def committed_of_log(self, partition: TopicPartition) -> tuple[int | None, LogIdentity]:
+        """The group's committed offset (None before the first) and what it says of the log that
+        it is of."""
         found = (await self._coordinator.fetch_committed_offsets([partition])).get(partition)
         if found is None or found.offset == -1:
-            return None, ""
-        return int(found.offset), topic_id_of(found.metadata)
+            return None, LogIdentity()
+        return int(found.offset), LogIdentity.parse(found.metadata)
+
+    async def change_of(
+        self, partition: TopicPartition, known: LogIdentity, topic_id: str
+    ) -> LogChange | None:
+        """How the partition's log is another one than what was `known` of it; `topic_id` is its
+        topic's now. Asks the broker for one batch at most. Raises KafkaError."""
+        found = None
+        if known.last is not None and known.change(topic_id, None) is None:
+            found = await self._record_at(partition, known.last.offset)
+        return known.change(topic_id, found)
+
+    async def _record_at(self, partition: TopicPartition, offset: int) -> InboundRecord | None:
+        """What stands at an offset, or behind it in its batch; None where there is nothing."""
+        node = self._client.cluster.leader_for_partition(partition)
+        if node is None or node == -1:
+            raise LeaderNotAvailableError(str(partition))
+        place = [(partition.topic, [(partition.partition, offset, 1)])]
+        # One byte at most: then the batch comes that holds the offset, and no other (KIP-74).
+        response = await self._client.send(node, FetchRequest(0, 0, 1, READ_UNCOMMITTED, place))
+        _, code, highwater, *details = response.topics[0][1][0]
+        kind = for_code(code)
+        if kind is OffsetOutOfRangeError:
+            return None
+        if kind is not NoError:
+            raise kind(str(partition))
+        batches = Batches(
+            partition.topic,
+            partition.partition,
+            details[-1] or b"",
+            position=offset,
+            highwater=highwater,
+            aborted=None,
+        )
+        records = (record for batch in batches for record in BatchReader(batch, ReadLimits()))
+        return await asyncio.to_thread(next, records, None)
 
     async def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
         """See `ares_stream.streaming.topic_ids`."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ from ares_stream.streaming.breaker import Breaker
 from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.deadletters import batch_size, dead_letter, fits, kept_whole
 from ares_stream.streaming.faults import client_faults, explained, first_refusal
+from ares_stream.streaming.log_identity import LastRecord, LogIdentity
 from ares_stream.streaming.publisher import (
     end_producer,
     transaction_outcome,
@@ -40,7 +41,6 @@ from ares_stream.streaming.publisher import (
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 from ares_stream.streaming.resume import OffsetLoss
 from ares_stream.streaming.sending import BatchProducer, send
-from ares_stream.streaming.topic_ids import metadata_of
 from ares_stream.streaming.watermark import Watermark
 
 OPEN_SECONDS: Final = 30.0
@@ -134,8 +134,10 @@ class PartitionWorker:
         self.position = 0
         """The next offset to read."""
         self.highwater = 0
-        self.topic_id = ""
-        """Of the topic that is read, where the broker says it."""
+        self.log = LogIdentity()
+        """Of what is read, as of the last commit."""
+        self.leader_epoch = -1
+        """Of the last batch that was read; -1 before the first, and where it is not known."""
         self.loss: OffsetLoss | None = None
         """What the log no longer held when the worker opened: told once an offset behind it is
         committed, so that it is told once."""
@@ -170,6 +172,7 @@ class PartitionWorker:
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._closing = asyncio.Event()
         self._closed = asyncio.Event()
 
     @property
@@ -202,6 +205,11 @@ class PartitionWorker:
         if self._state is not PartitionState.OPENING:
             return None
         return f"{self.topic}-{self.partition} does not open yet{self._failure}"
+
+    @property
+    def read_of(self) -> LogIdentity:
+        """Of what is read, as of the last record that was taken in."""
+        return replace(self.log, last=_last_of(self._records.values()) or self.log.last)
 
     @property
     def inflight_records(self) -> int:
@@ -261,6 +269,7 @@ class PartitionWorker:
         """Commit what is ready, end the producer. Returns within `seconds`."""
         if not self._is_closing():
             self._enter(PartitionState.CLOSING)
+        self._closing.set()
         self._changed.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -269,8 +278,9 @@ class PartitionWorker:
     async def run(self, seek: Callable[[PartitionWorker], Awaitable[int]]) -> None:
         """Live until `close`. `seek` puts the consumer on the committed offset and returns it.
 
-        Raises PartitionLost when another owner fenced this one, and StreamError for what only a
-        person can mend. Whatever else fails is tried again until `close`.
+        Raises PartitionLost when another owner fenced this one and the group does not give the
+        partition to anyone else, and StreamError for what only a person can mend. Whatever else
+        fails is tried again until `close`.
         """
         failures = 0
         owned = False
@@ -278,7 +288,8 @@ class PartitionWorker:
             while not self._is_closing():
                 try:
                     with client_faults():
-                        await self._open(seek)
+                        if not await self._opened(seek):
+                            return
                         if not owned:
                             owned = True
                             self._observer.assigned(self.topic, self.partition)
@@ -288,7 +299,7 @@ class PartitionWorker:
                             self._failure = ""
                 except (ProducerFenced, InvalidProducerEpoch) as error:
                     self._observer.transaction("fenced")
-                    if self._is_closing():
+                    if await self._given_up():
                         return
                     raise PartitionLost(f"{self.topic}-{self.partition} was fenced") from error
                 except (KafkaError, OSError, TimeoutError, _Refused) as error:
@@ -297,7 +308,10 @@ class PartitionWorker:
                     if not isinstance(error, _Refused):
                         failures += 1
                         self._failure = f": {type(error).__name__} {error}".rstrip()
-                    await asyncio.sleep(min(MAX_PAUSE_SECONDS, REOPEN_PAUSE_SECONDS * failures))
+                    with contextlib.suppress(TimeoutError):
+                        pause = min(MAX_PAUSE_SECONDS, REOPEN_PAUSE_SECONDS * failures)
+                        async with asyncio.timeout(pause):
+                            await self._closing.wait()
         finally:
             if self._state is not PartitionState.CLOSED:
                 self._enter(PartitionState.CLOSED)
@@ -308,6 +322,20 @@ class PartitionWorker:
                 self._observer.revoked(self.topic, self.partition)
             self._closed.set()
 
+    async def _given_up(self) -> bool:
+        """Whether the group takes the partition from a worker that was fenced, as it does from a
+        process that was taken for dead: the next heartbeat says so. A session that ended instead
+        would leave its other partitions alone, and leave the group a member that nobody is."""
+        if self._state is PartitionState.OPEN:
+            self._enter(PartitionState.OPENING)
+        self.epoch += 1
+        self._clear()
+        self._failure = ": another owner has fenced it"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._policy.session_seconds):
+                await self._closing.wait()
+        return self._is_closing()
+
     def _raise_forbidden(self, error: Exception) -> None:
         """Raise AccessError where the broker forbids what failed."""
         refusal = first_refusal([error])
@@ -317,11 +345,27 @@ class PartitionWorker:
             where = self._spec.connection.bootstrap
             raise explained(refusal, where, on_topic="Write", name=self._spec.group) from error
 
+    async def _opened(self, seek: Callable[[PartitionWorker], Awaitable[int]]) -> bool:
+        """Open, unless it is closed first: nothing is in flight yet, and a producer that starts
+        late would fence the next owner's."""
+        opening = asyncio.create_task(self._open(seek))
+        closing = asyncio.create_task(self._closing.wait())
+        try:
+            await asyncio.wait({opening, closing}, return_when=asyncio.FIRST_COMPLETED)
+            if opening.done():
+                await opening
+            return opening.done()
+        finally:
+            for task in (opening, closing):
+                task.cancel()
+            await asyncio.gather(opening, closing, return_exceptions=True)
+
     async def _open(self, seek: Callable[[PartitionWorker], Awaitable[int]]) -> None:
         if self._state is PartitionState.OPEN:
             self._enter(PartitionState.OPENING)
         self.epoch += 1
         self.highwater = 0
+        self.leader_epoch = -1
         self._clear()
         await self._start_producer()
         async with asyncio.timeout(OPEN_SECONDS):
@@ -394,6 +438,8 @@ class PartitionWorker:
             for offset, outcome in self._watermark.take(self._policy.commit_records)
         ]
         end = batch[-1][0] + 1 if batch else self._advance_to
+        last = _last_of([self._records[offset] for offset, _ in batch])
+        log = replace(self.log, last=last or self.log.last)
         if not self._watermark.ready:
             self._oldest_ready = None
         outputs = self._outputs(batch)
@@ -406,7 +452,7 @@ class PartitionWorker:
             await self._send(outputs)
             self._observer.step("sent")
             await self._producer.send_offsets_to_transaction(
-                {TopicPartition(self.topic, self.partition): (end, metadata_of(self.topic_id))},
+                {TopicPartition(self.topic, self.partition): (end, str(log))},
                 self._spec.group,
             )
             self._observer.step("offsets")
@@ -415,8 +461,10 @@ class PartitionWorker:
             self._observer.step("committed")
         ended = time.monotonic()
         self._transaction_seconds = ended - started
+        self.log = log
         self._settle(batch, end, ended - started)
-        if ended - committing > SLOW_COMMIT_SECONDS:
+        # One that is closing commits no more, and would fence the next owner.
+        if ended - committing > SLOW_COMMIT_SECONDS and not self._is_closing():
             await self._start_producer()
 
     def _fitting(self, offset: int, outcome: Outcome) -> Outcome:
@@ -520,6 +568,14 @@ class PartitionWorker:
         if not self._records:
             self._idle.set()
         self._room()
+
+
+def _last_of(records: Iterable[InboundRecord]) -> LastRecord | None:
+    """Of records in their order, the last that was read whole."""
+    for record in reversed([*records]):
+        if (last := LastRecord.of(record)) is not None:
+            return last
+    return None
 
 
 def commit_after(interval: float, transaction: float) -> float:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -35,6 +36,7 @@ from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.resume import OffsetLoss
 from ares_stream.streaming.session import PASSING, Session
 
+_log = logging.getLogger(__name__)
 MAX_NOTES: Final = 20
 BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -85,6 +87,8 @@ class Processor:
         self._size_limits: Mapping[str, int] = {}
         self._stopping = asyncio.Event()
         self._session: Session | None = None
+        self._member_id = ""
+        """As the group knows this process."""
 
     @property
     def partitions(self) -> tuple[tuple[str, int], ...]:
@@ -120,7 +124,9 @@ class Processor:
                     await self._run_session()
             except (*PASSING, LoginError) as error:
                 failures = 1 if self._patience.reason is None else failures + 1
-                self._patience.failed(self._explained(error))
+                explanation = self._explained(error)
+                self._patience.failed(explanation)
+                _log.warning("the session with Kafka is made anew: %s", explanation)
                 self._spec.observer.restarted(type(error).__name__)
             else:
                 return
@@ -142,12 +148,14 @@ class Processor:
             losses=self._losses,
             breaker=self._breaker,
             size_limits=self._size_limits,
+            member_id=self._member_id,
         )
         self._session = session
         try:
             await session.run()
         finally:
             self._session = None
+            self._member_id = session.member_id
 
     async def _check_topics(self) -> None:
         try:

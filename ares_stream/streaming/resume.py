@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from ares_stream.errors import ReadError
+from ares_stream.streaming.log_identity import LogChange
 
 OffsetReset: TypeAlias = Literal["earliest", "latest", "stop"]
 """`earliest` reads all that the log still holds, `latest` only what comes, `stop` asks a person."""
+
+
+_OF: Final[Mapping[LogChange | None, str]] = {
+    None: "",
+    "anew": " of a topic that was made anew",
+    "rewritten": ", truncated or restored and filled again,",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,25 +31,31 @@ class OffsetLoss:
     beginning: int
     end: int
     resumed: int
-    is_anew: bool = False
-    """The committed offset is of a topic of this name that is gone; how much of it was not read
-    nobody can say."""
+    change: LogChange | None = None
+    """The committed offset is of a log that is gone, of another topic of this name or of this one;
+    how much of it was not read nobody can say."""
 
     @property
     def records(self) -> int:
         """Offsets that were passed over: never read here, or no longer there."""
-        if self.is_anew:
+        if self.change is not None:
             return self.resumed - self.beginning
         if self.committed < self.beginning:
             return self.resumed - self.committed
         return self.committed - self.end + self.resumed - self.beginning
 
     def __str__(self) -> str:
-        if self.is_anew:
+        if self.change == "anew":
             return (
                 f"{self.topic}-{self.partition}: committed offset {self.committed} is of a topic "
                 f"that is gone; the one made anew holds {self.beginning} to {self.end}, reading "
                 f"goes on at {self.resumed}"
+            )
+        if self.change == "rewritten":
+            return (
+                f"{self.topic}-{self.partition}: committed offset {self.committed} is of records "
+                "that are gone: the log was truncated or restored and filled again; it holds "
+                f"{self.beginning} to {self.end}, reading goes on at {self.resumed}"
             )
         if self.committed < self.beginning:
             cause = "retention was faster than the reader"
@@ -61,25 +76,24 @@ def resume(
     end: int,
     reset: OffsetReset,
     *,
-    is_anew: bool = False,
+    change: LogChange | None = None,
 ) -> tuple[int, OffsetLoss | None]:
     """The offset to read next, and what was lost before it.
 
     `committed` is None where the group has not committed yet: all that the log holds is read, and
     nothing is lost. `beginning` and `end` are those of the log, which holds beginning to end - 1.
-    `is_anew` says that another topic of the name stands there than when `committed` was.
+    `change` says that the log is another one than when `committed` was.
     Raises ReadError where something is lost and `reset` is stop.
     """
     if committed is None:
         return beginning, None
-    if beginning <= committed <= end and not is_anew:
+    if beginning <= committed <= end and change is None:
         return committed, None
     resumed = end if reset == "latest" else beginning
-    loss = OffsetLoss(topic, partition, committed, beginning, end, resumed, is_anew)
+    loss = OffsetLoss(topic, partition, committed, beginning, end, resumed, change)
     if reset == "stop":
-        made = " of a topic that was made anew" if is_anew else ""
         raise ReadError(
-            f"{topic}-{partition}: committed offset {committed}, but the log{made} holds "
+            f"{topic}-{partition}: committed offset {committed}, but the log{_OF[change]} holds "
             f"{beginning} to {end}; set the group's offset with kafka-consumer-groups, or "
             "offset_reset to earliest or latest"
         )

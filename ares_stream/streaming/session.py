@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
@@ -18,6 +18,7 @@ from ares_stream.streaming.breaker import Breaker
 from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.fetching import BatchConsumer, end_consumer
+from ares_stream.streaming.log_identity import LogIdentity
 from ares_stream.streaming.partition import Inflight, PartitionLost, PartitionWorker
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.records import Damage, InboundRecord, Outcome, Rejection
@@ -70,7 +71,12 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         size_limits: Mapping[str, int],
         patience: Patience,
         losses: deque[OffsetLoss],
+        member_id: str = "",
     ) -> None:
+        """`member_id` is what the group knew the session before this one as, which may not have
+        been able to say goodbye: who joins as somebody else waits until the group has given that
+        one up."""
+        self.member_id = member_id
         self._spec = spec
         self._policy = spec.policy
         self._observer = spec.observer
@@ -91,7 +97,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         self._polling = True
         self._joined = False
         self._polled = 0.0
-        self._settled: dict[TopicPartition, tuple[int, str]] = {}
+        self._settled: dict[TopicPartition, tuple[int, LogIdentity]] = {}
         self._reported_topics: set[str] = set()
         # The three defaults of aiokafka that lose or invent records are set right here.
         self._consumer = BatchConsumer(
@@ -143,6 +149,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             # One cause, many tasks: the caller gets the error itself, not a group.
             raise root_cause(group, PASSING) from group
         finally:
+            self.member_id = self._consumer.member_id
             # A consumer that cannot say goodbye must not hold up the next session.
             await end_consumer(self._consumer, STOP_SECONDS)
 
@@ -164,6 +171,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         with client_faults():
             async with asyncio.timeout(START_SECONDS):
                 await self._consumer.start()
+        self._consumer.member_id = self.member_id
 
     async def _work_until_stopped(self, tasks: asyncio.TaskGroup) -> None:
         self._tasks = tasks
@@ -266,6 +274,9 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             records = await unread.take(*self._room_of(worker))
             if self._unread.get(partition) is not unread:
                 continue
+            if await self._is_of_another_log(partition, worker, unread.leader_epoch):
+                worker.reopen()
+                continue
             self._decompressing.pop(partition, None)
             if held := unread.held:
                 self._decompressing[partition] = held
@@ -273,6 +284,19 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._accept(partition, worker, records)
                 read = True
         return read
+
+    async def _is_of_another_log(
+        self, partition: TopicPartition, worker: PartitionWorker, epoch: int
+    ) -> bool:
+        """Whether records that were read last are no longer there. A log can be cut back and
+        filled again under a reader only while its leader changes (KIP-320)."""
+        before, worker.leader_epoch = worker.leader_epoch, epoch
+        if epoch == before or -1 in (epoch, before):
+            return False
+        known = worker.read_of
+        with client_faults():
+            async with asyncio.timeout(SEEK_SECONDS):
+                return await self._consumer.change_of(partition, known, known.topic_id) is not None
 
     async def _end_if_all_paused(self) -> None:
         """Raise BreakerOpen once no topic is left that may be read: what was read is committed
@@ -402,6 +426,9 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         """A worker for each."""
         # First of all and without an await: aiokafka fetches before this returns.
         self._consumer.pause(*assigned)
+        for partition in assigned:
+            # aiokafka would look for a commit itself, and end the session where there is none.
+            self._consumer.seek(partition, 0)
         self._joined = True
         self._polled = asyncio.get_running_loop().time()
         assert self._tasks is not None  # noqa: S101 - subscribe comes after the group is open
@@ -444,29 +471,32 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         await asyncio.gather(*(worker.close() for worker in leaving))
         for worker in leaving:
             partition = TopicPartition(worker.topic, worker.partition)
-            self._settled[partition] = (worker.committed, worker.topic_id)
+            self._settled[partition] = (worker.committed, worker.log)
         self._report()
 
     async def _seek(self, worker: PartitionWorker) -> int:
         """Put the consumer on the worker's committed offset; returns that offset."""
         partition = TopicPartition(worker.topic, worker.partition)
         self._consumer.pause(partition)
-        committed, before = await self._consumer.committed_of_topic(partition)
+        committed, before = await self._consumer.committed_of_log(partition)
         if committed is None:
             # A topic that is deleted takes the group's offsets with it.
-            here = (worker.committed, worker.topic_id)
-            last, before = max(here, self._settled.get(partition, (0, "")))
+            here = (worker.committed, worker.log)
+            settled = self._settled.get(partition, (0, LogIdentity()))
+            last, before = max(here, settled, key=lambda pair: pair[0])
             committed = last or None
         now = (await self._consumer.topic_ids([worker.topic])).get(worker.topic, "")
-        is_anew = bool(before and now and before != now)
+        change = before.change(now, None)
         deadline = asyncio.get_running_loop().time() + SEEK_SECONDS
         while True:
             beginning = (await self._consumer.beginning_offsets([partition]))[partition]
             end = (await self._consumer.end_offsets([partition]))[partition]
-            known = is_anew or committed is None or committed <= end
+            known = change is not None or committed is None or committed <= end
             if known or asyncio.get_running_loop().time() > deadline:
                 break
             await asyncio.sleep(SEEK_SECONDS / 10)
+        if committed is not None and beginning < committed <= end:
+            change = await self._consumer.change_of(partition, before, now)
         offset, loss = resume(
             worker.topic,
             worker.partition,
@@ -474,9 +504,9 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             beginning,
             end,
             self._policy.offset_reset,
-            is_anew=is_anew,
+            change=change,
         )
-        worker.topic_id = now
+        worker.log = replace(before if loss is None else LogIdentity(), topic_id=now)
         worker.loss = loss
         self._unread[partition] = Unread(self._policy.read)
         self._decompressing.pop(partition, None)

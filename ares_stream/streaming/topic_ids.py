@@ -28,8 +28,6 @@ from aiokafka.protocol.types import (
 )
 
 ANSWER_SECONDS: Final = 8.0
-NAMED: Final = "topic-id="
-"""Before the id in the metadata of a committed offset, where `kafka-consumer-groups` shows it."""
 _NONE: Final = uuid.UUID(int=0)
 
 
@@ -133,14 +131,3 @@ async def topic_ids(client: AIOKafkaClient, topics: Collection[str]) -> dict[str
     except NotImplementedError:
         return {}
     return {name: str(found) for code, name, found, *_ in answer.topics if not code and found.int}
-
-
-def metadata_of(topic_id: str) -> str:
-    """What stands beside a committed offset of the topic."""
-    return f"{NAMED}{topic_id}" if topic_id else ""
-
-
-def topic_id_of(metadata: str | None) -> str:
-    """The id in the metadata of a committed offset; "" where there is none."""
-    text = metadata or ""
-    return text.removeprefix(NAMED) if text.startswith(NAMED) else ""

@@ -17,6 +17,8 @@ class Unread:
         self._limits = limits
         self._batches: deque[RawBatch] = deque()
         self._reader: BatchReader | None = None
+        self.leader_epoch = -1
+        """Of the batch that was taken from last; see RawBatch."""
 
     def __bool__(self) -> bool:
         return self._reader is not None or bool(self._batches)
@@ -36,7 +38,9 @@ class Unread:
         if self._reader is None:
             if not self._batches:
                 return []
-            self._reader = BatchReader(self._batches.popleft(), self._limits)
+            batch = self._batches.popleft()
+            self.leader_epoch = batch.leader_epoch
+            self._reader = BatchReader(batch, self._limits)
         reader = self._reader
         if reader.is_compressed:
             taken, ended = await asyncio.to_thread(_take, iter(reader), records, size)

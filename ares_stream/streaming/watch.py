@@ -101,7 +101,7 @@ class Watch:
             for partition in partitions:
                 worker = self._workers.get(partition)
                 found = ids.get(partition.topic, "")
-                if worker is not None and found and worker.topic_id and found != worker.topic_id:
+                if worker is not None and worker.log.change(found, None) is not None:
                     worker.reopen()  # Its offsets are those of a topic that is gone.
 
     async def _note_positions(self) -> None:

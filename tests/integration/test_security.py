@@ -28,7 +28,14 @@ from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.queue import Queue
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome
-from tests.support.secured import PASSWORD, USER, SecuredBroker, free_ports, unsecured_token
+from tests.support.secured import (
+    PASSWORD,
+    USER,
+    SecuredBroker,
+    TlsServer,
+    free_ports,
+    unsecured_token,
+)
 from tests.support.sessions import Copying, Seen, let_go, running, until
 
 pytestmark = pytest.mark.kafka
@@ -59,6 +66,15 @@ SHUT = {
     "another's certificate": r"kafka.certificate_file, .*: .*(unknown ca|certificate)",
     "an unknown authority": r"kafka.ca_file: .* is not trusted: ",
     "a port without logins": r"kafka.protocol: .* takes no login on this port",
+    "TLS to a port without": r"kafka.protocol: .* speaks PLAINTEXT on this port, not SSL",
+    "TLS and login to a port without": r"kafka.protocol: .* speaks PLAINTEXT .*, not SASL_SSL",
+    "TLS to a port with logins alone": r"kafka.protocol: .* speaks SASL_PLAINTEXT .*, not SASL_SSL",
+    "no TLS to a port with": r"kafka.protocol: .* speaks SASL_SSL on this port, not PLAINTEXT",
+    "no TLS, but a login": r"kafka.protocol: .* speaks SASL_SSL on this port, not SASL_PLAINTEXT",
+    "no login to a port with": r"kafka.protocol: .* speaks SASL_PLAINTEXT .*, not PLAINTEXT",
+    "no login to a port with TLS": r"kafka.protocol: .* speaks SASL_SSL on this port, not SSL",
+    "an expired certificate": r"kafka.ca_file: .* is not trusted: certificate has expired",
+    "another host's certificate": r"kafka.ca_file: .* is not trusted: IP address mismatch",
 }
 """Ways in that stay shut, and what a person is told."""
 
@@ -100,7 +116,11 @@ def ways(tmp_path_factory: pytest.TempPathFactory, token_endpoint: str) -> Itera
     (folder / "token").write_text(unsecured_token())
     (folder / "none").write_text("")
     (folder / "expired").write_text(unsecured_token(seconds=-3600.0))
-    with SecuredBroker(folder) as broker:
+    with (
+        SecuredBroker(folder) as broker,
+        TlsServer(folder, "expired") as past,
+        TlsServer(folder, "elsewhere") as elsewhere,
+    ):
         sasl = KafkaConnection(
             bootstrap=broker.sasl,
             protocol="SASL_SSL",
@@ -174,8 +194,32 @@ def ways(tmp_path_factory: pytest.TempPathFactory, token_endpoint: str) -> Itera
                     update={"certificate_file": None, "key_file": None}
                 ),
                 "an unknown authority": sasl.model_copy(update={"ca_file": None}),
+                **wrong_protocols(broker, sasl, folder),
+                "an expired certificate": sasl.model_copy(update={"bootstrap": past.address}),
+                "another host's certificate": sasl.model_copy(
+                    update={"bootstrap": elsewhere.address}
+                ),
             },
         )
+
+
+def wrong_protocols(
+    broker: SecuredBroker, sasl: KafkaConnection, folder: Path
+) -> dict[str, KafkaConnection]:
+    def at(port: str, protocol: str) -> KafkaConnection:
+        return sasl.model_copy(
+            update={"bootstrap": port, "protocol": protocol, "ca_file": folder / "ca.pem"}
+        )
+
+    return {
+        "TLS to a port without": at(broker.bootstrap, "SSL"),
+        "TLS and login to a port without": at(broker.bootstrap, "SASL_SSL"),
+        "TLS to a port with logins alone": at(broker.scram, "SASL_SSL"),
+        "no TLS to a port with": at(broker.sasl, "PLAINTEXT"),
+        "no TLS, but a login": at(broker.sasl, "SASL_PLAINTEXT"),
+        "no login to a port with": at(broker.scram, "PLAINTEXT"),
+        "no login to a port with TLS": at(broker.sasl, "SSL"),
+    }
 
 
 class Echo:
@@ -267,7 +311,16 @@ CALLERS: dict[str, Callable[[KafkaConnection], Coroutine[Any, Any, object]]] = {
 
 
 @pytest.mark.parametrize("caller", CALLERS)
-@pytest.mark.parametrize("key", ["a wrong password, SCRAM-SHA-512", "no certificate"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "a wrong password, SCRAM-SHA-512",
+        "no certificate",
+        "TLS to a port without",
+        "no TLS to a port with",
+        "no login to a port with",
+    ],
+)
 async def test_nobody_waits_for_a_refused_login_as_for_an_outage(
     ways: Ways, caller: str, key: str
 ) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -21,12 +21,12 @@ from ares_stream.processes.broker import EmbeddedBroker
 from ares_stream.streaming.admin import count_partitions, describe_topics
 from ares_stream.streaming.client import Connection, create_connection
 from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.log_identity import LogIdentity
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import OutboundRecord
-from ares_stream.streaming.topic_ids import metadata_of
-from tests.support.sessions import Copying, Seen, running, until
+from tests.support.sessions import Copying, Seen, rerouted, running, until
 
 pytestmark = pytest.mark.kafka
 
@@ -231,7 +231,7 @@ async def test_a_topic_made_anew_under_a_reader_is_read_from_its_beginning(
         await until(lambda: seen.losses, 60)
         await until(lambda: seen.records >= 3 + count, 60)
         [loss] = seen.losses
-        assert (loss.committed, loss.is_anew, loss.resumed) == (3, True, 0)
+        assert (loss.committed, loss.change, loss.resumed) == (3, "anew", 0)
         assert any("is of a topic that is gone" in note for note in processor.notes())
     ranges = await snapshot(copying.direct, [copying.output])
     keys = Counter([record.key async for record in read(copying.direct, ranges)])
@@ -246,7 +246,7 @@ async def test_an_offset_of_another_topic_of_the_name_is_known_after_a_restart(
     await copying.create()
     await copying.send(9)
     # As a restored cluster has it: the group's offset outlived the topic.
-    await commit(copying, 4, metadata_of(str(uuid.uuid4())))
+    await commit(copying, 4, str(LogIdentity(str(uuid.uuid4()))))
     seen = Seen()
     processor = copying.processor(seen, offset_reset=reset)
     if reset == "stop":
@@ -258,7 +258,7 @@ async def test_an_offset_of_another_topic_of_the_name_is_known_after_a_restart(
         await until(lambda: processor.missing() is None)
         await copying.send(1)
         await until(lambda: seen.records == (10 if reset == "earliest" else 1))
-        assert [loss.is_anew for loss in seen.losses] == [True]
+        assert [loss.change for loss in seen.losses] == ["anew"]
     # What is committed from now on is of this topic.
     again = Seen()
     async with running(copying.processor(again)):
@@ -332,24 +332,6 @@ async def test_a_reader_that_fetches_no_more_is_found_out_and_made_anew(
                 await until(lambda: "nothing was read" in (processor.missing() or ""))
                 await until(lambda: seen.records == 3, 60)
                 assert seen.restarts
-
-
-@contextlib.contextmanager
-def rerouted(kafka: str, proxy: Proxy) -> Iterator[None]:
-    """Clients that came through the proxy stay behind it: the broker tells its own address."""
-    from aiokafka import client
-
-    original = client.create_conn
-    behind = int(kafka.rpartition(":")[2])
-
-    async def create_conn(host: str, port: int, **more: object) -> object:
-        return await original(host, proxy.port if port == behind else port, **more)
-
-    client.create_conn = create_conn
-    try:
-        yield
-    finally:
-        client.create_conn = original
 
 
 async def test_a_broker_that_makes_topics_by_itself_is_not_made_to() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import ipaddress
 import json
 import socket
+import ssl
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -25,11 +29,17 @@ MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
 
 def certificates(folder: Path) -> None:
     """ca.pem, and NAME.pem with NAME.key for server and client, all for 127.0.0.1; those of
-    `stranger` are signed by nobody else."""
+    `stranger` are signed by nobody else, that of `expired` ended an hour ago, and that of
+    `elsewhere` is another host's."""
     now = datetime.now(UTC)
 
     def issue(
-        name: str, signer: ec.EllipticCurvePrivateKey | None, *, authority: bool = False
+        name: str,
+        signer: ec.EllipticCurvePrivateKey | None,
+        *,
+        authority: bool = False,
+        ends: timedelta = timedelta(days=1),
+        address: str = "127.0.0.1",
     ) -> ec.EllipticCurvePrivateKey:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -39,11 +49,11 @@ def certificates(folder: Path) -> None:
             .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")]))
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(minutes=5))
-            .not_valid_after(now + timedelta(days=1))
+            .not_valid_before(now - timedelta(hours=2))
+            .not_valid_after(now + ends)
             .add_extension(x509.BasicConstraints(authority, None), critical=True)
             .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]),
                 critical=False,
             )
             .sign(signer or key, hashes.SHA256())
@@ -62,6 +72,8 @@ def certificates(folder: Path) -> None:
     for name in ("server", "client"):
         issue(name, authority_key)
     issue("stranger", None)
+    issue("expired", authority_key, ends=timedelta(hours=-1))
+    issue("elsewhere", authority_key, address="192.0.2.1")
 
 
 def free_ports(count: int) -> list[int]:
@@ -136,3 +148,39 @@ class SecuredBroker(EmbeddedBroker):
             (self._folder / "server.key").read_bytes() + (self._folder / "server.pem").read_bytes()
         )
         return keystore
+
+class TlsServer:
+    """Speaks TLS with a certificate of the folder, and nothing within it: for clients that look at
+    the certificate first."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
+        self._context = context
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            with contextlib.suppress(OSError), client:
+                client.settimeout(5)
+                self._context.wrap_socket(client, server_side=True).close()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
 from aiokafka.admin import AIOKafkaAdminClient
 
 from ares_stream.errors import BrokerError, TopicError
+from ares_stream.lab.experiments.chaos.proxy import Proxy
 from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
@@ -125,6 +126,24 @@ class Copying:
             observer=seen,
             patience=patience,
         )
+
+
+@contextmanager
+def rerouted(kafka: str, proxy: Proxy) -> Iterator[None]:
+    """Clients that came through the proxy stay behind it: the broker tells its own address."""
+    from aiokafka import client
+
+    original = client.create_conn
+    behind = int(kafka.rpartition(":")[2])
+
+    async def create_conn(host: str, port: int, **more: object) -> object:
+        return await original(host, proxy.port if port == behind else port, **more)
+
+    client.create_conn = create_conn
+    try:
+        yield
+    finally:
+        client.create_conn = original
 
 
 @asynccontextmanager

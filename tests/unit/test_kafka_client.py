@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import ssl
 
@@ -13,10 +14,12 @@ from aiokafka.errors import (
     IllegalSaslStateError,
     InvalidProducerEpoch,
     KafkaConnectionError,
+    ProducerFenced,
     SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
     for_code,
 )
+from aiokafka.producer.transaction_manager import TransactionManager
 
 from ares_stream.streaming import client
 from ares_stream.streaming.tokens import TokenRefused
@@ -115,3 +118,22 @@ async def test_a_connection_that_its_broker_ended_is_closed_when_it_is_asked_for
 def test_a_producer_that_a_broker_calls_fenced_is_fenced() -> None:
     assert client.PRODUCER_FENCED == 90
     assert for_code(90) is InvalidProducerEpoch
+
+
+async def test_a_producer_that_is_fenced_leaves_no_failure_that_nobody_looked_at() -> None:
+    unseen: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: unseen.append(said["message"]))
+    manager = TransactionManager("id", 1000)
+    manager.set_pid_and_epoch(1, 0)
+    manager.begin_transaction()
+    waited_for = manager.wait_for_transaction_end()
+    offsets = manager.add_offsets_to_txn({}, "group")
+    manager.error_transaction(ProducerFenced())
+    # Then once more, into a future that nobody has.
+    manager.fatal_error(ProducerFenced())
+    assert isinstance(waited_for.exception(), ProducerFenced)
+    assert isinstance(offsets.exception(), ProducerFenced)
+    del waited_for, offsets, manager
+    await asyncio.sleep(0)
+    gc.collect()
+    assert unseen == []

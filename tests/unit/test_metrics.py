@@ -92,6 +92,7 @@ def used(metrics: ScorerMetrics) -> ScorerMetrics:
     metrics.lag("in", 0, 3)
     metrics.assigned("in", 0)
     metrics.lost(OffsetLoss("in", 0, 5, 10, 20, 10))
+    metrics.lost(OffsetLoss("in", 0, 5, 0, 20, 0, "rewritten"))
     metrics.restarted("KafkaConnectionError")
     for stage in ("tokenise", "queue", "infer"):
         metrics.stage(stage, 0.01)
@@ -332,6 +333,7 @@ def test_every_counter_that_is_known_beforehand_is_there_with_0(metrics: ScorerM
         'ares_transactions_total{outcome="fenced"} 0.0',
         'ares_dead_letters_total{stage="decode",topic="in"} 0.0',
         'ares_skipped_offsets_total{topic="in"} 0.0',
+        'ares_log_changes_total{change="rewritten",topic="in"} 0.0',
         'ares_ingested_records_total{topic="in"} 0.0',
     ):
         assert series in text

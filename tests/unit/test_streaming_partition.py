@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Sequence
 
 import pytest
+from aiokafka.errors import KafkaError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,3 +105,51 @@ def test_no_way_through_the_table_leads_from_closing_back_to_open(
 
 def test_a_worker_takes_the_same_transactional_id_whoever_owns_the_partition() -> None:
     assert worker()._spec.transactional_id("in", 3) == "p.test.in.3"
+
+
+async def test_a_worker_that_is_closed_while_it_opens_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has nothing to commit, and its producer, started late, would fence the next owner's."""
+    one = worker()
+    opening = asyncio.Event()
+
+    async def no_producer(self: PartitionWorker) -> None:
+        opening.set()
+
+    async def never(self: PartitionWorker) -> int:
+        await asyncio.Event().wait()
+        return 0
+
+    monkeypatch.setattr(PartitionWorker, "_start_producer", no_producer)
+    async with asyncio.timeout(5):
+        life = asyncio.create_task(one.run(never))
+        await opening.wait()
+        await one.close(seconds=60)
+        await life
+    assert one.state is PartitionState.CLOSED
+
+
+async def test_a_worker_that_is_closed_between_two_tries_to_open_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = worker()
+    tried = asyncio.Event()
+
+    async def no_producer(self: PartitionWorker) -> None:
+        tried.set()
+        raise KafkaError("away")
+
+    monkeypatch.setattr(PartitionWorker, "_start_producer", no_producer)
+    monkeypatch.setattr("ares_stream.streaming.partition.MAX_PAUSE_SECONDS", 60.0)
+    monkeypatch.setattr("ares_stream.streaming.partition.REOPEN_PAUSE_SECONDS", 60.0)
+
+    async def never(self: PartitionWorker) -> int:
+        return 0
+
+    async with asyncio.timeout(5):
+        life = asyncio.create_task(one.run(never))
+        await tried.wait()
+        await one.close(seconds=60)
+        await life
+    assert one.state is PartitionState.CLOSED

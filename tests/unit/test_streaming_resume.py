@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from dataclasses import replace
 
 import pytest
 from aiokafka.errors import KafkaError
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from ares_stream.errors import ReadError
 from ares_stream.streaming.faults import client_faults
+from ares_stream.streaming.log_identity import LastRecord, LogChange, LogIdentity
+from ares_stream.streaming.records import Damage, InboundRecord
 from ares_stream.streaming.resume import OffsetReset, resume
-from ares_stream.streaming.topic_ids import metadata_of, topic_id_of
 
 OFFSETS = st.integers(0, 1000)
 RESETS: st.SearchStrategy[OffsetReset] = st.sampled_from(["earliest", "latest", "stop"])
@@ -76,19 +78,88 @@ def test_our_own_defect_is_not_taken_for_the_clients() -> None:
         ours["missing"]
 
 
-@given(OFFSETS, OFFSETS, OFFSETS, st.sampled_from(["earliest", "latest"]))
-def test_an_offset_of_a_topic_that_is_gone_is_never_gone_on_from(
-    first: int, second: int, third: int, reset: OffsetReset
+@given(
+    OFFSETS,
+    OFFSETS,
+    OFFSETS,
+    st.sampled_from(["earliest", "latest", "stop"]),
+    st.sampled_from(["anew", "rewritten"]),
+)
+def test_an_offset_of_a_log_that_is_gone_is_never_gone_on_from(
+    first: int, second: int, third: int, reset: OffsetReset, change: LogChange
 ) -> None:
     beginning, committed, end = sorted((first, second, third))
-    offset, loss = resume("in", 3, committed, beginning, end, reset, is_anew=True)
+    if reset == "stop":
+        with pytest.raises(ReadError, match=f"committed offset {committed}, but the log.* holds"):
+            resume("in", 3, committed, beginning, end, reset, change=change)
+        return
+    offset, loss = resume("in", 3, committed, beginning, end, reset, change=change)
     assert offset == (beginning if reset == "earliest" else end)
     assert loss is not None
     assert loss.records == offset - beginning
-    assert "is of a topic that is gone" in str(loss)
+    assert "that is gone" in str(loss) or "that are gone" in str(loss)
 
 
-@given(st.uuids())
-def test_the_id_of_a_topic_stands_beside_its_offset(topic_id: uuid.UUID) -> None:
-    assert topic_id_of(metadata_of(str(topic_id))) == str(topic_id)
-    assert topic_id_of(metadata_of("")) == topic_id_of(None) == topic_id_of("of another tool") == ""
+RECORDS = st.builds(
+    InboundRecord,
+    st.just("in"),
+    st.just(3),
+    OFFSETS,
+    st.integers(-1, 2**41),
+    st.none() | st.binary(max_size=20),
+    st.none() | st.binary(max_size=20),
+)
+
+
+@given(st.uuids(), st.none() | RECORDS)
+def test_what_is_known_of_a_log_stands_beside_its_offset(
+    topic_id: uuid.UUID, record: InboundRecord | None
+) -> None:
+    known = LogIdentity(str(topic_id), None if record is None else LastRecord.of(record))
+    assert LogIdentity.parse(str(known)) == known
+    assert known.change(str(topic_id), record) is None
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "of another tool", "last-record=1.2;topic-id", "last-record=a.b.c"]
+)
+def test_metadata_of_others_says_nothing_of_a_log(text: str | None) -> None:
+    known = LogIdentity.parse(text)
+    assert known == LogIdentity()
+    assert known.change("4f6b", record(7, b"value")) is None
+
+
+def test_commits_of_versions_that_knew_topics_alone_are_read_and_theirs_pass_over_ours() -> None:
+    assert LogIdentity.parse("topic-id=4f6b") == LogIdentity("4f6b")
+    # They take metadata that begins otherwise for none.
+    ours = str(LogIdentity("4f6b", LastRecord.of(record(7, b"value"))))
+    assert not ours.startswith("topic-id=")
+
+
+@given(RECORDS, RECORDS)
+def test_a_log_was_rewritten_exactly_where_another_record_stands_at_the_offset(
+    before: InboundRecord, now: InboundRecord
+) -> None:
+    known = LogIdentity("", LastRecord.of(before))
+    is_other = LastRecord.of(before) != LastRecord.of(now)
+    expected = "rewritten" if before.offset == now.offset and is_other else None
+    assert known.change("", now) == expected
+    # Retention and compaction leave nothing at an offset, or what follows it.
+    assert known.change("", None) is None
+
+
+def test_a_record_that_cannot_be_read_proves_nothing() -> None:
+    damaged = replace(record(7, None), damage=Damage("torn", 3, "0" * 64, "record"))
+    assert LastRecord.of(damaged) is None
+    assert LogIdentity("", LastRecord.of(record(7, b"value"))).change("", damaged) is None
+
+
+def test_another_topic_of_the_name_is_told_before_its_records_are_looked_at() -> None:
+    known = LogIdentity("4f6b", LastRecord.of(record(7, b"value")))
+    assert known.change("9c01", record(7, b"value")) == "anew"
+    # A broker that gives no ids.
+    assert known.change("", record(7, b"value")) is None
+
+
+def record(offset: int, value: bytes | None) -> InboundRecord:
+    return InboundRecord("in", 3, offset, 1_700_000_000_000, b"key", value)

@@ -131,10 +131,7 @@ class Aside:
 
     def truncate(self, data: Path) -> None:
         """Take every record from the files of a broker that is down."""
-        for folder in data.rglob(f"{self.topic}-*"):
-            for pattern in LOG_FILES:
-                for file in folder.glob(pattern):
-                    file.unlink()
+        truncate(data, self.topic)
 
     def past_the_end(self) -> int:
         """How many offsets that were read are past the log's end, once the broker is back. (It
@@ -168,3 +165,11 @@ class Aside:
             "aside_lost": sum(self._verdicts.get(name, 0) == 0 for name in kept),
             "aside_again": sum(max(0, self._verdicts.get(name, 0) - 1) for name in kept),
         }
+
+
+def truncate(data: Path, topic: str) -> None:
+    """Take every record of a topic from the files of a broker that is down."""
+    for folder in data.rglob(f"{topic}-*"):
+        for pattern in LOG_FILES:
+            for file in folder.glob(pattern):
+                file.unlink()

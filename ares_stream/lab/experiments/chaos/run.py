@@ -9,7 +9,7 @@ import random
 import signal
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -246,9 +246,9 @@ FAULTS: Final[Mapping[str, Callable[[Stage], Awaitable[list[float]]]]] = {
 }
 
 
-def plan(profile: Profile, seed: int) -> list[str]:
-    """The faults in their order: each as often as the profile says."""
-    order = [*FAULTS] * ROUNDS[profile]
+def plan(profile: Profile, seed: int, chosen: Sequence[str] = ()) -> list[str]:
+    """The faults (all, where none is chosen) in their order: each as often as the profile says."""
+    order = [*(chosen or FAULTS)] * ROUNDS[profile]
     random.Random(seed).shuffle(order)
     return order
 
@@ -258,13 +258,16 @@ async def run(
     seed: int,
     folder: Path,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    *,
+    chosen: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The document: counts, recovery and memory. `folder` takes topics, models and logs.
+    """The document: counts, recovery and memory. `folder` takes topics, models and logs; `chosen`
+    are the only faults, where there are any.
 
     Raises TimeoutError when a partition does not move on after a fault, and ScorerEnded for a
     scorer that does not start or drain.
     """
-    order, began = plan(profile, seed), time.monotonic()
+    order, began = plan(profile, seed, chosen), time.monotonic()
     plain, control, proxied = free_ports(3)
     async with Proxy("127.0.0.1", proxied) as proxy:
         with _broker(folder, plain, control, proxied, proxy.port) as broker:
@@ -340,7 +343,7 @@ async def _act(
 ) -> dict[str, Any]:
     scorers = (stage.direct, stage.behind)
     quiet, still, over = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    recovery: dict[str, list[list[float]]] = {name: [] for name in FAULTS}
+    recovery: dict[str, list[list[float]]] = {name: [] for name in dict.fromkeys(order)}
     progress("starting", 0, len(order))
     for scorer in scorers:
         await scorer.ready()
