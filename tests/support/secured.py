@@ -149,6 +149,7 @@ class SecuredBroker(EmbeddedBroker):
         )
         return keystore
 
+
 class TlsServer:
     """Speaks TLS with a certificate of the folder, and nothing within it: for clients that look at
     the certificate first."""
