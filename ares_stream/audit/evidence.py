@@ -199,13 +199,16 @@ class Evidence:
     def _take_verdict(self, record: InboundRecord) -> None:
         raw = record.value or b""
         seen = read_observation(raw, self._when)
+        said = json.loads(raw)
+        rules = said.get("detection_policy")
+        if not isinstance(rules, str):
+            raise DecodeError("detection_policy: expected text")
         place = record.partition, record.offset
         self._ledger.add(seen, record.timestamp_ms, place)
-        said = json.loads(raw)
         for model, release in said["releases"].items():
             self._models[model, release] += 1
         self._policies[seen.policy, seen.version] += 1
-        self._detection[said["detection_policy"]] += 1
+        self._detection[rules] += 1
 
     def _take_label(self, record: InboundRecord) -> None:
         key = record.key or b""

@@ -92,6 +92,7 @@ def acknowledge(
 
 
 async def _read(settings: Settings) -> tuple[list[Alarm], dict[str, AlarmAcknowledgement]]:
+    from ares_stream.cli.streams import tell_passed_over
     from ares_stream.errors import DecodeError
     from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
     from ares_stream.records.topics import ALARMS, topic_name
@@ -110,6 +111,5 @@ async def _read(settings: Settings) -> tuple[list[Alarm], dict[str, AlarmAcknowl
                 alarm = Alarm.decode(raw)
                 alarms[alarm.id] = alarm
         except DecodeError as error:
-            where = f"{record.topic} {record.partition}@{record.offset}"
-            typer.echo(f"passed over {where}: {error}", err=True)
+            tell_passed_over(record, error)
     return sorted(alarms.values(), key=lambda item: item.raised_at), taken

@@ -58,6 +58,7 @@ def make(
 
 
 async def _anchors(settings: Settings, name: str, most: int) -> list[Interaction]:
+    from ares_stream.cli.streams import tell_passed_over
     from ares_stream.errors import DecodeError
     from ares_stream.records.interaction import Anchor
     from ares_stream.records.label import ReviewItem
@@ -71,7 +72,8 @@ async def _anchors(settings: Settings, name: str, most: int) -> list[Interaction
     async for record in read(settings.kafka, await snapshot(settings.kafka, [topic])):
         try:
             item = ReviewItem.decode(record.value or b"")
-        except DecodeError:
+        except DecodeError as error:
+            tell_passed_over(record, error)
             continue
         verdict = item.verdict
         said = {
@@ -101,18 +103,19 @@ async def _anchors(settings: Settings, name: str, most: int) -> list[Interaction
 async def _opinions(settings: Settings) -> dict[str, list[Label]]:
     """What people say now, by interaction: deleted labels say nothing, and of one reviewer the
     latest counts."""
+    from ares_stream.cli.streams import tell_passed_over
     from ares_stream.detection.ledger import opinions
-    from ares_stream.errors import DecodeError
     from ares_stream.records.label import Label
     from ares_stream.records.topics import LABELS, topic_name
-    from ares_stream.streaming.reader import read_latest
+    from ares_stream.streaming.reader import read_latest_as
 
     found: dict[str, dict[bytes, Label]] = defaultdict(dict)
-    latest = await read_latest(settings.kafka, topic_name(settings.topic_prefix, LABELS))
-    for key, record in latest.items():
-        try:
-            label = Label.decode(record.value or b"")
-        except DecodeError:
-            continue  # Named by the monitor.
+    latest = await read_latest_as(
+        settings.kafka,
+        topic_name(settings.topic_prefix, LABELS),
+        lambda record: Label.decode(record.value or b""),
+        unreadable=tell_passed_over,
+    )
+    for key, label in latest.items():
         found[label.interaction_id][key] = label
     return {name: opinions(labels) for name, labels in found.items()}

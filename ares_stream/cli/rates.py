@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ares_stream.records.base import Interval
     from ares_stream.records.rates import AnchorFigures, MonitorState, Rates
     from ares_stream.services.settings import Settings
+    from ares_stream.streaming.records import InboundRecord
 
 FILE_WIDTH = 240
 
@@ -76,25 +77,25 @@ async def read_rates(
     settings: Settings,
 ) -> tuple[MonitorState | None, list[Rates], list[AnchorFigures]]:
     """What the monitor has published last."""
+    from ares_stream.cli.streams import tell_passed_over
     from ares_stream.detection.ledger import in_order
     from ares_stream.records.rates import AnchorFigures, MonitorState, Rates
     from ares_stream.records.topics import RATES, topic_name
-    from ares_stream.streaming.reader import read_latest
+    from ares_stream.streaming.reader import read_latest_as
 
-    state: MonitorState | None = None
-    rates: list[Rates] = []
-    anchors: list[AnchorFigures] = []
-    latest = await read_latest(settings.kafka, topic_name(settings.topic_prefix, RATES))
-    for record in latest.values():
+    def decode(record: InboundRecord) -> Rates | AnchorFigures | MonitorState | None:
         raw = record.value or b""
-        head = raw[:64]
-        if b'"ares.rates/1"' in head:
-            rates.append(Rates.decode(raw))
-        elif b'"ares.anchor-figures/1"' in head:
-            anchors.append(AnchorFigures.decode(raw))
-        elif b'"ares.monitor-state/1"' in head:
-            state = MonitorState.decode(raw)
-    return state, in_order(rates), anchors
+        for kind in (Rates, AnchorFigures, MonitorState):
+            if f'"{kind.SCHEMA}"'.encode() in raw[:64]:
+                return kind.decode(raw)
+        return None
+
+    topic = topic_name(settings.topic_prefix, RATES)
+    latest = await read_latest_as(settings.kafka, topic, decode, unreadable=tell_passed_over)
+    states = [item for item in latest.values() if isinstance(item, MonitorState)]
+    rates = [item for item in latest.values() if isinstance(item, Rates)]
+    anchors = [item for item in latest.values() if isinstance(item, AnchorFigures)]
+    return states[0] if states else None, in_order(rates), anchors
 
 
 def _as_json(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from ares_stream.files.visible import visible
+
+if TYPE_CHECKING:
+    from ares_stream.errors import DecodeError
+    from ares_stream.streaming.records import InboundRecord
 
 _COLOURS: Final = re.compile(r"(\x1b\[(?:31|0)m)")
 """What commands write of their own: an error is red."""
@@ -42,3 +46,9 @@ def guard_terminals() -> None:
         sys.stdout = Terminal(sys.stdout)
     if sys.stderr.isatty():
         sys.stderr = Terminal(sys.stderr)
+
+
+def tell_passed_over(record: InboundRecord, error: DecodeError) -> None:
+    """Name on standard error what a command cannot read of a topic, and goes on without."""
+    where = f"{record.topic} {record.partition}@{record.offset}"
+    sys.stderr.write(f"passed over {where}: {error}\n")

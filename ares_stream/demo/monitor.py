@@ -20,7 +20,8 @@ from ares_stream.records.rates import STATE_KEY, MonitorState, Rates
 from ares_stream.records.topics import ALARMS, LABELS, RATES, VERDICTS, topic_name
 from ares_stream.reporting.page import Section, table_section
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.reader import read_latest, snapshot
+from ares_stream.streaming.reader import read_latest_as, snapshot
+from ares_stream.streaming.records import InboundRecord
 
 BEARABLE: Final = 0.01
 """Coupled-failure rate over which the demo's monitor raises its alarm: the made policy fails
@@ -82,28 +83,31 @@ async def monitored(connection: KafkaConnection, monitor: Service) -> Monitored:
     deadline = time.monotonic() + CAUGHT_UP_SECONDS
     while True:
         monitor.check()
-        latest = await read_latest(connection, topic_name(PREFIX, RATES))
+        latest = await read_latest_as(connection, topic_name(PREFIX, RATES), _decode)
         state = latest.get(STATE_KEY)
-        if state is not None:
-            covered = {
-                (item.topic, item.partition): item.offset
-                for item in MonitorState.decode(state.value or b"").positions
-            }
+        if isinstance(state, MonitorState):
+            covered = {(item.topic, item.partition): item.offset for item in state.positions}
             if all(covered.get(place, 0) >= end for place, end in ends.items()):
                 break
         if time.monotonic() > deadline:
             raise ScoringError("the monitor did not catch up with the verdicts")
         await asyncio.sleep(LOOK_SECONDS)
-    rates = [
-        Rates.decode(record.value or b"")
-        for key, record in latest.items()
-        if key.startswith(b'["rates"')
-    ]
-    alarms = (await read_latest(connection, topic_name(PREFIX, ALARMS))).values()
+    rates = [item for item in latest.values() if isinstance(item, Rates)]
+    alarms = await read_latest_as(
+        connection, topic_name(PREFIX, ALARMS), lambda record: Alarm.decode(record.value or b"")
+    )
     return Monitored(
         tuple(sorted(rates, key=lambda item: (item.slice.lane, item.since))),
-        tuple(Alarm.decode(record.value or b"") for record in alarms),
+        tuple(alarms.values()),
     )
+
+
+def _decode(record: InboundRecord) -> Rates | MonitorState | None:
+    raw = record.value or b""
+    for kind in (Rates, MonitorState):
+        if f'"{kind.SCHEMA}"'.encode() in raw[:64]:
+            return kind.decode(raw)
+    return None
 
 
 def monitor_sections(found: Monitored) -> list[Section]:

@@ -8,7 +8,7 @@ from ares_stream.errors import DecodeError
 from ares_stream.records.label import Label, ReviewItem
 from ares_stream.records.topics import LABELS, REVIEW, topic_name
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.reader import read, read_latest, snapshot
+from ares_stream.streaming.reader import read, read_latest_as, snapshot
 from ares_stream.streaming.unreadable import PassedOver
 
 
@@ -33,10 +33,9 @@ async def read_present_labels(
     connection: KafkaConnection, prefix: str, passed_over: PassedOver
 ) -> dict[bytes, Label]:
     """The present labels by key: what was undone is not among them."""
-    found: dict[bytes, Label] = {}
-    for key, record in (await read_latest(connection, topic_name(prefix, LABELS))).items():
-        try:
-            found[key] = Label.decode(record.value or b"")
-        except DecodeError as error:
-            passed_over(record, error)
-    return found
+    return await read_latest_as(
+        connection,
+        topic_name(prefix, LABELS),
+        lambda record: Label.decode(record.value or b""),
+        unreadable=passed_over,
+    )

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, Self
 
-from pydantic import AwareDatetime, ConfigDict, Field
+from pydantic import AwareDatetime, ConfigDict, Field, model_validator
 
-from ares_stream.records.base import Identifier, OffsetRange, Part, Record, Sha256, canonical_json
+from ares_stream.records.base import (
+    Identifier,
+    OffsetRange,
+    Part,
+    Record,
+    Sha256,
+    canonical_json,
+    refusal,
+)
 
 _BINARY: Final = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 """Bytes stand in JSON as base64 with the URL-safe alphabet."""
@@ -67,6 +75,12 @@ class NotaryState(Record):
     size: int = Field(ge=0)
     peaks: tuple[Sha256, ...]
     pending: PendingLeaves | None = None
+
+    @model_validator(mode="after")
+    def _one_tree(self) -> Self:
+        if len(self.peaks) != self.size.bit_count():
+            raise refusal(f"peaks: a tree of {self.size} leaves has {self.size.bit_count()}")
+        return self
 
     @property
     def key(self) -> bytes:

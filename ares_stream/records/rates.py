@@ -152,6 +152,11 @@ class Rates(Record):
     watches: dict[str, Watch] = Field(default_factory=dict)
     figures: Figures
 
+    @property
+    def key(self) -> bytes:
+        """Kafka's key."""
+        return self.slice.key
+
     def as_report(self) -> dict[str, Any]:
         """JSON-ready: whose rates, since when, and the figures, without the state."""
         return {
@@ -276,6 +281,11 @@ class MonitorState(Record):
     review_shares: dict[str, float] = Field(default_factory=dict)
     """Share of each cell that people should see, keyed "flagged,liked": the scorer's setting
     that would narrow the corrected rate most for the same number of labels."""
+
+    @property
+    def key(self) -> bytes:
+        """Kafka's key."""
+        return STATE_KEY
 
 
 STATE_KEY = canonical_json(["state"])

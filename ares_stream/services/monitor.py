@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from prometheus_client import CollectorRegistry
 
@@ -57,7 +57,7 @@ from ares_stream.streaming.journal import Journal
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.queue import Queue
-from ares_stream.streaming.reader import read, read_latest, snapshot
+from ares_stream.streaming.reader import read, read_latest_as, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 
 STANDBY_SECONDS: Final = 1.0
@@ -314,8 +314,7 @@ class _Leader:
     async def _restore(self) -> None:
         kafka = self._settings.kafka
         found: dict[type[Record], list[Record]] = {}
-        for record in (await read_latest(kafka, self._rates)).values():
-            item = _decode_state(record)
+        for item in (await read_latest_as(kafka, self._rates, _decode_state)).values():
             found.setdefault(type(item), []).append(item)
         states = [item for item in found.get(MonitorState, []) if isinstance(item, MonitorState)]
         held = sum(len(items) for kind, items in found.items() if kind is not MonitorState)
@@ -474,15 +473,18 @@ def read_anchors(path: Path) -> list[Interaction]:
     return found
 
 
-def _decode_state(record: InboundRecord) -> Record:
+_State: TypeAlias = Rates | SampledVerdict | AnchorFigures | AnchorAnswers | MonitorState
+
+
+def _decode_state(record: InboundRecord) -> _State:
     raw = record.value or b""
     for kind in (Rates, SampledVerdict, AnchorFigures, AnchorAnswers, MonitorState):
         if f'"{kind.SCHEMA}"'.encode() in raw[:64]:
-            return kind.decode(raw)
-    raise StreamError(
-        f"{record.topic} {record.partition}@{record.offset}: not a state of this monitor; delete "
-        "the topic to count from the verdicts anew"
-    )
+            item: _State = kind.decode(raw)
+            if record.key != item.key:
+                raise DecodeError("key: is not that of the state")
+            return item
+    raise DecodeError("schema: no state of a monitor")
 
 
 def ledger_policy(settings: Settings) -> LedgerPolicy:

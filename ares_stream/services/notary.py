@@ -34,7 +34,7 @@ from ares_stream.audit.leaves import (
 from ares_stream.audit.notes import NoteSigner, TreeHead, sign_note, tree_origin
 from ares_stream.audit.stamps import StampAuthority
 from ares_stream.audit.tree import MerkleRange
-from ares_stream.errors import AresError, SettingsError, StreamError, TopicError
+from ares_stream.errors import AresError, DecodeError, SettingsError, StreamError, TopicError
 from ares_stream.records import topics
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.checkpoint import Checkpoint, NotaryState, PendingLeaves, Salt
@@ -48,7 +48,7 @@ from ares_stream.streaming.follower import Follower
 from ares_stream.streaming.journal import Journal
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.queue import Queue
-from ares_stream.streaming.reader import read_latest
+from ares_stream.streaming.reader import read_latest_as
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 
 STANDBY_SECONDS: Final = 1.0
@@ -370,8 +370,8 @@ class NotaryService:
     async def _restore(self) -> None:
         self._grown.clear()
         self._salts.clear()
-        for record in (await read_latest(self._settings.kafka, self._state_topic)).values():
-            state = NotaryState.decode(record.value or b"")
+        states = await read_latest_as(self._settings.kafka, self._state_topic, _decode_state)
+        for state in states.values():
             tree = MerkleRange(state.size, map(bytes.fromhex, state.peaks))
             grown = Grown(
                 state.topic, state.partition, tree, state.end, state.end, list(tree.peaks)
@@ -383,3 +383,10 @@ class NotaryService:
                 grown.leaves = [state.pending.leaves] if state.pending.leaves else []
                 grown.gaps = list(state.pending.gaps)
             self._grown[state.topic, state.partition] = grown
+
+
+def _decode_state(record: InboundRecord) -> NotaryState:
+    state = NotaryState.decode(record.value or b"")
+    if record.key != state.key:
+        raise DecodeError("key: is not that of the state")
+    return state

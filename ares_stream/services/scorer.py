@@ -22,7 +22,6 @@ from ares_stream.errors import (
     BreakerOpen,
     BrokerError,
     BundleError,
-    DecodeError,
     ScoringError,
     SettingsError,
     root_cause,
@@ -57,8 +56,8 @@ from ares_stream.streaming.breaker import BreakerPolicy
 from ares_stream.streaming.contract import ProcessorPolicy
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.processor import Processor
-from ares_stream.streaming.reader import follow_compacted, read_latest
-from ares_stream.streaming.records import InboundRecord, ReadLimits
+from ares_stream.streaming.reader import follow_compacted, read_latest_as
+from ares_stream.streaming.records import ReadLimits
 
 RETRY_SECONDS: Final = 1.0
 COLLECT_AFTER: Final = 20_000
@@ -191,19 +190,13 @@ class Scorer:
         return topic_name(self._settings.topic_prefix, topics.RELEASES)
 
     async def _active_releases(self) -> dict[str, Release]:
-        latest = await read_latest(self._settings.kafka, self._releases)
-        releases = [self._release(record) for record in latest.values()]
-        return {item.model: item for item in releases if item and item.state is ReleaseState.ACTIVE}
-
-    def _release(self, record: InboundRecord) -> Release | None:
-        """The release that a record announces, if it can be read and announces one."""
-        if record.value is None:
-            return None
-        try:
-            return Release.decode(record.value)
-        except DecodeError as error:
-            self.on_refused(None, record.offset, error)
-            return None
+        latest = await read_latest_as(
+            self._settings.kafka,
+            self._releases,
+            lambda record: Release.decode(record.value or b""),
+            unreadable=lambda record, error: self.on_refused(None, record.offset, error),
+        )
+        return {i.model: i for i in latest.values() if i.state is ReleaseState.ACTIVE}
 
     # Processing
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from ares_stream.errors import ReadError, TopicError
+from ares_stream.errors import DecodeError, ReadError, TopicError
 from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
@@ -32,6 +32,10 @@ SETTLE_SECONDS: Final = 35.0
 STALL_SECONDS: Final = 30.0
 """A broker that restarts is back within this; a read without progress for longer is dead."""
 READ_LIMITS: Final = ReadLimits()
+_KEPT_OF_A_KEY: Final = 16
+"""Records of one key that wait undecoded: what is overwritten is rarely worth decoding."""
+
+T = TypeVar("T")
 
 _Isolation = Literal["read_committed", "read_uncommitted"]
 
@@ -301,6 +305,43 @@ async def read_latest(
     async for record in read(connection, ranges, unreadable=unreadable):
         _apply(latest, record)
     return latest
+
+
+async def read_latest_as(
+    connection: KafkaConnection,
+    topic: str,
+    decode: Callable[[InboundRecord], T],
+    *,
+    unreadable: Unreadable = log_unreadable,
+) -> dict[bytes, T]:
+    """The present value of every key of a compacted topic, as what it is; a deleted key is absent.
+
+    `unreadable` is told of a record that `decode` refuses with a DecodeError, and what stood under
+    its key before counts, where the topic still holds that.
+    """
+    latest: dict[bytes, list[InboundRecord]] = {}
+
+    def newest(records: list[InboundRecord]) -> list[T]:
+        while records:
+            try:
+                value = decode(records[-1])
+            except DecodeError as error:
+                unreadable(records.pop(), error)
+                continue
+            del records[:-1]
+            return [value]
+        return []
+
+    ranges = await snapshot(connection, [topic])
+    async for record in read(connection, ranges, unreadable=unreadable):
+        key = record.key or b""
+        records = latest.pop(key, [])
+        if record.value is not None:
+            records.append(record)
+            latest[key] = records
+        if len(records) == _KEPT_OF_A_KEY:
+            newest(records)
+    return {key: value for key, records in latest.items() for value in newest(records)}
 
 
 async def follow_compacted(

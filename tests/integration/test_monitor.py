@@ -16,12 +16,19 @@ import pytest
 import yaml
 
 from ares_stream.detection.ledger import Ledger
+from ares_stream.errors import DecodeError
 from ares_stream.records import topics
 from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
 from ares_stream.records.interaction import Anchor, Interaction, Lane, Message
 from ares_stream.records.label import Label, ReviewItem
 from ares_stream.records.observation import read_observation
-from ares_stream.records.rates import MonitorState, Rates, SampledVerdict
+from ares_stream.records.rates import (
+    AnchorAnswers,
+    AnchorFigures,
+    MonitorState,
+    Rates,
+    SampledVerdict,
+)
 from ares_stream.records.release import Release, ReleaseState
 from ares_stream.records.topics import specs, topic_name
 from ares_stream.records.verdict import FailureClass
@@ -31,7 +38,7 @@ from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.follower import Follower
 from ares_stream.streaming.publisher import Publisher
-from ares_stream.streaming.reader import read, read_latest, snapshot
+from ares_stream.streaming.reader import read, read_latest, read_latest_as, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from tests.support.forecasts import forecast_of, place
 from tests.support.service_process import MonitorProcess, ares, settings_of
@@ -95,7 +102,16 @@ def labels(prefix: str, numbers: Sequence[int]) -> list[OutboundRecord]:
 
 
 async def state_of(connection: KafkaConnection, prefix: str) -> dict[bytes, InboundRecord]:
-    return await read_latest(connection, topic_name(prefix, topics.RATES))
+    """What can be read of the rates topic, by key."""
+    return await read_latest_as(connection, topic_name(prefix, topics.RATES), readable)
+
+
+def readable(record: InboundRecord) -> InboundRecord:
+    raw = record.value or b""
+    for kind in (Rates, SampledVerdict, AnchorFigures, AnchorAnswers, MonitorState):
+        if f'"{kind.SCHEMA}"'.encode() in raw[:64] and kind.decode(raw).key == record.key:
+            return record
+    raise DecodeError("no state")
 
 
 async def until(
@@ -248,8 +264,25 @@ async def test_bad_records_are_counted_named_and_passed_over_and_a_gap_is_shown(
     )
     await client.close()
     await publish(connection, made(prefix, range(100, 120)))
-    with MonitorProcess(kafka, prefix, tmp_path / "m"):
+    # Its own topic, bent: under its keys, under others, and under the key of something else.
+    rates_topic = topic_name(prefix, topics.RATES)
+    bent = [b"xylocanary", b"{}", b'{"schema": "ares.rates/1"}', b'{"schema": "ares.rates/9"}',
+            b"\xff", b'{"schema": "ares.monitor-state/1", "positions": 5}']  # fmt: skip
+    states = {key: item.value for key, item in state.items()}
+    await publish(
+        connection,
+        [
+            *(OutboundRecord(rates_topic, key, value) for key in states for value in bent),
+            *(OutboundRecord(rates_topic, key, value) for key in (b"k", None) for value in bent),
+            *(OutboundRecord(rates_topic, b"k", value) for value in states.values()),
+        ],
+    )
+    with MonitorProcess(kafka, prefix, tmp_path / "m") as monitor:
         state = await until(connection, prefix, 70)
+        assert monitor.events("started anew") == []
+        assert monitor.stop() == 0
+        assert "xylocanary" not in monitor.log_file.read_text()
+    assert "interval" not in await ares("rates", "--settings", str(monitor.file))
     raw = next(item.value for key, item in state.items() if json.loads(key) == ["state"])
     gaps = MonitorState.decode(raw or b"").gaps
     assert sum(gap.end - gap.start for gap in gaps) >= 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import time
@@ -21,7 +22,8 @@ from ares_stream.records.topics import specs, topic_name
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.journal import Journal
-from ares_stream.streaming.reader import read, snapshot
+from ares_stream.streaming.publisher import Publisher
+from ares_stream.streaming.reader import read, read_latest, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from tests.support.service_process import SECONDS, NotaryProcess
 
@@ -158,6 +160,21 @@ async def test_a_key_is_exchanged_and_a_second_replica_takes_over(
         await write(connection, prefix, 0, 10)
         await until_signed(connection, prefix, [old.key], 50)
         assert notary.stop() == 0
+    # Its own topic, bent under each of its keys and under others: what stood there before counts.
+    states = topic_name(prefix, topics.NOTARY)
+    kept = await read_latest(connection, states)
+    raw = next(iter(kept.values())).value or b""
+    more = json.dumps(json.loads(raw) | {"size": 2**40 - 1}).encode()
+    bent = [b"", b"{}", b"\xff\xfe", b'{"schema": "ares.notary-state/1"}', raw, more]
+    async with Publisher(connection) as publisher:
+        await publisher.publish(
+            [
+                OutboundRecord(states, key, value)
+                for key in (*kept, b"k", None)
+                for value in bent
+                if value != raw or key not in kept
+            ]
+        )
     with (
         NotaryProcess(kafka, prefix, tmp_path, [old, new]) as first,
         NotaryProcess(kafka, prefix, tmp_path, [old, new]) as second,

@@ -8,13 +8,19 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
-from ares_stream.errors import BrokerError, InputError, ReadError, TopicError
+from ares_stream.errors import BrokerError, DecodeError, InputError, ReadError, TopicError
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
-from ares_stream.streaming.reader import follow_compacted, read, read_latest, snapshot
+from ares_stream.streaming.reader import (
+    follow_compacted,
+    read,
+    read_latest,
+    read_latest_as,
+    snapshot,
+)
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 
 pytestmark = pytest.mark.kafka
@@ -233,3 +239,27 @@ async def test_publishing_without_a_broker_ends_within_its_deadline() -> None:
     async with Publisher(KafkaConnection(bootstrap="127.0.0.1:1"), publish_seconds=2) as publisher:
         with pytest.raises(BrokerError):
             await publisher.publish([OutboundRecord("t", None, b"x")])
+
+
+async def test_a_record_that_cannot_be_decoded_leaves_what_stood_under_its_key(
+    connection: KafkaConnection, prefix: str
+) -> None:
+    name = await topic(connection, prefix, cleanup_policy="compact")
+
+    def number(record: InboundRecord) -> int:
+        if not (record.value or b"").isdigit():
+            raise DecodeError("expected digits")
+        return int(record.value or b"")
+
+    await publish(connection, numbered(name, 12))
+    bent = [OutboundRecord(name, b"k%d" % (n % 3), b"x%d" % n) for n in range(60)]
+    await publish(connection, bent)
+    await publish(connection, [OutboundRecord(name, b"k1", None), *bent[1:2]])
+    told: list[int] = []
+
+    latest = await read_latest_as(
+        connection, name, number, unreadable=lambda record, _: told.append(record.offset)
+    )
+
+    assert latest == {b"k0": 10, b"k2": 7, b"k3": 8, b"k4": 9}
+    assert len(told) == len(set(told)) >= 20
