@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
+from cryptography.x509 import load_pem_x509_certificate
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -362,8 +363,10 @@ def test_metrics_and_readiness_tell_of_each_setting(pair: tuple[Path, Path]) -> 
 
     before = value("ares_file_renewals_total", outcome="refused")
     assert value("ares_file_refused") == 0
-    ends = value("ares_certificate_not_after_timestamp_seconds")
-    assert ends - value("ares_certificate_not_before_timestamp_seconds") == 86_400 + 300
+    shown = load_pem_x509_certificate((used / "client.pem").read_bytes())
+    ends, begins = shown.not_valid_after_utc.timestamp(), shown.not_valid_before_utc.timestamp()
+    assert value("ares_certificate_not_after_timestamp_seconds") == ends
+    assert value("ares_certificate_not_before_timestamp_seconds") == begins
     write_pair(used, coming, "client.key")
     look()
     assert value("ares_file_refused") == 1
