@@ -109,6 +109,8 @@ class Ledger:
         self.groups: dict[Group, _Group] = {}
         self.anchors: dict[str, AnchorTally] = {}
         self.positions: dict[tuple[str, int], int] = {}
+        self.logs: dict[tuple[str, int], str] = {}
+        """Which log each position is of; see streaming.log_identity."""
         self.gaps: list[OffsetRange] = []
         self.unreadable: Counter[str] = Counter()
         self.folded: Counter[str] = Counter()
@@ -439,7 +441,12 @@ class Ledger:
     def _state(self, now: datetime, budget: float) -> MonitorState:
         return MonitorState(
             positions=tuple(
-                Position(topic=topic, partition=partition, offset=offset)
+                Position(
+                    topic=topic,
+                    partition=partition,
+                    offset=offset,
+                    log=self.logs.get((topic, partition), ""),
+                )
                 for (topic, partition), offset in sorted(self.positions.items())
             ),
             records=len(list(self.tallies()))
@@ -474,6 +481,7 @@ class Ledger:
     ) -> None:
         """Take up what an earlier life wrote. Labels are read anew from their own topic."""
         self.positions = {(item.topic, item.partition): item.offset for item in state.positions}
+        self.logs = {(item.topic, item.partition): item.log for item in state.positions if item.log}
         self.gaps = list(state.gaps)
         self.unreadable = Counter(state.unreadable)
         self.folded = Counter(state.folded)

@@ -64,7 +64,8 @@ class PendingLeaves(Part):
 
 
 class NotaryState(Record):
-    """How far one partition's tree has grown. Key: topic and partition."""
+    """How far one partition's tree has grown; `log` says of which log the offsets are. Key: topic
+    and partition."""
 
     model_config = _BINARY
     SCHEMA: ClassVar[str] = "ares.notary-state/1"
@@ -75,6 +76,7 @@ class NotaryState(Record):
     size: int = Field(ge=0)
     peaks: tuple[Sha256, ...]
     pending: PendingLeaves | None = None
+    log: str = ""
 
     @model_validator(mode="after")
     def _one_tree(self) -> Self:

@@ -249,11 +249,12 @@ class SampledVerdict(Record):
 
 
 class Position(Part):
-    """How far one partition was followed."""
+    """How far one partition was followed; `log` says of which log the offset is."""
 
     topic: Identifier
     partition: int
     offset: int
+    log: str = ""
 
 
 class MonitorState(Record):

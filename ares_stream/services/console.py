@@ -140,7 +140,7 @@ class ConsoleService:
             while not self._life.is_stopping:
                 for record in await follower.poll():
                     self._take(record)
-                follower.take_gaps()  # What retention deleted is no longer asked of anyone.
+                follower.take_losses()  # What retention deleted is no longer asked of anyone.
                 positions = follower.positions
                 left = sum(max(0, end - positions.get(place, 0)) for place, end in ends.items())
                 if left == 0:

@@ -212,7 +212,9 @@ class _Leader:
             ]
             for name in followed:
                 self._metrics.unreadable.labels(name).set(self._ledger.unreadable[name])
-            async with Follower(kafka, followed, self._ledger.positions) as follower:
+            async with Follower(
+                kafka, followed, self._ledger.positions, logs=self._ledger.logs
+            ) as follower:
                 sending = asyncio.create_task(self._send_anchors(), name="anchors")
                 try:
                     await self._follow(follower, journal, sending)
@@ -239,10 +241,11 @@ class _Leader:
             apart = (self._alarm_topic, self._releases)
             changed = changed or any(item.topic not in apart for item in records)
             self._ledger.positions.update(follower.positions)
-            for gap in follower.take_gaps():
-                self._ledger.gaps.append(gap)
+            self._ledger.logs = follower.logs
+            for loss in follower.take_losses():
+                self._ledger.gaps.append(loss.gap)
                 changed = True
-                self._log.error("offsets were deleted before they were read", **gap.model_dump())
+                self._log.error("offsets lost", reason=str(loss), **loss.gap.model_dump())
             now = time.monotonic()
             behind = follower.behind()
             if behind == 0:
@@ -341,6 +344,7 @@ class _Leader:
             self._take(record)
         for covered in ranges:
             self._ledger.positions[covered.topic, covered.partition] = covered.end
+            self._ledger.logs.pop((covered.topic, covered.partition), None)
         async for record in read(kafka, await snapshot(kafka, [self._alarm_topic])):
             self._remember(record)
 

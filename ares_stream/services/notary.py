@@ -50,6 +50,7 @@ from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.queue import Queue
 from ares_stream.streaming.reader import read_latest_as
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
+from ares_stream.streaming.resume import OffsetLoss
 
 STANDBY_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
@@ -57,6 +58,10 @@ ROUND_LEAVES: Final = 8192
 """Leaves of a round: a checkpoint with all of them (81 bytes each, in base64) still fits into a
 record, and a round's transaction into its time-out."""
 POLL_RECORDS: Final = 2000
+ANOTHER_LOG: Final = (
+    "the topic was deleted and made anew, or restored; keep its checkpoints, and give the notary "
+    "another notary.name and an empty notary topic"
+)
 
 Place = tuple[str, int]
 
@@ -76,6 +81,8 @@ class Grown:
     gaps: list[OffsetRange] = field(default_factory=list)
     stamped: float | None = None
     """Monotonic seconds of its last time stamp in this life."""
+    log: str = ""
+    """Which log it is the tree of; see streaming.log_identity."""
 
     @property
     def has_news(self) -> bool:
@@ -97,6 +104,7 @@ class Grown:
             size=self.tree.size,
             peaks=_shown(self.tree.peaks),
             pending=None if signed else pending,
+            log=self.log,
         )
 
     def checkpoint(
@@ -220,7 +228,10 @@ class NotaryService:
             self.metrics.leading.set(1)
             self._log.info("leading", leaves=sum(item.tree.size for item in self._grown.values()))
             ends = {place: item.end for place, item in self._grown.items()}
-            async with Follower(kafka, list(self._followed), ends, most=POLL_RECORDS) as follower:
+            logs = {place: item.log for place, item in self._grown.items()}
+            async with Follower(
+                kafka, list(self._followed), ends, logs=logs, most=POLL_RECORDS
+            ) as follower:
                 await self._follow(follower, journal, queue)
 
     async def _follow(self, follower: Follower, journal: Journal, queue: Queue) -> None:
@@ -228,8 +239,8 @@ class NotaryService:
         taken, due = 0, False
         while not self._life.is_stopping:
             records = await follower.poll()
-            for gap in follower.take_gaps():
-                self._lose(gap)
+            for loss in follower.take_losses():
+                self._lose(loss)
             for record in records:
                 self._take(record)
                 due = due or record.topic == self._releases
@@ -263,8 +274,7 @@ class NotaryService:
         if record.offset < grown.end:
             raise TopicError(
                 f"{record.topic} {record.partition}: offset {record.offset} came again after "
-                f"{grown.end - 1}: the topic was deleted and made anew; keep its checkpoints, and "
-                "give the notary another notary.name and an empty notary topic"
+                f"{grown.end - 1}: {ANOTHER_LOG}"
             )
         name = self._followed[record.topic]
         salt = secrets.token_bytes(SALT_BYTES) if name in WITH_TEXT else None
@@ -284,7 +294,10 @@ class NotaryService:
                 )
             )
 
-    def _lose(self, gap: OffsetRange) -> None:
+    def _lose(self, loss: OffsetLoss) -> None:
+        gap = loss.gap
+        if loss.change is not None:
+            raise TopicError(f"{loss}: {ANOTHER_LOG}")
         grown = self._of((gap.topic, gap.partition))
         if gap.end > grown.end:
             grown.gaps.append(gap)
@@ -295,9 +308,11 @@ class NotaryService:
 
     def _move(self, follower: Follower) -> None:
         """Past the markers of transactions as well, which are no records."""
+        logs = follower.logs
         for place, position in follower.positions.items():
             grown = self._of(place)
             grown.end = max(grown.end, position)
+            grown.log = logs.get(place, "")
 
     # Writing
 
@@ -376,6 +391,7 @@ class NotaryService:
             grown = Grown(
                 state.topic, state.partition, tree, state.end, state.end, list(tree.peaks)
             )
+            grown.log = state.log
             if state.pending is not None:
                 grown.start = state.pending.start
                 grown.before = [bytes.fromhex(peak) for peak in state.pending.peaks]

@@ -12,13 +12,14 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from ares_stream.errors import StreamError
-from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.faults import explained
 from ares_stream.streaming.fetching import BatchConsumer, end_consumer, read_batches
+from ares_stream.streaming.log_identity import LastRecord, LogChange, LogIdentity
 from ares_stream.streaming.reader import POLL_MS, READ_LIMITS
 from ares_stream.streaming.records import InboundRecord
+from ares_stream.streaming.resume import OffsetLoss, resume
 from ares_stream.streaming.unreadable import Unreadable, log_unreadable
 
 REQUEST_SECONDS: Final = 30.0
@@ -39,8 +40,9 @@ class Follower:
 
     One poll reads up to `most` batches; where no record can be read `unreadable` is told. A
     partition without a position is read from its beginning. What was deleted before it was
-    read is no error: `gaps` tells it, and reading goes on with what is there. Raises TopicError
-    for a missing topic, BrokerError where Kafka fails.
+    read, and a log that is another one than the position is of (`logs` says which, as the `logs`
+    of an earlier follower did), is no error: `take_losses` tells it, and reading goes on with what
+    is there. Raises TopicError for a missing topic, BrokerError where Kafka fails.
     """
 
     def __init__(
@@ -49,15 +51,19 @@ class Follower:
         topics: Sequence[str],
         positions: Mapping[Place, int],
         *,
+        logs: Mapping[Place, str] | None = None,
         most: int = 200,
         unreadable: Unreadable = log_unreadable,
     ) -> None:
         self._connection = connection
         self._topics = tuple(topics)
         self._positions = dict(positions)
+        self._logs = {place: LogIdentity.parse(text) for place, text in (logs or {}).items()}
+        self._ids: Mapping[str, str] = {}
+        self._epochs: dict[TopicPartition, int] = {}
         self._most = most
         self._unreadable = unreadable
-        self._gaps: list[OffsetRange] = []
+        self._losses: list[OffsetLoss] = []
         self._stamps: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
         """Each partition's end when its reading began: until its first fetch nothing newer is
@@ -101,10 +107,15 @@ class Follower:
         """The next offset of each partition."""
         return dict(self._positions)
 
-    def take_gaps(self) -> list[OffsetRange]:
-        """Offsets found deleted since the last call."""
-        gaps, self._gaps = self._gaps, []
-        return gaps
+    @property
+    def logs(self) -> dict[Place, str]:
+        """What is known of the log that each position is of; to be kept beside it."""
+        return {place: str(known) for place, known in self._logs.items()}
+
+    def take_losses(self) -> list[OffsetLoss]:
+        """Positions found since the last call that the log does not hold, or that another held."""
+        losses, self._losses = self._losses, []
+        return losses
 
     def behind(self) -> int:
         """Records that are written and not yet read, as far as the consumer knows; 0 when all that
@@ -127,15 +138,23 @@ class Follower:
             )
             found: list[InboundRecord] = []
             for partition, fetched in batches.items():
+                if await self._is_of_another_log(partition, fetched[0].leader_epoch):
+                    await self._mend([partition])
+                    continue
+                self._epochs[partition] = fetched[-1].leader_epoch
+                last: InboundRecord | None = None
                 async for record in read_batches(fetched, READ_LIMITS, self._unreadable):
                     self._stamps[partition] = record.timestamp_ms
                     found.append(record)
+                    last = record
+                if last is not None:
+                    self._remember(partition, last)
             for partition in self._consumer.assignment():
                 # Past the markers of transactions as well, which are no records.
                 place = (partition.topic, partition.partition)
                 self._positions[place] = await self._consumer.position(partition)
         except OffsetOutOfRangeError as error:
-            await self._mend(error.args[0] if error.args else {})
+            await self._mend(error.args[0] if error.args else ())
             return []
         except (KafkaError, OSError, TimeoutError) as error:
             raise self._failed(error) from error
@@ -155,56 +174,84 @@ class Follower:
         bound = min(slow) + AHEAD_MS
         return [item for item in assigned if self._stamps.get(item, 0) <= bound]
 
-    async def _assign(self) -> None:
-        counts = await count_partitions(self._connection, self._topics)
-        self._counted = time.monotonic()
-        wanted = {TopicPartition(name, k) for name in counts for k in range(counts[name])}
-        fresh = wanted - self._consumer.assignment()
-        if not fresh:
-            return
+    def _remember(self, item: TopicPartition, record: InboundRecord) -> None:
+        last = LastRecord.of(record) or self._known(item).last
+        self._logs[item.topic, item.partition] = LogIdentity(self._id(item), last)
+
+    async def _is_of_another_log(self, item: TopicPartition, epoch: int) -> bool:
+        """A log can be cut back and filled again under a reader only while its leader changes."""
+        before = self._epochs.get(item, -1)
+        if epoch == before or -1 in (epoch, before):
+            return False
+        return await self._change(item) is not None
+
+    async def _change(self, item: TopicPartition) -> LogChange | None:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            return await self._consumer.change_of(item, self._known(item), self._id(item))
+
+    def _known(self, item: TopicPartition) -> LogIdentity:
+        return self._logs.get((item.topic, item.partition), LogIdentity())
+
+    def _id(self, item: TopicPartition) -> str:
+        return self._ids.get(item.topic, "")
+
+    async def _ask_ids(self) -> None:
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
-                starts = await self._consumer.beginning_offsets(list(fresh))
-                ends = await self._consumer.end_offsets(list(fresh))
-                self._consumer.assign(sorted(wanted))
-                for item in wanted:
-                    place = (item.topic, item.partition)
-                    if item in fresh:
-                        self._place(item, starts[item], ends[item])
-                    self._consumer.seek(item, self._positions[place])
+                self._ids = await self._consumer.topic_ids(self._topics)
         except (KafkaError, OSError, TimeoutError) as error:
             raise self._failed(error) from error
 
-    def _place(self, item: TopicPartition, start: int, end: int) -> None:
-        """Where reading of a partition goes on, and what it can no longer read."""
-        place = (item.topic, item.partition)
-        position = self._positions.get(place, 0)
-        if position < start:
-            self._gaps.append(_gap(item, position, start))
-            position = start
-        elif position > end:
-            # The topic was made anew: what the offsets named is gone.
-            self._gaps.append(_gap(item, end, position))
-            position = start
-        self._positions[place] = position
-        self._ends[item] = end
+    async def _assign(self) -> None:
+        """Take partitions that were added, and those of topics that were made anew."""
+        counts = await count_partitions(self._connection, self._topics)
+        self._counted = time.monotonic()
+        wanted = {TopicPartition(name, k) for name in counts for k in range(counts[name])}
+        await self._ask_ids()
+        assigned = self._consumer.assignment()
+        fresh = wanted - assigned
+        fresh |= {item for item in wanted if self._known(item).change(self._id(item), None)}
+        if not fresh:
+            return
+        if wanted != assigned:
+            self._consumer.assign(sorted(wanted))
+            for item in wanted & assigned:
+                self._consumer.seek(item, self._positions[item.topic, item.partition])
+        await self._mend(fresh)
 
-    async def _mend(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Retention was faster than this reader, or a topic was truncated under it."""
-        broken = list(offsets) or list(self._consumer.assignment())
+    async def _mend(self, items: Iterable[TopicPartition]) -> None:
+        """Put partitions (all, where none is named) where their reading goes on: retention may
+        have been faster, the log truncated or another one."""
+        broken = list(items) or list(self._consumer.assignment())
+        await self._ask_ids()
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 starts = await self._consumer.beginning_offsets(broken)
                 ends = await self._consumer.end_offsets(broken)
+            changes = await asyncio.gather(*(self._change(item) for item in broken))
         except (KafkaError, OSError, TimeoutError) as error:
             raise self._failed(error) from error
-        for item in broken:
-            self._place(item, starts[item], ends[item])
-            self._consumer.seek(item, self._positions[item.topic, item.partition])
+        for item, change in zip(broken, changes, strict=True):
+            self._place(item, starts[item], ends[item], change)
+
+    def _place(self, item: TopicPartition, start: int, end: int, change: LogChange | None) -> None:
+        place = (item.topic, item.partition)
+        position, loss = resume(
+            item.topic,
+            item.partition,
+            self._positions.get(place, 0),
+            start,
+            end,
+            "earliest",
+            change=change,
+        )
+        if loss is not None:
+            self._losses.append(loss)
+            self._logs.pop(place, None)
+        self._positions[place] = position
+        self._ends[item] = end
+        self._epochs.pop(item, None)
+        self._consumer.seek(item, position)
 
     def _failed(self, error: BaseException) -> StreamError:
         return explained(error, self._connection.bootstrap)
-
-
-def _gap(item: TopicPartition, start: int, end: int) -> OffsetRange:
-    return OffsetRange(topic=item.topic, partition=item.partition, start=start, end=end)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from ares_stream.errors import ReadError
+from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.log_identity import LogChange
 
 OffsetReset: TypeAlias = Literal["earliest", "latest", "stop"]
@@ -43,6 +44,19 @@ class OffsetLoss:
         if self.committed < self.beginning:
             return self.resumed - self.committed
         return self.committed - self.end + self.resumed - self.beginning
+
+    @property
+    def gap(self) -> OffsetRange:
+        """The offsets that name nothing any more, or other records than were read."""
+        if self.change is not None:
+            start, end = self.beginning, self.committed
+        elif self.committed < self.beginning:
+            start, end = self.committed, self.beginning
+        else:
+            start, end = self.end, self.committed
+        return OffsetRange(
+            topic=self.topic, partition=self.partition, start=min(start, end), end=end
+        )
 
     def __str__(self) -> str:
         if self.change == "anew":

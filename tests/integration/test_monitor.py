@@ -461,8 +461,9 @@ async def test_anchors_are_made_from_labels_and_sent_again_and_again(
         assert "anchors.jsonl" in monitor.log_file.read_text()
 
 
+@pytest.mark.parametrize("count", [60, 400], ids=["shorter", "longer than what was read"])
 async def test_a_topic_that_was_made_anew_is_counted_on_and_the_figures_say_so(
-    kafka: str, prefix: str, tmp_path: Path
+    kafka: str, prefix: str, tmp_path: Path, count: int
 ) -> None:
     connection = await create(kafka, prefix)
     topic = topic_name(prefix, topics.VERDICTS)
@@ -481,14 +482,14 @@ async def test_a_topic_that_was_made_anew_is_counted_on_and_the_figures_say_so(
         await asyncio.sleep(0.1)
     await client.close()
     await create(kafka, prefix)
-    await publish(connection, made(prefix, range(1000, 1060)))
+    await publish(connection, made(prefix, range(1000, 1000 + count)))
     with MonitorProcess(kafka, prefix, tmp_path / "m") as monitor:
-        state = await until(connection, prefix, 360)
+        state = await until(connection, prefix, 300 + count)
         assert monitor.stop() == 0
     raw = next(item.value for key, item in state.items() if json.loads(key) == ["state"])
     gaps = MonitorState.decode(raw or b"").gaps
     assert {gap.topic for gap in gaps} == {topic}
-    assert counted(state) == 360
+    assert counted(state) == 300 + count
 
 
 async def test_a_rates_topic_that_lost_records_is_refused_and_names_the_way_out(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from ares_stream.lab.experiments.chaos.aside import truncate
 from ares_stream.lab.experiments.chaos.proxy import Proxy
 from ares_stream.processes.broker import EmbeddedBroker
 from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.follower import Follower
 from ares_stream.streaming.log_identity import LogIdentity
 from ares_stream.streaming.reader import read, snapshot
 from tests.support.sessions import Copying, Seen, rerouted, running, until
@@ -186,3 +188,75 @@ async def test_the_policy_of_lost_offsets_holds_for_a_log_that_was_filled_again(
         await copying.send(1)
         await until(lambda: second.records == 1)
     assert [(loss.change, loss.resumed) for loss in second.losses] == [("rewritten", 4)]
+
+
+async def poll(follower: Follower, count: int) -> list[bytes | None]:
+    found: list[bytes | None] = []
+    async with asyncio.timeout(60):
+        while len(found) < count:
+            found += [record.key for record in await follower.poll()]
+    return found
+
+
+async def test_a_follower_knows_a_log_that_was_filled_again_before_it_came_back(
+    stage: Stage, prefix: str
+) -> None:
+    copying = Copying(stage.broker.bootstrap, prefix)
+    await create(copying)
+    await copying.send(3)
+    async with Follower(copying.direct, [copying.input], {}) as first:
+        assert await poll(first, 3) == [b"0", b"1", b"2"]
+        assert first.take_losses() == []
+        positions, logs = first.positions, first.logs
+    # The same log: nothing is told.
+    async with Follower(copying.direct, [copying.input], positions, logs=logs) as second:
+        assert second.take_losses() == []
+    await stage.refill(copying.input, 8)
+    async with Follower(copying.direct, [copying.input], positions, logs=logs) as third:
+        [loss] = third.take_losses()
+        assert (loss.change, loss.gap.start, loss.gap.end) == ("rewritten", 0, 3)
+        assert await poll(third, 8) == [b"%d" % n for n in range(8)]
+        now = third.logs
+    assert now.keys() == logs.keys()
+    assert now != logs
+
+
+async def test_a_follower_that_was_cut_off_knows_a_log_that_was_filled_again(
+    stage: Stage, prefix: str
+) -> None:
+    copying = Copying(stage.broker.bootstrap, prefix)
+    await create(copying)
+    await copying.send(3)
+    host, _, port = stage.broker.bootstrap.partition(":")
+    async with Proxy(host, int(port)) as proxy:
+        with rerouted(stage.broker.bootstrap, proxy):
+            through = KafkaConnection(bootstrap=f"127.0.0.1:{proxy.port}")
+            async with Follower(through, [copying.input], {}) as follower:
+                await poll(follower, 3)
+                proxy.cut()
+                await stage.refill(copying.input, 8)
+                proxy.heal()
+                found = await poll(follower, 8)
+                [loss] = follower.take_losses()
+    assert loss.change == "rewritten"
+    assert found == [b"%d" % n for n in range(8)]
+
+
+@pytest.mark.parametrize("count", [2, 8], ids=["shorter", "longer than what was read"])
+async def test_a_follower_knows_a_topic_that_is_made_anew_under_it(
+    kafka: str, prefix: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ares_stream.streaming.follower.PARTITIONS_SECONDS", 0.5)
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    await copying.send(3)
+    async with Follower(copying.direct, [copying.input], {}) as follower:
+        await poll(follower, 3)
+        await copying.make_input_anew()
+        await copying.send(count)
+        found: set[bytes | None] = set()
+        async with asyncio.timeout(60):
+            while found != {b"%d" % n for n in range(count)}:
+                with contextlib.suppress(TopicError):
+                    found |= {record.key for record in await follower.poll()}
+        assert [loss.change for loss in follower.take_losses()][-1:] == ["anew"]
