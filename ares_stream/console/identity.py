@@ -34,6 +34,9 @@ ALGORITHMS: Final = ["RS256", "PS256", "ES256", "ES384", "Ed25519", "EdDSA"]
 """With public keys only: a shared secret in the key set would let its readers sign."""
 KEYS_SECONDS: Final = 30.0
 """Between two fetches of the keys, so that forged key ids are no load on the issuer."""
+KEYS_LIFE_SECONDS: Final = 300.0
+"""After which keys are fetched again though all of them are known: one that was withdrawn would
+let its owner in for ever."""
 FETCH_SECONDS: Final = 5.0
 MAX_KEYS_BYTES: Final = 1 << 20
 MAX_NAME: Final = 128
@@ -180,6 +183,7 @@ class _SignedTokens:
         self._clock = clock
         self._read_at = -KEYS_SECONDS
         self._keys: KeySet | None = None
+        self._fetched_at = clock()
         self._claims = jwt.JWTClaimsRegistry(
             now=lambda: int(clock()),
             leeway=policy.leeway_seconds,
@@ -192,7 +196,8 @@ class _SignedTokens:
 
     async def name(self, value: str) -> str:
         """The claim that names the person. Raises RefusedError."""
-        keys = self._keys or await self._newer()
+        is_old = self._clock() - self._fetched_at >= KEYS_LIFE_SECONDS
+        keys = await self._newer() if self._keys is None or is_old else self._keys
         try:
             claims = self._verified(value, keys)
         except (JoseError, ValueError):
@@ -220,6 +225,7 @@ class _SignedTokens:
             self._read_at = self._clock()
             try:
                 self._keys = await self._fetch()
+                self._fetched_at = self._clock()
             except (httpx.HTTPError, SettingsError) as error:
                 if self._keys is None:
                     raise RefusedError("the proxy's keys cannot be read now") from error

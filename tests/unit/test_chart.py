@@ -376,6 +376,18 @@ def test_a_volume_that_is_mounted_is_there_and_one_that_is_there_is_mounted(case
             assert len(paths) == len(set(paths))
 
 
+@pytest.mark.parametrize("case", SETS)
+def test_every_secret_is_mounted_as_a_folder_so_that_what_is_renewed_arrives(case: str) -> None:
+    for item in rendered(merged(NEEDED, SETS[case])):
+        if item["kind"] not in ("Deployment", "Job", "CronJob"):
+            continue
+        spec = item["spec"]
+        pod = spec.get("jobTemplate", {"spec": spec})["spec"]["template"]["spec"]
+        for box in (*pod.get("initContainers", ()), *pod["containers"]):
+            # A file that is mounted by itself keeps what it held when the pod began.
+            assert not [mount for mount in box["volumeMounts"] if "subPath" in mount]
+
+
 def test_the_console_shows_what_the_scorer_decides_by_and_what_the_repairer_keeps() -> None:
     resources = rendered(merged(NEEDED, SETS["console behind an ingress"]))
 

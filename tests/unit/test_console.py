@@ -16,7 +16,7 @@ from joserfc.jwk import ECKey, KeySet, OctKey
 from starlette.requests import Request
 
 from ares_stream.console.agreement import agreement
-from ares_stream.console.identity import COOKIE, Identity, RefusedError
+from ares_stream.console.identity import COOKIE, KEYS_LIFE_SECONDS, Identity, RefusedError
 from ares_stream.console.policy import HeaderPolicy, IdentityPolicy, JwtPolicy, QueuePolicy
 from ares_stream.console.queue import Item, Place, ReviewQueue, rank
 from ares_stream.detection.correction import Cell
@@ -218,6 +218,30 @@ async def test_keys_that_were_rotated_are_read_again(tmp_path: Path) -> None:
     identity = Identity(IdentityPolicy(jwt=policy), KEY, lambda: NOW)
     file.write_text(json.dumps(KeySet([SIGNER]).as_dict(private=False)))
     assert (await identity.person(request({"authorization": signed()}))).name == "ada@example.org"
+
+
+async def test_a_key_that_was_withdrawn_lets_nobody_in_for_long(tmp_path: Path) -> None:
+    file, clock = tmp_path / "jwks.json", [NOW]
+    file.write_text(json.dumps(KeySet([SIGNER]).as_dict(private=False)))
+    policy = JwtPolicy(issuer="https://idp", audience="ares", jwks_file=file)
+    identity = Identity(IdentityPolicy(jwt=policy), KEY, lambda: clock[0])
+    token = signed(exp=NOW + 3600)
+
+    async def name() -> str:
+        return (await identity.person(request({"authorization": token}))).name
+
+    file.write_text(json.dumps(KeySet([OTHER]).as_dict(private=False)))
+    assert await name() == "ada@example.org"
+    clock[0] += KEYS_LIFE_SECONDS
+    with pytest.raises(RefusedError, match="not valid here"):
+        await name()
+    # An issuer that does not answer locks nobody out.
+    file.write_text(json.dumps(KeySet([SIGNER]).as_dict(private=False)))
+    clock[0] += KEYS_LIFE_SECONDS
+    assert await name() == "ada@example.org"
+    file.unlink()
+    clock[0] += KEYS_LIFE_SECONDS
+    assert await name() == "ada@example.org"
 
 
 def test_a_key_set_with_a_shared_secret_is_refused(tmp_path: Path) -> None:
