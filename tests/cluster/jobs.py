@@ -6,6 +6,9 @@ Makes the namespace ares-jobs, applies the chart's service account, role and Job
 repairer's image must be on the node), and runs `ares_stream.processes.job` here with a token of
 that account. The steps are small shell commands; training is tests/integration's. Each line of the
 output is one thing that holds; exits 1 at the first that does not.
+
+Where the cluster knows TrainJobs (the CRDs of Kubeflow's trainer) one is followed as well. The
+operator must not run there: this script says in its place what becomes of the TrainJob.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ VALUES: dict[str, Any] = merged(
             "jobs": {
                 "gpu": False,
                 "tolerations": [],
+                "trainJob": {"enabled": True, "nodes": 2},
                 "resources": {
                     "requests": {"cpu": 0.02, "memory": "64Mi", "nvidia.com/gpu": None},
                     "limits": {"memory": "512Mi", "nvidia.com/gpu": None},
@@ -61,27 +65,34 @@ def kubectl(*arguments: str, given: str | None = None) -> str:
     ).stdout.strip()
 
 
-def applied() -> dict[str, Any]:
-    """Account, role and binding of the chart; the Job template with its claims as empty folders."""
+def knows_train_jobs() -> bool:
+    """Whether the cluster has the CRDs of Kubeflow's trainer."""
+    return "trainjobs.trainer.kubeflow.org" in kubectl("get", "crd", "-o", "name")
+
+
+def applied() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Account, role and binding of the chart, and the runtime of TrainJobs where they are known;
+    the templates of Job (with its claims as empty folders) and TrainJob."""
     resources = rendered(VALUES, release="guard")
+    runtime = ("TrainingRuntime",) if knows_train_jobs() else ()
     for item in resources:
         kind = item["kind"]
-        if kind in ("Role", "RoleBinding") or (
+        if kind in ("Role", "RoleBinding", *runtime) or (
             kind == "ServiceAccount" and item["metadata"]["name"] in (NAME, "guard-ares-stream")
         ):
             item["metadata"]["namespace"] = NAMESPACE
             for subject in item.get("subjects", ()):
                 subject["namespace"] = NAMESPACE
             kubectl("apply", "-f", "-", given=json.dumps(item))
-    template: dict[str, Any] = yaml.safe_load(
-        named(resources, "ConfigMap", NAME)["data"]["job.yaml"]
-    )
-    template["metadata"]["namespace"] = NAMESPACE
+    data = named(resources, "ConfigMap", NAME)["data"]
+    template, train = (yaml.safe_load(data[name]) for name in ("job.yaml", "trainjob.yaml"))
+    for item in (template, train):
+        item["metadata"]["namespace"] = NAMESPACE
     volumes = template["spec"]["template"]["spec"]["volumes"]
     for volume in volumes:
         if volume.pop("persistentVolumeClaim", None):
             volume["emptyDir"] = {}
-    return template
+    return template, train
 
 
 def kubeconfig(server: str | None) -> str:
@@ -131,6 +142,11 @@ class Steps:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def gated(self, word: str, run: str, template: str) -> int:
+        command = [sys.executable, "-m", "ares_stream.processes.job", str(self._folder / template)]
+        command += ["--gate", word, "all", f"/repairs/{run}"]
+        return subprocess.run(command, env=self._environment, check=False).returncode
 
     def ended(self, script: str, run: str, template: str = "job.yaml") -> tuple[int, str, str]:
         process = self.start(script, run, template)
@@ -247,6 +263,43 @@ def is_refused(steps: Steps, template: dict[str, Any]) -> None:
     holds("the account may not read secrets", asked.stdout.strip() == "no", asked.stdout)
 
 
+def trains(steps: Steps, template: dict[str, Any]) -> None:
+    steps.write(template, "trainjob.yaml")
+    process = steps.start("true", "nine", "trainjob.yaml")
+
+    def found() -> dict[str, Any]:
+        (item,) = json.loads(kubectl("get", "trainjobs", "-o", "json"))["items"]
+        return dict(item)
+
+    def labelled(phase: str) -> bool:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(ValueError, KeyError):
+                if found()["metadata"]["labels"]["ares-stream/phase"] == phase:
+                    return True
+            time.sleep(0.5)
+        return False
+
+    def becomes(**status: object) -> None:
+        patch = json.dumps({"status": status})
+        name = found()["metadata"]["name"]
+        kubectl("patch", "trainjob", name, "--subresource=status", "--type=merge", "-p", patch)
+
+    holds("a TrainJob is made, as its CRD takes it", labelled("pending"))
+    holds("it names the chart's runtime", found()["spec"]["runtimeRef"]["name"].endswith("-repair"))
+    counts = {"ready": 2, "succeeded": 0, "failed": 0, "suspended": 0}
+    becomes(jobsStatus=[{"name": "node", "active": 1, **counts}])
+    holds("its phase follows its status", labelled("running"))
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    ended = {"type": "Complete", "status": "True", "reason": "JobsCompleted", "message": "done"}
+    becomes(conditions=[{**ended, "lastTransitionTime": now}])
+    _, err = process.communicate(timeout=60)
+    holds("the step ends with it", process.returncode == 0 and labelled("complete"), err)
+    code = steps.gated("passed", "nine", "trainjob.yaml")
+    notes = found()["metadata"].get("annotations", {})
+    holds("the gate's verdict stands on it", code == 0 and notes["ares-stream/gate"] == "passed")
+
+
 def survives(steps: Steps, proxy: list[str]) -> None:
     """The API server goes away in the middle, and comes back."""
     with _running(proxy):
@@ -283,7 +336,7 @@ def main() -> int:
     subprocess.run(["kubectl", "create", "namespace", NAMESPACE], check=True)
     try:
         kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
-        template = applied()
+        template, train = applied()
         with tempfile.TemporaryDirectory() as folder:
             steps = Steps(Path(folder), template, None)
             completes(steps)
@@ -292,6 +345,8 @@ def main() -> int:
             is_deleted(steps)
             is_bounded(steps, template)
             is_refused(steps, template)
+            if knows_train_jobs():
+                trains(steps, train)
             if given.server:
                 survives(Steps(Path(folder), template, given.server), given.proxy)
     finally:

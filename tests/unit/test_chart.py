@@ -55,7 +55,14 @@ REPLAY: dict[str, Any] = {
         "job": {"enabled": True, "parts": 3, "args": ["--since", "2026-10-01"]},
     }
 }
-TRAIN_JOB: dict[str, Any] = {"repairer": {"jobs": {"trainJob": {"enabled": True, "nodes": 2}}}}
+TRAIN_JOB: dict[str, Any] = {
+    "repairer": {
+        "jobs": {
+            "trainJob": {"enabled": True, "nodes": 2},
+            "resources": {"requests": {"cpu": 0.5}},
+        }
+    }
+}
 SETS: dict[str, dict[str, Any]] = {
     "the least": {},
     "notary": NOTARY,
@@ -317,6 +324,13 @@ def test_a_train_job_trains_in_the_pods_of_a_runtime_that_is_there() -> None:
     # What the trainer fills in is the container of this name; else it is the pod of every step.
     pod = node["template"]["spec"]["template"]
     assert pod["spec"]["containers"][0].pop("name") == "node"
+    # Numbers with a fraction are no quantities to a CRD.
+    amounts = pod["spec"]["containers"][0]["resources"]
+    assert amounts == {
+        "requests": {"cpu": "0.5", "memory": "16Gi", "nvidia.com/gpu": "1"},
+        "limits": {"memory": "32Gi", "nvidia.com/gpu": "1"},
+    }
+    job["spec"]["template"]["spec"]["containers"][0]["resources"] = amounts
     assert job["spec"]["template"]["spec"]["containers"][0].pop("name") == "step"
     assert pod == job["spec"]["template"]
     (role,) = [item for item in resources if item["kind"] == "Role"]
