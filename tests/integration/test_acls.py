@@ -270,7 +270,10 @@ async def scorer(connection: KafkaConnection) -> None:
 async def monitor(connection: KafkaConnection) -> None:
     await own_and_settle(connection, topics.RATES, NAMES.group("monitor"))
     await append(connection, "monitor", topics.RATES, topics.ALARMS)
-    followed = [topics.VERDICTS, topics.LABELS, topics.DEADLETTERS, topics.ALARMS]
+    followed = [
+        *(topics.VERDICTS, topics.LABELS, topics.DEADLETTERS),
+        *(topics.ALARMS, topics.RELEASES),
+    ]
     await read_all(connection, topics.RATES, *followed)
     async with Follower(connection, [topic(name) for name in followed], {}) as follower:
         await follower.poll()
