@@ -26,6 +26,7 @@ from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, read_latest, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from tests.support.service_process import SECONDS, NotaryProcess
+from tests.support.sessions import make_anew
 
 pytestmark = pytest.mark.kafka
 
@@ -206,3 +207,32 @@ async def test_a_release_is_signed_at_once(kafka: str, prefix: str, tmp_path: Pa
             await journal.append([OutboundRecord(f"{prefix}releases", b"m", b"v")])
         await until_signed(connection, prefix, [signer.key], 2)
         assert notary.stop() == 0
+
+
+async def test_a_topic_made_anew_ends_the_notary_however_long_it_has_grown(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    connection = await create(kafka, prefix)
+    name = topic_name(prefix, topics.VERDICTS)
+    signer = NoteSigner.generate(NAME)
+
+    async def publish(count: int) -> None:
+        async with Publisher(connection) as publisher:
+            await publisher.publish([OutboundRecord(name, b"k", b"%d" % k) for k in range(count)])
+
+    await publish(5)
+    with NotaryProcess(kafka, prefix, tmp_path, [signer]) as notary:
+        await until_signed(connection, prefix, [signer.key], 5)
+        assert notary.stop() == 0
+    await make_anew(
+        connection,
+        [spec for spec in specs(prefix, partitions=2, replication=1) if spec.name == name],
+    )
+    await publish(50)
+    with NotaryProcess(kafka, prefix, tmp_path, [signer]) as notary:
+        assert await asyncio.to_thread(notary.process.wait, SECONDS) == 2
+        last = notary.log_file.read_text().splitlines()[-1]
+        assert f"{name}-" in last
+        assert "give the notary another notary.name" in last
+    chains = await signed(connection, prefix, [signer.key])
+    assert sum(item.size for item in chains.values()) == 5

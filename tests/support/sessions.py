@@ -91,18 +91,7 @@ class Copying:
 
     async def make_input_anew(self) -> None:
         """Delete the input topic, and make another of its name."""
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.direct.bootstrap)
-        await admin.start()
-        await admin.delete_topics([self.input])
-        await admin.close()
-        async with asyncio.timeout(20):
-            while True:
-                try:
-                    spec = TopicSpec(self.input, self._partitions, 1)
-                    await create_topics(self.direct, [spec])
-                    return
-                except (TopicError, BrokerError):
-                    await asyncio.sleep(0.2)
+        await make_anew(self.direct, [TopicSpec(self.input, self._partitions, 1)])
 
     async def send(self, count: int) -> None:
         async with Publisher(self.direct) as publisher:
@@ -144,6 +133,23 @@ def rerouted(kafka: str, proxy: Proxy) -> Iterator[None]:
         yield
     finally:
         client.create_conn = original
+
+
+async def make_anew(connection: KafkaConnection, specs: Sequence[TopicSpec]) -> None:
+    """Delete topics, and make others of their names."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=connection.bootstrap)
+    await admin.start()
+    await admin.delete_topics([spec.name for spec in specs])
+    await admin.close()
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                # A topic that is still being deleted is taken for one that is there.
+                if len(await create_topics(connection, specs)) == len(specs):
+                    return
+            except (TopicError, BrokerError):
+                pass
+            await asyncio.sleep(0.2)
 
 
 @asynccontextmanager
