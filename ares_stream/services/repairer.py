@@ -57,7 +57,7 @@ from ares_stream.services.tracing import open_tracing
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.publisher import Publisher
-from ares_stream.streaming.queue import Queue
+from ares_stream.streaming.queue import Queue, Waiting
 from ares_stream.streaming.reader import snapshot
 from ares_stream.streaming.records import OutboundRecord
 from ares_stream.streaming.unreadable import PassedOver, UnreadableRecord
@@ -112,6 +112,8 @@ class Repairer:
         self._labels_topic = topic_name(settings.topic_prefix, topics.LABELS)
         zeros(self.metrics.undecodable, (self._topic, self._reports_topic, self._labels_topic))
         self._passed_over = PassedOver(self._on_unreadable)
+        self._cut_back: dict[int, str] = {}
+        """By partition, why some of it would be passed over."""
         self._failed: dict[int, int] = {}
         """Ends of what failed in this life: a restart may try it again, a loop may not."""
         self._announced: str | None = None
@@ -141,7 +143,7 @@ class Repairer:
             found.append(f"failures wait and no repair can begin: {self._postponed.reason}")
         if self._refused is not None:
             found.append(self._refused)
-        return found
+        return [*found, *self._cut_back.values()]
 
     async def run(self) -> None:
         """Look for work again and again, until stopped or what cannot be helped."""
@@ -209,6 +211,7 @@ class Repairer:
                     lost_offsets=item.first - start,
                 )
             start = max(start, item.first)
+            self._compare(item, start)
             if start < item.stable:
                 ranges.append(
                     OffsetRange(
@@ -226,6 +229,20 @@ class Repairer:
         age = time.time() - batch.oldest_new_ms / 1000 if batch.oldest_new_ms else 0.0
         self.metrics.oldest.set(max(0.0, age))
         return batch
+
+    def _compare(self, item: Waiting, start: int) -> None:
+        """Say what Kafka's offsets hide: failures of a log that was cut back would be passed over
+        until it has grown past what was settled of the one before."""
+        if start <= item.stable:
+            self._cut_back.pop(item.partition, None)
+            return
+        reason = (
+            f"{self._topic}-{item.partition}: settled to offset {start}, but the log ends at "
+            f"{item.stable}: it was truncated, restored or made anew; what comes below {start} is "
+            "repaired by nobody until the group's offset is set back with kafka-consumer-groups"
+        )
+        if self._cut_back.setdefault(item.partition, reason) is reason:
+            self.log.error("offsets lost", reason=reason)
 
     def _worth_reading(self, ranges: tuple[OffsetRange, ...], tried: Mapping[int, int]) -> bool:
         """Whether a batch may be due. Reading all that waits at every turn would cost more the

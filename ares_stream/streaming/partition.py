@@ -51,7 +51,7 @@ SLOW_COMMIT_SECONDS: Final = 5.0
 """KAFKA-17754: after a commit this slow a late EndTxn could end a later transaction of the same
 epoch, so the producer is replaced, which starts a new epoch."""
 REOPEN_PAUSE_SECONDS: Final = 0.2
-MAX_PAUSE_SECONDS: Final = 2.0
+MAX_PAUSE_SECONDS: Final = 1.0
 """A worker opens again and again: the session's watch says when that is no use."""
 BATCH_BYTES: Final = 128 << 10
 """A commit of the usual size is one batch of each partition."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from ares_stream.errors import AresError
 from ares_stream.models.bundles import (
@@ -434,6 +435,32 @@ async def test_records_that_cannot_be_read_are_told_and_settled(world: World) ->
     async with repairing(world):
         (report,) = await world.until("promoted")
     assert report.reasons[-1] == "1 records could not be read"
+
+
+async def test_failures_of_a_log_that_was_cut_back_are_not_passed_over_in_silence(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = TopicPartition(f"{world.prefix}repair", 0)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=world.connection.bootstrap,
+        group_id=f"{world.prefix}repairer",
+        enable_auto_commit=False,
+    )
+    await consumer.start()
+    consumer.assign([place])
+    await consumer.commit({place: 50})
+    await consumer.stop()
+    await world.send(failures(3))
+    said = ""
+
+    def is_told() -> bool:
+        nonlocal said
+        said += "".join(capfd.readouterr())
+        return "settled to offset 50, but the log ends at" in said
+
+    async with repairing(world):
+        await until(is_told)
+    assert said.count("offsets lost") == 1
 
 
 # Safe answers
