@@ -9,6 +9,7 @@ from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord
+from ares_stream.streaming.unreadable import Unreadable, log_unreadable
 
 
 class RangeReader(Protocol):
@@ -32,10 +33,14 @@ class RangeReader(Protocol):
 
 
 class TopicReader:
-    """A broker's topics."""
+    """A broker's topics. Where no record can be read `unreadable` is told; who must not pass over
+    it raises there."""
 
-    def __init__(self, connection: KafkaConnection) -> None:
+    def __init__(
+        self, connection: KafkaConnection, unreadable: Unreadable = log_unreadable
+    ) -> None:
         self._connection = connection
+        self._unreadable = unreadable
 
     async def snapshot(
         self, topics: Sequence[str], *, since_ms: int | None = None
@@ -45,4 +50,4 @@ class TopicReader:
 
     def read(self, ranges: Sequence[OffsetRange]) -> AsyncIterator[InboundRecord]:
         """See RangeReader."""
-        return read(self._connection, ranges)
+        return read(self._connection, ranges, unreadable=self._unreadable)

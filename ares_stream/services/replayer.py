@@ -26,7 +26,7 @@ from ares_stream.audit.replay.selecting import Names, select
 from ares_stream.audit.replay.spec import Mode, ReplaySpec, Selection
 from ares_stream.audit.replay.work import Work
 from ares_stream.detection.decide import DetectionPolicy
-from ares_stream.errors import SettingsError
+from ares_stream.errors import DecodeError, ReadError, SettingsError
 from ares_stream.models.bundles import Bundle, load_bundle
 from ares_stream.models.signing import signed_by
 from ares_stream.records import topics
@@ -39,7 +39,7 @@ from ares_stream.services.scorer import deadletters_of, inputs_of, outputs_of
 from ares_stream.services.settings import Settings
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.reader import ids_of
-from ares_stream.streaming.records import ReadLimits
+from ares_stream.streaming.records import InboundRecord, ReadLimits
 
 SAMPLES: Final = (64, 512)
 """Offsets that are replayed to tell how long all would take."""
@@ -157,7 +157,15 @@ def reader_of(spec: ReplaySpec) -> RangeReader:
     """Topics, or an archive."""
     if isinstance(spec.source, str):
         return ArchiveReader(spec.source)
-    return TopicReader(spec.source)
+    return TopicReader(spec.source, unreadable=_refuse)
+
+
+def _refuse(record: InboundRecord, error: DecodeError) -> None:
+    """What chooses offsets is read whole: one of them may be named by what cannot be read."""
+    raise ReadError(
+        f"{record.topic} {record.partition} offset {record.offset}: {error}; which records are "
+        "meant cannot be told; name them with --offsets or times"
+    )
 
 
 async def choose(settings: Settings, spec: ReplaySpec, options: ReplayOptions) -> Selection:

@@ -23,7 +23,7 @@ from ares_stream.audit.replay.selecting import parse_offsets
 from ares_stream.audit.replay.signing import check_signature, sign
 from ares_stream.audit.replay.work import Work
 from ares_stream.detection.decide import DetectionPolicy
-from ares_stream.errors import AresError, IntegrityError, masked, remember_secret
+from ares_stream.errors import AresError, IntegrityError, ReadError, masked, remember_secret
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.decoding import DecodingLimits
 from ares_stream.records.label import ReviewItem
@@ -408,6 +408,24 @@ def test_a_plan_chooses_the_failures_of_its_batch_and_no_record_beside_them(
     assert (found["records"], found["chosen_offsets"], found["holds"]) == (4, 4, True)
     with pytest.raises(AresError, match="holds no report of such a plan"):
         auditor.replay(plan="plan-8")
+
+
+def test_a_plan_whose_batch_holds_another_record_is_an_error_with_its_place(
+    auditor: Auditor,
+) -> None:
+    log = auditor.topics.held[OUTPUTS.repair, 0]
+    start = log[2].offset
+    noon = datetime(2026, 10, 5, tzinfo=UTC)
+    repair = RepairReport(
+        plan_id="plan-7", state="promoted", method="joint", reasons=("passed",),
+        batch=(OffsetRange(topic=OUTPUTS.repair, partition=0, start=start, end=start + 1),),
+        before={}, after={}, started_at=noon, finished_at=noon,
+    )  # fmt: skip
+    record = OutboundRecord(NAMES.repairs, b"plan-7", repair.encode())
+    auditor.topics.append(NAMES.repairs, 0, record, BEGIN_MS)
+    auditor.topics.change(OUTPUTS.repair, 2, value=b"{}")
+    with pytest.raises(ReadError, match=rf"{OUTPUTS.repair} 0 offset {start}, of the batch"):
+        auditor.replay(plan="plan-7")
 
 
 def test_an_empty_range_holds(auditor: Auditor) -> None:

@@ -156,7 +156,13 @@ async def _of_plan(reader: RangeReader, repairs: str, plan: str) -> list[Source]
         raise InputError(f"--plan {plan}: {repairs} holds no report of such a plan with a batch")
     found = []
     async for record in reader.read(batch):
-        source = CoupledFailure.decode(record.value or b"").verdict.source
+        try:
+            source = CoupledFailure.decode(record.value or b"").verdict.source
+        except DecodeError as error:
+            raise ReadError(
+                f"{record.topic} {record.partition} offset {record.offset}, of the batch of plan "
+                f"{plan}: no coupled failure: {error}"
+            ) from None
         found.append(Source(source.topic, source.partition, source.offset))
     return found
 
