@@ -31,6 +31,9 @@ SETTLE_SECONDS: Final = 35.0
 """Open transactions end within their time-out (30 s for ours): past this one is stuck."""
 STALL_SECONDS: Final = 30.0
 """A broker that restarts is back within this; a read without progress for longer is dead."""
+FETCH_WAIT_MS: Final = 500
+BRIEF_WAIT_MS: Final = 20
+"""A fetch at the end of a partition, which no record follows, holds up the next range's."""
 READ_LIMITS: Final = ReadLimits()
 _KEPT_OF_A_KEY: Final = 16
 """Records of one key that wait undecoded: what is overwritten is rarely worth decoding."""
@@ -42,7 +45,10 @@ _Isolation = Literal["read_committed", "read_uncommitted"]
 
 @asynccontextmanager
 async def _consumer(
-    connection: KafkaConnection, isolation: _Isolation = "read_committed"
+    connection: KafkaConnection,
+    isolation: _Isolation = "read_committed",
+    *,
+    fetch_wait_ms: int = FETCH_WAIT_MS,
 ) -> AsyncIterator[BatchConsumer]:
     consumer = BatchConsumer(
         **connection.client_arguments(),
@@ -51,6 +57,7 @@ async def _consumer(
         # A position that retention has deleted is an error; "earliest" would skip the gap.
         auto_offset_reset="none",
         isolation_level=isolation,
+        fetch_max_wait_ms=fetch_wait_ms,
     )
     try:
         with _faults(connection):
@@ -182,7 +189,9 @@ class SteadyReader:
     ) -> AsyncGenerator[InboundRecord, None]:
         """See `read`. Raises ReadError as well where the topic is another one now."""
         if self._consumer is None:
-            self._consumer = await self._opened.enter_async_context(_consumer(self._connection))
+            self._consumer = await self._opened.enter_async_context(
+                _consumer(self._connection, fetch_wait_ms=BRIEF_WAIT_MS)
+            )
         with _faults(self._connection):
             await self._check_id(self._consumer, item)
             place = item.topic, item.partition
