@@ -22,6 +22,7 @@ from ares_stream.streaming.admin import count_partitions, describe_topics
 from ares_stream.streaming.client import Connection, create_connection
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.log_identity import LogIdentity
+from ares_stream.streaming.partition import PartitionWorker
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
@@ -78,6 +79,57 @@ async def test_a_member_without_partitions_stays_in_the_group_and_takes_over(
         await copying.send(3)
         await until(lambda: (first, second)[1 - holder].records == 3)
         assert pair[1 - holder].missing() is None
+
+
+async def test_partitions_without_a_commit_end_no_session_however_slowly_they_open(
+    kafka: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine that is too busy: each session that ended had the group balance again, in
+    which the other one ended."""
+    start = PartitionWorker._start_producer
+
+    async def slowly(worker: PartitionWorker) -> None:
+        await asyncio.sleep(1.0)
+        await start(worker)
+
+    monkeypatch.setattr(PartitionWorker, "_start_producer", slowly)
+    copying = Copying(kafka, prefix, partitions=4)
+    await copying.create()
+    first, second = Seen(), Seen()
+    pair = [copying.processor(seen) for seen in (first, second)]
+    async with running(pair[0]):
+        await until(lambda: len(first.held) == 4)
+        async with running(pair[1]):
+            await until(lambda: len(first.held) == len(second.held) == 2)
+            await until(lambda: [item.missing() for item in pair] == [None, None])
+    assert first.restarts == second.restarts == []
+
+
+async def test_a_process_that_was_taken_for_dead_joins_again_without_ending_its_session(
+    kafka: str, prefix: str
+) -> None:
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    first, second = Seen(), Seen()
+    pair = [copying.processor(seen) for seen in (first, second)]
+    async with running(pair[0]):
+        await copying.send(1)
+        await until(lambda: first.records == 1)
+        assert pair[0]._session is not None
+        # Another owner, whatever the group says: as a process that was stopped past its session
+        # finds it when it goes on.
+        spec = pair[0]._session._spec
+        owner = AIOKafkaProducer(
+            bootstrap_servers=kafka, transactional_id=spec.transactional_id(copying.input, 0)
+        )
+        await owner.start()
+        await owner.stop()
+        await copying.send(1)
+        await until(lambda: "another owner has fenced it" in (pair[0].missing() or ""))
+        async with running(pair[1]):
+            await until(lambda: first.records + second.records >= 2)
+            await until(lambda: [item.missing() for item in pair] == [None, None])
+    assert first.restarts == []
 
 
 async def test_a_drained_partition_has_no_lag_behind_a_transactional_producer(
