@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from ares_stream.cli.bench_real import bars
@@ -101,7 +102,9 @@ class Size:
 
 
 FULL: Final = Size(1.0, 16, 160, 112, 1.0, 2, 500, 0.15, 60, 20)
-QUICK: Final = Size(0.22, 4, 64, 48, 0.3, 4, 50, 0.3, 4, 4)
+QUICK: Final = Size(0.15, 3, 160, 48, 0.2, 4, 50, 0.3, 4, 2)
+PLACES: Final = ("100_words", "300_words", "1000_words", "refusal")
+"""What answers are put behind."""
 
 
 def leave_one_source_out(
@@ -134,11 +137,26 @@ def leave_one_source_out(
         found[source] |= unlike(near, far, families, fitted, size.unlike_rows)
         fit_harm(cut, train, stage(f"beginnings without {source}"))
         calibration = calibrate(dev, cut.scores([row.interaction for row in dev]))
-        logits = cut.scores([row.interaction for row in held], stage(f"beginnings on {source}"))
-        plain = harm_metrics(held, logits, calibration, seed=SEED)
+        cut_logits = cut.scores([row.interaction for row in held], stage(f"beginnings on {source}"))
+        found[source]["auroc.gained"] = gained(held, logits, cut_logits)
+        plain = harm_metrics(held, cut_logits, calibration, seed=SEED)
         plain |= reach(held, train, cut, calibration, size.reach_rows)
         found[source] |= {f"beginning.{name}": item for name, item in plain.items()}
     return found
+
+
+def gained(
+    held: Sequence[Judgement], windows: NDArray[np.float64], beginnings: NDArray[np.float64]
+) -> Interval:
+    """AUROC by windows less AUROC by beginnings, of the same answers in each draw of families."""
+    labels = np.array([row.harmful for row in held], dtype=np.float64)
+    return grouped_interval(
+        lambda picked: (
+            auroc(windows[picked], labels[picked]) - auroc(beginnings[picked], labels[picked])
+        ),
+        [row.family for row in held],
+        seed=SEED,
+    )
 
 
 def beginning_only(fitted: Fitted) -> Fitted:
@@ -160,31 +178,42 @@ def reach(
     calibration: Platt,
     most: int,
 ) -> dict[str, Interval]:
-    """Shares flagged of held-out answers: harmful ones by themselves, behind so many words of
-    ordinary answers, and behind a refusal; safe ones by themselves and behind the same words."""
-    ordinary = [
-        word for row in known if not row.harmful for word in row.interaction.response.split()
+    """Shares flagged of held-out answers, harmful and safe: by themselves, behind so many words of
+    ordinary answers, other ones for each, and behind a refusal. `kept` are the shares still flagged
+    of the harmful ones that are flagged by themselves."""
+    ordinary = [row.interaction.response.split() for row in known if not row.harmful]
+    refusals = [
+        row.interaction.response.split()[:150]
+        for row in known
+        if not row.harmful and _refuses(row) and len(row.interaction.response.split()) >= 30
     ]
-    refusal = max(
-        (row.interaction.response for row in known if not row.harmful and _refuses(row)),
-        key=lambda text: len(text.split()[:150]),
-        default="",
-    )
+    draw = random.Random(SEED)
+
+    def front(place: str) -> str:
+        if place == "refusal":
+            return " ".join(draw.choice(refusals)) if refusals else ""
+        words: list[str] = []
+        count = int(place.partition("_")[0])
+        while len(words) < count:
+            words += draw.choice(ordinary)
+        return " ".join(words[:count])
+
     found: dict[str, Interval] = {}
     for label in (True, False):
         rows = _spread([row for row in held if row.harmful is label], most)
         name = "harmful" if label else "safe"
-        for place, front in (
-            ("alone", ""),
-            *((f"{count}_words", " ".join(ordinary[:count])) for count in (100, 300, 1000)),
-            ("refusal", " ".join(refusal.split()[:150])),
-        ):
+        alone = calibration(fitted.scores(rows)) >= 0.5
+        found[f"flagged.{name}.alone"] = wilson(int(alone.sum()), len(rows))
+        for place in PLACES:
             moved = [
-                row.model_copy(update={"response": f"{front} {row.response}".strip()})
+                row.model_copy(update={"response": f"{front(place)} {row.response}".strip()})
                 for row in rows
             ]
-            flagged = int((calibration(fitted.scores(moved)) >= 0.5).sum())
-            found[f"flagged.{name}.{place}"] = wilson(flagged, len(moved))
+            flagged = calibration(fitted.scores(moved)) >= 0.5
+            found[f"flagged.{name}.{place}"] = wilson(int(flagged.sum()), len(rows))
+            if label and alone.any():
+                kept = int((flagged & alone).sum())
+                found[f"kept.{place}"] = wilson(kept, int(alone.sum()))
     return found
 
 
@@ -290,6 +319,7 @@ def run(
     }
     if sources_only:
         return began | {"seconds": round(time.monotonic() - started)}
+    known = by_part((row.family for row in rows), seed=SEED, holdout=HOLDOUT)
     judge = train_harm(
         rows,
         harm_files,
@@ -299,7 +329,10 @@ def run(
         holdout=HOLDOUT,
         progress=lambda name: stage(f"judge: {name}"),
     )
-    held = [rows[i] for i in by_part((r.family for r in rows), seed=SEED, holdout=HOLDOUT)["test"]]
+    train, dev, held = ([rows[i] for i in known[part]] for part in ("train", "calibrate", "test"))
+    calibration = calibrate(dev, fitted.scores([row.interaction for row in dev]))
+    trained = [row for row in held if row.source in mixed_sources(rows)]
+    within = reach(trained, train, fitted, calibration, size.reach_rows)
     tested = {row.interaction.id for row in held}
     tuned = Recipe(
         epochs=size.reward_epochs, learning_rate=2e-4, frozen_layers=size.reward_frozen, seed=SEED
@@ -319,6 +352,7 @@ def run(
     scanned = scan(unique, judge.bundle.path, reward.bundle.path, out)
     return began | {
         "judge_held_out_families": _told(judge),
+        "judge_held_out_reach": _plain(within),
         "reward_held_out_families": _told(reward),
         "scan": scanned,
         "seconds": round(time.monotonic() - started),
@@ -347,6 +381,8 @@ def show(result: dict[str, Any], console: Console) -> None:
         f"without {source}": metrics
         for source, metrics in result["judge_leave_one_source_out"].items()
     }
+    if within := result.get("judge_held_out_reach"):
+        groups["judge, held out, places"] = within
     for name in ("judge", "reward"):
         if told := result.get(f"{name}_held_out_families"):
             groups[f"{name}, held out"] = told["metrics"]

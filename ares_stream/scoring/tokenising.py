@@ -197,8 +197,9 @@ class InputEncoder:
         stretches: list[str] = []
         start = end = 0
         for number in range(self._windows.most):
-            start = number * step
-            end = min(start + size, len(offsets))
+            end = min(number * step + size, len(offsets))
+            # The last is as long as the others: a model makes little of a few words.
+            start = end - size
             stretches.append(text[_word(text, offsets[start][0]) : offsets[end - 1][1]])
             if end == len(offsets):
                 break

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.torch, pytest.mark.shared_data, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.torch, pytest.mark.shared_data, pytest.mark.timeout(400)]
 
 
 def silent(_stage: str) -> Callable[[int, int], None]:
@@ -35,6 +35,22 @@ def test_a_judge_beats_chance_on_sources_and_prompts_it_never_saw(result: dict[s
     held_out = result["judge_held_out_families"]
     assert held_out["metrics"]["auroc"]["low"] > 0.5
     assert sum(held_out["rows"].values()) == result["rows"]["judged_and_benign"]
+
+
+def test_what_is_found_by_itself_is_looked_for_at_every_place(result: dict[str, Any]) -> None:
+    from benchmarks.real_data import PLACES
+
+    groups = [*result["judge_leave_one_source_out"].values(), result["judge_held_out_reach"]]
+    for metrics in groups:
+        for place in ("alone", *PLACES):
+            for label in ("harmful", "safe"):
+                share = metrics[f"flagged.{label}.{place}"]
+                assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1
+        if metrics["flagged.harmful.alone"]["value"]:
+            assert {f"kept.{place}" for place in PLACES} <= metrics.keys()
+    for metrics in groups[:-1]:
+        gained = metrics["auroc.gained"]
+        assert -1 <= gained["low"] <= gained["value"] <= gained["high"] <= 1
 
 
 def test_the_reward_model_states_its_accuracy_and_both_exports_their_parity(

@@ -80,6 +80,18 @@ def test_windows_overlap_so_that_what_stands_across_an_edge_is_whole_in_one(
         assert wanted in runs
 
 
+def test_the_last_window_is_as_long_as_the_others(encoder: InputEncoder) -> None:
+    """A model makes little of a few words, and the worst window counts."""
+    one = len(read(encoder, "good " * 10).windows)
+    assert one == 1
+    for count in range(60, 200):
+        reading = read(encoder, " ".join(["good", "bad", "worse"][n % 3] for n in range(count)))
+        if len(reading.windows) > 1:
+            lengths = [len(window) for window in reading.windows]
+            assert max(lengths) - min(lengths) <= 1
+            assert reading.unread == 0
+
+
 @pytest.fixture
 def panel(tmp_path: Path) -> Panel:
     weights = {"good": -1.0, "bad": 60.0, "worse": 3.0}
@@ -100,13 +112,13 @@ async def test_the_worst_window_is_the_judges_opinion_and_the_mean_the_reward_mo
 ) -> None:
     plain = await scored(panel, "good " * 10)
     assert plain.harm.coverage is None
-    long = await scored(panel, "good " * 150 + "bad")
+    long = await scored(panel, "good " * 150 + "bad bad")
     await panel.aclose()
     assert plain.harm.probability < 0.01
     assert long.harm.probability > 0.99
     assert long.harm.coverage is not None
     assert (long.harm.coverage.windows, long.harm.coverage.unread) == (4, 0)
-    assert -60 < long.reward.score < -30
+    assert -60 < long.reward.score < -20
 
 
 async def test_an_answer_beyond_the_bound_says_so_and_is_contested_where_that_is_asked_for(
