@@ -273,7 +273,7 @@ async def test_bad_records_are_counted_named_and_passed_over_and_a_gap_is_shown(
         connection,
         [
             *(OutboundRecord(rates_topic, key, value) for key in states for value in bent),
-            *(OutboundRecord(rates_topic, key, value) for key in (b"k", None) for value in bent),
+            *(OutboundRecord(rates_topic, key, value) for key in (b"k", b"") for value in bent),
             *(OutboundRecord(rates_topic, b"k", value) for value in states.values()),
         ],
     )

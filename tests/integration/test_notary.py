@@ -171,7 +171,7 @@ async def test_a_key_is_exchanged_and_a_second_replica_takes_over(
         await publisher.publish(
             [
                 OutboundRecord(states, key, value)
-                for key in (*kept, b"k", None)
+                for key in (*kept, b"k", b"")
                 for value in bent
                 if value != raw or key not in kept
             ]
