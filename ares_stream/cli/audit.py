@@ -240,7 +240,7 @@ def merge(
     )
     signer = None if sign is None else signer_of(load_settings(settings_file), sign)
     document = merged([(str(part), read_text(part).encode()) for part in parts])
-    write_report(document, out, page, signer)
+    raise typer.Exit(write_report(document, out, page, signer))
 
 
 @app.command()

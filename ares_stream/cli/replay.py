@@ -118,6 +118,7 @@ def command(
     import os
     import tempfile
 
+    from ares_stream.audit.replay.work import Work
     from ares_stream.cli.topics import connect
     from ares_stream.errors import SettingsError
     from ares_stream.files import check_outputs, write_document
@@ -167,13 +168,15 @@ def command(
         typer.echo(f"{found['offsets']:,} offsets, about {about} with {options.workers} workers")
         return
     document = _replayed(settings, spec, options, work, replay)
-    write_report(document, report, page, signer)
+    code = write_report(document, report, page, signer)
+    Work(work, spec.block).reported()
+    raise typer.Exit(code)
 
 
 def write_report(
     document: dict[str, Any], report: Path, page: Path | None, signer: NoteSigner | None
-) -> None:
-    """Write the report, its page and its note, and tell it. Raises typer.Exit."""
+) -> int:
+    """Write the report, its page and its note, and tell it; the exit code."""
     import json
 
     from ares_stream.audit.replay.report import lines
@@ -190,7 +193,7 @@ def write_report(
         _write_page(page, document)
     for line in lines(document):
         typer.echo(line)
-    raise typer.Exit(1 if document["holds"] is False else 0)
+    return 1 if document["holds"] is False else 0
 
 
 def note_of(report: Path) -> Path:

@@ -156,8 +156,8 @@ async def test_an_auditor_proves_a_run_and_finds_what_was_forged(
     assert code == 0
     for name in ("read_digest", "replayed_digest", "counts", "partitions"):
         assert again[name] == report[name]
-    code, resumed, _ = await auditor.replay(work="work-1")
-    assert (code, resumed["read_digest"]) == (0, report["read_digest"])
+    code, repeated, _ = await auditor.replay(work="work-1")
+    assert (code, repeated["read_digest"]) == (0, report["read_digest"])
 
     archive = str(tmp_path / "archive")
     names = ("interactions.production", "interactions.probe", THEIRS, "verdicts", "repair",
@@ -197,6 +197,8 @@ async def test_an_auditor_proves_a_run_and_finds_what_was_forged(
     assert (found["topic"], found["partition"], found["offset"], found["agreement"]) == (
         source.topic, source.partition, source.offset, "unexpected",
     )  # fmt: skip
+    # A folder of before, whose replay was told, answers nothing that was asked after it.
+    assert (await auditor.replay(work="work-1"))[0] == 1
 
 
 @pytest.mark.timeout(200)

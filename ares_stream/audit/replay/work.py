@@ -1,9 +1,11 @@
-"""The folder of a replay: what is done is kept, so that a replay that was killed goes on.
+"""The folder of a replay: what is done is kept, so that a replay that was killed goes on. One
+that has reported begins anew, on what the topics hold then.
 
 plan.json                                   what is replayed, fixed when it began
 entries/TOPIC-PARTITION/BLOCK/SORTED.bin    outputs, sorted by the block of their input
 sorted/SORTED.json                          a stretch of an output that is sorted
 done/BLOCK.json                             a block that is replayed
+reported                                    nothing of it is used again
 
 Every file appears whole. A stretch's entries are written before its own file, and written again
 where that one is not there.
@@ -12,6 +14,7 @@ where that one is not there.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +27,8 @@ from ares_stream.files import read_json, write_whole
 from ares_stream.records.base import OffsetRange
 
 SCHEMA: Final = "ares.replay-work/1"
+PARTS: Final = "entries", "sorted", "done"
+REPORTED: Final = "reported"
 
 
 @dataclass(slots=True)
@@ -60,7 +65,7 @@ class Work:
             "schema": SCHEMA, "spec": spec.digest, "part": list(part),
             "selection": selection.document(),
         }  # fmt: skip
-        for name in ("entries", "sorted", "done"):
+        for name in PARTS:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._write(self._plan, plan)
         return selection
@@ -68,9 +73,14 @@ class Work:
     def planned(self, spec: ReplaySpec, part: tuple[int, int]) -> Selection | None:
         """The ranges of the replay that was begun here; None where there is none. Raises
         SettingsError for another one."""
+        if (self.folder / REPORTED).exists():
+            for name in PARTS:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            self._plan.unlink(missing_ok=True)
+            (self.folder / REPORTED).unlink()
         if not self._plan.exists():
             present = {item.name for item in self.folder.iterdir()} if self.folder.is_dir() else ()
-            if set(present) - {"entries", "sorted", "done"}:
+            if set(present) - set(PARTS):
                 raise SettingsError(f"{self.folder}: holds other files; name an empty folder")
             return None
         plan: dict[str, Any] = read_json(self._plan, dict)
@@ -82,6 +92,10 @@ class Work:
                 "delete it"
             )
         return Selection.of(plan["selection"])
+
+    def reported(self) -> None:
+        """The replay is told: the next one in this folder begins anew."""
+        write_whole(self.folder / REPORTED, b"")
 
     @property
     def _plan(self) -> Path:
