@@ -142,6 +142,8 @@ async def _read(
         async for record in reader.read(inside):
             evidence.take(names[record.topic], record)
             bar.advance(task)
+        # Markers of transactions take offsets too.
+        bar.update(task, completed=sum(item.end - item.start for item in inside))
     return gaps(names, whole, inside)
 
 

@@ -7,7 +7,6 @@ The policy reads a conversation as its server does, the reward model as the scor
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from ares_stream.records.interaction import Message
 from ares_stream.repair.recipe import Lora, Recipe
 from ares_stream.scoring.tokenising import InputEncoder, Tokens
 from ares_stream.training.architecture import Classifier
-from ares_stream.training.checkpoints import Use, first_line, load_checkpoint
+from ares_stream.training.checkpoints import Use, first_line, load_checkpoint, quiet_transformers
 from ares_stream.training.encoder import mean
 from ares_stream.training.examples import conversation
 from ares_stream.training.inputs import Inputs
@@ -314,7 +313,7 @@ def _load(use: Use, path: Path, adapter: Path | None) -> tuple[Any, Any]:
     if adapter is None:
         return found.model, found.tokenizer
     try:
-        with _without_alias_warning():
+        with quiet_transformers():
             model = PeftModel.from_pretrained(found.model, str(adapter)).merge_and_unload()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise RepairError(f"{adapter}: is no adapter of {path}: {first_line(error)}") from None
@@ -328,14 +327,6 @@ def _same_words(tokenizer: Any, bundle: Bundle) -> None:
             f"its tokenizer is not that of the bundle {bundle.path}; name the checkpoint that the "
             "bundle was exported from"
         )
-
-
-@contextlib.contextmanager
-def _without_alias_warning() -> Iterator[None]:
-    """peft 0.21 asks models for an attribute that transformers 5 has renamed and warns of."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        yield
 
 
 def _with_lora(base: Any, lora: Lora, seed: int, task: str, path: Path) -> Any:
@@ -359,7 +350,7 @@ def _with_lora(base: Any, lora: Lora, seed: int, task: str, path: Path) -> Any:
     )
     torch.manual_seed(seed)
     try:
-        with _without_alias_warning():
+        with quiet_transformers():
             return get_peft_model(base, config)
     except (ValueError, TypeError) as error:
         raise RepairError(f"{path}: lora.targets: {first_line(error)}") from None

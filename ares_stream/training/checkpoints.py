@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,8 @@ def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' progress bars and reports: what they say is checked here."""
+    """Without transformers' progress bars and reports: what they say is checked here. Nor with a
+    warning of peft's: 0.21 asks models for an attribute that transformers 5 has renamed."""
     from transformers.utils import logging as untyped
 
     logging: Any = untyped
@@ -164,7 +166,9 @@ def quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(before)
         if bars:

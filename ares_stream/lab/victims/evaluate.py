@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ares_stream.errors import BundleError, RepairError
 from ares_stream.lab.language.oracle import Answer, Oracle
 from ares_stream.lab.language.world import Pair, Prompt, Split, World
-from ares_stream.training.checkpoints import Use, first_line, load_checkpoint
+from ares_stream.training.checkpoints import Use, first_line, load_checkpoint, quiet_transformers
 
 MAX_NEW_TOKENS = 14
 """An answer that has not ended by then counts as garbage; good ones have at most six words."""
@@ -141,7 +141,8 @@ def _load(use: Use, directory: Path, adapter: Path | None) -> tuple[Any, Any]:
         if adapter is not None:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, str(adapter))
+            with quiet_transformers():
+                model = PeftModel.from_pretrained(model, str(adapter))
     except (OSError, ValueError, BundleError) as error:
         raise RepairError(
             f"{adapter or directory}: cannot be loaded: {first_line(error)}"
