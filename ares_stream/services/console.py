@@ -48,6 +48,7 @@ from ares_stream.repair.rundirectory import RunDirectory
 from ares_stream.services.console_metrics import ConsoleMetrics
 from ares_stream.services.health import serve_health
 from ares_stream.services.lifecycle import Life
+from ares_stream.services.logs import is_told
 from ares_stream.services.settings import Settings
 from ares_stream.streaming.follower import Follower
 from ares_stream.streaming.patience import Patience
@@ -61,8 +62,6 @@ if TYPE_CHECKING:
     from ares_stream.scoring.occlusion import Explanation
 
 RETRY_SECONDS: Final = 1.0
-TOLD: Final = 20
-"""Unreadable records that are named in the log; then every thousandth."""
 MAX_BENIGN: Final = 5_000
 """Rows of `console.reference` that are compared; memory grows with their text."""
 READ_SECONDS: Final = 10.0
@@ -156,7 +155,7 @@ class ConsoleService:
             self.desk.take(record)
         except DecodeError as error:
             self._unreadable += 1
-            if self._unreadable <= TOLD or self._unreadable % 1000 == 0:
+            if is_told(self._unreadable):
                 self._life.log.warning(
                     "record passed over", topic=record.topic, partition=record.partition,
                     offset=record.offset, error=str(error), count=self._unreadable,

@@ -22,6 +22,8 @@ from ares_stream.errors import masked
 
 FOLD_SECONDS: Final = 30.0
 """How often a line that a library repeats is written again, with its count."""
+TOLD: Final = 20
+"""Records that cannot be read have a line each up to this many, then each thousandth has one."""
 MAX_FIELD = 512
 """Longest string of a log field; an error's message fits, a conversation does not."""
 
@@ -140,6 +142,11 @@ def _write(record: logging.LogRecord, repeated: int) -> None:
     if repeated:
         event["repeated"] = repeated
     structlog.get_logger().log(record.levelno, record.getMessage(), **event)
+
+
+def is_told(count: int) -> bool:
+    """Whether the so-manieth record that cannot be read gets a line."""
+    return count <= TOLD or count % 1000 == 0
 
 
 def get(service: str) -> Any:

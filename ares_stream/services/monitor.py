@@ -49,6 +49,7 @@ from ares_stream.records.rates import (
 from ares_stream.records.topics import topic_name
 from ares_stream.services.forecasts_followed import FollowedForecasts
 from ares_stream.services.lifecycle import Life
+from ares_stream.services.logs import is_told
 from ares_stream.services.monitor_metrics import MonitorMetrics
 from ares_stream.services.settings import MonitorSettings, Settings
 from ares_stream.streaming.admin import count_partitions
@@ -64,8 +65,6 @@ STANDBY_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
 PUBLISH_RECORDS: Final = 200_000
 """Records between two publications while catching up."""
-TOLD: Final = 20
-"""Unreadable records of a topic that are named in the log; then every thousandth."""
 AHEAD_MS: Final = 3_600_000
 """How far ahead of this clock a record's time may lie. One whose producer's clock stood in another
 year would make all that come after it late, and late verdicts are in no alarm."""
@@ -302,7 +301,7 @@ class _Leader:
 
     def _refuse(self, record: InboundRecord, error: DecodeError) -> None:
         count = self._ledger.unreadable[record.topic] = self._ledger.unreadable[record.topic] + 1
-        if count <= TOLD or count % 1000 == 0:
+        if is_told(count):
             self._log.warning(
                 "record passed over",
                 topic=record.topic,

@@ -19,10 +19,16 @@ from ares_stream.streaming.unreadable import UnreadableRecord
 class _Metrics(ProberMetrics):
     """Counted, and what an operator should look at said too."""
 
+    _unreadable = 0
+
     def passed_over(self, record: UnreadableRecord) -> None:
         """A record that names the campaign cannot be read."""
         super().passed_over(record)
-        logs.get("prober").error("record cannot be read", record=str(record))
+        self._unreadable += 1
+        if logs.is_told(self._unreadable):
+            logs.get("prober").error(
+                "record cannot be read", record=str(record), count=self._unreadable
+            )
 
 
 class ProberService:

@@ -51,6 +51,7 @@ from ares_stream.repair.plan_policy import PlanPolicy
 from ares_stream.repair.rundirectory import RunDirectory
 from ares_stream.repair.suites import load_suites
 from ares_stream.services.lifecycle import Life, live
+from ares_stream.services.logs import is_told
 from ares_stream.services.metrics import RepairerMetrics, zeros
 from ares_stream.services.settings import RepairerSettings, Settings
 from ares_stream.services.tracing import open_tracing
@@ -97,6 +98,7 @@ class Repairer:
     def __init__(self, settings: Settings, life: Life) -> None:
         self.log = life.log
         self._life = life
+        self._unreadable = 0
         self._patience = Patience(settings.patience_seconds, life.clock)
         self.metrics = RepairerMetrics(CollectorRegistry())
         self._missing: str | None = "starting"
@@ -336,7 +338,9 @@ class Repairer:
 
     def _on_unreadable(self, record: UnreadableRecord) -> None:
         self.metrics.undecodable.labels(record.topic).inc()
-        self.log.error("record cannot be read", record=str(record))
+        self._unreadable += 1
+        if is_told(self._unreadable):
+            self.log.error("record cannot be read", record=str(record), count=self._unreadable)
 
     async def _planned(
         self,

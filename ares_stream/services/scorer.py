@@ -42,6 +42,7 @@ from ares_stream.scoring.judges import (
 )
 from ares_stream.scoring.panel import Panel, ScoringConfig
 from ares_stream.services.lifecycle import Life, live
+from ares_stream.services.logs import is_told
 from ares_stream.services.metrics import ScorerMetrics
 from ares_stream.services.release_follower import ReleaseFollower
 from ares_stream.services.settings import (
@@ -93,6 +94,7 @@ class Scorer:
     def __init__(self, settings: Settings, life: Life) -> None:
         self.log = life.log
         self._life = life
+        self._unreadable = 0
         self._patience = Patience(settings.patience_seconds, life.clock)
         self._tracing = open_tracing(settings.tracing, "scorer")
         self.metrics = _Watched(CollectorRegistry(), self._tracing)
@@ -261,6 +263,10 @@ class Scorer:
     def on_refused(self, release: Release | None, offset: int, error: Exception) -> None:
         """See FollowerObserver."""
         self.metrics.swap_failures.inc()
+        if release is None:
+            self._unreadable += 1
+            if not is_told(self._unreadable):
+                return
         self.log.error("release refused", offset=offset, error=str(error))
 
     def on_unfollowed(self, error: Exception) -> None:

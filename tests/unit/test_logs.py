@@ -116,3 +116,9 @@ def test_libraries_log_in_the_same_form_from_warning_up_without_tracebacks(
     assert line["event"].startswith("Heartbeat failed: bbb")
     assert len(line["event"]) < 600
     assert "conversation" not in json.dumps(line)
+
+
+def test_of_records_that_cannot_be_read_the_first_and_each_thousandth_have_a_line() -> None:
+    assert [count for count in range(1, 3_001) if logs.is_told(count)] == [
+        *range(1, logs.TOLD + 1), 1_000, 2_000, 3_000,
+    ]  # fmt: skip
