@@ -288,15 +288,19 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _is_of_another_log(
         self, partition: TopicPartition, worker: PartitionWorker, epoch: int
     ) -> bool:
-        """Whether records that were read last are no longer there. A log can be cut back and
-        filled again under a reader only while its leader changes (KIP-320)."""
+        """Whether records that were read last are no longer there, or nobody can say. A log can be
+        cut back and filled again under a reader only while its leader changes (KIP-320)."""
         before, worker.leader_epoch = worker.leader_epoch, epoch
         if epoch == before or -1 in (epoch, before):
             return False
         known = worker.read_of
-        with client_faults():
-            async with asyncio.timeout(SEEK_SECONDS):
-                return await self._consumer.change_of(partition, known, known.topic_id) is not None
+        try:
+            with client_faults():
+                async with asyncio.timeout(SEEK_SECONDS):
+                    change = await self._consumer.change_of(partition, known, known.topic_id)
+        except (KafkaError, OSError, TimeoutError):
+            return True  # A leader that has just come; who opens again asks until it answers.
+        return change is not None
 
     async def _end_if_all_paused(self) -> None:
         """Raise BreakerOpen once no topic is left that may be read: what was read is committed

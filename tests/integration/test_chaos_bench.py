@@ -29,7 +29,11 @@ def test_every_fault_once_and_every_record_is_accounted_for(tmp_path: Path) -> N
     assert counts["inputs"] == counts["verdicts"] + counts["dead_letters"]
     assert counts["coupled"] > 100
     assert counts["aborted_inputs"] > 50
-    assert {loss["fault"] for loss in document["losses"]} == {"retention", "truncation"}
+    assert {loss["fault"] for loss in document["losses"]} == {
+        "retention",
+        "truncation",
+        "filled again",
+    }
     assert all(loss["taken"] == loss["counted"] > 0 for loss in document["losses"])
     assert counts["aside_deleted_unread"] > 0
     assert counts["dead_letters"] == 11

@@ -125,6 +125,10 @@ class Aside:
                 time.sleep(0.2)
             else:
                 break
+        return self.begin_again()
+
+    def begin_again(self) -> int:
+        """Count offsets from the beginning; the highest before."""
         highest = max(self._ends.values())
         self._ends.clear()
         return highest

@@ -53,7 +53,8 @@ QUIET_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Offsets that a fault took from under the scorers, and how many they told."""
+    """Offsets that a fault took from under the scorers (or partitions that it made others), and how
+    many they told."""
 
     fault: str
     taken: int
@@ -98,6 +99,13 @@ class Stage:
         topic = self.aside.topic
         return await asyncio.to_thread(
             lambda: self.direct.skipped(topic) + self.behind.skipped(topic)
+        )
+
+    async def rewritten(self) -> int:
+        """Partitions of the topic aside that the scorers found rewritten."""
+        topic = self.aside.topic
+        return await asyncio.to_thread(
+            lambda: self.direct.rewritten(topic) + self.behind.rewritten(topic)
         )
 
     def victim(self) -> Scorer:
@@ -221,6 +229,28 @@ async def _truncation(stage: Stage) -> list[float]:
     return await stage.recovered(since)
 
 
+async def _filled_again(stage: Stage) -> list[float]:
+    """As truncated, while both scorers are stopped, and more records than were read come before
+    they go on: every partition's log is another one than they committed."""
+    await stage.aside.decided(await asyncio.to_thread(stage.aside.send))
+    since, before = time.monotonic(), await stage.rewritten()
+    scorers = (stage.direct, stage.behind)
+    for scorer in scorers:
+        scorer.send(signal.SIGSTOP)
+    try:
+        await asyncio.to_thread(stage.broker.kill)
+        stage.aside.truncate(stage.data)
+        await asyncio.to_thread(stage.broker.restart)
+        longer = await asyncio.to_thread(stage.aside.begin_again)
+        ids = await asyncio.to_thread(stage.aside.send, longer + EACH)
+    finally:
+        for scorer in scorers:
+            scorer.send(signal.SIGCONT)
+    await stage.aside.decided(ids)
+    stage.losses.append(Loss("filled again", PARTITIONS, await stage.rewritten() - before))
+    return await stage.recovered(since)
+
+
 async def _made_anew(stage: Stage) -> list[float]:
     """A topic is deleted and made anew, with more records than were read of the first."""
     await stage.aside.decided(await asyncio.to_thread(stage.aside.send))
@@ -242,6 +272,7 @@ FAULTS: Final[Mapping[str, Callable[[Stage], Awaitable[list[float]]]]] = {
     "broker's disk full": _disk_full,
     "retention faster than a reader": _retention,
     "log truncated": _truncation,
+    "log truncated and filled again": _filled_again,
     "topic made anew": _made_anew,
 }
 

@@ -118,10 +118,16 @@ class Scorer:
 
     def skipped(self, topic: str) -> int:
         """Offsets of a topic that its log no longer held, as it counts them; since its start."""
+        return self._counted(f'ares_skipped_offsets_total{{topic="{topic}"}}')
+
+    def rewritten(self, topic: str) -> int:
+        """Partitions of a topic whose log was filled again, as it counts them; since its start."""
+        return self._counted(f'ares_log_changes_total{{change="rewritten",topic="{topic}"}}')
+
+    def _counted(self, series: str) -> int:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=5) as page:
             lines = page.read().decode().splitlines()
-        name = f'ares_skipped_offsets_total{{topic="{topic}"}}'
-        return sum(int(float(line.split()[-1])) for line in lines if line.startswith(name))
+        return sum(int(float(line.split()[-1])) for line in lines if line.startswith(series))
 
     def send(self, number: signal.Signals) -> None:
         """A signal to the process."""
