@@ -732,3 +732,22 @@ def test_every_file_of_rules_and_dashboards_is_packed() -> None:
 def test_lint_has_nothing_to_say_but_of_the_icon() -> None:
     found = helm_python.lint(str(CHART))
     assert [item["error"] for item in found["messages"]] == ["icon is recommended"]
+
+
+@pytest.mark.parametrize(
+    ("bootstrap", "scaled", "warned"),
+    [
+        ("kafka:9093", True, True),
+        ("kafka.prod.svc:9093, other:9093", True, True),
+        ("kafka.prod.svc:9093,10.0.0.1:9093", True, False),
+        ("kafka:9093", False, False),
+    ],
+)
+def test_who_lets_keda_scale_is_told_of_names_that_it_may_not_resolve(
+    bootstrap: str, scaled: bool, warned: bool
+) -> None:
+    lane = {"scorer": {"lanes": {"probe": {"keda": {"enabled": scaled}}}}}
+    values = merged(NEEDED, lane, {"kafka": {"bootstrap": bootstrap}})
+    with helm_python.Chart.load(str(CHART)) as chart:
+        files = chart.render(values, name="demo", namespace="prod")
+    assert ("may be no name" in files["ares-stream/templates/NOTES.txt"]) is warned
