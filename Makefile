@@ -39,8 +39,9 @@ demo: install ## Stream conversations through a real Kafka and find coupled fail
 	@echo "and 0.1 GB of disk: 46 MB of Kafka, fetched once, and what it writes to build/"
 	$(BIN)/ares demo
 
-test: install ## Unit and integration tests
-	$(PYTEST)
+test: install ## Unit tests, under coverage with its floor, and integration tests
+	$(MAKE) --no-print-directory coverage
+	$(MAKE) --no-print-directory integration
 
 unit: install ## Unit tests alone, in seconds
 	$(PYTEST) tests/unit
