@@ -76,6 +76,9 @@ def command(
         raise SettingsError("--until: lies before --since")
     if out is not None:
         check_new_folder("--out", out)
+    if compare is not None:
+        for name in (JSON_FILE, PAGE_FILE, NOTE_FILE):
+            _kept(compare, name)
     settings = load_settings(settings_file)
     reader = TopicReader(settings.kafka) if archive is None else ArchiveReader(archive)
     evidence = Evidence(period, ledger_policy(settings), settings.scorer.detection.scored_high_when)
@@ -162,6 +165,17 @@ def _write(out: Path, files: dict[str, bytes], text: str, settings: Settings) ->
         typer.echo("not signed: notary.keys names no key (`ares audit key` makes one)", err=True)
 
 
+def _kept(folder: Path, name: str) -> bytes:
+    """A file of --compare's folder. Raises SettingsError."""
+    from ares_stream.errors import SettingsError
+    from ares_stream.files import said
+
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise SettingsError(f"--compare {folder / name}: cannot be read: {said(error)}") from None
+
+
 def _same(folder: Path, files: dict[str, bytes], text: str, keys: list[str] | tuple[()]) -> bool:
     """Whether a folder holds these files, and a note of them that the keys signed."""
     from ares_stream.audit.notes import NoteKey, open_note
@@ -169,10 +183,10 @@ def _same(folder: Path, files: dict[str, bytes], text: str, keys: list[str] | tu
 
     same = True
     for name, raw in files.items():
-        if (folder / name).read_bytes() != raw:
+        if _kept(folder, name) != raw:
             same = False
             typer.echo(f"{folder / name}: is not what these topics and this registry give")
-    note = (folder / NOTE_FILE).read_text()
+    note = _kept(folder, NOTE_FILE).decode(errors="replace")
     try:
         if keys:
             said, signed = open_note(note, [NoteKey.parse(key) for key in keys])

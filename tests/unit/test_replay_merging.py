@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ares_stream.audit.notes import NoteSigner
+from ares_stream.audit.replay.findings import OLDER
 from ares_stream.audit.replay.merging import merged
 from ares_stream.audit.replay.models import WhatIf
 from ares_stream.cli.main import app
@@ -94,7 +95,7 @@ def test_parts_that_are_missing_doubled_or_of_another_replay_are_refused(auditor
         ([merged(files(parts))], "part-0.json: is a merged report already"),
         ([damaged], "part-1.json: counts: missing"),
         ([parts[0], foreign, *parts[2:]], "is not of part 1"),
-        ([without(parts[1], "places")], "part-1.json: was made by an older version"),
+        ([parts[1] | {"schema": OLDER}], "part-1.json: was made by an older version"),
         ([{"schema": "ares.trace/1", "index": 0}], "part-0.json: no report of `ares replay`"),
     ]
     for reports, said in cases:

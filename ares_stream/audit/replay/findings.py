@@ -7,12 +7,14 @@ from typing import Any, Final
 
 from ares_stream.errors import InputError
 
-SCHEMA: Final = "ares.replay-report/1"
+SCHEMA: Final = "ares.replay-report/2"
+OLDER: Final = "ares.replay-report/1"
+"""Compared values alone; its digests are of other bytes."""
 
 
 def finding(document: Mapping[str, Any], topic: str, partition: int, offset: int) -> str | None:
     """What a report says of one input record; None where its ranges do not hold it."""
-    if document.get("schema") != SCHEMA:
+    if document.get("schema") not in (SCHEMA, OLDER):
         raise InputError(f"not a report of a replay: its schema is not {SCHEMA}")
     covered = any(
         item["topic"] == topic

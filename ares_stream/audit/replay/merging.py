@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ares_stream.audit.replay.findings import SCHEMA
+from ares_stream.audit.replay.findings import OLDER, SCHEMA
 from ares_stream.audit.replay.report import listed, over, place_of
 from ares_stream.audit.replay.spec import Cell
 from ares_stream.errors import InputError
@@ -105,12 +105,12 @@ def parse(raw: bytes, name: str) -> Document:
         found = json.loads(raw)
     except ValueError:
         found = None
+    if isinstance(found, dict) and found.get("schema") == OLDER:
+        raise InputError(f"{name}: was made by an older version, which kept too little to merge")
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         raise InputError(f"{name}: no report of `ares replay` ({SCHEMA})")
     if found.get("parts"):
         raise InputError(f"{name}: is a merged report already; name its parts")
-    if "places" not in found:
-        raise InputError(f"{name}: was made by an older version, which kept too little to merge")
     validated(name, found, _Report, error=InputError)
     return found
 
