@@ -37,6 +37,10 @@ class Registry:
         """A verified local directory of a release."""
         return await asyncio.to_thread(self._store.fetch, release, cache)
 
+    async def gate_report(self, digest: str) -> bytes | None:
+        """What a release's gate said, JSON; None where it is not kept."""
+        return await asyncio.to_thread(self._store.gate_report, digest)
+
     async def propose(
         self,
         artefacts: Sequence[Artefact],

@@ -351,9 +351,15 @@ class Writer:
     async def gate(self, plan: str) -> GateVerdict | None:
         """See Outside."""
         run = self._run(plan)
-        if run is None or not run.verdict.exists:
-            return None
-        return await asyncio.to_thread(run.verdict.read)
+        if run is not None and run.verdict.exists:
+            return await asyncio.to_thread(run.verdict.read)
+        # Of a repairer whose folder is elsewhere the registry has it.
+        log = await self._registry.log()
+        names = {item.gate_report for item in log.releases if item.plan_id == plan}
+        for name in filter(None, names):
+            if (raw := await self._registry.gate_report(name)) is not None:
+                return GateVerdict.model_validate_json(raw)
+        return None
 
     async def pairs(self, plan: str) -> Sequence[tuple[str, str, str]]:
         """See Outside."""

@@ -28,6 +28,7 @@ from ares_stream.records.release import Release, ReleaseState
 from ares_stream.records.repair import CoupledFailure
 from ares_stream.records.topics import specs, topic_name
 from ares_stream.records.verdict import FailureClass
+from ares_stream.repair.gate import GatePolicy, Table, decide
 from ares_stream.services.console import ConsoleService
 from ares_stream.services.lifecycle import Life
 from ares_stream.services.settings import Settings
@@ -38,6 +39,7 @@ from ares_stream.streaming.reader import read, read_latest, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from tests.support.adapters import write_adapter
 from tests.support.forecasts import forecast_of, place
+from tests.support.gate_tables import INCUMBENT, REPAIRED
 from tests.support.verdicts import NOON, verdict
 from tests.support.word_models import says, word_bundle
 from tests.unit.test_forecast import rates_of
@@ -276,7 +278,8 @@ async def forecast_release(console: Served, folder: Path) -> None:
     registry = Registry(console.settings.registry.store())
     author = Author("repairer", datetime.now(UTC), "passed the gate")
     adapter = Artefact("chat", "policy", write_adapter(folder / "forecast", b"forecast"))
-    await registry.propose([adapter], author, plan_id="plan-forecast")
+    gate = decide(Table(overall=INCUMBENT), Table(overall=REPAIRED), GatePolicy())
+    await registry.propose([adapter], author, plan_id="plan-forecast", gate_report=gate.document)
     said = forecast_of(place({"cfr": 90}, {"cfr": 9}), de=place({"cfr": 40}, {"cfr": 2}, 500))
     await registry.forecast("plan-forecast", said, author)
 
@@ -289,6 +292,7 @@ async def test_a_release_shows_its_forecast_and_once_it_has_answered_what_came(
         page = (await ada.get("/releases/plan-forecast")).text
         assert "0.9% (0.5% to 1.7%)" in page
         assert "locale=de" in page
+        assert "all 9 checks passed" in page
         assert "What came" not in page
         for rates in rates_of("2", 12, 400):
             console.desk.rates[rates.slice.key] = rates
