@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from ares_stream.streaming.breaker import BreakerPolicy
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.records import InboundRecord, Outcome, ReadLimits
 from ares_stream.streaming.resume import OffsetLoss, OffsetReset
+
+MOST_GATHER_SECONDS: Final = 0.02
 
 
 class Handler(Protocol):
@@ -56,6 +58,12 @@ class ProcessorPolicy:
     """A larger record comes too, alone (KIP-74)."""
     read: ReadLimits = field(default_factory=ReadLimits)
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
+
+    @property
+    def gather_seconds(self) -> float:
+        """What comes within this is fetched and handled together. A fetch and a window for every
+        record would cost several times as much, and a commit waits longer than this anyway."""
+        return min(MOST_GATHER_SECONDS, self.commit_seconds / 10)
 
 
 class ProcessorObserver:

@@ -44,6 +44,8 @@ CLOSE_SECONDS: Final = 1.0
 """What is cancelled and closed has ended."""
 READ_UNCOMMITTED: Final = 0
 READ_COMMITTED: Final = 1
+ENOUGH_BYTES: Final = 128 << 10
+"""A window of usual records: no fetch waits for more."""
 BATCHES: Final = 500
 """Handed out by one call, over all partitions; their bytes are bounded by what is fetched."""
 _log = logging.getLogger(__name__)
@@ -52,6 +54,13 @@ _log = logging.getLogger(__name__)
 class BatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     """An AIOKafkaConsumer whose `getbatches` stands in for `getone` and `getmany`."""
 
+    _gather_ms = 0
+
+    def gather(self, seconds: float) -> None:
+        """While records come, have the broker wait so long for more before it answers a fetch; a
+        record that comes after none is still answered at once. Ask before `start`."""
+        self._gather_ms = round(1000 * seconds)
+
     async def start(self) -> None:
         """Connect; see AIOKafkaConsumer. Subscribe or assign afterwards."""
         await super().start()
@@ -59,6 +68,7 @@ class BatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]
         made: Fetcher = self._fetcher
         await made.close()
         self._fetcher: Fetcher = _BatchFetcher(
+            self._gather_ms,
             self._client,
             self._subscription,
             fetch_min_bytes=self._fetch_min_bytes,
@@ -146,6 +156,18 @@ class BatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]
 class _BatchFetcher(Fetcher):  # type: ignore[misc]
     """aiokafka's Fetcher, which keeps whole batches of a response instead of decoding them."""
 
+    def __init__(self, gather_ms: int, *arguments: Any, **settings: Any) -> None:
+        self._gather_ms = gather_ms
+        super().__init__(*arguments, **settings)
+        self._usual = (self._fetch_min_bytes, self._fetch_max_wait_ms)
+
+    def _ask_next(self, *, any_came: bool) -> None:
+        """How the next fetch waits: for records that come one after another, or for the first."""
+        gathers = any_came and self._gather_ms > 0
+        self._fetch_min_bytes, self._fetch_max_wait_ms = (
+            (ENOUGH_BYTES, self._gather_ms) if gathers else self._usual
+        )
+
     async def _proc_fetch_request(self, assignment: Any, node_id: int, request: Any) -> bool:
         """Send one fetch and keep what came back. Returns whether a waiting reader should look.
 
@@ -166,9 +188,10 @@ class _BatchFetcher(Fetcher):  # type: ignore[misc]
             for topic, partitions in request.topics
             for number, offset, _ in partitions
         }
-        wake = False
+        wake = any_came = False
         for topic, partitions in response.topics:
             for number, code, highwater, *details in partitions:
+                any_came = any_came or bool(details[-1])
                 partition = TopicPartition(topic, number)
                 state = assignment.state_value(partition)
                 if not state.has_valid_position or state.position != asked[partition]:
@@ -182,6 +205,7 @@ class _BatchFetcher(Fetcher):  # type: ignore[misc]
                     wake |= self._keep(assignment, partition, state, details[-1], aborted)
                 else:
                     wake |= self._failed(partition, state, kind)
+        self._ask_next(any_came=any_came)
         return wake
 
     def _keep(

@@ -421,7 +421,11 @@ class PartitionWorker:
                 return False
             wait = None
             if ready and self._oldest_ready is not None:
-                patience = commit_after(self._policy.commit_seconds, self._transaction_seconds)
+                patience = commit_after(
+                    self._policy.commit_seconds,
+                    self._policy.gather_seconds,
+                    self._transaction_seconds,
+                )
                 wait = self._oldest_ready + patience - time.monotonic()
                 if wait <= 0:
                     return True
@@ -578,10 +582,12 @@ def _last_of(records: Iterable[InboundRecord]) -> LastRecord | None:
     return None
 
 
-def commit_after(interval: float, transaction: float) -> float:
-    """Seconds that an outcome waits for others: what a transaction takes is part of the interval,
-    but half of it at most, so that a slow broker is not asked more and more often."""
-    return interval - min(transaction, interval / 2)
+def commit_after(interval: float, gather: float, transaction: float) -> float:
+    """Seconds that an outcome waits for others, so that readers see it within the interval: its
+    record may have waited to be read with others, and who reads committed records waits for a
+    neighbour's transaction too. Half of the interval at least, so that a slow broker is not asked
+    more and more often."""
+    return interval - min(gather + 2 * transaction, interval / 2)
 
 
 def _outcome_of(error: Exception) -> str:

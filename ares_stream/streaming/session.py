@@ -116,6 +116,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             fetch_max_bytes=spec.policy.fetch_bytes,
             max_partition_fetch_bytes=spec.policy.partition_fetch_bytes,
         )
+        self._consumer.gather(spec.policy.gather_seconds)
 
         self._watch = Watch(
             spec,

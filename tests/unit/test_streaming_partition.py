@@ -54,12 +54,12 @@ def worker(inflight: Inflight | None = None) -> PartitionWorker:
 
 
 @pytest.mark.parametrize(
-    ("transaction", "wait"), [(0.0, 0.25), (0.04, 0.21), (0.125, 0.125), (3.0, 0.125)]
+    ("transaction", "wait"), [(0.0, 0.23), (0.04, 0.15), (0.0525, 0.125), (3.0, 0.125)]
 )
-def test_what_a_transaction_takes_is_part_of_the_commit_interval(
+def test_what_reading_and_a_transaction_take_is_part_of_the_commit_interval(
     transaction: float, wait: float
 ) -> None:
-    assert commit_after(0.25, transaction) == pytest.approx(wait)
+    assert commit_after(0.25, 0.02, transaction) == pytest.approx(wait)
 
 
 def test_workers_of_a_session_count_what_is_in_flight_together() -> None:

@@ -98,7 +98,11 @@ class Visible:
         found: list[Arrival] = []
         deadline = time.monotonic() + seconds
         while len(found) < count:
-            messages = self._consumer.consume(min(count - len(found), 1000), _POLL_SECONDS)
+            # `consume` would wait for as many as it is asked for, and the first would look late.
+            first = self._consumer.poll(_POLL_SECONDS)
+            messages = [] if first is None else [first]
+            if messages and (rest := min(count - len(found), 1000) - 1):
+                messages += self._consumer.consume(rest, 0)
             now = time.monotonic()
             if messages:
                 deadline = now + seconds
