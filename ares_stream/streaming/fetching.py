@@ -159,6 +159,8 @@ class _BatchFetcher(Fetcher):  # type: ignore[misc]
     def __init__(self, gather_ms: int, *arguments: Any, **settings: Any) -> None:
         self._gather_ms = gather_ms
         super().__init__(*arguments, **settings)
+        self._fetch_min_bytes: int
+        self._fetch_max_wait_ms: int
         self._usual = (self._fetch_min_bytes, self._fetch_max_wait_ms)
 
     def _ask_next(self, *, any_came: bool) -> None:
