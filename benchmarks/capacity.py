@@ -12,8 +12,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-HOST_PER_CORE = 1 / 0.0006
-"""Conversations/s of one core without the models: tokenising, templates, Kafka for two models."""
+HOST_PER_CORE = 1 / 0.0002
+"""Conversations/s of one core without the models: tokenising, templates, Kafka for two models.
+docs/performance.md."""
 PARTITION_BYTES = 10e6
 """Bytes/s that a partition with three copies carries without a queue at its leader."""
 CONVERSATION_BYTES = 2_000

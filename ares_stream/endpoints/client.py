@@ -26,7 +26,7 @@ import httpx
 from ares_stream.endpoints.completion import Completion, parse_completion, parse_refusal
 from ares_stream.endpoints.limits import RateLimiter
 from ares_stream.errors import SettingsError, TargetError, remember_secrets_of
-from ares_stream.files import Renewed, checked_api_key
+from ares_stream.files import AnswerTooLarge, Renewed, checked_api_key, read_answer
 
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 """A server that streams without end must not fill the memory."""
@@ -389,12 +389,10 @@ class _Refused(Exception):
 
 
 async def _read(response: httpx.Response) -> bytes:
-    raw = bytearray()
-    async for chunk in response.aiter_bytes():
-        raw += chunk
-        if len(raw) > MAX_ANSWER_BYTES:
-            raise _Again(f"answered with more than {MAX_ANSWER_BYTES} bytes")
-    return bytes(raw)
+    try:
+        return await read_answer(response.aiter_bytes(), MAX_ANSWER_BYTES)
+    except AnswerTooLarge:
+        raise _Again(f"answered with more than {MAX_ANSWER_BYTES} bytes") from None
 
 
 def _unreached(error: BaseException) -> str:

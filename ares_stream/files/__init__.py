@@ -7,6 +7,7 @@ whole or not at all.
 | a document | `read_json`, `read_yaml`, `parse_yaml`, `validated` | documents, yaml_text |
 | a secret | `read_secret`, `read_api_key` | secret |
 | a file that is renewed | `Renewed`, `renewed_secret`, `renewed_api_key` | renewed |
+| what a server answers | `read_answer` | answers |
 | a file | `write_whole`, `written_whole`, `write_document` | writing |
 | a folder | `written_folder`, `staging_folder` | writing |
 | output paths, before the work | `check_outputs` | outputs |
@@ -16,6 +17,7 @@ An error names the file, the line where there is one, and the field; it quotes n
 of the error is the caller's (`error`), since a wrong setting and a broken run end differently.
 """
 
+from ares_stream.files.answers import AnswerTooLarge, read_answer
 from ares_stream.files.documents import (
     MAX_DOCUMENT_BYTES,
     read_json,
@@ -53,10 +55,38 @@ from ares_stream.files.writing import (
 from ares_stream.files.yaml_text import YamlDocument, parse_yaml
 
 __all__ = [
-    "MAX_DOCUMENT_BYTES", "MAX_LINE_BYTES", "STDIO", "Fault", "Lines", "Renewed", "Survey",
-    "Validity", "YamlDocument", "check_new_folder", "check_outputs", "checked_api_key", "fault",
-    "open_lines", "parse_json", "parse_yaml", "read_api_key", "read_json", "read_rows",
-    "read_secret", "read_text", "read_yaml", "renewed_api_key", "renewed_secret", "renewed_values",
-    "said", "staging_folder", "validated", "write_document", "write_whole", "written_folder",
+    "MAX_DOCUMENT_BYTES",
+    "MAX_LINE_BYTES",
+    "STDIO",
+    "AnswerTooLarge",
+    "Fault",
+    "Lines",
+    "Renewed",
+    "Survey",
+    "Validity",
+    "YamlDocument",
+    "check_new_folder",
+    "check_outputs",
+    "checked_api_key",
+    "fault",
+    "open_lines",
+    "parse_json",
+    "parse_yaml",
+    "read_answer",
+    "read_api_key",
+    "read_json",
+    "read_rows",
+    "read_secret",
+    "read_text",
+    "read_yaml",
+    "renewed_api_key",
+    "renewed_secret",
+    "renewed_values",
+    "said",
+    "staging_folder",
+    "validated",
+    "write_document",
+    "write_whole",
+    "written_folder",
     "written_whole",
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ares_stream.errors import TargetError
-from ares_stream.files import read_api_key
+from ares_stream.files import AnswerTooLarge, read_answer, read_api_key
 from ares_stream.models.releases import Log
 from ares_stream.records.release import Release, ReleaseState
 
@@ -104,14 +104,11 @@ class _Http:
         """(status, content). Raises TargetError when there is no answer."""
         import httpx
 
-        content = b""
         try:
             async with self._client.stream(method, url, json=body) as answer:
-                async for part in answer.aiter_bytes():
-                    content += part
-                    if len(content) > ANSWER_BYTES:
-                        raise TargetError(f"policy server {url}: answers without an end")
-                return answer.status_code, content
+                return answer.status_code, await read_answer(answer.aiter_bytes(), ANSWER_BYTES)
+        except AnswerTooLarge:
+            raise TargetError(f"policy server {url}: answers without an end") from None
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise TargetError(
                 f"policy server {url}: {type(error).__name__}: {error}; once it is back, "

@@ -14,7 +14,7 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaError
 
 from ares_stream.errors import SettingsError
-from ares_stream.files import Renewed, read_api_key
+from ares_stream.files import AnswerTooLarge, Renewed, read_answer, read_api_key
 from ares_stream.streaming.certificates import trusting
 
 TOKEN_SECONDS: Final = 10.0
@@ -99,14 +99,12 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
                     "POST", self._url, data=form, auth=(self._client_id, secret)
                 ) as answer,
             ):
-                body = b""
-                async for part in answer.aiter_bytes():
-                    body += part
-                    if len(body) > MAX_ANSWER_BYTES:
-                        raise TokenRefused(
-                            f"kafka.token_endpoint: {self._url}: an answer too large for a token"
-                        )
+                body = await read_answer(answer.aiter_bytes(), MAX_ANSWER_BYTES)
                 status = answer.status_code
+        except AnswerTooLarge:
+            raise TokenRefused(
+                f"kafka.token_endpoint: {self._url}: an answer too large for a token"
+            ) from None
         except (httpx.HTTPError, OSError, TimeoutError) as error:
             raise KafkaError(f"kafka.token_endpoint: {self._url}: {type(error).__name__}") from None
         if status in BUSY or status >= httpx.codes.INTERNAL_SERVER_ERROR:
