@@ -33,10 +33,14 @@ async def spoken_at(host: str, port: int) -> Protocol | None:
 
 
 async def _asked(host: str, port: int, context: ssl.SSLContext | None) -> Protocol | None:
-    with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, struct.error):
+    try:
         async with asyncio.timeout(ANSWER_SECONDS):
             return await _ask(host, port, context)
-    return None
+    except ssl.SSLError as error:
+        # A port that wants a certificate of its clients says so by an alert, in TLS.
+        return "SSL" if "ALERT" in (error.reason or "") else None
+    except (OSError, TimeoutError, asyncio.IncompleteReadError, struct.error):
+        return None
 
 
 async def _ask(host: str, port: int, context: ssl.SSLContext | None) -> Protocol | None:
