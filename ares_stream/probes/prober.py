@@ -22,6 +22,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -50,9 +51,9 @@ from ares_stream.records.interaction import Interaction, Probe
 from ares_stream.records.topics import topic_name
 from ares_stream.records.verdict import Verdict
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.journal import Journal, follow, group_lag
+from ares_stream.streaming.journal import Journal, group_lag
 from ares_stream.streaming.patience import Patience
-from ares_stream.streaming.reader import read, snapshot
+from ares_stream.streaming.reader import follow, read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from ares_stream.streaming.unreadable import PassedOver, UnreadableRecord
 
@@ -218,9 +219,11 @@ class Prober:
         news = asyncio.Event()
 
         async def listen() -> None:
-            async for record in follow(self._connection, ranges):
-                if self._take(state, record):
-                    news.set()
+            # Closed with this task: a loop alone would leave the consumer to the garbage collector.
+            async with aclosing(follow(self._connection, ranges)) as records:
+                async for record in records:
+                    if self._take(state, record):
+                        news.set()
 
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -1,9 +1,9 @@
-"""Topics as the memory of one process: appended by a single owner, followed without an end."""
+"""Topics as the memory of one process, appended by a single owner; what a group has yet to read."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -17,11 +17,10 @@ from aiokafka.errors import (
 )
 
 from ares_stream.errors import BrokerError, InputError, StreamError
-from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.faults import client_faults, explained
-from ares_stream.streaming.fetching import BatchConsumer, end_consumer, read_batches
+from ares_stream.streaming.fetching import end_consumer
 from ares_stream.streaming.publisher import (
     MAX_REQUEST_BYTES,
     end_producer,
@@ -29,9 +28,7 @@ from ares_stream.streaming.publisher import (
     transaction_outcome,
     transaction_refusal,
 )
-from ares_stream.streaming.reader import POLL_MS, READ_LIMITS
-from ares_stream.streaming.records import InboundRecord, OutboundRecord
-from ares_stream.streaming.unreadable import Unreadable, log_unreadable
+from ares_stream.streaming.records import OutboundRecord
 
 OPEN_SECONDS: Final = 30.0
 """A coordinator that moves is back within this; a start that takes longer hangs for ever."""
@@ -128,38 +125,6 @@ class Journal:
         if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
             return InputError("a record is larger than its topic's max.message.bytes")
         return explained(error, self._connection.bootstrap, on_topic="Write", name=self._name)
-
-
-async def follow(
-    connection: KafkaConnection,
-    ranges: Sequence[OffsetRange],
-    *,
-    unreadable: Unreadable = log_unreadable,
-) -> AsyncIterator[InboundRecord]:
-    """What is committed behind the ranges' ends, without an end. Where no record can be read
-    `unreadable` is told. Raises BrokerError."""
-    consumer = BatchConsumer(
-        **connection.client_arguments(),
-        group_id=None,
-        enable_auto_commit=False,
-        auto_offset_reset="none",
-        isolation_level="read_committed",
-    )
-    try:
-        with client_faults():
-            async with asyncio.timeout(FOLLOW_SECONDS):
-                await consumer.start()
-            consumer.assign([TopicPartition(item.topic, item.partition) for item in ranges])
-            for item in ranges:
-                consumer.seek(TopicPartition(item.topic, item.partition), item.end)
-            while True:
-                for fetched in (await consumer.getbatches(timeout_ms=POLL_MS)).values():
-                    async for record in read_batches(fetched, READ_LIMITS, unreadable):
-                        yield record
-    except (KafkaError, OSError, TimeoutError) as error:
-        raise explained(error, connection.bootstrap) from error
-    finally:
-        await end_consumer(consumer)
 
 
 async def group_lag(connection: KafkaConnection, group: str, topics: Sequence[str]) -> int:

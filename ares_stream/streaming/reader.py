@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from typing import Final, Literal, TypeVar
 
 from aiokafka import TopicPartition
@@ -34,6 +34,8 @@ STALL_SECONDS: Final = 30.0
 FETCH_WAIT_MS: Final = 500
 BRIEF_WAIT_MS: Final = 20
 """A fetch at the end of a partition, which no record follows, holds up the next range's."""
+IDS_SECONDS: Final = 30.0
+"""How soon a topic that was made anew under a reader is known."""
 READ_LIMITS: Final = ReadLimits()
 _KEPT_OF_A_KEY: Final = 16
 """Records of one key that wait undecoded: what is overwritten is rarely worth decoding."""
@@ -380,8 +382,15 @@ async def follow(
     unreadable: Unreadable = log_unreadable,
 ) -> AsyncGenerator[InboundRecord, None]:
     """Each record past the ends of the ranges as it is committed, without an end. A broker that
-    goes away is waited for. Where no record can be read `unreadable` is told."""
+    goes away is waited for. Where no record can be read `unreadable` is told.
+
+    Raises ReadError where a topic is made anew: what was read is of one that is gone, and who
+    begins again reads all of the new one.
+    """
+    topics = {item.topic for item in ranges}
     async with _consumer(connection) as consumer:
+        ids = await consumer.topic_ids(topics)
+        asked = time.monotonic()
         consumer.assign([TopicPartition(item.topic, item.partition) for item in ranges])
         for item in ranges:
             consumer.seek(TopicPartition(item.topic, item.partition), item.end)
@@ -389,6 +398,13 @@ async def follow(
             for fetched in (await consumer.getbatches(timeout_ms=POLL_MS)).values():
                 async for record in read_batches(fetched, READ_LIMITS, unreadable):
                     yield record
+            if time.monotonic() - asked < IDS_SECONDS:
+                continue
+            asked = time.monotonic()
+            with suppress(KafkaError, OSError, TimeoutError), client_faults():
+                now = await consumer.topic_ids(topics)
+                if other := sorted(name for name in ids if now.get(name, ids[name]) != ids[name]):
+                    raise ReadError(f"{', '.join(other)}: made anew while it was followed")
 
 
 def _apply(latest: dict[bytes, InboundRecord], record: InboundRecord) -> None:

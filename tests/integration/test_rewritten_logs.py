@@ -7,6 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from ares_stream.processes.broker import EmbeddedBroker
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.follower import Follower
 from ares_stream.streaming.log_identity import LogIdentity
-from ares_stream.streaming.reader import read, snapshot
+from ares_stream.streaming.reader import follow, read, snapshot
 from tests.support.sessions import Copying, Seen, rerouted, running, until
 
 pytestmark = pytest.mark.kafka
@@ -260,3 +261,25 @@ async def test_a_follower_knows_a_topic_that_is_made_anew_under_it(
                 with contextlib.suppress(TopicError):
                     found |= {record.key for record in await follower.poll()}
         assert [loss.change for loss in follower.take_losses()][-1:] == ["anew"]
+
+
+async def test_who_follows_a_topic_that_is_made_anew_is_told_to_begin_again(
+    kafka: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ares_stream.streaming.reader.IDS_SECONDS", 0.5)
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    await copying.send(2)
+    ranges = await snapshot(copying.direct, [copying.input])
+
+    async def read_on() -> None:
+        async with aclosing(follow(copying.direct, ranges)) as records:
+            async for _ in records:
+                pass
+
+    reading = asyncio.create_task(read_on())
+    await copying.make_input_anew()
+    await copying.send(8)
+    with pytest.raises(ReadError, match=f"{copying.input}: made anew|truncated while"):
+        async with asyncio.timeout(60):
+            await reading
