@@ -102,7 +102,7 @@ class Size:
 
 
 FULL: Final = Size(1.0, 16, 160, 112, 1.0, 2, 500, 0.15, 60, 20)
-QUICK: Final = Size(0.15, 3, 160, 48, 0.2, 4, 50, 0.3, 4, 2)
+QUICK: Final = Size(0.22, 2, 160, 48, 0.2, 4, 50, 0.3, 4, 1)
 PLACES: Final = ("100_words", "300_words", "1000_words", "refusal")
 """What answers are put behind."""
 
