@@ -461,10 +461,10 @@ async def test_anchors_are_made_from_labels_and_sent_again_and_again(
         assert "anchors.jsonl" in monitor.log_file.read_text()
 
 
-@pytest.mark.parametrize("count", [60, 400], ids=["shorter", "longer than what was read"])
 async def test_a_topic_that_was_made_anew_is_counted_on_and_the_figures_say_so(
-    kafka: str, prefix: str, tmp_path: Path, count: int
+    kafka: str, prefix: str, tmp_path: Path
 ) -> None:
+    count = 400  # More than were read of the first: their offsets alone tell nothing.
     connection = await create(kafka, prefix)
     topic = topic_name(prefix, topics.VERDICTS)
     await publish(connection, made(prefix, range(300)))

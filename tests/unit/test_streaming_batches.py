@@ -272,3 +272,20 @@ def test_the_end_of_a_fetch_may_cut_a_batch_and_what_came_whole_is_read() -> Non
     batches = Batches("t", 0, data, position=0, highwater=9, aborted=None)
     assert len(list(batches)) == 1
     assert batches.next_fetch_offset == 1
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_a_batch_says_which_leader_wrote_it(epoch: int) -> None:
+    data = bytearray(batch([RawRecord()]))
+    # It lies in front of what the checksum covers: each leader writes its own.
+    data[12:16] = epoch.to_bytes(4)
+    [raw] = cut(bytes(data))
+    assert (raw.damage, raw.leader_epoch) == (None, epoch)
+
+
+def test_of_a_batch_that_cannot_be_read_no_leader_is_known() -> None:
+    data = bytearray(batch([RawRecord()]))
+    data[-1] ^= 1
+    [raw] = cut(bytes(data))
+    assert raw.damage is not None
+    assert raw.leader_epoch == -1
