@@ -190,7 +190,8 @@ def _share(row: dict[str, Any], rows: Iterable[dict[str, Any]]) -> str:
 
 def _cell(row: dict[str, Any]) -> str:
     processes = "" if row["processes"] == 1 else f", {row['processes']} processes"
-    return f"{row['models']}, {row['partitions']} partitions{processes}"
+    count = row["partitions"]
+    return f"{row['models']} models, {count} partition{'' if count == 1 else 's'}{processes}"
 
 
 def _ratio(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
