@@ -200,13 +200,14 @@ async def test_each_kind_of_client_outlives_an_exchange_of_certificates(cluster:
 
         async def followed() -> bool:
             try:
-                return [record.value for record in await follower.poll()] == [b"2"]
+                return b"2" in [record.value for record in await follower.poll()]
             except BrokerError:
                 return False
 
         async def waiting() -> bool:
             try:
-                return [item.stable for item in await queue.waiting()] == [2]
+                # Whoever publishes again after an unknown outcome may have written it twice.
+                return [item.stable >= 2 for item in await queue.waiting()] == [True]
             except BrokerError:
                 return False
 
