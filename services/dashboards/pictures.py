@@ -25,7 +25,7 @@ from services.dashboards.panels import Page, Panel, as_asked
 COLUMN: Final = 50
 HEIGHT: Final = 190
 HEADING: Final = 34
-TOP: Final = 62
+TOP: Final = 78
 LEGEND: Final = 4
 """Series that are named under a panel; the rest are counted."""
 COLOURS: Final = (
@@ -97,7 +97,7 @@ def draw(page: Page, found: Mapping[str, Sequence[Series]], caption: str) -> str
             x += width
         y += HEIGHT
     head = _text(10, 26, f"ares-stream: {page.title}", 20, bold=True)
-    head += _text(10, 48, f"{page.description} {caption}", 12, "#555")
+    head += _text(10, 48, page.description, 12, "#555") + _text(10, 66, caption, 11, "#888")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {24 * COLUMN} {y + 10}" '
         f'font-family="sans-serif" role="img" aria-label="{escape(page.title)}">'
@@ -114,6 +114,10 @@ def _panel(panel: Panel, width: int, shown: Sequence[Series]) -> str:
     frame = _frame(panel, width)
     if not shown:
         return frame + _text(width / 2, HEIGHT / 2, "no data in this run", 12, "#888", "middle")
+    if panel.kind in ("number", "bars", "table"):
+        # Of what was there in the meantime nothing is shown now.
+        now = max(line.points[-1][0] for line in shown)
+        shown = [line for line in shown if line.points[-1][0] == now]
     if panel.kind == "number":
         return frame + _numbers(panel, width, shown)
     if panel.kind == "bars":

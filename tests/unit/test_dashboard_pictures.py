@@ -71,3 +71,11 @@ def test_values_have_their_unit(unit: str, value: float, text: str) -> None:
     one = Panel("P", unit, "D.", (Query("up{@}", "a"),), kind="number")
     made = Page("x", "t", "d", (Row("r", (one,)),))
     assert text in texts(draw(made, {"P": [series("a", value)]}, ""))
+
+
+@pytest.mark.parametrize("kind", ["number", "bars", "table"])
+def test_what_is_gone_by_now_is_not_shown_as_present(kind: str) -> None:
+    found = [series("gone", 1.0, job="gone"), series("here", 1.0, 2.0, job="here")]
+    shown = texts(draw(page(kind=kind), {"One <panel>": found}, ""))
+    assert "here" in shown
+    assert "gone" not in shown
