@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.torch, pytest.mark.shared_data, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.torch, pytest.mark.shared_data, pytest.mark.timeout(600)]
 
 
 def silent(_stage: str) -> Callable[[int, int], None]:
