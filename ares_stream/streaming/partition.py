@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
@@ -55,6 +55,9 @@ MAX_PAUSE_SECONDS: Final = 1.0
 """A worker opens again and again: the session's watch says when that is no use."""
 BATCH_BYTES: Final = 128 << 10
 """A commit of the usual size is one batch of each partition."""
+TURNS: Final = 8
+"""Transactions of a session at once: more of them take the longer each, and readers of committed
+records wait for the slowest."""
 MAX_REQUEST_BYTES: Final = 100 << 20
 """A broker's own limit on a request: what is too large for a topic, the topic says. A producer
 with a limit below it would refuse the dead letter of a record that was read."""
@@ -123,6 +126,7 @@ class PartitionWorker:
         *,
         breaker: Breaker,
         inflight: Inflight,
+        turns: asyncio.Semaphore,
         room: Callable[[], None],
         lost: Callable[[OffsetLoss], None],
         size_limits: Mapping[str, int],
@@ -153,6 +157,7 @@ class PartitionWorker:
         self._observer = spec.observer
         self._breaker = breaker
         self._inflight = inflight
+        self._turns = turns
         self._room = room
         self._lost = lost
         self._size_limits = size_limits
@@ -294,7 +299,8 @@ class PartitionWorker:
                             owned = True
                             self._observer.assigned(self.topic, self.partition)
                         while await self._due():
-                            await self._commit()
+                            async with self._turn():
+                                await self._commit()
                             failures = 0
                             self._failure = ""
                 except (ProducerFenced, InvalidProducerEpoch) as error:
@@ -434,6 +440,21 @@ class PartitionWorker:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._changed.wait()
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Among the transactions of a session: what is ready meanwhile goes with the rest. Who
+        waits for a commit interval goes without a turn, since others may hang on their broker."""
+        taken = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._policy.commit_seconds):
+                await self._turns.acquire()
+                taken = True
+        try:
+            yield
+        finally:
+            if taken:
+                self._turns.release()
 
     async def _commit(self) -> None:
         """One transaction: outputs, dead letters and the offset after them."""

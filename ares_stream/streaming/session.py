@@ -19,7 +19,7 @@ from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.fetching import BatchConsumer, end_consumer
 from ares_stream.streaming.log_identity import LogIdentity
-from ares_stream.streaming.partition import Inflight, PartitionLost, PartitionWorker
+from ares_stream.streaming.partition import TURNS, Inflight, PartitionLost, PartitionWorker
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.records import Damage, InboundRecord, Outcome, Rejection
 from ares_stream.streaming.resume import OffsetLoss, resume
@@ -87,6 +87,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         self._workers: dict[TopicPartition, PartitionWorker] = {}
         self._unread: dict[TopicPartition, Unread] = {}
         self._inflight = Inflight()
+        self._turns = asyncio.Semaphore(TURNS)
         self._decompressing: dict[TopicPartition, int] = {}
         """Bytes that decompression keeps, of the partitions whose batch is not read to its end."""
         self._pending: deque[_Item] = deque()
@@ -449,6 +450,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
                 partition.partition,
                 breaker=self._breaker,
                 inflight=self._inflight,
+                turns=self._turns,
                 room=self._made_room,
                 lost=self._tell_loss,
                 size_limits=self._size_limits,

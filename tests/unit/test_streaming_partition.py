@@ -29,7 +29,11 @@ class Nothing:
         return [() for _ in records]
 
 
-def worker(inflight: Inflight | None = None) -> PartitionWorker:
+def worker(
+    inflight: Inflight | None = None,
+    turns: asyncio.Semaphore | None = None,
+    policy: ProcessorPolicy | None = None,
+) -> PartitionWorker:
     spec = SessionSpec(
         connection=KafkaConnection(),
         service="test",
@@ -38,7 +42,7 @@ def worker(inflight: Inflight | None = None) -> PartitionWorker:
         handler=Nothing(),
         deadletter_topic="dead",
         id_prefix="p.",
-        policy=ProcessorPolicy(),
+        policy=policy or ProcessorPolicy(),
         observer=ProcessorObserver(),
     )
     return PartitionWorker(
@@ -47,6 +51,7 @@ def worker(inflight: Inflight | None = None) -> PartitionWorker:
         3,
         breaker=Breaker(BreakerPolicy()),
         inflight=inflight or Inflight(),
+        turns=turns or asyncio.Semaphore(1),
         room=lambda: None,
         lost=lambda loss: None,
         size_limits={},
@@ -60,6 +65,39 @@ def test_what_reading_and_a_transaction_take_is_part_of_the_commit_interval(
     transaction: float, wait: float
 ) -> None:
     assert commit_after(0.25, 0.02, transaction) == pytest.approx(wait)
+
+
+async def test_transactions_of_a_session_take_turns() -> None:
+    turns = asyncio.Semaphore(1)
+    first, second = worker(turns=turns), worker(turns=turns)
+    order: list[str] = []
+
+    async def take(one: PartitionWorker, name: str) -> None:
+        async with one._turn():
+            order.append(f"{name} begins")
+            await asyncio.sleep(0)
+            order.append(f"{name} ends")
+
+    await asyncio.gather(take(first, "first"), take(second, "second"))
+    assert order == ["first begins", "first ends", "second begins", "second ends"]
+    assert not turns.locked()
+
+
+async def test_who_waited_for_a_commit_interval_goes_without_a_turn_and_gives_none_back() -> None:
+    turns = asyncio.Semaphore(1)
+    await turns.acquire()  # Another hangs on its broker.
+    async with worker(turns=turns, policy=ProcessorPolicy(commit_seconds=0.001))._turn():
+        assert turns.locked()
+    assert turns.locked()
+
+
+@pytest.mark.parametrize("error", [OSError, asyncio.CancelledError])
+async def test_a_transaction_that_fails_gives_its_turn_back(error: type[BaseException]) -> None:
+    turns = asyncio.Semaphore(1)
+    with pytest.raises(error):
+        async with worker(turns=turns)._turn():
+            raise error
+    assert not turns.locked()
 
 
 def test_workers_of_a_session_count_what_is_in_flight_together() -> None:
