@@ -80,3 +80,10 @@ def test_a_second_result_for_an_offset_is_refused() -> None:
     watermark.complete(5, "a")
     with pytest.raises(KeyError):
         watermark.complete(5, "b")
+
+
+def test_no_offset_lies_below_the_first_of_a_partition() -> None:
+    watermark: Watermark[str] = Watermark()
+    with pytest.raises(ValueError, match="offset -1 follows -1"):
+        watermark.add(-1, 1)
+    watermark.add(0, 1)
