@@ -14,6 +14,7 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
 )
+from aiokafka.structs import TopicPartition
 
 from ares_stream.errors import AccessError, BrokerError, StreamError
 
@@ -38,7 +39,10 @@ def explained(
     resource, for where the client does not say it."""
     if not isinstance(error, FORBIDDEN):
         return BrokerError(f"Kafka at {where}: {type(error).__name__}: {error}")
-    if isinstance(error, TopicAuthorizationFailedError):
+    if offsets_of := _partitions(error):
+        # Only the commit of offsets names partitions; in a transaction as well it needs Read.
+        right = f"Read on topic {offsets_of}"
+    elif isinstance(error, TopicAuthorizationFailedError):
         right = f"{on_topic} on topic {_names(error, name)}"
     elif isinstance(error, GroupAuthorizationFailedError):
         right = f"{on_group} on group {_names(error, name)}"
@@ -63,6 +67,15 @@ def forbidden(where: str, right: str) -> AccessError:
         f"Kafka at {where} forbids this user: {right}; `ares topics acls` prints what each "
         "service must be allowed"
     )
+
+
+def _partitions(error: BaseException) -> str:
+    """Topics of the partitions that the error names; nothing where it names none."""
+    found = error.args[0] if error.args else None
+    named = [found] if isinstance(found, TopicPartition) else found
+    if isinstance(named, str) or not isinstance(named, Iterable):
+        return ""
+    return ", ".join(sorted({item.topic for item in named if isinstance(item, TopicPartition)}))
 
 
 def _names(error: BaseException, name: str) -> str:

@@ -14,11 +14,12 @@ from aiokafka.errors import (
     TransactionalIdAuthorizationFailed,
 )
 from aiokafka.producer.transaction_manager import TransactionManager
+from aiokafka.structs import TopicPartition
 
 from ares_stream.errors import AccessError
 from ares_stream.streaming import publisher as publishing
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import first_refusal
+from ares_stream.streaming.faults import explained, first_refusal
 from ares_stream.streaming.publisher import Publisher, transaction_outcome, transaction_refusal
 from ares_stream.streaming.records import OutboundRecord
 
@@ -105,3 +106,19 @@ async def test_a_publisher_tells_the_refusal_and_not_that_its_next_send_failed(
         await publisher.publish(
             [OutboundRecord(name, b"k", b"{}") for name in ("x.rates", "x.alarms")]
         )
+
+
+@pytest.mark.parametrize(
+    ("named", "right"),
+    [
+        (TopicPartition("x", 0), "Read on topic x;"),
+        ({TopicPartition("x", 0), TopicPartition("y", 1)}, "Read on topic x, y;"),
+        ({"x"}, "Write on topic x;"),
+        ("x", "Write on topic x;"),
+    ],
+)
+def test_a_refusal_that_names_partitions_is_of_the_commit_of_offsets_which_needs_read(
+    named: object, right: str
+) -> None:
+    error = TopicAuthorizationFailedError(named)
+    assert right in str(explained(error, "kafka:9092", on_topic="Write"))
