@@ -6,7 +6,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from ares_stream.files.visible import visible
+from ares_stream.visible import visible
 
 if TYPE_CHECKING:
     from ares_stream.errors import DecodeError

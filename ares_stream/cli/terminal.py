@@ -7,12 +7,12 @@ from typing import Any
 import rich.console
 from rich.text import Text
 
-from ares_stream.files.visible import visible
+from ares_stream.visible import visible
 
 
 class Console(rich.console.Console):
     """Rich's, which takes no string for markup unless asked to, and writes out what a terminal
-    would act on (`files.visible`)."""
+    would act on (`visible`)."""
 
     def __init__(
         self,

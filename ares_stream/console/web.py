@@ -21,8 +21,8 @@ from ares_stream.console.desk import Desk, Why
 from ares_stream.console.identity import Identity, Person, RefusedError
 from ares_stream.console.queue import Item
 from ares_stream.errors import AresError
-from ares_stream.files.visible import visible, visible_value
 from ares_stream.records.interaction import Interaction
+from ares_stream.visible import visible, visible_value
 
 MAX_FORM_BYTES: Final = 64 << 10
 MAX_CHARACTERS: Final = 100_000

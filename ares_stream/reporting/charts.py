@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from ares_stream.detection.decide import DetectionPolicy
-from ares_stream.files.visible import visible
 from ares_stream.records.base import Interval
+from ares_stream.visible import visible
 
 
 @dataclass(frozen=True, slots=True)

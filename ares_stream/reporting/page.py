@@ -22,13 +22,13 @@ from markupsafe import Markup
 from ares_stream import __version__
 from ares_stream.detection.decide import DetectionPolicy, is_scored_high
 from ares_stream.detection.ledger import EVERY, Ledger, LedgerPolicy
-from ares_stream.files.visible import visible_value
 from ares_stream.records.base import Interval
 from ares_stream.records.interaction import Interaction, Lane
 from ares_stream.records.observation import observe
 from ares_stream.records.rates import Figures, Rates
 from ares_stream.records.verdict import FailureClass, Verdict
 from ares_stream.reporting import charts
+from ares_stream.visible import visible_value
 
 _BINS = 40
 _TEXT_LIMIT = 4_000  # Characters shown of one text: a page of megabytes helps nobody.

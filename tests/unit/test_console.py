@@ -21,8 +21,8 @@ from ares_stream.console.policy import HeaderPolicy, IdentityPolicy, JwtPolicy, 
 from ares_stream.console.queue import Item, Place, ReviewQueue, rank
 from ares_stream.detection.correction import Cell
 from ares_stream.errors import SettingsError
-from ares_stream.files.visible import visible
 from ares_stream.records.label import Label
+from ares_stream.visible import visible
 from tests.support.verdicts import NOON, verdict
 
 KEY = b"k" * 32

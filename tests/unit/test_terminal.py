@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ares_stream.cli.streams import Terminal
 from ares_stream.cli.terminal import Console
-from ares_stream.files.visible import visible
+from ares_stream.visible import visible
 
 HOSTILE = "a\x1b[2Jb\x1b]0;title\x07c\x9b31m\u202etxt\u2066\x00\r\ud800[bold]d[/]"
 ACTED_ON = ("\x1b", "\x07", "\x9b", "\u202e", "\u2066", "\x00", "\r", "\ud800")
