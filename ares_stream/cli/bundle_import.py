@@ -143,7 +143,7 @@ def onnx(
         activation=None if activation is None else activation.value,
         template=_templates(template, second),
         max_length=max_length,
-        windows=None if windows is None else Windows(most=windows),
+        windows=None if windows is None else Windows(most=windows, last="whole"),
     )
     if dry_run:
         _tell(found, try_out(found, [row.interaction for row in rows]))

@@ -55,6 +55,9 @@ class Windows(_Part):
     most: int = Field(32, ge=1, le=1024)
     overlap: float = Field(0.25, ge=0.0, le=0.75, allow_inf_nan=False)
     """Share of a stretch that the next one repeats: harm across an edge is whole in one."""
+    last: Literal["short", "whole"] = "short"
+    """How long the last stretch is: what is left, as in bundles that do not say, or as long as the
+    others, which all new bundles have: a model makes little of a few words."""
 
 
 class InputTemplate(_Part):

@@ -198,8 +198,7 @@ class InputEncoder:
         start = end = 0
         for number in range(self._windows.most):
             end = min(number * step + size, len(offsets))
-            # The last is as long as the others: a model makes little of a few words.
-            start = end - size
+            start = end - size if self._windows.last == "whole" else number * step
             stretches.append(text[_word(text, offsets[start][0]) : offsets[end - 1][1]])
             if end == len(offsets):
                 break

@@ -149,7 +149,9 @@ def excerpt(max_length: int, *, pair: bool) -> InputTemplate:
         first, second = prompt, answer
     else:
         first, second = f"Question: {prompt}\n\nAnswer: {answer}", None
-    return InputTemplate(first=first, second=second, max_length=max_length, windows=Windows())
+    return InputTemplate(
+        first=first, second=second, max_length=max_length, windows=Windows(last="whole")
+    )
 
 
 def fit_harm(fitted: Fitted, rows: Sequence[Judgement], progress: Progress | None = None) -> None:

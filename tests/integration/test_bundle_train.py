@@ -185,7 +185,7 @@ def test_a_judge_tells_harm_on_prompts_it_never_saw(judge: Path, folder: Path) -
 
 def test_a_trained_bundle_reads_long_answers_in_windows_and_was_fitted_so(judge: Path) -> None:
     manifest = load_bundle(judge).manifest
-    assert manifest.template.windows == Windows()
+    assert manifest.template.windows == Windows(last="whole")
     encoder = InputEncoder(load_bundle(judge))
     long = conversation("word " * 10, "word " * 2_000)
     (reading,) = encoder.read([(long, long.response)])

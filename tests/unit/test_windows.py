@@ -20,9 +20,11 @@ from ares_stream.scoring.panel import Panel, Scores
 from ares_stream.scoring.tokenising import InputEncoder, Reading, Tokens
 from tests.support.word_models import PAIR, WORDS, says, word_bundle
 
-PAIRS = PAIR.model_copy(update={"windows": Windows(most=6)})
+PAIRS = PAIR.model_copy(update={"windows": Windows(most=6, last="whole")})
 SINGLE = InputTemplate(
-    first="dull dull {{ prompt }} dull {{ response }} dull", max_length=64, windows=Windows(most=6)
+    first="dull dull {{ prompt }} dull {{ response }} dull",
+    max_length=64,
+    windows=Windows(most=6, last="whole"),
 )
 SENTENCE = "First you take the powder and mix it with the oil, then put it in your pan to be hot."
 
@@ -90,6 +92,19 @@ def test_the_last_window_is_as_long_as_the_others(encoder: InputEncoder) -> None
             lengths = [len(window) for window in reading.windows]
             assert max(lengths) - min(lengths) <= 1
             assert reading.unread == 0
+
+
+def test_a_bundle_of_before_ends_with_what_is_left(tmp_path: Path) -> None:
+    assert Windows.model_validate({"most": 6, "overlap": 0.25}).last == "short"
+    short = PAIRS.model_copy(update={"windows": Windows(most=6)})
+    text = " ".join(["good", "bad", "worse"][n % 3] for n in range(70))
+    lengths = [
+        len(window)
+        for window in read(
+            InputEncoder(word_bundle(tmp_path, "judge", template=short)), text
+        ).windows
+    ]
+    assert lengths[-1] < lengths[0]
 
 
 @pytest.fixture
