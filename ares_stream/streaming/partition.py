@@ -25,6 +25,7 @@ from aiokafka.errors import (
     MessageSizeTooLargeError,
     ProducerFenced,
     RecordListTooLargeError,
+    TopicAuthorizationFailedError,
 )
 
 from ares_stream.errors import BrokerError
@@ -347,6 +348,9 @@ class PartitionWorker:
         refusal = first_refusal([error])
         if refusal is None and self._producer is not None:
             refusal = transaction_refusal(self._producer, self._begun)
+        if isinstance(refusal, TopicAuthorizationFailedError) and not refusal.args:
+            # Of all refusals aiokafka leaves unnamed only the one of the input's offset.
+            refusal = TopicAuthorizationFailedError(TopicPartition(self.topic, self.partition))
         if refusal is not None:
             where = self._spec.connection.bootstrap
             raise explained(refusal, where, on_topic="Write", name=self._spec.group) from error
