@@ -121,7 +121,7 @@ class BatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]
         if kind is OffsetOutOfRangeError:
             return None
         if kind is not NoError:
-            raise kind(str(partition))
+            raise kind(partition)
         batches = Batches(
             partition.topic,
             partition.partition,
