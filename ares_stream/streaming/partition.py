@@ -50,7 +50,8 @@ CLOSE_SECONDS: Final = 20.0
 """A revoked partition may finish its transaction, well inside the rebalance time-out."""
 SLOW_COMMIT_SECONDS: Final = 5.0
 """KAFKA-17754: after a commit this slow a late EndTxn could end a later transaction of the same
-epoch, so the producer is replaced, which starts a new epoch."""
+epoch. So the worker opens again, which starts a new one and reads the committed offset: whoever
+slept so long may have lost the partition, and must not go on from memory."""
 REOPEN_PAUSE_SECONDS: Final = 0.2
 MAX_PAUSE_SECONDS: Final = 1.0
 """A worker opens again and again: the session's watch says when that is no use."""
@@ -301,9 +302,11 @@ class PartitionWorker:
                             self._observer.assigned(self.topic, self.partition)
                         while await self._due():
                             async with self._turn():
-                                await self._commit()
+                                slow = await self._commit()
                             failures = 0
                             self._failure = ""
+                            if slow:
+                                break
                 except (ProducerFenced, InvalidProducerEpoch) as error:
                     self._observer.transaction("fenced")
                     if await self._given_up():
@@ -460,8 +463,9 @@ class PartitionWorker:
             if taken:
                 self._turns.release()
 
-    async def _commit(self) -> None:
-        """One transaction: outputs, dead letters and the offset after them."""
+    async def _commit(self) -> bool:
+        """One transaction: outputs, dead letters and the offset after them. Whether it was so slow
+        that another epoch must follow."""
         batch = [
             (offset, self._fitting(offset, outcome))
             for offset, outcome in self._watermark.take(self._policy.commit_records)
@@ -492,9 +496,7 @@ class PartitionWorker:
         self._transaction_seconds = ended - started
         self.log = log
         self._settle(batch, end, ended - started)
-        # One that is closing commits no more, and would fence the next owner.
-        if ended - committing > SLOW_COMMIT_SECONDS and not self._is_closing():
-            await self._start_producer()
+        return ended - committing > SLOW_COMMIT_SECONDS
 
     def _fitting(self, offset: int, outcome: Outcome) -> Outcome:
         """The outcome, or a rejection where the topic would not take an output: known before
