@@ -76,9 +76,9 @@ def command(
         raise SettingsError("--until: lies before --since")
     if out is not None:
         check_new_folder("--out", out)
+    kept = {}
     if compare is not None:
-        for name in (JSON_FILE, PAGE_FILE, NOTE_FILE):
-            _kept(compare, name)
+        kept = {name: _kept(compare, name) for name in (JSON_FILE, PAGE_FILE, NOTE_FILE)}
     settings = load_settings(settings_file)
     reader = TopicReader(settings.kafka) if archive is None else ArchiveReader(archive)
     evidence = Evidence(period, ledger_policy(settings), settings.scorer.detection.scored_high_when)
@@ -98,7 +98,7 @@ def command(
         _write(out, files, text, settings)
         return
     assert compare is not None  # noqa: S101 - one of the two, as was looked at above
-    if not _same(compare, files, text, keys or ()):
+    if not _same(compare, kept, files, text, keys or ()):
         raise typer.Exit(1)
 
 
@@ -176,17 +176,24 @@ def _kept(folder: Path, name: str) -> bytes:
         raise SettingsError(f"--compare {folder / name}: cannot be read: {said(error)}") from None
 
 
-def _same(folder: Path, files: dict[str, bytes], text: str, keys: list[str] | tuple[()]) -> bool:
-    """Whether a folder holds these files, and a note of them that the keys signed."""
+def _same(
+    folder: Path,
+    kept: dict[str, bytes],
+    files: dict[str, bytes],
+    text: str,
+    keys: list[str] | tuple[()],
+) -> bool:
+    """Whether a folder, of which `kept` is what it holds, has these files, and a note of them that
+    the keys signed."""
     from ares_stream.audit.notes import NoteKey, open_note
     from ares_stream.errors import IntegrityError
 
     same = True
     for name, raw in files.items():
-        if _kept(folder, name) != raw:
+        if kept[name] != raw:
             same = False
             typer.echo(f"{folder / name}: is not what these topics and this registry give")
-    note = _kept(folder, NOTE_FILE).decode(errors="replace")
+    note = kept[NOTE_FILE].decode(errors="replace")
     try:
         if keys:
             said, signed = open_note(note, [NoteKey.parse(key) for key in keys])

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ares_stream.records.base import Interval
     from ares_stream.records.rates import AnchorFigures, MonitorState, Rates
     from ares_stream.services.settings import Settings
-    from ares_stream.streaming.records import InboundRecord
 
 FILE_WIDTH = 240
 
@@ -79,19 +78,17 @@ async def read_rates(
     """What the monitor has published last."""
     from ares_stream.cli.streams import tell_passed_over
     from ares_stream.detection.ledger import in_order
-    from ares_stream.records.rates import AnchorFigures, MonitorState, Rates
+    from ares_stream.records.rates import AnchorFigures, MonitorState, Rates, decode_held
     from ares_stream.records.topics import RATES, topic_name
     from ares_stream.streaming.reader import read_latest_as
 
-    def decode(record: InboundRecord) -> Rates | AnchorFigures | MonitorState | None:
-        raw = record.value or b""
-        for kind in (Rates, AnchorFigures, MonitorState):
-            if f'"{kind.SCHEMA}"'.encode() in raw[:64]:
-                return kind.decode(raw)
-        return None
-
     topic = topic_name(settings.topic_prefix, RATES)
-    latest = await read_latest_as(settings.kafka, topic, decode, unreadable=tell_passed_over)
+    latest = await read_latest_as(
+        settings.kafka,
+        topic,
+        lambda record: decode_held(record.key, record.value),
+        unreadable=tell_passed_over,
+    )
     states = [item for item in latest.values() if isinstance(item, MonitorState)]
     rates = [item for item in latest.values() if isinstance(item, Rates)]
     anchors = [item for item in latest.values() if isinstance(item, AnchorFigures)]

@@ -16,12 +16,11 @@ from ares_stream.processes.service import LOOK_SECONDS, Service
 from ares_stream.records.alarm import Alarm
 from ares_stream.records.base import Interval
 from ares_stream.records.interaction import Interaction
-from ares_stream.records.rates import STATE_KEY, MonitorState, Rates
+from ares_stream.records.rates import STATE_KEY, MonitorState, Rates, decode_held
 from ares_stream.records.topics import ALARMS, LABELS, RATES, VERDICTS, topic_name
 from ares_stream.reporting.page import Section, table_section
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.reader import read_latest_as, snapshot
-from ares_stream.streaming.records import InboundRecord
 
 BEARABLE: Final = 0.01
 """Coupled-failure rate over which the demo's monitor raises its alarm: the made policy fails
@@ -83,7 +82,11 @@ async def monitored(connection: KafkaConnection, monitor: Service) -> Monitored:
     deadline = time.monotonic() + CAUGHT_UP_SECONDS
     while True:
         monitor.check()
-        latest = await read_latest_as(connection, topic_name(PREFIX, RATES), _decode)
+        latest = await read_latest_as(
+            connection,
+            topic_name(PREFIX, RATES),
+            lambda record: decode_held(record.key, record.value),
+        )
         state = latest.get(STATE_KEY)
         if isinstance(state, MonitorState):
             covered = {(item.topic, item.partition): item.offset for item in state.positions}
@@ -100,14 +103,6 @@ async def monitored(connection: KafkaConnection, monitor: Service) -> Monitored:
         tuple(sorted(rates, key=lambda item: (item.slice.lane, item.since))),
         tuple(alarms.values()),
     )
-
-
-def _decode(record: InboundRecord) -> Rates | MonitorState | None:
-    raw = record.value or b""
-    for kind in (Rates, MonitorState):
-        if f'"{kind.SCHEMA}"'.encode() in raw[:64]:
-            return kind.decode(raw)
-    return None
 
 
 def monitor_sections(found: Monitored) -> list[Section]:

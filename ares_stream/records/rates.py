@@ -7,10 +7,11 @@ read changes no figure.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import AwareDatetime, Field
 
+from ares_stream.errors import DecodeError
 from ares_stream.records.base import (
     Identifier,
     Interval,
@@ -290,3 +291,18 @@ class MonitorState(Record):
 
 
 STATE_KEY = canonical_json(["state"])
+
+Held: TypeAlias = Rates | SampledVerdict | AnchorFigures | AnchorAnswers | MonitorState
+"""What the rates topic holds."""
+
+
+def decode_held(key: bytes | None, raw: bytes | None) -> Held:
+    """A record of the rates topic. Raises DecodeError, also where its key is another one's."""
+    raw = raw or b""
+    for kind in get_args(Held):
+        if f'"{kind.SCHEMA}"'.encode() in raw[:64]:
+            item: Held = kind.decode(raw)
+            if key != item.key:
+                raise DecodeError("key: is not that of the state")
+            return item
+    raise DecodeError("schema: no state of a monitor")

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry
 
@@ -45,6 +45,7 @@ from ares_stream.records.rates import (
     MonitorState,
     Rates,
     SampledVerdict,
+    decode_held,
 )
 from ares_stream.records.topics import topic_name
 from ares_stream.services.forecasts_followed import FollowedForecasts
@@ -316,7 +317,10 @@ class _Leader:
     async def _restore(self) -> None:
         kafka = self._settings.kafka
         found: dict[type[Record], list[Record]] = {}
-        for item in (await read_latest_as(kafka, self._rates, _decode_state)).values():
+        held_now = await read_latest_as(
+            kafka, self._rates, lambda record: decode_held(record.key, record.value)
+        )
+        for item in held_now.values():
             found.setdefault(type(item), []).append(item)
         states = [item for item in found.get(MonitorState, []) if isinstance(item, MonitorState)]
         held = sum(len(items) for kind, items in found.items() if kind is not MonitorState)
@@ -474,20 +478,6 @@ def read_anchors(path: Path) -> list[Interaction]:
     if not found:
         raise SettingsError(f"monitor.anchors.file: {path} holds no anchors")
     return found
-
-
-_State: TypeAlias = Rates | SampledVerdict | AnchorFigures | AnchorAnswers | MonitorState
-
-
-def _decode_state(record: InboundRecord) -> _State:
-    raw = record.value or b""
-    for kind in (Rates, SampledVerdict, AnchorFigures, AnchorAnswers, MonitorState):
-        if f'"{kind.SCHEMA}"'.encode() in raw[:64]:
-            item: _State = kind.decode(raw)
-            if record.key != item.key:
-                raise DecodeError("key: is not that of the state")
-            return item
-    raise DecodeError("schema: no state of a monitor")
 
 
 def ledger_policy(settings: Settings) -> LedgerPolicy:

@@ -311,11 +311,7 @@ async def read_latest(
     connection: KafkaConnection, topic: str, *, unreadable: Unreadable = log_unreadable
 ) -> dict[bytes, InboundRecord]:
     """The present value of every key of a compacted topic; a deleted key is absent."""
-    latest: dict[bytes, InboundRecord] = {}
-    ranges = await snapshot(connection, [topic])
-    async for record in read(connection, ranges, unreadable=unreadable):
-        _apply(latest, record)
-    return latest
+    return await read_latest_as(connection, topic, lambda record: record, unreadable=unreadable)
 
 
 async def read_latest_as(

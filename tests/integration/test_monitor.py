@@ -16,18 +16,16 @@ import pytest
 import yaml
 
 from ares_stream.detection.ledger import Ledger
-from ares_stream.errors import DecodeError
 from ares_stream.records import topics
 from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
 from ares_stream.records.interaction import Anchor, Interaction, Lane, Message
 from ares_stream.records.label import Label, ReviewItem
 from ares_stream.records.observation import read_observation
 from ares_stream.records.rates import (
-    AnchorAnswers,
-    AnchorFigures,
     MonitorState,
     Rates,
     SampledVerdict,
+    decode_held,
 )
 from ares_stream.records.release import Release, ReleaseState
 from ares_stream.records.topics import specs, topic_name
@@ -107,11 +105,8 @@ async def state_of(connection: KafkaConnection, prefix: str) -> dict[bytes, Inbo
 
 
 def readable(record: InboundRecord) -> InboundRecord:
-    raw = record.value or b""
-    for kind in (Rates, SampledVerdict, AnchorFigures, AnchorAnswers, MonitorState):
-        if f'"{kind.SCHEMA}"'.encode() in raw[:64] and kind.decode(raw).key == record.key:
-            return record
-    raise DecodeError("no state")
+    decode_held(record.key, record.value)
+    return record
 
 
 async def until(

@@ -207,6 +207,19 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
+async def until_said(capfd: pytest.CaptureFixture[str], text: str) -> str:
+    """What was said, once the text is in it."""
+    said = ""
+
+    def is_said() -> bool:
+        nonlocal said
+        said += "".join(capfd.readouterr())
+        return text in said
+
+    await until(is_said)
+    return said
+
+
 async def test_failures_become_a_plan_a_repair_and_a_release(world: World) -> None:
     doubted = failure("c1", failure_class=FailureClass.CONTESTED)
     await world.send([*failures(24), doubted])
@@ -390,15 +403,10 @@ async def test_a_repair_that_the_policy_server_would_refuse_is_not_begun(
         (first,) = await world.until("promoted")
     await world.send(failures(12, start=100))
     world.max_lora_rank = 16
-    said = ""
-
-    def refused() -> bool:
-        nonlocal said
-        said += "".join(capfd.readouterr())
-        return "16 on top of the active adapter's 4 is over registry.max_lora_rank 16" in said
-
     async with repairing(world):
-        await until(refused)
+        await until_said(
+            capfd, "16 on top of the active adapter's 4 is over registry.max_lora_rank 16"
+        )
         assert world.trained() == [1]
         world.registry.rollback("chat", Author("anna", DAY, "its rank is in the way"))
         await world.until("promoted", "promoted")
@@ -451,15 +459,8 @@ async def test_failures_of_a_log_that_was_cut_back_are_not_passed_over_in_silenc
     await consumer.commit({place: 50})
     await consumer.stop()
     await world.send(failures(3))
-    said = ""
-
-    def is_told() -> bool:
-        nonlocal said
-        said += "".join(capfd.readouterr())
-        return "settled to offset 50, but the log ends at" in said
-
     async with repairing(world):
-        await until(is_told)
+        said = await until_said(capfd, "settled to offset 50, but the log ends at")
     assert said.count("offsets lost") == 1
 
 

@@ -4,12 +4,13 @@ from a seed; then every record is accounted for."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import signal
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -193,20 +194,27 @@ async def _disk_full(stage: Stage) -> list[float]:
     return await stage.recovered(since)
 
 
-async def _retention(stage: Stage) -> list[float]:
-    """Records are deleted before scorers that are behind could read them."""
-    await stage.aside.decided(await asyncio.to_thread(stage.aside.send))
-    since, before = time.monotonic(), await stage.skipped()
+@contextlib.contextmanager
+def _both_stopped(stage: Stage) -> Iterator[None]:
+    """While it lasts no scorer reads."""
     scorers = (stage.direct, stage.behind)
     for scorer in scorers:
         scorer.send(signal.SIGSTOP)
     try:
-        await asyncio.sleep(IDLE_SECONDS)
-        ids = await asyncio.to_thread(stage.aside.send)
-        lost = await asyncio.to_thread(stage.aside.delete_all_but, EACH // 2)
+        yield
     finally:
         for scorer in scorers:
             scorer.send(signal.SIGCONT)
+
+
+async def _retention(stage: Stage) -> list[float]:
+    """Records are deleted before scorers that are behind could read them."""
+    await stage.aside.decided(await asyncio.to_thread(stage.aside.send))
+    since, before = time.monotonic(), await stage.skipped()
+    with _both_stopped(stage):
+        await asyncio.sleep(IDLE_SECONDS)
+        ids = await asyncio.to_thread(stage.aside.send)
+        lost = await asyncio.to_thread(stage.aside.delete_all_but, EACH // 2)
     await stage.aside.decided(ids)
     stage.losses.append(Loss("retention", lost, await stage.skipped() - before))
     return await stage.recovered(since)
@@ -234,18 +242,12 @@ async def _filled_again(stage: Stage) -> list[float]:
     they go on: every partition's log is another one than they committed."""
     await stage.aside.decided(await asyncio.to_thread(stage.aside.send))
     since, before = time.monotonic(), await stage.rewritten()
-    scorers = (stage.direct, stage.behind)
-    for scorer in scorers:
-        scorer.send(signal.SIGSTOP)
-    try:
+    with _both_stopped(stage):
         await asyncio.to_thread(stage.broker.kill)
         stage.aside.truncate(stage.data)
         await asyncio.to_thread(stage.broker.restart)
         longer = await asyncio.to_thread(stage.aside.begin_again)
         ids = await asyncio.to_thread(stage.aside.send, longer + EACH)
-    finally:
-        for scorer in scorers:
-            scorer.send(signal.SIGCONT)
     await stage.aside.decided(ids)
     stage.losses.append(Loss("filled again", PARTITIONS, await stage.rewritten() - before))
     return await stage.recovered(since)
