@@ -1,6 +1,7 @@
 """What every Kafka client of this process does otherwise than aiokafka has it, since none takes it
 as an argument: asking about topics makes none, a refused login is told and not repeated, a
-connection that is let go is closed, a producer that is given up logs no error that was told.
+connection that is let go is closed, a producer that is given up logs no error that was told, a
+group's coordinator that cannot answer is not taken for a group without commits.
 Imported with the first client, once.
 """
 
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 import aiokafka.admin.client
 import aiokafka.client
+import aiokafka.consumer.group_coordinator
 import aiokafka.producer.message_accumulator
 import aiokafka.producer.transaction_manager
 from aiokafka.conn import AIOKafkaConnection, CloseReason, OAuthAuthenticator
@@ -30,6 +32,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from ares_stream.errors import LoginError
 from ares_stream.files import Renewed
+from ares_stream.streaming.committed import committed_offsets
 from ares_stream.streaming.listener import spoken_at
 from ares_stream.streaming.tokens import FileToken, TokenRefused
 
@@ -227,5 +230,6 @@ kafka_errors.setdefault(PRODUCER_FENCED, InvalidProducerEpoch)
 aiokafka.client.MetadataRequest = ExistingTopics
 aiokafka.admin.client.MetadataRequest = ExistingTopics
 aiokafka.client.create_conn = create_connection
+aiokafka.consumer.group_coordinator.GroupCoordinator._do_fetch_commit_offsets = committed_offsets
 aiokafka.producer.transaction_manager.create_future = looked_at
 aiokafka.producer.message_accumulator.create_future = looked_at

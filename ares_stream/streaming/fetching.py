@@ -31,6 +31,7 @@ from aiokafka.protocol.fetch import FetchRequest
 
 from ares_stream.errors import DecodeError
 from ares_stream.streaming.batches import Batches, BatchReader, RawBatch
+from ares_stream.streaming.committed import stable_offset
 from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.log_identity import LogChange, LogIdentity
 from ares_stream.streaming.publisher import retrieve
@@ -93,8 +94,8 @@ class BatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     async def committed_of_log(self, partition: TopicPartition) -> tuple[int | None, LogIdentity]:
         """The group's committed offset (None before the first) and what it says of the log that
         it is of."""
-        found = (await self._coordinator.fetch_committed_offsets([partition])).get(partition)
-        if found is None or found.offset == -1:
+        found = await stable_offset(self._coordinator, partition)
+        if found is None:
             return None, LogIdentity()
         return int(found.offset), LogIdentity.parse(found.metadata)
 
