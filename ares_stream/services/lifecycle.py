@@ -26,7 +26,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from ares_stream.errors import AresError, DefectError, ResourceError, root_cause
 from ares_stream.processes.signals import end_at_once_on_sigterm
@@ -145,6 +145,7 @@ async def live(service: Service, life: Life, http: HttpSettings) -> None:
 
     pages = service.pages() if isinstance(service, Pages) else None
     service.registry.register(RenewalMetrics())
+    ProcessCollector(registry=service.registry)
     try:
         async with (
             serve_health(

@@ -131,15 +131,18 @@ class MonitorService:
                 if await queue.waiting():
                     leader = _Leader(self._settings, self._life, self.metrics, queue, self)
                     await leader.run()
-                    self._shown = ()
+                    self._stand_by()
                 else:
                     self._missing = None
                     self._patience.progressed()
-                    self.metrics.leading.set(0)
                 await self._life.pause(STANDBY_SECONDS)
         finally:
-            self.metrics.leading.set(0)
+            self._stand_by()
             await queue.stop()
+
+    def _stand_by(self) -> None:
+        self._shown = ()
+        self.metrics.stand_by()
 
     def opened(self, alarms: Iterable[Alarm]) -> None:
         """These alarms are open."""

@@ -118,10 +118,23 @@ class MonitorMetrics:
             "monitor_unmatched_labels", "Labelled interactions outside of the review sample."
         )
 
+    def stand_by(self) -> None:
+        """Another replica leads, or none: its figures are not this one's to show."""
+        self.leading.set(0)
+        for metric in (self.lag, self.gaps, self.unmatched):
+            metric.set(0)
+        self._clear()
+        for metric in (self.last, self.anchors, self.unreadable):
+            metric.clear()
+        self.show_forecasts([])
+
+    def _clear(self) -> None:
+        for metric in (self.rate, self.verdicts, self.lift, self.labels, self.open, self.drift):
+            metric.clear()
+
     def show(self, ledger: Ledger, alarms: Iterable[Alarm]) -> None:
         """Show the ledger's figures."""
-        for metric in (self.rate, self.verdicts, self.lift, self.labels, self.open):
-            metric.clear()
+        self._clear()
         newest = None
         for lane in ("production", "probe"):
             found = sorted(

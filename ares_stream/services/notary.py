@@ -207,12 +207,12 @@ class NotaryService:
             while not self._life.is_stopping:
                 if await queue.waiting():
                     await self._lead(queue)
+                    self.metrics.stand_by()
                 else:
                     self._progressed()
-                    self.metrics.leading.set(0)
                 await self._life.pause(STANDBY_SECONDS)
         finally:
-            self.metrics.leading.set(0)
+            self.metrics.stand_by()
             await queue.stop()
 
     def _progressed(self) -> None:

@@ -52,3 +52,9 @@ class NotaryMetrics:
             "Time stamps that an authority did not give, or that did not hold.",
             registry=registry,
         )
+
+    def stand_by(self) -> None:
+        """Another replica leads, or none: its figures are not this one's to show."""
+        self.leading.set(0)
+        self.lag.set(0)
+        self.leaves.clear()

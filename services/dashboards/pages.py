@@ -113,6 +113,23 @@ STREAM = Page(
                    Query(quantile(0.99, "ares_event_to_verdict_seconds", "lane"), "{{lane}} 99 %")),
                   alert="AresVerdictsLate", limit=10),
         )),
+        Row("Processes", (
+            Panel("Memory", "bytes", "Memory that is resident, and that is mapped.",
+                  (Query("max by (job, instance) (process_resident_memory_bytes{@})",
+                         "{{job}} {{instance}}"),
+                   Query("max by (job, instance) (process_virtual_memory_bytes{@})",
+                         "{{job}} {{instance}} mapped")), alert="AresProcessRestarts", width=6),
+            Panel("Cores", "short", "Cores that a process keeps busy.",
+                  (Query(rate("process_cpu_seconds_total", "job", "instance"),
+                         "{{job}} {{instance}}"),), width=6),
+            Panel("Age", "s", "Since the process began.",
+                  (Query("time() - max by (job, instance) (process_start_time_seconds{@})",
+                         "{{job}} {{instance}}"),), alert="AresProcessRestarts", width=6),
+            Panel("Open files", SHARE, "Of as many files and connections as the process may open.",
+                  (Query("max by (job, instance) (process_open_fds{@})"
+                         " / max by (job, instance) (process_max_fds{@})",
+                         "{{job}} {{instance}}"),), width=6),
+        )),
         Row("Where the time goes", (
             Panel("Stages", "s", "Mean time of a window per stage: tokenise, queue, infer.",
                   (Query(f'{rate("ares_stage_seconds_sum", "stage")} / '

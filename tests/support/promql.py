@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import promql_parser
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
 
 from ares_stream.probes.metrics import ProberMetrics
@@ -21,9 +21,10 @@ SERVICES = (
 )
 KUBERNETES = frozenset(
     {"kube_job_status_failed", "kube_job_status_succeeded",
-     "kube_cronjob_status_last_successful_time"}
+     "kube_cronjob_status_last_successful_time", "kube_cronjob_created",
+     "kube_deployment_spec_replicas", "kube_deployment_status_replicas_available"}
 )  # fmt: skip
-"""Of kube-state-metrics, which tells how Jobs end."""
+"""Of kube-state-metrics, which tells how Jobs end and what Deployments lack."""
 SUFFIXES = {
     "counter": ("_total",),
     "gauge": ("",),
@@ -57,6 +58,7 @@ def known_metrics() -> frozenset[str]:
             if isinstance(metric, MetricWrapperBase):
                 (family,) = metric.describe()
                 names |= {family.name + suffix for suffix in SUFFIXES[family.type]}
-    for family in RenewalMetrics().collect():
-        names |= {family.name + suffix for suffix in SUFFIXES[family.type]}
+    for collector in (RenewalMetrics(), ProcessCollector(registry=None)):
+        for family in collector.collect():
+            names |= {family.name + suffix for suffix in SUFFIXES[family.type]}
     return frozenset(names)

@@ -464,12 +464,21 @@ def test_a_nightly_proof_is_a_command_that_is_there_and_its_alerts_know_its_name
     for container in (*pod["initContainers"], *pod["containers"]):
         parses(container["args"])
     rules = (CHART / "rules" / "kubernetes" / "proofs.yaml").read_text()
-    patterns = re.findall(r'(?:cronjob|job_name)=~"([^"]+)"', rules)
-    assert len(patterns) == 2
     name = job["metadata"]["name"]
-    assert all(re.fullmatch(pattern, made) for pattern, made in zip(
-        patterns, (f"{name}-29345678", name), strict=True
-    ))  # fmt: skip
+    made = {"cronjob": name, "job_name": f"{name}-29345678"}
+    patterns = re.findall(r'(cronjob|job_name)=~"([^"]+)"', rules)
+    assert {kind for kind, _ in patterns} == set(made)
+    assert all(re.fullmatch(pattern, made[kind]) for kind, pattern in patterns)
+
+
+def test_the_alert_of_a_lane_without_scorers_knows_the_names_of_all_lanes_and_of_nothing_else() -> (
+    None
+):
+    rules = (CHART / "rules" / "kubernetes" / "deployments.yaml").read_text()
+    (pattern,) = re.findall(r'deployment=~"([^"]+)"', rules)
+    made = {i["metadata"]["name"] for i in rendered(NEEDED) if i["kind"] == "Deployment"}
+    lanes = {name for name in made if re.fullmatch(pattern, name)}
+    assert made - lanes == {"demo-ares-stream-monitor"}
 
 
 def test_a_replay_is_shared_by_partition_and_reads_what_the_scorers_read() -> None:

@@ -90,10 +90,12 @@ def test_a_query_parses_keeps_the_filters_and_asks_for_metrics_that_exist(
     for query in panel.queries:
         assert metric_names(promql_parser.parse(as_asked(query.promql))) <= known_metrics()
         # A selector without the filters would show other installations' figures.
-        selectors = re.findall(r"\b(?:ares_\w+|up)\{([^}]*)\}?", query.promql)
+        selectors = re.findall(r"\b(?:ares_\w+|process_\w+|up)\{([^}]*)\}?", query.promql)
         assert selectors
         assert all('job=~"$job", instance=~"$instance"' in item for item in selectors)
-        assert not re.search(r"(?<!by \()\bares_\w+(?![\w{])", query.promql), "no filters"
+        assert not re.search(r"(?<!by \()\b(?:ares|process)_\w+(?![\w{])", query.promql), (
+            "no filters"
+        )
         if re.search(r"\brate\(", query.promql):
             assert "$__rate_interval" in query.promql
 

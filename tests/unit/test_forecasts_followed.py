@@ -80,6 +80,24 @@ def test_the_error_is_told_for_the_release_in_use_and_shown() -> None:
     assert value("_error_ratio", figure="cfr") is None
 
 
+def test_a_replica_that_no_longer_leads_shows_no_figures_of_the_time_when_it_did() -> None:
+    metrics = MonitorMetrics(CollectorRegistry(), {"coupled_failure": 0.02})
+    metrics.leading.set(1)
+    metrics.lag.set(7)
+    metrics.gaps.set(7)
+    metrics.show(measured(), [])
+    metrics.open.labels("coupled_failure", "system").set(1)
+    metrics.show_forecasts(following(released()).errors(measured()))
+
+    def shown() -> set[str]:
+        samples = [item for family in metrics.registry.collect() for item in family.samples]
+        return {item.name for item in samples if item.value != 0}
+
+    assert {"ares_monitor_rate", "ares_monitor_forecast", "ares_monitor_open_alarms"} <= shown()
+    metrics.stand_by()
+    assert shown() == {"ares_monitor_objective"}
+
+
 @pytest.mark.parametrize(
     ("release", "ledger"),
     [

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Counter, Metric
+from prometheus_client import CollectorRegistry, Counter, Metric, ProcessCollector
 from prometheus_client.exposition import generate_latest as text_format
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics.exposition import generate_latest
@@ -283,6 +283,12 @@ def test_the_page_of_metrics_tells_those_of_files_that_are_renewed() -> None:
     assert told_of("Files that are renewed") == expected
 
 
+def test_the_page_of_metrics_tells_those_of_the_process() -> None:
+    expected = [row(family, ()) for family in ProcessCollector(registry=None).collect()]
+    assert len(expected) == 6
+    assert told_of("Every process") == expected
+
+
 def row(family: Metric, names: Sequence[str]) -> str:
     name = family.name + ("_total" if family.type == "counter" else "")
     labels = ", ".join(f"`{label}`" for label in names)
@@ -292,7 +298,7 @@ def row(family: Metric, names: Sequence[str]) -> str:
 def told_of(service: str) -> list[str]:
     page = (DOCS / "metrics.md").read_text()
     told = page.partition(f"## {service}\n")[2].partition("\n## ")[0].splitlines()
-    return [row for row in told if row.startswith("| `ares_")]
+    return [row for row in told if row.startswith(("| `ares_", "| `process_"))]
 
 
 def test_a_verdict_is_counted_once_it_is_committed_and_once(metrics: ScorerMetrics) -> None:
