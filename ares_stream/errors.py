@@ -15,6 +15,7 @@ AresError
 │   ├── TopicError        a topic is missing or is not as its specification says
 │   ├── AccessError       the broker forbids what this user does; names what must be allowed
 │   ├── LoginError        the broker refuses the login or the certificate; names the setting
+│   ├── LimitError        the broker's limits forbid a setting or what is fixed here; names both
 │   ├── BrokerError       unreachable or failing; a retry can help
 │   ├── ReadError         a range cannot be read whole: gap, open transaction, deadline
 │   └── BreakerOpen       too many dead letters: a person must look
@@ -166,6 +167,12 @@ class AccessError(StreamError):
 
 class LoginError(StreamError):
     """The broker refuses the login, or one side the other's certificate; names the setting."""
+
+    exit_code = 2
+
+
+class LimitError(StreamError):
+    """What this client asks for lies beyond a limit of the broker's; the message names both."""
 
     exit_code = 2
 

@@ -11,7 +11,7 @@ import asyncio
 import json
 import socket
 import ssl
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Mapping
 from typing import Any, Final
 
 import aiokafka.admin.client
@@ -21,6 +21,7 @@ import aiokafka.producer.message_accumulator
 import aiokafka.producer.transaction_manager
 from aiokafka.conn import AIOKafkaConnection, CloseReason, OAuthAuthenticator
 from aiokafka.errors import (
+    BrokerResponseError,
     IllegalSaslStateError,
     InvalidProducerEpoch,
     KafkaError,
@@ -42,6 +43,24 @@ OF_FILES: Final = "ssl_context", "sasl_plain_password"
 """Arguments of a client that may be renewed while it lives."""
 PRODUCER_FENCED: Final = 90
 """Kafka's code."""
+UNNAMED: Final[Mapping[int, tuple[str, bool]]] = {
+    74: ("FencedLeaderEpoch", True),
+    75: ("UnknownLeaderEpoch", True),
+    76: ("UnsupportedCompressionType", False),
+    77: ("StaleBrokerEpoch", False),
+    78: ("OffsetNotAvailable", True),
+    80: ("PreferredLeaderNotAvailable", True),
+    81: ("GroupMaxSizeReached", False),
+    82: ("FencedInstanceId", False),
+    87: ("InvalidRecord", False),
+    88: ("UnstableOffsetCommit", True),
+    89: ("ThrottlingQuotaExceeded", True),
+    91: ("ResourceNotFound", False),
+    100: ("UnknownTopicId", True),
+    120: ("TransactionAbortable", False),
+}
+"""Codes of Kafka's that aiokafka does not know, with whether asking again helps: a person would be
+told of an unknown error. https://kafka.apache.org/protocol#protocol_error_codes"""
 NOBODY_THERE: Final = (ConnectionRefusedError, socket.gaierror)
 """Errors of a port that nobody listens on, which need no question what it speaks."""
 CLOSE_SECONDS: Final = 1.0
@@ -227,6 +246,9 @@ def looked_at() -> asyncio.Future[Any]:
 # Brokers say so of a producer whose name another has taken; aiokafka knows the older code alone,
 # and whoever was fenced would take the name back.
 kafka_errors.setdefault(PRODUCER_FENCED, InvalidProducerEpoch)
+for _code, (_name, _retriable) in UNNAMED.items():
+    _kind = type(_name, (BrokerResponseError,), {"errno": _code, "retriable": _retriable})
+    kafka_errors.setdefault(_code, _kind)
 aiokafka.client.MetadataRequest = ExistingTopics
 aiokafka.admin.client.MetadataRequest = ExistingTopics
 aiokafka.client.create_conn = create_connection

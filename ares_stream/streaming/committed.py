@@ -42,15 +42,6 @@ NOTHING_COMMITTED: Final = -1
 RETRY_SECONDS: Final = 0.1
 
 
-class UnstableOffset(KafkaError):  # type: ignore[misc]
-    """A transaction that moves the offset is open: how it ends is known soon."""
-
-    errno = 88
-    message = "UNSTABLE_OFFSET_COMMIT"
-    description = "A transaction that commits this offset is still open."
-    retriable = True
-
-
 class _Answer(Response):  # type: ignore[misc]
     API_KEY = 9
     API_VERSION = 7
@@ -123,7 +114,7 @@ async def committed_offsets(
     of which it has committed nothing.
 
     `stable` is for whoever goes on from the offset: where a transaction that moves it is open,
-    UnstableOffset is raised. Owners of a partition share a transactional id, and the start of a
+    an error is raised. Owners of a partition share a transactional id, and the start of a
     producer ends what the owner before left open; but a service that was given another
     `id_prefix` fences nobody, and a broker before 4.0 may know of a commit only after the
     producer's start was answered. Who only looks on takes what is committed.
@@ -147,7 +138,7 @@ async def committed_offsets(
 
 
 def _look_at(code: int, coordinator: Any) -> None:
-    kind = UnstableOffset if code == UnstableOffset.errno else for_code(code)
+    kind = for_code(code)
     if kind is NoError:
         return
     if kind is NotCoordinatorForGroupError:

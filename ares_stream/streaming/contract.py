@@ -117,7 +117,7 @@ class SessionSpec:
     """What every session of a Processor is made from.
 
     `topics` are read as a member of `group` (a static one where `group_instance_id` is set);
-    what the handler refuses goes to `deadletter_topic`.
+    the handler writes to `output_topics`, and what it refuses goes to `deadletter_topic`.
     """
 
     connection: KafkaConnection
@@ -130,6 +130,12 @@ class SessionSpec:
     policy: ProcessorPolicy
     observer: ProcessorObserver
     group_instance_id: str | None = None
+    output_topics: tuple[str, ...] = ()
+
+    @property
+    def all_topics(self) -> tuple[str, ...]:
+        """What must be there."""
+        return (*self.topics, *self.output_topics, self.deadletter_topic)
 
     def transactional_id(self, topic: str, partition: int) -> str:
         """The same for every owner of a partition, so that the next one fences the last."""

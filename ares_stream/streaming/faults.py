@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
+    InvalidSessionTimeoutError,
+    InvalidTransactionTimeout,
     KafkaError,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
 )
 from aiokafka.structs import TopicPartition
 
-from ares_stream.errors import AccessError, BrokerError, StreamError
+from ares_stream.errors import AccessError, BrokerError, LimitError, StreamError
 
 FORBIDDEN: Final = (
     TopicAuthorizationFailedError,
@@ -24,6 +26,15 @@ FORBIDDEN: Final = (
     GroupAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
 )
+
+LIMITS: Final[Mapping[type[KafkaError], str]] = {
+    InvalidTransactionTimeout: "refuses transactions that may take 30 s: raise its "
+    "transaction.max.timeout.ms to 30000 at least",
+    InvalidSessionTimeoutError: "refuses the session time-out of group members, which for the "
+    "scorer is scorer.processing.session_seconds and elsewhere 30 s: it must lie between the "
+    "broker's group.min.session.timeout.ms and group.max.session.timeout.ms",
+}
+"""Refusals that last until a person changes a setting, here or there."""
 
 
 def explained(
@@ -34,9 +45,11 @@ def explained(
     on_group: str = "Read",
     name: str = "",
 ) -> StreamError:
-    """The error for a person: AccessError with the right that the broker at `where` misses, else
-    BrokerError. `on_topic` and `on_group` say what the caller does with them; `name` is the
-    resource, for where the client does not say it."""
+    """The error for a person: AccessError with the right that the broker at `where` misses,
+    LimitError with the broker's limit, else BrokerError. `on_topic` and `on_group` say what the
+    caller does with them; `name` is the resource, for where the client does not say it."""
+    if (limit := LIMITS.get(type(error))) is not None:
+        return LimitError(f"Kafka at {where} {limit}")
     if not isinstance(error, FORBIDDEN):
         return BrokerError(f"Kafka at {where}: {type(error).__name__}: {error}")
     if offsets_of := _partitions(error):
@@ -56,9 +69,10 @@ def explained(
 
 
 def first_refusal(errors: Iterable[BaseException | None]) -> Exception | None:
-    """The first that says that the broker forbids something: what else fails then follows from
-    it."""
-    return next((error for error in errors if isinstance(error, FORBIDDEN)), None)
+    """The first that says that the broker forbids something, or lies beyond its limits: what else
+    fails then follows from it."""
+    lasting = (*FORBIDDEN, *LIMITS)
+    return next((error for error in errors if isinstance(error, lasting)), None)
 
 
 def forbidden(where: str, right: str) -> AccessError:

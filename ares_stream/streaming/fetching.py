@@ -36,7 +36,7 @@ from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.log_identity import LogChange, LogIdentity
 from ares_stream.streaming.publisher import retrieve
 from ares_stream.streaming.records import InboundRecord, ReadLimits
-from ares_stream.streaming.topic_ids import topic_ids
+from ares_stream.streaming.topic_ids import absent_topics, topic_ids
 from ares_stream.streaming.unreadable import Unreadable
 
 END_SECONDS: Final = 5.0
@@ -117,6 +117,9 @@ class BatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]
         place = [(partition.topic, [(partition.partition, offset, 1)])]
         # One byte at most: then the batch comes that holds the offset, and no other (KIP-74).
         response = await self._client.send(node, FetchRequest(0, 0, 1, READ_UNCOMMITTED, place))
+        if not response.topics:
+            # What a broker answers whose quota is used up (KIP-219), or which refuses the request.
+            raise KafkaError(f"{partition}: the broker answers no fetch now")
         _, code, highwater, *details = response.topics[0][1][0]
         kind = for_code(code)
         if kind is OffsetOutOfRangeError:
@@ -137,6 +140,10 @@ class BatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     async def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
         """See `ares_stream.streaming.topic_ids`."""
         return await topic_ids(self._client, topics)
+
+    async def absent_topics(self, topics: Collection[str]) -> list[str]:
+        """See `ares_stream.streaming.topic_ids`."""
+        return await absent_topics(self._client, topics)
 
     async def getbatches(
         self, *partitions: TopicPartition, timeout_ms: int, most: int = BATCHES

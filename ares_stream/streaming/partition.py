@@ -28,7 +28,7 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 
-from ares_stream.errors import BrokerError
+from ares_stream.errors import LimitError
 from ares_stream.streaming.breaker import Breaker
 from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.deadletters import batch_size, dead_letter, fits, kept_whole
@@ -347,7 +347,8 @@ class PartitionWorker:
         return self._is_closing()
 
     def _raise_forbidden(self, error: Exception) -> None:
-        """Raise AccessError where the broker forbids what failed."""
+        """Raise AccessError where the broker forbids what failed, LimitError where it lies beyond
+        one of its limits."""
         refusal = first_refusal([error])
         if refusal is None and self._producer is not None:
             refusal = transaction_refusal(self._producer, self._begun)
@@ -563,7 +564,7 @@ class PartitionWorker:
             elif kept_whole(output):
                 self._too_large_letters.add(offset)
             else:
-                raise BrokerError(
+                raise LimitError(
                     f"{output.topic} does not even take the coordinates of "
                     f"{self.topic}-{self.partition}@{offset} ({batch_size(output)} bytes); "
                     "raise its max.message.bytes"

@@ -6,7 +6,14 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from ares_stream.errors import AccessError, AresError, BrokerError, LoginError, TopicError
+from ares_stream.errors import (
+    AccessError,
+    AresError,
+    BrokerError,
+    LimitError,
+    LoginError,
+    TopicError,
+)
 
 PATIENCE_SECONDS: Final = 600.0
 """A broker that is upgraded or moved is back within this; past it a person should know."""
@@ -43,9 +50,10 @@ class Patience:
 
     def failed(self, error: AresError | OSError) -> None:
         """There was no progress for this error. Raises it where waiting does not help: a topic
-        or a right is missing, or the login was refused and none was ever taken. (Where one was,
-        a password is being changed: the new one is read with the next session.)"""
-        if isinstance(error, (TopicError, AccessError)):
+        or a right is missing, a limit of the broker's forbids a setting, or the login was refused
+        and none was ever taken. (Where one was, a password is being changed: the new one is read
+        with the next session.)"""
+        if isinstance(error, (TopicError, AccessError, LimitError)):
             raise error
         if isinstance(error, LoginError) and not self._worked:
             raise error

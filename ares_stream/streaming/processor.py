@@ -79,8 +79,8 @@ class Processor:
             policy=policy or ProcessorPolicy(),
             observer=observer or ProcessorObserver(),
             group_instance_id=group_instance_id,
+            output_topics=tuple(output_topics),
         )
-        self._output_topics = tuple(output_topics)
         self._patience = patience or Patience()
         self._losses: deque[OffsetLoss] = deque(maxlen=MAX_NOTES)
         self._breaker = Breaker(self._spec.policy.breaker)
@@ -159,12 +159,9 @@ class Processor:
 
     async def _check_topics(self) -> None:
         try:
-            await count_partitions(
-                self._spec.connection,
-                [*self._spec.topics, *self._output_topics, self._spec.deadletter_topic],
-            )
+            await count_partitions(self._spec.connection, self._spec.all_topics)
             self._size_limits = await message_limits(
-                self._spec.connection, [*self._output_topics, self._spec.deadletter_topic]
+                self._spec.connection, [*self._spec.output_topics, self._spec.deadletter_topic]
             )
         except BrokerError as error:
             raise ConnectionError(str(error)) from error

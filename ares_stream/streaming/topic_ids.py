@@ -14,7 +14,7 @@ from io import BytesIO
 from typing import Any, Final
 
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
@@ -120,8 +120,20 @@ async def topic_ids(client: AIOKafkaClient, topics: Collection[str]) -> dict[str
 
     Raises KafkaError or TimeoutError where no broker answers.
     """
+    answer = await _asked(client, topics)
+    return {name: str(found) for code, name, found, *_ in answer if not code and found.int}
+
+
+async def absent_topics(client: AIOKafkaClient, topics: Collection[str]) -> list[str]:
+    """Those that are not there, in order; none from a broker that cannot be asked so. Raises as
+    `topic_ids`."""
+    answer = await _asked(client, topics)
+    return sorted(name for code, name, *_ in answer if code == UnknownTopicOrPartitionError.errno)
+
+
+async def _asked(client: AIOKafkaClient, topics: Collection[str]) -> list[Any]:
     if not topics:
-        return {}
+        return []
     node = client.get_random_node()
     if node is None:
         raise KafkaError("no broker is known")
@@ -129,5 +141,5 @@ async def topic_ids(client: AIOKafkaClient, topics: Collection[str]) -> dict[str
         async with asyncio.timeout(ANSWER_SECONDS):
             answer: Any = await client.send(node, _TopicIds(topics))
     except NotImplementedError:
-        return {}
-    return {name: str(found) for code, name, found, *_ in answer.topics if not code and found.int}
+        return []
+    return list(answer.topics)

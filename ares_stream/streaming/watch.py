@@ -51,6 +51,8 @@ class Watch:
         self._has_joined = has_joined
         self._patience = patience
         self._silence: str | None = None
+        self._absent: list[str] = []
+        """Topics that are no longer there."""
         self._moves: dict[TopicPartition, tuple[tuple[int, int], float]] = {}
         self._stable: dict[TopicPartition, int] = {}
         self._commits = 0
@@ -61,6 +63,11 @@ class Watch:
         """What keeps the session from reading and committing now; None while nothing does."""
         if self._silence is not None:
             return self._silence
+        if self._absent:
+            return (
+                f"missing on {self._spec.connection.bootstrap}: {', '.join(self._absent)}; create "
+                "them with `ares topics create`"
+            )
         if not self._has_joined():
             return f"the group {self._spec.group} is being joined or balanced"
         for partition, worker in list(self._workers.items()):
@@ -92,11 +99,13 @@ class Watch:
                         partitions or [TopicPartition(self._spec.topics[0], 0)]
                     )
                     ids = await self._consumer.topic_ids({tp.topic for tp in partitions})
+                    absent = await self._consumer.absent_topics(self._spec.all_topics)
         except (KafkaError, OSError, TimeoutError) as error:
             where = self._spec.connection.bootstrap
             self._silence = f"Kafka at {where} does not answer: {type(error).__name__}"
         else:
             self._silence = None
+            self._absent = absent
             self._stable.update(ends)
             for partition in partitions:
                 worker = self._workers.get(partition)
@@ -119,7 +128,9 @@ class Watch:
                     worker.advance(position)
                 worker.report_lag()
                 state = (position, worker.committed)
-                if self._moves.get(partition, (None, 0.0))[0] != state:
+                # Who has nothing to do stands still without being stuck.
+                idle = not worker.inflight_records and position >= worker.highwater
+                if idle or self._moves.get(partition, (None, 0.0))[0] != state:
                     self._moves[partition] = (state, now)
 
     def _stalled(self, partition: TopicPartition, worker: PartitionWorker) -> str | None:
@@ -158,7 +169,8 @@ class Watch:
             self._patience.waits(f"{busy.topic}-{busy.partition}: nothing is committed")
         else:
             self._patience.progressed()
-        if self._missing_since is not None and not moved:
+        # Another session brings no topic back.
+        if self._missing_since is not None and not moved and not self._absent:
             waited = now - self._missing_since
             if waited > 2 * self._spec.policy.stall_seconds:
                 raise KafkaError(f"{missing} (for {waited:.0f} s)")

@@ -137,3 +137,16 @@ async def test_a_producer_that_is_fenced_leaves_no_failure_that_nobody_looked_at
     await asyncio.sleep(0)
     gc.collect()
     assert unseen == []
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "helps"),
+    [(81, "GroupMaxSizeReached", False), (82, "FencedInstanceId", False), (88, "Unstable", True)],
+)
+def test_codes_that_the_client_does_not_know_have_their_names(
+    code: int, name: str, helps: bool
+) -> None:
+    kind = for_code(code)
+    assert kind.__name__.startswith(name)
+    assert f"[Error {code}] {name}" in str(kind())
+    assert kind.retriable is helps
