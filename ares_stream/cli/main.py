@@ -8,8 +8,9 @@ inside the function that needs it.
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -85,13 +86,19 @@ class _Root(TyperGroup):
         try:
             return super().main(*args, **kwargs)  # type: ignore[arg-type]
         except AresError as error:
-            typer.secho(f"ares: {error}", err=True, fg="red")
-            sys.exit(error.exit_code)
+            _end(str(error), error.exit_code)
         except OSError as error:
             if error.filename is None:
                 raise
-            typer.secho(f"ares: {error.filename}: {error.strerror}", err=True, fg="red")
-            sys.exit(USAGE)
+            _end(f"{error.filename}: {error.strerror}", USAGE)
+
+
+def _end(reason: str, code: int) -> NoReturn:
+    """The last line, behind what libraries said and was only counted so far."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    typer.secho(f"ares: {reason}", err=True, fg="red")
+    sys.exit(code)
 
 
 def _load(name: str, module: str) -> Any:

@@ -25,6 +25,8 @@ _T = TypeVar("_T")
 
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 """A file without line ends must not fill the memory."""
+ENDLESS_BYTES: Final = 1 << 30
+"""A line that does not end within this is none: who waits for its end may wait for ever."""
 STDIO: Final = "-"
 _CHUNK: Final = 1 << 20
 _UTF8_MARK: Final = b"\xef\xbb\xbf"
@@ -49,10 +51,13 @@ class Lines:
         self.name = name
 
     def survey(self) -> Survey:
-        """Read it through once. Raises FileFormatError for a damaged gzip file."""
+        """Read it through once. Raises FileFormatError for a damaged gzip file and for a line
+        without an end."""
         self._stream.seek(0)
         hashed, lines, last = hashlib.sha256(), 0, b"\n"
+        length = _Length(self.name)
         while chunk := self._read(lines, self._stream.read, _CHUNK):
+            length.add(chunk)
             hashed.update(chunk)
             lines += chunk.count(b"\n")
             last = chunk[-1:]
@@ -62,7 +67,7 @@ class Lines:
         """(number, line without its end and without a byte order mark). Of a line over
         MAX_LINE_BYTES, one byte more than that comes, so that whoever has a limit refuses it.
 
-        Raises FileFormatError for a damaged gzip file and for UTF-16.
+        Raises FileFormatError for a damaged gzip file, for UTF-16 and for a line without an end.
         """
         self._stream.seek(0)
         number = 0
@@ -79,7 +84,9 @@ class Lines:
                 yield number, line.rstrip(b"\r\n")
 
     def _skip_rest(self, number: int) -> None:
+        length = _Length(self.name, lines=number - 1)
         while rest := self._read(number, self._stream.readline, _CHUNK):
+            length.add(rest)
             if rest.endswith(b"\n"):
                 return
 
@@ -93,12 +100,42 @@ class Lines:
             raise SettingsError(f"{self.name}: cannot be read: {said(error)}") from None
 
 
+@dataclass(slots=True)
+class _Length:
+    """Of the line that is read, in bytes. Raises FileFormatError where it has no end."""
+
+    name: str
+    lines: int = 0
+    length: int = 0
+
+    def add(self, chunk: bytes) -> None:
+        ends = chunk.count(b"\n")
+        self.lines += ends
+        self.length = len(chunk) - chunk.rfind(b"\n") - 1 if ends else self.length + len(chunk)
+        if self.length > ENDLESS_BYTES:
+            raise FileFormatError(
+                self.name, self.lines + 1, f"the line does not end within {ENDLESS_BYTES:,} bytes"
+            )
+
+
+def _copy(source: IO[bytes], copy: IO[bytes], name: str) -> None:
+    length = _Length(name)
+    while chunk := source.read(_CHUNK):
+        if not copy.tell() and chunk.startswith(_GZIP_MARK):
+            copy.write(chunk)
+            shutil.copyfileobj(source, copy, _CHUNK)  # Its lines are measured when it is read.
+            return
+        length.add(chunk)
+        copy.write(chunk)
+
+
 @contextmanager
 def open_lines(file: Path) -> Iterator[Lines]:
     """Open a file, or standard input for "-"; either may be gzip, told by its first bytes.
 
     What can be read only once, as standard input and pipes can, is first copied to a temporary
-    file on disk. Raises SettingsError when there is nothing to read.
+    file on disk: it is read once whoever writes has ended. A line that does not end, such as that
+    of /dev/zero, is a FileFormatError. Raises SettingsError when there is nothing to read.
     """
     piped = str(file) == STDIO
     name = "standard input" if piped else str(file)
@@ -107,7 +144,7 @@ def open_lines(file: Path) -> Iterator[Lines]:
             source: IO[bytes] = sys.stdin.buffer if piped else stack.enter_context(file.open("rb"))
             if piped or not source.seekable():
                 copy = stack.enter_context(tempfile.TemporaryFile())
-                shutil.copyfileobj(source, copy, _CHUNK)
+                _copy(source, copy, name)
                 copy.seek(0)
                 source = copy
             zipped = source.read(2) == _GZIP_MARK

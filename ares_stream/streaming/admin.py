@@ -19,7 +19,7 @@ from aiokafka.errors import (
 from ares_stream.errors import BrokerError, TopicError
 from ares_stream.records.topics import ActualTopic, TopicSpec
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import client_faults, explained, forbidden
+from ares_stream.streaming.faults import client_faults, explained, forbidden, missing_topics
 
 ADMIN_SECONDS: Final = 30.0
 """Bounds a whole command: aiokafka waits for ever for a controller that never answers."""
@@ -124,10 +124,7 @@ async def count_partitions(
     wanted = sorted(set(names))
     async with _admin(connection, seconds) as client:
         if absent := await _absent(client, connection.bootstrap, wanted):
-            raise TopicError(
-                f"missing on {connection.bootstrap}: {', '.join(absent)}; "
-                "create them with `ares topics create`"
-            )
+            raise missing_topics(connection.bootstrap, absent)
         topics = await client.describe_topics(wanted)
     return {topic["topic"]: len(topic["partitions"]) for topic in topics}
 

@@ -18,7 +18,7 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import TopicPartition
 
-from ares_stream.errors import AccessError, BrokerError, LimitError, StreamError
+from ares_stream.errors import AccessError, BrokerError, LimitError, StreamError, TopicError
 
 FORBIDDEN: Final = (
     TopicAuthorizationFailedError,
@@ -73,6 +73,13 @@ def first_refusal(errors: Iterable[BaseException | None]) -> Exception | None:
     fails then follows from it."""
     lasting = (*FORBIDDEN, *LIMITS)
     return next((error for error in errors if isinstance(error, lasting)), None)
+
+
+def missing_topics(where: str, names: Iterable[str]) -> TopicError:
+    """The topics are not there, or no longer."""
+    return TopicError(
+        f"missing on {where}: {', '.join(names)}; create them with `ares topics create`"
+    )
 
 
 def forbidden(where: str, right: str) -> AccessError:

@@ -17,8 +17,9 @@ from aiokafka.errors import IllegalStateError, KafkaError
 from ares_stream.errors import StreamError
 from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import client_faults, explained
+from ares_stream.streaming.faults import client_faults, explained, missing_topics
 from ares_stream.streaming.fetching import end_consumer
+from ares_stream.streaming.topic_ids import absent_topics
 
 SESSION_TIMEOUT_MS: Final = 30_000
 NEVER_MS: Final = 2**31 - 1
@@ -81,13 +82,17 @@ class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
         await end_consumer(self._consumer, KAFKA_SECONDS)
 
     async def waiting(self) -> list[Waiting]:
-        """The partitions owned now, in order; none while the group is being balanced."""
+        """The partitions owned now, in order; none while the group is being balanced. Raises
+        TopicError where there is none and the topic is gone."""
         partitions = sorted(self._consumer.assignment())
         try:
             with client_faults():
                 if not partitions:
                     # A member that may not join waits for ever, and only a fetch would say so.
                     self._consumer._coordinator.check_errors()
+                    # Nobody owns a partition of a topic that is gone.
+                    if await absent_topics(self._consumer._client, [self._topic]):
+                        raise missing_topics(self._where, [self._topic])
                     return []
                 async with asyncio.timeout(KAFKA_SECONDS):
                     stable = await self._consumer.end_offsets(partitions)

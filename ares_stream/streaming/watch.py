@@ -15,7 +15,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from ares_stream.streaming.contract import SessionSpec
-from ares_stream.streaming.faults import client_faults
+from ares_stream.streaming.faults import client_faults, missing_topics
 from ares_stream.streaming.fetching import BatchConsumer
 from ares_stream.streaming.partition import PartitionWorker
 from ares_stream.streaming.patience import Patience
@@ -64,10 +64,7 @@ class Watch:
         if self._silence is not None:
             return self._silence
         if self._absent:
-            return (
-                f"missing on {self._spec.connection.bootstrap}: {', '.join(self._absent)}; create "
-                "them with `ares topics create`"
-            )
+            return str(missing_topics(self._spec.connection.bootstrap, self._absent))
         if not self._has_joined():
             return f"the group {self._spec.group} is being joined or balanced"
         for partition, worker in list(self._workers.items()):

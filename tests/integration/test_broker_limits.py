@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from ares_stream.errors import LimitError
+from ares_stream.errors import LimitError, TopicError
 from ares_stream.processes.broker import EmbeddedBroker
 from ares_stream.records.topics import TopicSpec, specs
 from ares_stream.streaming.admin import create_topics
@@ -90,10 +91,25 @@ async def test_a_service_ends_with_exit_code_2_and_one_line(
     assert "Traceback" not in monitor.log
 
 
+async def test_who_stands_by_for_a_topic_that_is_gone_is_told(kafka: str, prefix: str) -> None:
+    """Monitor, notary and repairer lead where they own a partition of a topic of their own."""
+    connection = KafkaConnection(bootstrap=kafka)
+    own = f"{prefix}own"
+    await create_topics(connection, [TopicSpec(own, 1, 1)])
+    await asyncio.to_thread(delete, kafka, own)
+    queue = Queue(connection, own, f"{prefix}group")
+    await queue.start()
+    try:
+        with pytest.raises(TopicError, match=f"missing on .*: {own}; create"):
+            await asks_for_ever(queue)
+    finally:
+        await queue.stop()
+
+
 async def test_a_group_that_is_full_is_told_by_its_name_and_joined_when_there_is_room(
     strict: str, prefix: str
 ) -> None:
-    member = {"transaction_seconds": 4.0}
+    member: dict[str, Any] = {"transaction_seconds": 4.0}
     copying = Copying(strict, prefix)
     await copying.create()
     first, second = copying.processor(Seen(), **member), copying.processor(Seen(), **member)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gzip
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -116,6 +118,11 @@ def surveyed(file: Path) -> None:
         lines.survey()
 
 
+def lines_of(file: Path) -> None:
+    with open_lines(file) as lines:
+        list(lines)
+
+
 def rows_of(file: Path) -> None:
     list(read_rows(file, Row))
 
@@ -130,6 +137,34 @@ def test_a_pipe_is_read_as_a_file_is(tmp_path: Path) -> None:
             assert list(lines) == [(1, GOOD.strip())]
     finally:
         os.close(end)
+
+
+@pytest.mark.parametrize("how", ["survey", "rows"])
+@pytest.mark.parametrize("kind", ["device", "pipe", "zipped pipe", "file"])
+def test_a_line_without_an_end_is_an_error_with_its_number(
+    kind: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ares_stream.files.rows.ENDLESS_BYTES", 4 << 20)
+    monkeypatch.setattr("ares_stream.files.rows.MAX_LINE_BYTES", 1 << 20)
+    content = GOOD + GOOD + bytes(8 << 20)
+    number = 1 if kind == "device" else 3
+    if kind == "device":
+        file = Path("/dev/zero")
+    elif kind == "file":
+        file = file_of(tmp_path, content)
+    else:
+        file = tmp_path / "pipe"
+        os.mkfifo(file)
+        sent = gzip.compress(content) if "zipped" in kind else content
+
+        def send() -> None:
+            with contextlib.suppress(BrokenPipeError), file.open("wb") as pipe:
+                pipe.write(sent)
+
+        Thread(target=send, daemon=True).start()
+    read = surveyed if how == "survey" else lines_of
+    with pytest.raises(FileFormatError, match=f":{number}: the line does not end within 4,194,304"):
+        read(file)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=9))

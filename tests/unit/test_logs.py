@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 import structlog
+import typer.core
 
+from ares_stream.cli.main import app
+from ares_stream.errors import TopicError
 from ares_stream.services import logs
 
 
@@ -122,3 +125,22 @@ def test_of_records_that_cannot_be_read_the_first_and_each_thousandth_have_a_lin
     assert [count for count in range(1, 3_001) if logs.is_told(count)] == [
         *range(1, logs.TOLD + 1), 1_000, 2_000, 3_000,
     ]  # fmt: skip
+
+
+def test_the_reason_of_an_end_is_the_last_line_behind_what_was_only_counted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(*_: object, **__: object) -> None:
+        logs.configure()
+        for _number in range(3):
+            logging.getLogger("aiokafka.cluster").error("Topic is not there")
+        raise TopicError("missing")
+
+    monkeypatch.setattr(typer.core.TyperGroup, "main", ends)
+    with pytest.raises(SystemExit) as ended:
+        app()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3
+    assert '"repeated": 2' in said[1]
+    assert said[2] == "ares: missing"
