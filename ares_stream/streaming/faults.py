@@ -12,6 +12,7 @@ from aiokafka.errors import (
     GroupAuthorizationFailedError,
     InvalidSessionTimeoutError,
     InvalidTransactionTimeout,
+    KafkaConnectionError,
     KafkaError,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
@@ -51,7 +52,7 @@ def explained(
     if (limit := LIMITS.get(type(error))) is not None:
         return LimitError(f"Kafka at {where} {limit}")
     if not isinstance(error, FORBIDDEN):
-        return BrokerError(f"Kafka at {where}: {type(error).__name__}: {error}")
+        return BrokerError(f"Kafka at {where}: {_said(error)}")
     if offsets_of := _partitions(error):
         # Only the commit of offsets names partitions; in a transaction as well it needs Read.
         right = f"Read on topic {offsets_of}"
@@ -66,6 +67,16 @@ def explained(
     else:
         right = "what it asks of the cluster"
     return forbidden(where, right)
+
+
+def _said(error: BaseException) -> str:
+    """The error's kind and what it says, each once: an error of the client says its kind itself,
+    and of a bootstrap that failed it shows a list of addresses."""
+    if isinstance(error, KafkaConnectionError) and "Unable to bootstrap" in str(error):
+        return "no broker answers there"
+    if isinstance(error, KafkaError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
 def first_refusal(errors: Iterable[BaseException | None]) -> Exception | None:

@@ -119,7 +119,7 @@ class BatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]
         response = await self._client.send(node, FetchRequest(0, 0, 1, READ_UNCOMMITTED, place))
         if not response.topics:
             # What a broker answers whose quota is used up (KIP-219), or which refuses the request.
-            raise KafkaError(f"{partition}: the broker answers no fetch now")
+            raise KafkaError("the broker answers no fetch now: this user's quota may be spent")
         _, code, highwater, *details = response.topics[0][1][0]
         kind = for_code(code)
         if kind is OffsetOutOfRangeError:

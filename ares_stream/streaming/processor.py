@@ -138,6 +138,8 @@ class Processor:
     def _explained(self, error: BaseException) -> StreamError:
         if isinstance(error, StreamError):
             return error
+        if isinstance(error.__cause__, BrokerError):
+            return error.__cause__
         return explained(error, self._spec.connection.bootstrap, name=self._spec.group)
 
     async def _run_session(self) -> None:
