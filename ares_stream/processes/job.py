@@ -48,12 +48,21 @@ from ares_stream.processes.workloads import (
     reason_of,
 )
 
+QUEUE: Final = "kueue.x-k8s.io/queue-name"
 DELETE_SECONDS: Final = 60.0
 """An ended Job of this name goes with its pods; what takes longer waits for a person."""
 SILENT_SECONDS: Final = 600.0
 """A log that says nothing for so long is asked for anew: its node may have died."""
 REASON_CHARACTERS: Final = 500
 """Of the gate's first reason on a Job; the report has all of them."""
+
+
+def is_held(status: Mapping[str, Any]) -> bool:
+    """Whether a Job's or TrainJob's status says that it is suspended, as queues have them begin."""
+    return any(
+        item.get("type") == "Suspended" and item.get("status") == "True"
+        for item in status.get("conditions") or ()
+    )
 
 
 def waits_for(status: Any) -> str:
@@ -104,6 +113,10 @@ class JobRun:
             if status is None:
                 raise self._deleted()
             self._tell(phase_of(self._kind, status))
+            if is_held(status):
+                queue = self._made["metadata"]["labels"].get(QUEUE)
+                by = f": queue {queue} has not admitted it" if queue else ""
+                self._wait(f"{self._title} is suspended{by}")
             pod = self._pod()
             if pod is not None and pod != followed:
                 followed = pod if self._pass_on(pod) else None
@@ -139,7 +152,7 @@ class JobRun:
         raise JobError(f"the ended {self._title} was not gone after {DELETE_SECONDS:.0f} s")
 
     def _pod(self) -> str | None:
-        """Name of the newest pod, once its container has run; says what it waits for."""
+        """Name of the newest pod, once its container has run; tells what it waits for."""
         cluster = self._cluster
         pods = cluster.ask(
             cluster.core.list_namespaced_pod,
@@ -152,10 +165,14 @@ class JobRun:
         if newest.status.phase in ("Running", "Succeeded", "Failed"):
             return str(newest.metadata.name)
         waiting = waits_for(newest.status)
-        if waiting and waiting != self._waiting:
-            self._waiting = waiting
-            self._say(f"pod {newest.metadata.name} waits: {waiting}")
+        if waiting:
+            self._wait(f"pod {newest.metadata.name} waits: {waiting}")
         return None
+
+    def _wait(self, text: str) -> None:
+        if text != self._waiting:
+            self._waiting = text
+            self._say(text)
 
     def _pass_on(self, pod: str) -> bool:
         """The pod's output to this process's. Whether to its end: a cut one is asked for anew."""

@@ -68,13 +68,12 @@ def _fill_job(job: Manifest, command: list[str], labels: Mapping[str, str]) -> N
     pod.setdefault("metadata", {}).setdefault("labels", {}).update(labels)
 
 
-def _fill_train_job(job: Manifest, command: list[str], labels: Mapping[str, str]) -> None:
+def _fill_train_job(job: Manifest, command: list[str], _: Mapping[str, str]) -> None:
     if not job["spec"]["runtimeRef"]["name"]:
         raise KeyError("runtimeRef")
     trainer = job["spec"].setdefault("trainer", {})
     trainer["command"] = command
     trainer.pop("args", None)
-    job["spec"].setdefault("labels", {}).update(labels)
 
 
 JOB: Final = Kind(

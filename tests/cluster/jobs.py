@@ -7,8 +7,10 @@ repairer's image must be on the node), and runs `ares_stream.processes.job` here
 that account. The steps are small shell commands; training is tests/integration's. Each line of the
 output is one thing that holds; exits 1 at the first that does not.
 
-Where the cluster knows TrainJobs (the CRDs of Kubeflow's trainer) one is followed as well. The
-operator must not run there: this script says in its place what becomes of the TrainJob.
+Where the cluster knows TrainJobs (the CRDs of Kubeflow's trainer) one is followed as well: by the
+trainer and JobSet where these run there (the trainer's webhooks say so), else this script says in
+their place what becomes of the TrainJob. Where it has Kueue, Jobs and TrainJobs go through a queue
+that is full at first.
 """
 
 from __future__ import annotations
@@ -70,6 +72,23 @@ def knows_train_jobs() -> bool:
     return "trainjobs.trainer.kubeflow.org" in kubectl("get", "crd", "-o", "name")
 
 
+def has_kueue() -> bool:
+    """Whether Kueue runs in the cluster."""
+    return "kueue" in kubectl("get", "validatingwebhookconfigurations", "-o", "name")
+
+
+def has_trainer() -> bool:
+    """Whether Kubeflow's trainer runs in the cluster."""
+    return "trainer.kubeflow.org" in kubectl("get", "validatingwebhookconfigurations", "-o", "name")
+
+
+def without_claims(pod: dict[str, Any]) -> None:
+    """Empty folders in the place of a pod's claims."""
+    for volume in pod["volumes"]:
+        if volume.pop("persistentVolumeClaim", None):
+            volume["emptyDir"] = {}
+
+
 def applied() -> tuple[dict[str, Any], dict[str, Any]]:
     """Account, role and binding of the chart, and the runtime of TrainJobs where they are known;
     the templates of Job (with its claims as empty folders) and TrainJob."""
@@ -81,6 +100,9 @@ def applied() -> tuple[dict[str, Any], dict[str, Any]]:
             kind == "ServiceAccount" and item["metadata"]["name"] in (NAME, "guard-ares-stream")
         ):
             item["metadata"]["namespace"] = NAMESPACE
+            if kind == "TrainingRuntime":
+                (node,) = item["spec"]["template"]["spec"]["replicatedJobs"]
+                without_claims(node["template"]["spec"]["template"]["spec"])
             for subject in item.get("subjects", ()):
                 subject["namespace"] = NAMESPACE
             kubectl("apply", "-f", "-", given=json.dumps(item))
@@ -88,10 +110,7 @@ def applied() -> tuple[dict[str, Any], dict[str, Any]]:
     template, train = (yaml.safe_load(data[name]) for name in ("job.yaml", "trainjob.yaml"))
     for item in (template, train):
         item["metadata"]["namespace"] = NAMESPACE
-    volumes = template["spec"]["template"]["spec"]["volumes"]
-    for volume in volumes:
-        if volume.pop("persistentVolumeClaim", None):
-            volume["emptyDir"] = {}
+    without_claims(template["spec"]["template"]["spec"])
     return template, train
 
 
@@ -300,6 +319,66 @@ def trains(steps: Steps, template: dict[str, Any]) -> None:
     holds("the gate's verdict stands on it", code == 0 and notes["ares-stream/gate"] == "passed")
 
 
+def trains_on_two_nodes(steps: Steps, template: dict[str, Any]) -> None:
+    """With the operators themselves."""
+    steps.write(template, "trainjob.yaml")
+    script = "echo rank $PET_NODE_RANK of $PET_NNODES at $PET_MASTER_ADDR"
+    code, out, err = steps.ended(script, "ten", "trainjob.yaml")
+    holds("a TrainJob of two nodes completes by the trainer's own operator", code == 0, (out, err))
+    holds("the first node's output is passed on, and no other's", "rank 0 of 2 at ares-" in out
+          and "rank 1" not in out, out)  # fmt: skip
+    (item,) = json.loads(kubectl("get", "trainjobs", "-o", "json"))["items"]
+    holds("its phase is complete", item["metadata"]["labels"]["ares-stream/phase"] == "complete")
+    holds("the gate's verdict is taken", steps.gated("passed", "ten", "trainjob.yaml") == 0)
+    code, out, err = steps.ended("echo no; exit 3", "eleven", "trainjob.yaml")
+    holds("one that fails exits with 1", (code, "failed" in err) == (1, True), (code, out, err))
+
+
+QUEUE = """
+apiVersion: kueue.x-k8s.io/v1beta2
+kind: ResourceFlavor
+metadata: {{name: ares-jobs}}
+---
+apiVersion: kueue.x-k8s.io/v1beta2
+kind: ClusterQueue
+metadata: {{name: ares-jobs}}
+spec:
+  namespaceSelector: {{}}
+  resourceGroups:
+    - coveredResources: [cpu, memory]
+      flavors:
+        - name: ares-jobs
+          resources:
+            - {{name: cpu, nominalQuota: "{cpu}"}}
+            - {{name: memory, nominalQuota: 8Gi}}
+---
+apiVersion: kueue.x-k8s.io/v1beta2
+kind: LocalQueue
+metadata: {{name: repairs}}
+spec: {{clusterQueue: ares-jobs}}
+"""
+
+
+def queues(steps: Steps, template: dict[str, Any], run: str, file: str) -> None:
+    """Through Kueue: held while the queue is full, begun once there is room."""
+    kubectl("apply", "-f", "-", given=QUEUE.format(cpu="0"))
+    queued = json.loads(json.dumps(template))
+    queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "repairs"
+    queued["spec"]["suspend"] = True
+    steps.write(queued, file)
+    process = steps.start("echo begun", run, file)
+    time.sleep(15)
+    kind = template["kind"]
+    holds(f"a {kind} waits while its queue is full", process.poll() is None)
+    pods = kubectl("get", "pods", "-l", f"ares-stream/plan={run}", "-o", "name")
+    holds("it has no pod meanwhile", not pods, pods)
+    kubectl("apply", "-f", "-", given=QUEUE.format(cpu="1"))
+    out, err = process.communicate(timeout=120)
+    holds("it begins once there is room, and completes", (process.returncode, "begun" in out)
+          == (0, True), (process.returncode, out, err))  # fmt: skip
+    holds("it told what it waited for", "queue repairs has not admitted it" in err, err)
+
+
 def survives(steps: Steps, proxy: list[str]) -> None:
     """The API server goes away in the middle, and comes back."""
     with _running(proxy):
@@ -345,11 +424,20 @@ def main() -> int:
             is_deleted(steps)
             is_bounded(steps, template)
             is_refused(steps, template)
-            if knows_train_jobs():
+            if has_kueue():
+                queues(steps, template, "twelve", "queued.yaml")
+            if has_trainer():
+                trains_on_two_nodes(steps, train)
+                if has_kueue():
+                    queues(steps, train, "thirteen", "queued-train.yaml")
+            elif knows_train_jobs():
                 trains(steps, train)
             if given.server:
                 survives(Steps(Path(folder), template, given.server), given.proxy)
     finally:
+        if has_kueue():
+            given = QUEUE.format(cpu="0")
+            kubectl("delete", "--ignore-not-found", "--wait=false", "-f", "-", given=given)
         subprocess.run(["kubectl", "delete", "namespace", NAMESPACE, "--timeout=120s"], check=True)
     return 0
 

@@ -42,6 +42,7 @@ class Api:
 
     def __init__(self, plural: str) -> None:
         self.plural = plural
+        self.begins_as = ACTIVE[plural]
         self.job: dict[str, Any] | None = None
         self.looks = 0
         self.asked: list[tuple[str, str]] = []
@@ -74,7 +75,7 @@ class Api:
             return 201, body
         if verb == "POST":
             assert "fieldValidation=Strict" in path
-            self.job, self.looks = {**body, "status": ACTIVE[self.plural]}, 0
+            self.job, self.looks = {**body, "status": self.begins_as}, 0
         elif verb == "DELETE":
             self.job = None
         elif self.job is None:
@@ -158,6 +159,22 @@ def test_a_job_that_runs_is_waited_for(api: Api, tmp_path: Path) -> None:
     api.job = {"status": ACTIVE[api.plural]}
     assert run(tmp_path) == 0
     assert ("POST", api.plural) not in api.asked
+
+
+@pytest.mark.parametrize("queue", ["repairs", None])
+def test_one_that_a_queue_holds_is_told_once_and_waited_for(
+    api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str], queue: str | None
+) -> None:
+    template = {**TEMPLATES[api.plural]}
+    if queue:
+        labels = {"kueue.x-k8s.io/queue-name": queue}
+        template["metadata"] = {**template["metadata"], "labels": labels}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(template))
+    held = {"conditions": [{"type": "Suspended", "status": "True", "reason": "JobSuspended"}]}
+    api.begins_as = held
+    assert run(tmp_path) == 0
+    told = "is suspended" + (f": queue {queue} has not admitted it" if queue else "") + "\n"
+    assert capsys.readouterr().err.count(told) == 1
 
 
 def test_an_api_server_that_is_away_is_waited_for(api: Api, tmp_path: Path) -> None:
