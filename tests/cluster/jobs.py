@@ -436,8 +436,8 @@ def main() -> int:
                 survives(Steps(Path(folder), template, given.server), given.proxy)
     finally:
         if has_kueue():
-            given = QUEUE.format(cpu="0")
-            kubectl("delete", "--ignore-not-found", "--wait=false", "-f", "-", given=given)
+            made = QUEUE.format(cpu="0")
+            kubectl("delete", "--ignore-not-found", "--wait=false", "-f", "-", given=made)
         subprocess.run(["kubectl", "delete", "namespace", NAMESPACE, "--timeout=120s"], check=True)
     return 0
 
