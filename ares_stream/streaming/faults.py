@@ -14,6 +14,7 @@ from aiokafka.errors import (
     InvalidTransactionTimeout,
     KafkaConnectionError,
     KafkaError,
+    NodeNotReadyError,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
 )
@@ -74,6 +75,11 @@ def _said(error: BaseException) -> str:
     and of a bootstrap that failed it shows a list of addresses."""
     if isinstance(error, KafkaConnectionError) and "Unable to bootstrap" in str(error):
         return "no broker answers there"
+    if isinstance(error, NodeNotReadyError):
+        return (
+            f"{error} It is down, or cannot be reached from here at the address that it advertises "
+            "(advertised.listeners)"
+        )
     if isinstance(error, KafkaError):
         return str(error)
     return f"{type(error).__name__}: {error}".rstrip(": ")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TypeAlias
 
 import confluent_kafka
 import pytest
+from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     AlterConfigOpType,
@@ -394,6 +396,51 @@ async def test_a_batch_that_was_damaged_on_the_disk_is_kept_by_coordinates(
     letters = await stage.letters()
     assert set(letters) == {2, 3}
     assert reason_of(letters[2]) == ("fetch", "unreadable: its checksum is wrong")
+
+
+def old_messages(magic: int, codec: int, first: int, values: Sequence[bytes]) -> bytes:
+    """As Kafka before 0.11 wrote them on the disk: one after another, or as one that holds them."""
+    builder = LegacyRecordBatchBuilder(magic=magic, compression_type=codec, batch_size=1 << 20)
+    relative = magic == 1 and codec != 0
+    for number, value in enumerate(values):
+        offset = number if relative else first + number
+        builder.append(offset, 1_700_000_000_000 if magic else None, b"k", value)
+    data = bytes(builder.build())
+    if codec:
+        data = struct.pack(">q", first + len(values) - 1) + data[8:]
+    return data
+
+
+async def test_messages_of_old_formats_are_read_as_others_are(own: tuple[str, Path]) -> None:
+    """Kafka takes none any more (KIP-724), and still hands out those that it has."""
+    bootstrap, folder = own
+    stage = Stage(bootstrap, "old.")
+    await stage.prepare()
+    # One batch, which gives the log its offsets and its size.
+    await produce(bootstrap, stage.input, [batch([RawRecord(value=b"x" * 500)] * 24)])
+    (log,) = folder.glob(f"node-1/data/{stage.input}-0/*.log")
+    layouts = [(0, 0), (1, 0), (0, 1), (1, 1), (1, 2), (1, 3), (1, 1), (0, 0)]
+    values = [b"%d-%d-%d" % (*layout, n) for layout in layouts for n in range(3)]
+    content = b"".join(
+        old_messages(*layout, 3 * place, values[3 * place : 3 * place + 3])
+        for place, layout in enumerate(layouts)
+    )
+    values[-1] += b"." * (log.stat().st_size - len(content))
+    parts = [
+        old_messages(*layout, 3 * place, values[3 * place : 3 * place + 3])
+        for place, layout in enumerate(layouts)
+    ]
+    damaged = bytearray(parts[-2])
+    damaged[len(damaged) // 2] ^= 0xFF
+    parts[-2] = bytes(damaged)
+    with log.open("r+b") as file:
+        file.write(b"".join(parts))
+    await stage.committed(len(values))
+    copies, letters = await stage.copies(), await stage.letters()
+    whole = {offset: value for offset, value in enumerate(values) if offset // 3 != 6}
+    assert {offset: copy.value for offset, copy in copies.items()} == whole
+    assert set(letters) == {18, 19, 20}
+    assert reason_of(letters[18])[0] == "fetch"
 
 
 async def test_bent_records_through_a_broker_are_one_verdict_or_one_dead_letter_each(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, NodeNotReadyError
 from aiokafka.protocol.fetch import FetchResponse_v4
 
 from ares_stream.streaming.faults import explained
@@ -42,6 +42,7 @@ async def test_who_looks_a_record_up_while_its_quota_is_spent_may_ask_again() ->
     [
         (KafkaError("the quota is spent"), "Kafka at k:1: KafkaError: the quota is spent"),
         (KafkaConnectionError("Unable to bootstrap from [(...)]"), "Kafka at k:1: no broker "),
+        (NodeNotReadyError("not now."), "Kafka at k:1: NodeNotReadyError: not now. It is "),
         (OSError("gone"), "Kafka at k:1: OSError: gone"),
         (TimeoutError(), "Kafka at k:1: TimeoutError"),
     ],
