@@ -33,6 +33,8 @@ from ares_stream.streaming.records import OutboundRecord
 OPEN_SECONDS: Final = 30.0
 """A coordinator that moves is back within this; a start that takes longer hangs for ever."""
 TRANSACTION_SECONDS: Final = 30.0
+ABORT_SECONDS: Final = 5.0
+"""A broker that is there aborts at once; one that is not ends the transaction by its time-out."""
 FOLLOW_SECONDS: Final = 30.0
 """A consumer that cannot start, or an offset that cannot be asked for, in this time is cut off."""
 
@@ -81,7 +83,7 @@ class Journal:
         await self._end()
 
     async def append(self, records: Sequence[OutboundRecord]) -> None:
-        """All records or none, in one transaction.
+        """All records or none, in one transaction. Returns or raises within a minute.
 
         Raises AccessError where the broker forbids a topic, whatever else fails for it,
         StreamError when another process has taken the name, InputError for a record
@@ -94,7 +96,8 @@ class Journal:
         sent: list[asyncio.Future[Any]] = []
         try:
             with client_faults():
-                async with asyncio.timeout(TRANSACTION_SECONDS), producer.transaction():
+                async with asyncio.timeout(TRANSACTION_SECONDS):
+                    await producer.begin_transaction()
                     begun = transaction_outcome(producer)
                     for record in records:
                         future = await producer.send(
@@ -108,9 +111,22 @@ class Journal:
                         sent.append(future)
                     # A commit after a failed send would succeed without it.
                     await asyncio.gather(*sent)
+                    await producer.commit_transaction()
         except (KafkaError, OSError, TimeoutError) as error:
             refusal = transaction_refusal(producer, begun, sent)
+            await self._abort(producer)
             raise self._explained(refusal or error) from error
+
+    async def _abort(self, producer: AIOKafkaProducer) -> None:
+        """Give the open transaction up, so that nobody waits for it; where that fails or takes too
+        long, the producer too."""
+        # aiokafka flushes before it aborts: for ever, where a topic is gone.
+        try:
+            with client_faults():
+                async with asyncio.timeout(ABORT_SECONDS):
+                    await producer.abort_transaction()
+        except (KafkaError, OSError, TimeoutError):
+            await self._end()
 
     async def _end(self) -> None:
         producer, self._producer = self._producer, None

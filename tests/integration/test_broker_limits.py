@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from ares_stream.errors import LimitError, TopicError
+from ares_stream.errors import BrokerError, LimitError, TopicError
 from ares_stream.processes.broker import EmbeddedBroker
 from ares_stream.records.topics import TopicSpec, specs
 from ares_stream.streaming.admin import create_topics
@@ -19,6 +19,7 @@ from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.journal import Journal
 from ares_stream.streaming.queue import Queue
 from ares_stream.streaming.reader import read, snapshot
+from ares_stream.streaming.records import OutboundRecord
 from tests.support.raw_batches import RawRecord, batch, produce
 from tests.support.service_process import MonitorProcess
 from tests.support.sessions import Copying, Seen, running, until
@@ -197,3 +198,23 @@ async def test_work_after_a_pause_is_no_standstill(kafka: str, prefix: str) -> N
         await copying.send(200)
         await until(lambda: look(lambda: seen.records == 201))
     assert told == {None}
+
+
+async def test_a_journal_whose_topic_is_gone_fails_in_time_and_is_entered_again(
+    kafka: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ares_stream.streaming.journal.TRANSACTION_SECONDS", 3.0)
+    monkeypatch.setattr("ares_stream.streaming.journal.ABORT_SECONDS", 1.0)
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    record = OutboundRecord(copying.output, b"1", b"value")
+    async with Journal(copying.direct, f"{prefix}journal") as journal:
+        await journal.append([record])
+        await asyncio.to_thread(delete, kafka, copying.output)
+        with pytest.raises(BrokerError):
+            async with asyncio.timeout(30):
+                await journal.append([record])
+    await create_topics(copying.direct, [TopicSpec(copying.output, 2, 1)])
+    async with Journal(copying.direct, f"{prefix}journal") as journal:
+        await journal.append([record])
+    assert await committed_copies(copying) == [1]
