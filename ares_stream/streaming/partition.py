@@ -57,6 +57,9 @@ MAX_PAUSE_SECONDS: Final = 1.0
 """A worker opens again and again: the session's watch says when that is no use."""
 BATCH_BYTES: Final = 128 << 10
 """A commit of the usual size is one batch of each partition."""
+OPENINGS: Final = 16
+"""Workers of a session that open at once: a broker that hundreds of producers ask at the same
+moment answers none of them in time."""
 TURNS: Final = 8
 """Transactions of a session at once: more of them take the longer each, and readers of committed
 records wait for the slowest."""
@@ -129,6 +132,7 @@ class PartitionWorker:
         breaker: Breaker,
         inflight: Inflight,
         turns: asyncio.Semaphore,
+        openings: asyncio.Semaphore,
         room: Callable[[], None],
         lost: Callable[[OffsetLoss], None],
         size_limits: Mapping[str, int],
@@ -160,6 +164,7 @@ class PartitionWorker:
         self._breaker = breaker
         self._inflight = inflight
         self._turns = turns
+        self._openings = openings
         self._room = room
         self._lost = lost
         self._size_limits = size_limits
@@ -301,7 +306,8 @@ class PartitionWorker:
                             owned = True
                             self._observer.assigned(self.topic, self.partition)
                         while await self._due():
-                            async with self._turn():
+                            # What is ready meanwhile goes with the rest.
+                            async with share(self._turns, self._policy.commit_seconds):
                                 slow = await self._commit()
                             failures = 0
                             self._failure = ""
@@ -381,9 +387,10 @@ class PartitionWorker:
         self.highwater = 0
         self.leader_epoch = -1
         self._clear()
-        await self._start_producer()
-        async with asyncio.timeout(OPEN_SECONDS):
-            self.position = self._committed = self._advance_to = await seek(self)
+        async with share(self._openings, OPEN_SECONDS):
+            await self._start_producer()
+            async with asyncio.timeout(OPEN_SECONDS):
+                self.position = self._committed = self._advance_to = await seek(self)
         if not self._is_closing():
             self._enter(PartitionState.OPEN)
 
@@ -448,21 +455,6 @@ class PartitionWorker:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._changed.wait()
-
-    @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """Among the transactions of a session: what is ready meanwhile goes with the rest. Who
-        waits for a commit interval goes without a turn, since others may hang on their broker."""
-        taken = False
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._policy.commit_seconds):
-                await self._turns.acquire()
-                taken = True
-        try:
-            yield
-        finally:
-            if taken:
-                self._turns.release()
 
     async def _commit(self) -> bool:
         """One transaction: outputs, dead letters and the offset after them. Whether it was so slow
@@ -600,6 +592,22 @@ class PartitionWorker:
         if not self._records:
             self._idle.set()
         self._room()
+
+
+@contextlib.asynccontextmanager
+async def share(places: asyncio.Semaphore, seconds: float) -> AsyncIterator[None]:
+    """One of the places. Who has waited so long goes without, since those who have one may hang on
+    their broker."""
+    taken = False
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await places.acquire()
+            taken = True
+    try:
+        yield
+    finally:
+        if taken:
+            places.release()
 
 
 def _last_of(records: Iterable[InboundRecord]) -> LastRecord | None:

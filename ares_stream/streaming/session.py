@@ -19,7 +19,13 @@ from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.fetching import BatchConsumer, end_consumer
 from ares_stream.streaming.log_identity import LogIdentity
-from ares_stream.streaming.partition import TURNS, Inflight, PartitionLost, PartitionWorker
+from ares_stream.streaming.partition import (
+    OPENINGS,
+    TURNS,
+    Inflight,
+    PartitionLost,
+    PartitionWorker,
+)
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.records import Damage, InboundRecord, Outcome, Rejection
 from ares_stream.streaming.resume import OffsetLoss, resume
@@ -88,6 +94,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         self._unread: dict[TopicPartition, Unread] = {}
         self._inflight = Inflight()
         self._turns = asyncio.Semaphore(TURNS)
+        self._openings = asyncio.Semaphore(OPENINGS)
         self._decompressing: dict[TopicPartition, int] = {}
         """Bytes that decompression keeps, of the partitions whose batch is not read to its end."""
         self._pending: deque[_Item] = deque()
@@ -451,6 +458,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
                 breaker=self._breaker,
                 inflight=self._inflight,
                 turns=self._turns,
+                openings=self._openings,
                 room=self._made_room,
                 lost=self._tell_loss,
                 size_limits=self._size_limits,

@@ -56,6 +56,9 @@ class Watch:
         self._moves: dict[TopicPartition, tuple[tuple[int, int], float]] = {}
         self._stable: dict[TopicPartition, int] = {}
         self._commits = 0
+        self._opened = 0
+        """Most workers that were open at once: hundreds take longer to open than one may stand
+        still."""
         self._missing_since: float | None = None
         self._checked = float("-inf")
 
@@ -153,10 +156,12 @@ class Watch:
         now = asyncio.get_running_loop().time()
         commits = sum(worker.commits for worker in self._workers.values())
         moved, self._commits = commits > self._commits, commits
+        opened = sum(worker.is_open for worker in self._workers.values())
+        opens, self._opened = opened > self._opened, max(opened, self._opened)
         missing = self.missing()
         if missing is None:
             self._missing_since = None
-        elif self._missing_since is None:
+        elif self._missing_since is None or opens:
             self._missing_since = now
         if moved:
             self._patience.progressed()

@@ -22,11 +22,12 @@ from ares_stream.streaming.admin import count_partitions, describe_topics
 from ares_stream.streaming.client import Connection, create_connection
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.log_identity import LogIdentity
-from ares_stream.streaming.partition import PartitionWorker
+from ares_stream.streaming.partition import OPENINGS, PartitionWorker
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import OutboundRecord
+from ares_stream.streaming.sending import BatchProducer
 from tests.support.sessions import Copying, Seen, rerouted, running, until
 
 pytestmark = pytest.mark.kafka
@@ -317,6 +318,34 @@ async def test_an_offset_of_another_topic_of_the_name_is_known_after_a_restart(
         await copying.send(1)
         await until(lambda: again.records == 1)
         assert again.losses == []
+
+
+async def test_many_partitions_open_a_few_at_a_time(
+    kafka: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that a thousand producers ask at once answers none of them in time."""
+    starting, most = 0, 0
+    start = BatchProducer.start
+
+    async def counted(self: BatchProducer) -> None:
+        nonlocal starting, most
+        starting += 1
+        most = max(most, starting)
+        try:
+            await start(self)
+        finally:
+            starting -= 1
+
+    monkeypatch.setattr(BatchProducer, "start", counted)
+    copying = Copying(kafka, prefix, partitions=3 * OPENINGS)
+    await copying.create()
+    seen = Seen()
+    processor = copying.processor(seen, stall_seconds=30.0)
+    async with running(processor):
+        await until(lambda: len(processor.partitions) == 3 * OPENINGS, 60)
+        await copying.send(200)
+        await until(lambda: seen.records == 200)
+    assert 1 < most <= OPENINGS
 
 
 async def test_a_coordinator_that_cannot_be_reached_ends_readiness_and_then_the_patience(

@@ -20,6 +20,7 @@ from ares_stream.streaming.partition import (
     PartitionState,
     PartitionWorker,
     commit_after,
+    share,
 )
 from ares_stream.streaming.records import InboundRecord, Outcome
 
@@ -31,8 +32,6 @@ class Nothing:
 
 def worker(
     inflight: Inflight | None = None,
-    turns: asyncio.Semaphore | None = None,
-    policy: ProcessorPolicy | None = None,
 ) -> PartitionWorker:
     spec = SessionSpec(
         connection=KafkaConnection(),
@@ -42,7 +41,7 @@ def worker(
         handler=Nothing(),
         deadletter_topic="dead",
         id_prefix="p.",
-        policy=policy or ProcessorPolicy(),
+        policy=ProcessorPolicy(),
         observer=ProcessorObserver(),
     )
     return PartitionWorker(
@@ -51,7 +50,8 @@ def worker(
         3,
         breaker=Breaker(BreakerPolicy()),
         inflight=inflight or Inflight(),
-        turns=turns or asyncio.Semaphore(1),
+        turns=asyncio.Semaphore(1),
+        openings=asyncio.Semaphore(1),
         room=lambda: None,
         lost=lambda loss: None,
         size_limits={},
@@ -67,37 +67,36 @@ def test_what_reading_and_a_transaction_take_is_part_of_the_commit_interval(
     assert commit_after(0.25, 0.02, transaction) == pytest.approx(wait)
 
 
-async def test_transactions_of_a_session_take_turns() -> None:
-    turns = asyncio.Semaphore(1)
-    first, second = worker(turns=turns), worker(turns=turns)
+async def test_workers_of_a_session_share_its_places_one_after_another() -> None:
+    places = asyncio.Semaphore(1)
     order: list[str] = []
 
-    async def take(one: PartitionWorker, name: str) -> None:
-        async with one._turn():
+    async def take(name: str) -> None:
+        async with share(places, 60.0):
             order.append(f"{name} begins")
             await asyncio.sleep(0)
             order.append(f"{name} ends")
 
-    await asyncio.gather(take(first, "first"), take(second, "second"))
+    await asyncio.gather(take("first"), take("second"))
     assert order == ["first begins", "first ends", "second begins", "second ends"]
-    assert not turns.locked()
+    assert not places.locked()
 
 
-async def test_who_waited_for_a_commit_interval_goes_without_a_turn_and_gives_none_back() -> None:
-    turns = asyncio.Semaphore(1)
-    await turns.acquire()  # Another hangs on its broker.
-    async with worker(turns=turns, policy=ProcessorPolicy(commit_seconds=0.001))._turn():
-        assert turns.locked()
-    assert turns.locked()
+async def test_who_waited_long_enough_goes_without_a_place_and_gives_none_back() -> None:
+    places = asyncio.Semaphore(1)
+    await places.acquire()  # Another hangs on its broker.
+    async with share(places, 0.001):
+        assert places.locked()
+    assert places.locked()
 
 
 @pytest.mark.parametrize("error", [OSError, asyncio.CancelledError])
-async def test_a_transaction_that_fails_gives_its_turn_back(error: type[BaseException]) -> None:
-    turns = asyncio.Semaphore(1)
+async def test_who_fails_gives_the_place_back(error: type[BaseException]) -> None:
+    places = asyncio.Semaphore(1)
     with pytest.raises(error):
-        async with worker(turns=turns)._turn():
+        async with share(places, 60.0):
             raise error
-    assert not turns.locked()
+    assert not places.locked()
 
 
 def test_workers_of_a_session_count_what_is_in_flight_together() -> None:
