@@ -355,9 +355,22 @@ def _headers(body: bytes, at: int) -> tuple[Headers, int]:
     if not 0 < count <= MAX_HEADERS:
         raise DamagedBytes(f"it has {count} headers; up to {MAX_HEADERS} are read")
     headers: list[tuple[str, bytes | None]] = []
+    end = len(body)
     for _ in range(count):
-        name, at = _field(body, at)
-        value, at = _field(body, at)
+        # Sizes below 64 take one byte: those of nearly every header, and headers are half of the
+        # fields that are read.
+        size = body[at]
+        if size < 0x80 and not size & 1:
+            name: bytes | None = body[at + 1 : (at := at + 1 + (size >> 1))]
+        else:
+            name, at = _field(body, at)
+        size = body[at]
+        if size < 0x80 and not size & 1:
+            value: bytes | None = body[at + 1 : (at := at + 1 + (size >> 1))]
+        else:
+            value, at = _field(body, at)
+        if at > end:
+            raise DamagedBytes("it ends in the middle of a field")
         if name is None:
             raise DamagedBytes("a header has no name")
         try:

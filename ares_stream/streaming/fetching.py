@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -49,6 +49,8 @@ ENOUGH_BYTES: Final = 128 << 10
 """A window of usual records: no fetch waits for more."""
 BATCHES: Final = 500
 """Handed out by one call, over all partitions; their bytes are bounded by what is fetched."""
+LIST_BYTES: Final = 1 << 20
+"""Of records handed out together: a compressed batch may hold many times as much as it takes."""
 _log = logging.getLogger(__name__)
 
 
@@ -274,6 +276,20 @@ async def read_batches(
             else:
                 unreadable(record, DecodeError(record.damage.reason))
         await asyncio.sleep(0)
+
+
+def record_lists(batch: RawBatch, limits: ReadLimits) -> Iterator[list[InboundRecord]]:
+    """The records of a batch in lists, those that cannot be read as their coordinates."""
+    records: list[InboundRecord] = []
+    size = 0
+    for record in BatchReader(batch, limits):
+        records.append(record)
+        size += record.size
+        if size >= LIST_BYTES:
+            yield records
+            records, size = [], 0
+    if records:
+        yield records
 
 
 async def end_consumer(consumer: AIOKafkaConsumer, seconds: float = END_SECONDS) -> None:

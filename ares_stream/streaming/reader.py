@@ -21,7 +21,12 @@ from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.faults import client_faults, explained
-from ares_stream.streaming.fetching import BatchConsumer, end_consumer, read_batches
+from ares_stream.streaming.fetching import (
+    BatchConsumer,
+    end_consumer,
+    read_batches,
+    record_lists,
+)
 from ares_stream.streaming.records import InboundRecord, ReadLimits
 from ares_stream.streaming.unreadable import Unreadable, log_unreadable
 
@@ -166,11 +171,16 @@ async def read(
     """
     await _check_partitions(connection, ranges)
     if any(item.start < item.end for item in ranges):
-        async with _consumer(connection) as consumer:
-            found = _read(consumer, ranges, stall_seconds, unreadable, limits)
-            async with aclosing(found) as records:
-                async for record in records:
-                    yield record
+        async with (
+            _consumer(connection) as consumer,
+            aclosing(_read(consumer, ranges, stall_seconds, limits)) as lists,
+        ):
+            async for records in lists:
+                for record in records:
+                    if record.damage is None:
+                        yield record
+                    else:
+                        unreadable(record, DecodeError(record.damage.reason))
 
 
 class SteadyReader:
@@ -187,9 +197,10 @@ class SteadyReader:
         self._consumer: BatchConsumer | None = None
 
     async def read(
-        self, item: OffsetRange, *, unreadable: Unreadable, limits: ReadLimits = READ_LIMITS
-    ) -> AsyncGenerator[InboundRecord, None]:
-        """See `read`. Raises ReadError as well where the topic is another one now."""
+        self, item: OffsetRange, *, limits: ReadLimits = READ_LIMITS
+    ) -> AsyncGenerator[list[InboundRecord], None]:
+        """See `read`; in lists, and a record that cannot be read is there as its coordinates.
+        Raises ReadError as well where the topic is another one now."""
         if self._consumer is None:
             self._consumer = await self._opened.enter_async_context(
                 _consumer(self._connection, fetch_wait_ms=BRIEF_WAIT_MS)
@@ -202,10 +213,9 @@ class SteadyReader:
                 self._checked.add(place)
             if item.start >= item.end:
                 return
-            found = _read(self._consumer, [item], STALL_SECONDS, unreadable, limits)
-            async with aclosing(found) as records:
-                async for record in records:
-                    yield record
+            async with aclosing(_read(self._consumer, [item], STALL_SECONDS, limits)) as lists:
+                async for records in lists:
+                    yield records
             # Made anew while it was read, it may have given records of both.
             await self._check_id(self._consumer, item)
 
@@ -244,9 +254,9 @@ async def _read(
     consumer: BatchConsumer,
     ranges: Sequence[OffsetRange],
     stall_seconds: float,
-    unreadable: Unreadable,
     limits: ReadLimits,
-) -> AsyncGenerator[InboundRecord, None]:
+) -> AsyncGenerator[list[InboundRecord], None]:
+    """What stands at the ranges' offsets, in lists; see `record_lists`."""
     ends = {
         TopicPartition(item.topic, item.partition): item.end
         for item in ranges
@@ -263,9 +273,13 @@ async def _read(
     while ends:
         batches = await consumer.getbatches(*ends, timeout_ms=POLL_MS)
         for partition, fetched in batches.items():
-            async for record in read_batches(fetched, limits, unreadable):
-                if record.offset < ends[partition]:
-                    yield record
+            for batch in fetched:
+                for records in record_lists(batch, limits):
+                    if records[-1].offset >= ends[partition]:
+                        records = [item for item in records if item.offset < ends[partition]]
+                    if records:
+                        yield records
+                await asyncio.sleep(0)  # Gives way to other tasks.
         moved = bool(batches)
         for partition in list(ends):
             if await consumer.position(partition) >= ends[partition]:

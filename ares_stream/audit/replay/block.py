@@ -32,9 +32,9 @@ from ares_stream.audit.replay.spec import (
     Job,
     ReplaySpec,
     Selection,
-    hash_parts,
-    hash_read,
-    hash_replayed,
+    parts_bytes,
+    read_bytes,
+    replayed_bytes,
 )
 from ares_stream.audit.replay.what_if import Changes, class_decided, class_made
 from ares_stream.errors import AresError, BundleError, DecodeError, ReadError
@@ -49,6 +49,7 @@ WINDOW: Final = 128
 WINDOW_BYTES: Final = 8 << 20
 """Records handled together. What a model says of one does not depend on its neighbours; see
 docs/replay.md."""
+_NOTHING: Final[Sequence[Recorded]] = ()
 
 
 class BlockReplay:
@@ -75,6 +76,7 @@ class BlockReplay:
         )
         self._only = None if only is None else frozenset(only)
         self._since, self._until = selection.since_ms, selection.until_ms
+        self._is_timed = self._since is not None or self._until is not None
         settled = horizon.settled.get((job.topic, job.partition), 0)
         self._pending_from = settled if selection.open_ended else job.end
         self._recorded = {
@@ -85,25 +87,30 @@ class BlockReplay:
         self._neighbours = Neighbours(self._recorded, entries, Readings())
         self._handlers: dict[tuple[object, str], tuple[ScoringHandler, RecordedJudge]] = {}
         self._changes = Changes(spec.slices)
-        self._window: list[tuple[InboundRecord, list[Recorded]]] = []
+        self._window: list[tuple[InboundRecord, Sequence[Recorded]]] = []
         self._window_bytes = 0
+        self._seen: set[int] = set()
+        self._replayed: list[bytes] = []
         self._made: MadeWith | None = None
         self._read_hash, self._replayed_hash = hashlib.sha256(), hashlib.sha256()
         self._policies: set[str] = set()
         self.result = BlockResult(job)
 
-    async def run(self, records: AsyncGenerator[InboundRecord, None]) -> BlockResult:
+    async def run(self, lists: AsyncGenerator[list[InboundRecord], None]) -> BlockResult:
         """Replay the block's records. Raises what reading and opening models raise; a record never
         raises."""
         began = time.process_time()
         self._made = self._instead(self._made_around(self._job.start)[0])
-        async with aclosing(records):
-            async for record in records:
-                if self._only is None or record.offset in self._only:
-                    await self._take(record)
+        async with aclosing(lists):
+            async for records in lists:
+                if self._only is not None:
+                    records = [item for item in records if item.offset in self._only]
+                self._read_hash.update(b"".join(map(read_bytes, records)))
+                await self._take(records)
         await self._flush()
-        for offset in sorted(self._recorded) if self._spec.what_if is None else ():
-            self._note(offset, nothing_there(self._recorded[offset]))
+        if self._spec.what_if is None:
+            for offset in sorted(self._recorded.keys() - self._seen):
+                self._note(offset, nothing_there(self._recorded[offset]))
         result = self.result
         result.read_digest = self._read_hash.hexdigest()
         result.replayed_digest = self._replayed_hash.hexdigest()
@@ -116,13 +123,33 @@ class BlockReplay:
     def _made_around(self, offset: int) -> Sequence[MadeWith | None]:
         return self._neighbours.around(offset) or [self._spec.configured]
 
-    async def _take(self, record: InboundRecord) -> None:
+    async def _take(self, records: Sequence[InboundRecord]) -> None:
+        self.result.records += len(records)
+        recorded, reading = self._recorded, self._neighbours.reading
+        for record in records:
+            found = recorded.get(record.offset, _NOTHING)
+            self._seen.add(record.offset)
+            if self._is_timed and self._is_outside(record.timestamp_ms):
+                self.result.outside += 1
+            # Nearly every record has one verdict, which was made with what the last one was.
+            is_usual = (
+                len(found) == 1
+                and found[0].output is Output.VERDICT
+                and record.damage is None
+                and self._made is not None
+                and reading(found[0]) is self._made
+                and self._made.asked is None
+            )
+            if not is_usual:
+                await self._prepare(record, found)
+                continue
+            self._window.append((record, found))
+            self._window_bytes += record.size
+            if len(self._window) >= WINDOW or self._window_bytes >= WINDOW_BYTES:
+                await self._flush()
+
+    async def _prepare(self, record: InboundRecord, found: Sequence[Recorded]) -> None:
         result = self.result
-        result.records += 1
-        hash_read(self._read_hash, record)
-        if self._is_outside(record.timestamp_ms):
-            result.outside += 1
-        found = self._recorded.pop(record.offset, [])
         if not found and record.offset >= self._pending_from:
             result.count("pending")
             return
@@ -134,23 +161,19 @@ class BlockReplay:
         made = None if verdict is None else self._neighbours.reading(verdict)
         if made is not None:
             made = self._instead(made)
-        if verdict is not None and made is not None and made.asked is not None:
-            await self._flush()
-            self._made = made
-            self._add(record, found)
-            self.result.recorded_opinions += 1
-            await self._flush(recorded_opinion(verdict.payload))
-            return
+        opinion = None
         if made is not None and made != self._made:
             await self._flush()
             self._made = made
-        self._add(record, found)
-        if len(self._window) >= WINDOW or self._window_bytes >= WINDOW_BYTES:
+        if verdict is not None and made is not None and made.asked is not None:
             await self._flush()
-
-    def _add(self, record: InboundRecord, found: list[Recorded]) -> None:
+            result.recorded_opinions += 1
+            opinion = recorded_opinion(verdict.payload)
         self._window.append((record, found))
         self._window_bytes += record.size
+        is_alone = made is not None and made.asked is not None
+        if is_alone or len(self._window) >= WINDOW or self._window_bytes >= WINDOW_BYTES:
+            await self._flush(opinion)
 
     def _instead(self, made: MadeWith | None) -> MadeWith | None:
         what_if = self._spec.what_if
@@ -171,8 +194,17 @@ class BlockReplay:
             handler, judge = await self._handler(self._made)
             judge.expect(None if self._made is None else self._made.asked, opinion)
             outcomes = await _outcomes(handler, [record for record, _ in window])
+            identical = 0
             for (record, found), outcome in zip(window, outcomes, strict=True):
-                await self._settle(record, outcome, found)
+                if self._spec.what_if is None and is_equal(found, outcome):
+                    identical += 1
+                    ((_, offset, _, _, _, payload, frame),) = found
+                    self._replayed.append(parts_bytes(offset, (frame, payload)))
+                else:
+                    await self._settle(record, outcome, found)
+            self.result.count("identical", identical)
+        self._replayed_hash.update(b"".join(self._replayed))
+        self._replayed.clear()
 
     async def _handler(self, made: MadeWith | None) -> tuple[ScoringHandler, RecordedJudge]:
         key = (None, "") if made is None else (made.models, made.policy)
@@ -206,21 +238,19 @@ class BlockReplay:
         )
         return handler, judge
 
-    async def _settle(self, record: InboundRecord, outcome: Outcome, found: list[Recorded]) -> None:
+    async def _settle(
+        self, record: InboundRecord, outcome: Outcome, found: Sequence[Recorded]
+    ) -> None:
         spec = self._spec
         if spec.what_if is not None:
-            hash_replayed(self._replayed_hash, record.offset, outcome)
+            self._replayed.append(replayed_bytes(record.offset, outcome))
             self._change(record.offset, found, class_made(outcome))
-            return
-        if is_equal(found, outcome):
-            hash_parts(self._replayed_hash, record.offset, (found[0].frame, found[0].payload))
-            self.result.count("identical")
             return
         gone = self._horizon.gone(record.topic, record.partition, record.offset)
         compared = self._compare(record, outcome, found, frozenset(gone))
         if compared.agreement == "divergent" and found[0].output is Output.LETTER:
             outcome, compared = await self._by_others(record, outcome, found, compared)
-        hash_replayed(self._replayed_hash, record.offset, outcome)
+        self._replayed.append(replayed_bytes(record.offset, outcome))
         if compared.agreement == "missing":
             self._refuse_gap(record, outcome, gone)
         self._note(record.offset, compared)
@@ -229,7 +259,7 @@ class BlockReplay:
         self,
         record: InboundRecord,
         outcome: Outcome,
-        found: list[Recorded],
+        found: Sequence[Recorded],
         gone: frozenset[Output] = frozenset(),
     ) -> Comparison:
         spec = self._spec
@@ -249,7 +279,7 @@ class BlockReplay:
         self,
         record: InboundRecord,
         outcome: Outcome,
-        found: list[Recorded],
+        found: Sequence[Recorded],
         compared: Comparison,
     ) -> tuple[Outcome, Comparison]:
         """A dead letter names no models: it stands where those of a verdict beside it agree."""
@@ -264,15 +294,15 @@ class BlockReplay:
                 return other, again
         return outcome, compared
 
-    def _decide(self, record: InboundRecord, found: list[Recorded]) -> None:
+    def _decide(self, record: InboundRecord, found: Sequence[Recorded]) -> None:
         """What-if of a policy alone: the recorded scores, decided on anew."""
         policy = self._spec.what_if.policy if self._spec.what_if is not None else None
         verdict = _verdict(found)
         after = None if verdict is None or policy is None else class_decided(verdict, policy)
-        self._replayed_hash.update(f"{record.offset} {after}\n".encode())
+        self._replayed.append(f"{record.offset} {after}\n".encode())
         self._change(record.offset, found, after)
 
-    def _change(self, offset: int, found: list[Recorded], after: str | None) -> None:
+    def _change(self, offset: int, found: Sequence[Recorded], after: str | None) -> None:
         result, verdict = self.result, _verdict(found)
         if verdict is None or after is None:
             result.count("not_judged")

@@ -85,9 +85,12 @@ class Readings:
 
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, bytes], MadeWith] = {}
+        self._last: tuple[bytes, MadeWith] | None = None
 
     def of(self, value: bytes) -> MadeWith:
         """From a verdict's value. Raises DecodeError."""
+        if self._last is not None and value.endswith(self._last[0]):
+            return self._last[1]
         found = _MADE_WITH.search(value)
         if found is None:
             return made_with(Verdict.decode(value))
@@ -95,6 +98,7 @@ class Readings:
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = made_with(Verdict.decode(value))
+        self._last = value[found.start() :], known
         return known
 
 

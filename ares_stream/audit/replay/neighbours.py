@@ -23,13 +23,8 @@ class Neighbours:
         self._readings = readings
         self._beside = beside
         self._further: dict[int, MadeWith | None] = {}
-        self._verdicts = sorted(
-            (offset, item.payload)
-            for offset, items in found.items()
-            for item in items
-            if item.output is Output.VERDICT
-        )
-        self._offsets = [offset for offset, _ in self._verdicts]
+        self._found = found
+        self._offsets = sorted(found)
 
     def reading(self, item: Recorded) -> MadeWith | None:
         """What a recorded verdict was made with; None for one that is none of ours, which is
@@ -39,14 +34,17 @@ class Neighbours:
     def around(self, offset: int) -> list[MadeWith]:
         """What the nearest verdicts before and after an offset were made with, that before it
         first, each once."""
-        place = bisect_left(self._offsets, offset)
+        offsets = self._offsets
+        place = bisect_left(offsets, offset)
         before = next(filter(None, map(self._at, range(place - 1, -1, -1))), None)
-        after = next(filter(None, map(self._at, range(place, len(self._offsets)))), None)
+        after = next(filter(None, map(self._at, range(place, len(offsets)))), None)
         found = [before or self._far(-1), after or self._far(1)]
         return list(dict.fromkeys(item for item in found if item is not None))
 
     def _at(self, place: int) -> MadeWith | None:
-        return self._read(self._verdicts[place][1])
+        entries = self._found[self._offsets[place]]
+        verdicts = (item for item in entries if item.output is Output.VERDICT)
+        return next(filter(None, map(self.reading, verdicts)), None)
 
     def _read(self, payload: bytes) -> MadeWith | None:
         try:

@@ -47,8 +47,7 @@ class Output(IntEnum):
 KINDS: Final = {int(item): item for item in Output}
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """The input record that an output names."""
 
     topic: str

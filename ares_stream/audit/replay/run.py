@@ -22,7 +22,8 @@ from typing import Any, Final, Literal
 from ares_stream import errors
 from ares_stream.audit.replay.block import BlockReplay
 from ares_stream.audit.replay.models import MadeWith, Models
-from ares_stream.audit.replay.recorded import Output, Recorded, recorded
+from ares_stream.audit.replay.recorded import Output
+from ares_stream.audit.replay.sorting import Place, Sorter
 from ares_stream.audit.replay.source import Source
 from ares_stream.audit.replay.spec import (
     LISTED,
@@ -33,12 +34,11 @@ from ares_stream.audit.replay.spec import (
     Selection,
     blocks,
 )
-from ares_stream.audit.replay.work import Sorted, Work, horizon
-from ares_stream.errors import AresError, DecodeError, ResourceError
+from ares_stream.audit.replay.work import Work, horizon
+from ares_stream.errors import AresError, ResourceError
 from ares_stream.processes.parent import die_with_parent
 from ares_stream.records.base import OffsetRange
 from ares_stream.scoring.handler import Scorer
-from ares_stream.streaming.records import InboundRecord
 
 Stage = Literal["outputs", "records"]
 Progress = Callable[[Stage, int], None]
@@ -140,9 +140,9 @@ class Worker:
         self._source = Source(spec, selection)
         # One loop for all jobs, that the source's connection outlives each.
         self._loop = asyncio.Runner()
-        self._ranges: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        self._wanted: dict[Place, list[tuple[int, int]]] = {}
         for item in selection.inputs:
-            spans = self._ranges.setdefault((item.topic, item.partition), [])
+            spans = self._wanted.setdefault((item.topic, item.partition), [])
             spans.append((item.start, item.end))
 
     def do(self, kind: str, job: Job, seen: Horizon | None) -> Job:
@@ -155,57 +155,18 @@ class Worker:
         return job
 
     async def _sort(self, job: Job) -> None:
-        found = Sorted(job)
-        entries: dict[tuple[str, int, int], list[Recorded]] = {}
-        async with aclosing(self._source.records(job)) as records:
-            async for record in records:
-                self._sort_in(record, found, entries)
-        self._work.keep_sorted(found, entries)
-
-    def _sort_in(
-        self,
-        record: InboundRecord,
-        found: Sorted,
-        entries: dict[tuple[str, int, int], list[Recorded]],
-    ) -> None:
-        found.records += 1
-        try:
-            if record.damage is not None:
-                raise DecodeError(f"unreadable: {record.damage.reason}")
-            source, entry = recorded(record, self._spec.outputs, self._spec.deadletters)
-        except DecodeError as error:
-            if len(found.strange) < LISTED:
-                found.strange.append(
-                    {
-                        "topic": record.topic,
-                        "partition": record.partition,
-                        "offset": record.offset,
-                        "agreement": "unexpected",
-                        "detail": f"no output of a scorer: {error}",
-                    }
-                )
-            return
-        place = f"{source.topic} {source.partition}"
-        if source.offset < found.lowest.get(place, source.offset + 1):
-            found.lowest[place] = source.offset
-        behind = source.offset + 1
-        is_settling = entry.output in (Output.VERDICT, Output.LETTER)
-        if is_settling and behind > found.settled.get(place, 0):
-            found.settled[place] = behind
-        if self._is_wanted(source.topic, source.partition, source.offset):
-            key = source.topic, source.partition, source.offset // self._spec.block
-            entries.setdefault(key, []).append(entry)
-
-    def _is_wanted(self, topic: str, partition: int, offset: int) -> bool:
-        spans = self._ranges.get((topic, partition), ())
-        return any(start <= offset < end for start, end in spans)
+        sorter = Sorter(self._spec, job, self._wanted)
+        async with aclosing(self._source.lists(job)) as lists:
+            async for records in lists:
+                sorter.take(records)
+        self._work.keep_sorted(sorter.found, sorter.entries)
 
     async def _replay(self, job: Job, seen: Horizon) -> None:
         block = BlockReplay(
             self._spec, self._selection, seen, self._models, job,
             lambda beside: self._work.entries(job, beside),
         )  # fmt: skip
-        self._work.keep_done(await block.run(self._source.records(job)))
+        self._work.keep_done(await block.run(self._source.lists(job)))
 
     def close(self) -> None:
         """Disconnect and close the models."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ares_stream.audit.archive import ArchiveReader
 from ares_stream.audit.replay.spec import Job, ReplaySpec, Selection
-from ares_stream.errors import DecodeError
+from ares_stream.streaming.fetching import LIST_BYTES
 from ares_stream.streaming.reader import SteadyReader
 from ares_stream.streaming.records import Damage, InboundRecord
 
@@ -24,29 +24,27 @@ class Source:
             None if isinstance(spec.source, str) else SteadyReader(spec.source, selection.topic_ids)
         )
 
-    async def records(self, job: Job) -> AsyncGenerator[InboundRecord, None]:
-        """Every record of a job's range in order, those that cannot be read as their coordinates.
+    async def lists(self, job: Job) -> AsyncGenerator[list[InboundRecord], None]:
+        """Every record of a job's range in order, in lists, those that cannot be read as their
+        coordinates.
 
         Raises ReadError and TopicError as readers do.
         """
         if self._archive is not None:
+            found: list[InboundRecord] = []
+            size = 0
             async for record in self._archive.read([job.range]):
-                yield _limited(record, self._limits.record_bytes)
+                found.append(_limited(record, self._limits.record_bytes))
+                size += record.size
+                if size >= LIST_BYTES:
+                    yield found
+                    found, size = [], 0
+            if found:
+                yield found
         elif self._topics is not None:
-            unreadable: list[InboundRecord] = []
-
-            def keep(record: InboundRecord, _: DecodeError) -> None:
-                unreadable.append(record)
-
-            found = self._topics.read(job.range, unreadable=keep, limits=self._limits)
-            async with aclosing(found) as records:
-                async for record in records:
-                    while unreadable:
-                        yield unreadable.pop(0)
-                    yield record
-            for record in unreadable:
-                if record.offset < job.end:
-                    yield record
+            async with aclosing(self._topics.read(job.range, limits=self._limits)) as lists:
+                async for records in lists:
+                    yield records
 
     async def aclose(self) -> None:
         """Disconnect."""

@@ -230,36 +230,38 @@ class BlockResult:
         """Records that did not come out as recorded."""
         return sum(self.counts.get(name, 0) for name in FAULTS)
 
-    def count(self, name: str) -> None:
-        """One record more that came out so."""
-        self.counts[name] = self.counts.get(name, 0) + 1
+    def count(self, name: str, records: int = 1) -> None:
+        """So many records more that came out so."""
+        if records:
+            self.counts[name] = self.counts.get(name, 0) + records
 
 
-def hash_read(hasher: Any, record: InboundRecord) -> None:
-    """Add a record that was read: offset and time, 8 bytes each, big-endian, then SHA-256 of its
-    content as the notary's leaves have it (of a damaged one the SHA-256 of what was fetched)."""
+def read_bytes(record: InboundRecord) -> bytes:
+    """What is digested of a record that was read: offset and time, 8 bytes each, big-endian, then
+    SHA-256 of its content as the notary's leaves have it (of a damaged one the SHA-256 of what was
+    fetched)."""
     if record.damage is not None:
         content = bytes.fromhex(record.damage.sha256)
     else:
         content = content_hash(record.key, record.value, record.headers, None)
-    hasher.update(_RECORD.pack(record.offset, record.timestamp_ms) + content)
+    return _RECORD.pack(record.offset, record.timestamp_ms) + content
 
 
-def hash_replayed(hasher: Any, offset: int, outcome: Outcome) -> None:
-    """Add what the replay made of a record."""
+def replayed_bytes(offset: int, outcome: Outcome) -> bytes:
+    """What is digested of what the replay made of a record."""
     if isinstance(outcome, tuple):
         parts: list[bytes] = []
         for item in outcome:
             parts += (frame_of(item.key, item.headers), item.value or b"")
     else:
         parts = [outcome.stage.encode(), outcome.reason.encode(errors="replace")]
-    hash_parts(hasher, offset, parts)
+    return parts_bytes(offset, parts)
 
 
-def hash_parts(hasher: Any, offset: int, parts: Sequence[bytes]) -> None:
+def parts_bytes(offset: int, parts: Sequence[bytes]) -> bytes:
     """The same of frame and value of each output, or of stage and reason of a refusal."""
     sizes = struct.pack(f">{len(parts)}Q", *map(len, parts))
-    hasher.update(b"".join((_RECORD.pack(offset, len(parts)), sizes, *parts)))
+    return b"".join((_RECORD.pack(offset, len(parts)), sizes, *parts))
 
 
 def combined(results: Iterable[BlockResult], name: Literal["read", "replayed"]) -> str:
