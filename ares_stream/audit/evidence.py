@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -23,7 +23,7 @@ from ares_stream.detection.ledger import Ledger, LedgerPolicy
 from ares_stream.errors import DecodeError, IntegrityError
 from ares_stream.models.releases import Log
 from ares_stream.records import topics
-from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
+from ares_stream.records.alarm import Alarm, AlarmAcknowledgement, decode_told
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.checkpoint import Checkpoint
 from ares_stream.records.label import Label
@@ -218,13 +218,11 @@ class Evidence:
             self._labels[key] = Label.decode(record.value)
 
     def _take_alarm(self, record: InboundRecord) -> None:
-        raw = record.value or b""
-        if AlarmAcknowledgement.SCHEMA.encode() in raw[:64]:
-            said = AlarmAcknowledgement.decode(raw)
-            self._acknowledged[said.alarm_id] = said
+        told = decode_told(record.value)
+        if isinstance(told, Alarm):
+            self._alarms[told.id] = told
         else:
-            alarm = Alarm.decode(raw)
-            self._alarms[alarm.id] = alarm
+            self._acknowledged[told.alarm_id] = told
 
     def _take_letter(self, record: InboundRecord) -> None:
         topic, _, _ = source_of(record)
@@ -258,7 +256,7 @@ class Evidence:
             "figures": self._figures(),
             "oversight": self._oversight(),
             "releases": [_release(item) for item in within],
-            "gates": _gates(within, gate_report),
+            "gates": _gates(within, self._repairs.values(), gate_report),
             "forecasts": self._forecasts(steps),
             "repairs": [_repair(item) for item in _by_time(self._repairs)],
             "alarms": self._alarm_rows(),
@@ -441,20 +439,29 @@ def _release(item: Release) -> dict[str, Any]:
 
 
 def _gates(
-    steps: Sequence[Release], gate_report: Callable[[str], bytes | None]
+    steps: Sequence[Release],
+    repairs: Iterable[RepairReport],
+    gate_report: Callable[[str], bytes | None],
 ) -> list[dict[str, Any]]:
-    """Of each report that these steps name, every check; `kept` is false where the registry does
-    not have it: one of an older version, or of a release that a person put there."""
+    """Of each report that these steps or repairs name, every check: those of repairs that were
+    rejected as well. `kept` is false where the registry does not have it: one of an older version,
+    or of a release that a person put there."""
     named: dict[str, set[tuple[str, str]]] = {}
+    plans: dict[str, set[str]] = {}
     for item in steps:
         if item.gate_report is not None:
             named.setdefault(item.gate_report, set()).add((item.model, item.digest))
+    for repair in repairs:
+        if repair.gate_report is not None:
+            plans.setdefault(repair.gate_report, set()).add(repair.plan_id)
     rows: list[dict[str, Any]] = []
-    for digest, releases in sorted(named.items()):
+    for digest in sorted(named.keys() | plans.keys()):
         raw = gate_report(digest)
+        releases = named.get(digest, ())
         row: dict[str, Any] = {
             "digest": digest,
             "releases": [{"model": model, "digest": of} for model, of in sorted(releases)],
+            "repairs": sorted(plans.get(digest, ())),
             "kept": raw is not None,
         }
         if raw is not None:

@@ -170,6 +170,7 @@ def _versions(versions: Mapping[str, Any]) -> list[list[str]]:
 
 def _gate(row: Mapping[str, Any], about: str) -> Section:
     named = ", ".join(f"{item['model']} {item['digest'][:12]}" for item in row["releases"])
+    named = named or ", ".join(f"repair {plan[:12]}" for plan in row["repairs"])
     rows = [
         [
             f"{check['figure']}, {check['slice']}" if check["slice"] else check["figure"],

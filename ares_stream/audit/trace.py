@@ -5,13 +5,14 @@ What is shown never holds text of a conversation.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from ares_stream.audit.replay.findings import finding
-from ares_stream.errors import DecodeError
+from ares_stream.errors import AresError, DecodeError
 from ares_stream.records import topics
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.label import Label, ReviewItem
@@ -211,6 +212,38 @@ class ReleaseTrace:
             self.verdicts += verdict is not None and any(
                 item.startswith(self._digest) for item in verdict.releases.values()
             )
+
+
+def with_gates(steps: Iterable[Step], gate_report: Callable[[str], bytes | None]) -> list[Step]:
+    """The steps; those of repairs with what the gate said of them, which may be why there is no
+    release. `gate_report` gives the registry's report of a digest, None where it has none."""
+    found = []
+    for step in steps:
+        name = step.facts.get("gate_report") if step.kind == "report" else None
+        if name is None:
+            found.append(step)
+            continue
+        try:
+            raw = gate_report(name)
+            gate = None if raw is None else json.loads(raw)
+        except AresError as error:
+            facts, said = {"gate": None, "gate_problem": str(error)}, str(error)
+        else:
+            facts, said = {"gate": gate}, _gate(gate)
+        found.append(
+            replace(step, summary=f"{step.summary}; gate: {said}", facts=step.facts | facts)
+        )
+    return found
+
+
+def _gate(gate: Any) -> str:
+    if gate is None:
+        return "its report is not in the registry"
+    if gate["passed"]:
+        return "passed"
+    failed = [item["reason"] for item in gate["checks"] if not item["passed"]]
+    more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+    return f"did not pass: {failed[0] if failed else 'no check'}{more}"
 
 
 def _step(kind: str, record: InboundRecord, summary: str, facts: dict[str, Any]) -> Step:

@@ -94,7 +94,7 @@ def acknowledge(
 async def _read(settings: Settings) -> tuple[list[Alarm], dict[str, AlarmAcknowledgement]]:
     from ares_stream.cli.streams import tell_passed_over
     from ares_stream.errors import DecodeError
-    from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
+    from ares_stream.records.alarm import Alarm, decode_told
     from ares_stream.records.topics import ALARMS, topic_name
     from ares_stream.streaming.reader import read, snapshot
 
@@ -102,14 +102,13 @@ async def _read(settings: Settings) -> tuple[list[Alarm], dict[str, AlarmAcknowl
     alarms: dict[str, Alarm] = {}
     taken: dict[str, AlarmAcknowledgement] = {}
     async for record in read(settings.kafka, await snapshot(settings.kafka, [topic])):
-        raw = record.value or b""
         try:
-            if b'"ares.alarm-acknowledgement/1"' in raw[:64]:
-                acknowledged = AlarmAcknowledgement.decode(raw)
-                taken[acknowledged.alarm_id] = acknowledged
-            else:
-                alarm = Alarm.decode(raw)
-                alarms[alarm.id] = alarm
+            told = decode_told(record.value)
         except DecodeError as error:
             tell_passed_over(record, error)
+        else:
+            if isinstance(told, Alarm):
+                alarms[told.id] = told
+            else:
+                taken[told.alarm_id] = told
     return sorted(alarms.values(), key=lambda item: item.raised_at), taken

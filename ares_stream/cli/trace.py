@@ -36,10 +36,11 @@ def command(
     import json
     from dataclasses import asdict
 
-    from ares_stream.audit.trace import TRACED, InteractionTrace, ReleaseTrace
+    from ares_stream.audit.trace import TRACED, InteractionTrace, ReleaseTrace, with_gates
     from ares_stream.cli.topics import connect
     from ares_stream.errors import InputError, SettingsError
     from ares_stream.files import read_json
+    from ares_stream.models.store import ReleaseStore
     from ares_stream.records import topics
     from ares_stream.streaming.reader import read, snapshot
 
@@ -67,18 +68,20 @@ def command(
     asyncio.run(work())
     if isinstance(trace, InteractionTrace):
         trace.replayed(reports)
-    if not trace.steps:
+    store = ReleaseStore(settings.registry.root)
+    steps = with_gates(trace.steps, store.gate_report)
+    if not steps:
         raise InputError("nothing is found of it; retention may have deleted it")
     if as_json:
         document: dict[str, object] = {
             "schema": "ares.trace/1",
-            "steps": [asdict(item) for item in trace.steps],
+            "steps": [asdict(item) for item in steps],
         }
         if isinstance(trace, ReleaseTrace):
             document["verdicts"] = trace.verdicts
         typer.echo(json.dumps(document, indent=2))
         return
-    for step in trace.steps:
+    for step in steps:
         typer.echo(str(step))
     if isinstance(trace, ReleaseTrace):
         typer.echo(f"{trace.verdicts} verdicts took it")

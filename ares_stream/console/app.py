@@ -91,6 +91,7 @@ def console_app(
             get("/releases", release_pages.releases),
             get("/releases/{id}", release_pages.release),
             post("/releases/{id}", release_pages.decide),
+            get("/repairs/{id}", release_pages.repair),
             get("/alarms", release_pages.alarms),
             post("/alarms/{id}", release_pages.acknowledge),
             get("/live", release_pages.live),

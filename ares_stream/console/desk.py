@@ -16,10 +16,10 @@ from ares_stream.detection.correction import Cell
 from ares_stream.detection.decide import DetectionPolicy, is_scored_high
 from ares_stream.models.releases import Author, Log
 from ares_stream.records import topics
-from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
+from ares_stream.records.alarm import Alarm, AlarmAcknowledgement, decode_told
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.label import Label, ReviewItem
-from ares_stream.records.rates import Rates
+from ares_stream.records.rates import Rates, decode_held
 from ares_stream.records.release import Release
 from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.verdict import Verdict
@@ -106,8 +106,9 @@ class Outside(Protocol):
         """approve, reject or roll back; then tell it."""
         ...
 
-    async def gate(self, plan: str) -> GateVerdict | None:
-        """The gate's verdict on a plan, where its directory can be read."""
+    async def gate(self, plan: str, named: str | None = None) -> GateVerdict | None:
+        """The gate's verdict on a plan, from its directory or the registry; `named` is the digest
+        that the repair's report names."""
         ...
 
     async def pairs(self, plan: str) -> Sequence[tuple[str, str, str]]:
@@ -183,22 +184,20 @@ class Desk:
             self.queue.add_label(record.key or b"", Label.decode(record.value))
 
     def _take_alarm(self, record: InboundRecord) -> None:
-        raw = record.value or b""
-        if b'"ares.alarm-acknowledgement/1"' in raw[:64]:
-            seen = AlarmAcknowledgement.decode(raw)
-            _put(self.acknowledged, seen.alarm_id, seen, MAX_ALARMS)
+        told = decode_told(record.value)
+        if isinstance(told, Alarm):
+            _put(self.alarms, told.id, told, MAX_ALARMS)
         else:
-            alarm = Alarm.decode(raw)
-            _put(self.alarms, alarm.id, alarm, MAX_ALARMS)
+            _put(self.acknowledged, told.alarm_id, told, MAX_ALARMS)
 
     def _take_rates(self, record: InboundRecord) -> None:
-        key, raw = record.key or b"", record.value or b""
-        if not raw:
+        key = record.key or b""
+        if record.value is None:
             self.rates.pop(key, None)
-        elif b'"ares.rates/1"' in raw[:64]:
-            rates = Rates.decode(raw)
-            if not rates.slice.attribute:
-                _put(self.rates, key, rates, MAX_RATES)
+            return
+        held = decode_held(record.key, record.value)
+        if isinstance(held, Rates) and not held.slice.attribute:
+            _put(self.rates, key, held, MAX_RATES)
 
     def _take_report(self, record: InboundRecord) -> None:
         report = RepairReport.decode(record.value or b"")

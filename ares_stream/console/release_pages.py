@@ -31,7 +31,9 @@ async def release(call: Call) -> Response:
     log = await call.desk.outside.log()
     found = log.select(call.request.path_params["id"])
     plan = found[0].plan_id
-    gate = None if plan is None else await call.desk.outside.gate(plan)
+    report = call.desk.reports.get(plan or "")
+    named = None if report is None else report.gate_report
+    gate = None if plan is None else await call.desk.outside.gate(plan, named)
     pairs = [] if plan is None else await call.desk.outside.pairs(plan)
     history = [
         step
@@ -46,7 +48,7 @@ async def release(call: Call) -> Response:
         releases=found,
         selector=plan or found[0].digest,
         gate=gate,
-        report=call.desk.reports.get(plan or ""),
+        report=report,
         pairs=list(pairs)[:PAIRS],
         history=history,
         forecast=forecast,
@@ -56,6 +58,15 @@ async def release(call: Call) -> Response:
         is_candidate=is_candidate,
         is_active=any(item.state is ReleaseState.ACTIVE for item in found),
     )
+
+
+async def repair(call: Call) -> Response:
+    """How one repair ended, with what the gate said: of one that made no release as well."""
+    report = call.desk.reports.get(call.request.path_params["id"])
+    if report is None:
+        raise WrongError(404, "no report of this repair is known here")
+    gate = await call.desk.outside.gate(report.plan_id, report.gate_report)
+    return call.page("repair", report=report, gate=gate)
 
 
 async def decide(call: Call) -> Response:

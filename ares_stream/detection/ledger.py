@@ -15,6 +15,12 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from ares_stream.detection.anchors import AnchorTally
+from ares_stream.detection.contradictions import (
+    check_anchors,
+    check_rates,
+    check_sample,
+    check_state,
+)
 from ares_stream.detection.correction import Cell, Sampled, review_shares
 from ares_stream.detection.tallies import (
     CELLS,
@@ -25,6 +31,7 @@ from ares_stream.detection.tallies import (
     cluster_group,
     decision_of,
 )
+from ares_stream.errors import DecodeError
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.interaction import Lane, Policy
 from ares_stream.records.label import Label
@@ -479,7 +486,25 @@ class Ledger:
         answers: Sequence[AnchorAnswers],
         samples: Sequence[SampledVerdict],
     ) -> None:
-        """Take up what an earlier life wrote. Labels are read anew from their own topic."""
+        """Take up what an earlier life wrote. Labels are read anew from their own topic.
+
+        Raises DecodeError where its records contradict each other; the ledger is then of no use.
+        """
+        by_set: dict[str, list[AnchorAnswers]] = defaultdict(list)
+        for answer in answers:
+            by_set[answer.set].append(answer)
+        check_state(state, len(rates) + len(anchors) + len(answers) + len(samples))
+        for rate in rates:
+            check_rates(rate)
+        for anchor in anchors:
+            check_anchors(anchor, by_set[anchor.set])
+        for sample in samples:
+            check_sample(sample)
+        wholes = {_group(rate.slice) for rate in rates if not rate.slice.attribute}
+        if any(_group(rate.slice) not in wholes for rate in rates):
+            raise DecodeError("of an attribute, and the whole is not there", field="slice")
+        if by_set.keys() - {anchor.set for anchor in anchors}:
+            raise DecodeError("of a set that has no figures", field="set")
         self.positions = {(item.topic, item.partition): item.offset for item in state.positions}
         self.logs = {(item.topic, item.partition): item.log for item in state.positions if item.log}
         self.gaps = list(state.gaps)
@@ -499,9 +524,6 @@ class Ledger:
             elif name in self.groups:
                 values = self.groups[name].values.setdefault(key.attribute, {})
                 values[key.value] = tally
-        by_set: dict[str, list[AnchorAnswers]] = defaultdict(list)
-        for answer in answers:
-            by_set[answer.set].append(answer)
         self.anchors = {item.set: AnchorTally.restored(item, by_set[item.set]) for item in anchors}
         for sample in samples:
             self._keep(sample, _group(sample.slice))

@@ -267,7 +267,7 @@ class SliceTally:
             cfr_clustered=clustered_rate((group[0], group[1]) for group in self.clusters)
             if self.clusters
             else None,
-            cfr_weighted=self._weighted(),
+            cfr_weighted=self.weighted(),
             classes={name: confidence_sequence(count, total) for name, count in counts.items()},
             harmful=confidence_sequence(harmful, total),
             scored_high=confidence_sequence(sum(self.cells[1::2]), total),
@@ -324,7 +324,8 @@ class SliceTally:
         windows = [item for start, item in self.windows.items() if start > self.newest - seconds]
         return wilson(sum(item.coupled for item in windows), sum(item.total for item in windows))
 
-    def _weighted(self) -> Interval | None:
+    def weighted(self) -> Interval | None:
+        """The coupled-failure rate over all that could have been drawn; None without weights."""
         if self.weights is None:
             return None
         draws, *sums = self.weights

@@ -38,8 +38,12 @@ class Registry:
         return await asyncio.to_thread(self._store.fetch, release, cache)
 
     async def gate_report(self, digest: str) -> bytes | None:
-        """What a release's gate said, JSON; None where it is not kept."""
+        """What a gate said, JSON; None where it is not kept."""
         return await asyncio.to_thread(self._store.gate_report, digest)
+
+    async def keep_gate_report(self, report: bytes) -> None:
+        """Keep what the gate said of a repair that makes no release."""
+        await asyncio.to_thread(self._store.keep_gate_report, report)
 
     async def propose(
         self,

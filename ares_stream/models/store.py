@@ -107,8 +107,8 @@ class ReleaseStore:
         return Log(tuple(steps), last)
 
     def gate_report(self, digest: str) -> bytes | None:
-        """What a release's gate said, JSON; None where it is not kept. Raises IntegrityError where
-        it was changed."""
+        """What the gate said of a release, or of a repair that it rejected, JSON; None where it is
+        not kept. Raises IntegrityError where it was changed."""
         path = self._gate(digest)
         self._files.invalidate_cache()
         try:
@@ -172,7 +172,7 @@ class ReleaseStore:
         log = self.log()
         decide(log)  # What is refused is not copied.
         if gate is not None and gate_report is not None:
-            self._keep_gate(gate, gate_report)
+            self.keep_gate_report(gate_report)
         for item, copy in zip(artefacts, stored, strict=True):
             if log.find(copy.model, copy.digest) is None:
                 self._copy(item, copy)
@@ -268,7 +268,9 @@ class ReleaseStore:
         finally:
             Path(name).unlink()
 
-    def _keep_gate(self, digest: str, report: bytes) -> None:
+    def keep_gate_report(self, report: bytes) -> None:
+        """Keep what the gate said by its SHA-256. A repeat changes nothing."""
+        digest = hashlib.sha256(report).hexdigest()
         try:
             self._create(self._gate(digest), report)
         except FileExistsError:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import AwareDatetime, Field
 
-from ares_stream.records.base import Identifier, Interval, OffsetRange, Part, Record
+from ares_stream.records.base import (
+    Identifier,
+    Interval,
+    OffsetRange,
+    Part,
+    Record,
+    decode_one_of,
+)
 from ares_stream.records.rates import RateSlice
 
 AlarmKind = Literal[
@@ -68,3 +75,13 @@ class AlarmAcknowledgement(Record):
     by: Identifier
     at: AwareDatetime
     note: str = Field("", max_length=2000)
+
+
+Told: TypeAlias = Alarm | AlarmAcknowledgement
+"""What the alarms topic holds."""
+
+
+def decode_told(raw: bytes | None) -> Told:
+    """A record of the alarms topic. Raises DecodeError."""
+    item: Told = decode_one_of(raw, get_args(Told))
+    return item

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraint
 from pydantic_core import PydanticCustomError
 
 from ares_stream.errors import DecodeError
+from ares_stream.files.rows import parse_json
 from ares_stream.files.validation import fault
 
 PartT = TypeVar("PartT", bound="Part")
@@ -144,6 +146,26 @@ class Record(Part):
     def encode(self) -> bytes:
         """Compact JSON, UTF-8. Equal records give equal bytes."""
         return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_none=True)
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+_SCHEMA_FIRST = re.compile(rb'\s*\{\s*"schema"\s*:\s*"([^"\\]*)"')
+
+
+def decode_one_of(raw: bytes | None, kinds: Iterable[type[RecordT]]) -> RecordT:
+    """A record of a topic that holds several kinds, by the schema that it names. Raises
+    DecodeError, also for a kind that is none of these."""
+    raw = raw or b""
+    by_schema = {kind.SCHEMA: kind for kind in kinds}
+    # Ours begin so. Elsewhere in a text the name of a schema says nothing.
+    first = _SCHEMA_FIRST.match(raw)
+    named: object = first[1].decode(errors="replace") if first else parse_json(raw)
+    if isinstance(named, dict):
+        named = named.get("schema")
+    kind = by_schema.get(named) if isinstance(named, str) else None
+    if kind is None:
+        raise DecodeError(f"expected {' or '.join(by_schema)}", field="schema")
+    return kind.decode(raw)
 
 
 def refusal(reason: str) -> PydanticCustomError:

@@ -20,6 +20,7 @@ from ares_stream.records.base import (
     Record,
     Slice,
     canonical_json,
+    decode_one_of,
 )
 from ares_stream.records.interaction import Lane, Policy
 from ares_stream.records.verdict import FailureClass
@@ -298,11 +299,7 @@ Held: TypeAlias = Rates | SampledVerdict | AnchorFigures | AnchorAnswers | Monit
 
 def decode_held(key: bytes | None, raw: bytes | None) -> Held:
     """A record of the rates topic. Raises DecodeError, also where its key is another one's."""
-    raw = raw or b""
-    for kind in get_args(Held):
-        if f'"{kind.SCHEMA}"'.encode() in raw[:64]:
-            item: Held = kind.decode(raw)
-            if key != item.key:
-                raise DecodeError("key: is not that of the state")
-            return item
-    raise DecodeError("schema: no state of a monitor")
+    item: Held = decode_one_of(raw, get_args(Held))
+    if key != item.key:
+        raise DecodeError("is not that of the state", field="key")
+    return item

@@ -316,6 +316,8 @@ class Pipeline:
         self, run: RunDirectory, job: Job, verdict: GateVerdict, progress: Progress
     ) -> tuple[State, tuple[str, ...], dict[str, str]]:
         if not verdict.passed:
+            # The directory of a run is the repairer's own; the report is for everybody.
+            await self._registry.keep_gate_report(verdict.document)
             return "rejected", verdict.reasons, {}
         configuration = self._configuration
         if not run.is_exported:

@@ -348,14 +348,14 @@ class Writer:
                 return await self._registry.rollback(item.model, author)
         raise RegistryError(f"{selector[:12]}: is not active, so there is nothing to roll back")
 
-    async def gate(self, plan: str) -> GateVerdict | None:
+    async def gate(self, plan: str, named: str | None = None) -> GateVerdict | None:
         """See Outside."""
         run = self._run(plan)
         if run is not None and run.verdict.exists:
             return await asyncio.to_thread(run.verdict.read)
         # Of a repairer whose folder is elsewhere the registry has it.
         log = await self._registry.log()
-        names = {item.gate_report for item in log.releases if item.plan_id == plan}
+        names = {item.gate_report for item in log.releases if item.plan_id == plan} | {named}
         for name in filter(None, names):
             if (raw := await self._registry.gate_report(name)) is not None:
                 return GateVerdict.model_validate_json(raw)

@@ -30,11 +30,10 @@ from ares_stream.errors import (
     FileFormatError,
     SettingsError,
     StreamError,
-    TopicError,
 )
 from ares_stream.files import open_lines
 from ares_stream.records import topics
-from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
+from ares_stream.records.alarm import Alarm, decode_told
 from ares_stream.records.base import OffsetRange, Record, digest
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.label import Label
@@ -206,7 +205,7 @@ class _Leader:
         kafka = self._settings.kafka
         async with Journal(kafka, f"{self._settings.topic_prefix}monitor") as journal:
             # Entering ended what an earlier leader left open: what is read now is all there is.
-            await self._restore()
+            await self._restore(journal)
             self._metrics.leading.set(1)
             self._log.info("leading", verdicts=self._covered())
             followed = [
@@ -295,13 +294,12 @@ class _Leader:
             self._ledger.add_label(record.key or b"", Label.decode(record.value))
 
     def _take_alarm(self, record: InboundRecord) -> None:
-        raw = record.value or b""
-        if b'"ares.alarm-acknowledgement/1"' not in raw:
-            return  # Our own, or what a later version adds.
-        found = AlarmAcknowledgement.decode(raw)
-        self._open.pop(found.alarm_id, None)
-        if acknowledge(self._ledger, found.alarm_id):
-            self._log.info("alarm acknowledged", alarm=found.alarm_id)
+        told = decode_told(record.value)
+        if isinstance(told, Alarm):
+            return  # Our own.
+        self._open.pop(told.alarm_id, None)
+        if acknowledge(self._ledger, told.alarm_id):
+            self._log.info("alarm acknowledged", alarm=told.alarm_id)
 
     def _refuse(self, record: InboundRecord, error: DecodeError) -> None:
         count = self._ledger.unreadable[record.topic] = self._ledger.unreadable[record.topic] + 1
@@ -317,7 +315,22 @@ class _Leader:
 
     # Start
 
-    async def _restore(self) -> None:
+    async def _begin_anew(
+        self, journal: Journal, keys: Sequence[bytes], error: DecodeError
+    ) -> None:
+        """Count from the verdicts that are there: a state whose records contradict each other is
+        worth nothing, since nobody knows which of them are wrong."""
+        self._log.error(
+            "counting anew from the verdicts",
+            topic=self._rates, error=str(error),
+        )  # fmt: skip
+        await journal.append([OutboundRecord(self._rates, key, None) for key in keys])
+        self._ledger = Ledger(self._policy)
+        # Kept with the state: whoever asks for the figures later sees that it happened.
+        self._ledger.unreadable[self._rates] += 1
+        self._metrics.unreadable.labels(self._rates).set(1)
+
+    async def _restore(self, journal: Journal) -> None:
         kafka = self._settings.kafka
         found: dict[type[Record], list[Record]] = {}
         held_now = await read_latest_as(
@@ -326,21 +339,19 @@ class _Leader:
         for item in held_now.values():
             found.setdefault(type(item), []).append(item)
         states = [item for item in found.get(MonitorState, []) if isinstance(item, MonitorState)]
-        held = sum(len(items) for kind, items in found.items() if kind is not MonitorState)
-        if states and states[0].records not in (None, held):
-            raise TopicError(
-                f"{self._rates}: holds {held:,} of the state's {states[0].records:,} records, so "
-                "the figures would lack the rest; set cleanup.policy=compact, and delete and "
-                "create the topic to count from the verdicts anew"
-            )
-        if states:
-            self._ledger.restore(
-                states[0],
-                [item for item in found.get(Rates, []) if isinstance(item, Rates)],
-                [item for item in found.get(AnchorFigures, []) if isinstance(item, AnchorFigures)],
-                [item for item in found.get(AnchorAnswers, []) if isinstance(item, AnchorAnswers)],
-                [i for i in found.get(SampledVerdict, []) if isinstance(i, SampledVerdict)],
-            )
+        if held_now:
+            try:
+                if not states:
+                    raise DecodeError("it holds no state of a monitor")
+                self._ledger.restore(
+                    states[0],
+                    [item for item in found.get(Rates, []) if isinstance(item, Rates)],
+                    [i for i in found.get(AnchorFigures, []) if isinstance(i, AnchorFigures)],
+                    [i for i in found.get(AnchorAnswers, []) if isinstance(i, AnchorAnswers)],
+                    [i for i in found.get(SampledVerdict, []) if isinstance(i, SampledVerdict)],
+                )
+            except DecodeError as error:
+                await self._begin_anew(journal, list(held_now), error)
         # Labels and releases are compacted: their topics are their state.
         compacted = [self._labels, self._releases]
         ranges = await snapshot(kafka, compacted)
@@ -356,15 +367,14 @@ class _Leader:
 
     def _remember(self, record: InboundRecord) -> None:
         """Which alarms are open."""
-        raw = record.value or b""
         try:
-            if b'"ares.alarm-acknowledgement/1"' in raw:
-                self._open.pop(AlarmAcknowledgement.decode(raw).alarm_id, None)
-            else:
-                alarm = Alarm.decode(raw)
-                self._open[alarm.id] = alarm
+            told = decode_told(record.value)
         except DecodeError:
             return  # Named when it is followed.
+        if isinstance(told, Alarm):
+            self._open[told.id] = told
+        else:
+            self._open.pop(told.alarm_id, None)
 
     # Publishing
 

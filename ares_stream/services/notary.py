@@ -16,13 +16,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
 from prometheus_client import CollectorRegistry
 
+from ares_stream.audit.heads import SignedHead, continues, signed_head
 from ares_stream.audit.leaves import (
     COMPACTED,
     SALT_BYTES,
@@ -34,7 +35,14 @@ from ares_stream.audit.leaves import (
 from ares_stream.audit.notes import NoteSigner, TreeHead, sign_note, tree_origin
 from ares_stream.audit.stamps import StampAuthority
 from ares_stream.audit.tree import MerkleRange
-from ares_stream.errors import AresError, DecodeError, SettingsError, StreamError, TopicError
+from ares_stream.errors import (
+    AresError,
+    DecodeError,
+    IntegrityError,
+    SettingsError,
+    StreamError,
+    TopicError,
+)
 from ares_stream.records import topics
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.checkpoint import Checkpoint, NotaryState, PendingLeaves, Salt
@@ -48,7 +56,7 @@ from ares_stream.streaming.follower import Follower
 from ares_stream.streaming.journal import Journal
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.queue import Queue
-from ares_stream.streaming.reader import read_latest_as
+from ares_stream.streaming.reader import read, read_latest_as, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from ares_stream.streaming.resume import OffsetLoss
 
@@ -58,6 +66,8 @@ ROUND_LEAVES: Final = 8192
 """Leaves of a round: a checkpoint with all of them (81 bytes each, in base64) still fits into a
 record, and a round's transaction into its time-out."""
 POLL_RECORDS: Final = 2000
+TAIL_OFFSETS: Final = 64
+"""Of the checkpoints topic, looked through first for the last heads."""
 ANOTHER_LOG: Final = (
     "the topic was deleted and made anew, or restored; keep its checkpoints, and give the notary "
     "another notary.name and an empty notary topic"
@@ -162,6 +172,7 @@ class NotaryService:
         self._patience = Patience(settings.patience_seconds, life.clock)
         self._missing: str | None = f"waiting for Kafka at {settings.kafka.bootstrap}"
         self._lost = 0
+        self._forgotten = 0
         prefix = settings.topic_prefix
         self._followed = {topic_name(prefix, name): name for name in settings.notary.topics}
         zeros(self.metrics.lost, self._followed.values())
@@ -184,7 +195,9 @@ class NotaryService:
 
     def notes(self) -> Sequence[str]:
         """See lifecycle.Service."""
-        return [f"{self._lost} offsets were deleted unread"] if self._lost else ()
+        lost = [f"{self._lost} offsets were deleted unread"] if self._lost else []
+        forgotten = f"{self._forgotten} states continued no signed head and were not taken up"
+        return [*lost, forgotten] if self._forgotten else lost
 
     async def run(self) -> None:
         """Lead where this is the group's owner, else stand by. Raises TopicError for a topic
@@ -385,20 +398,88 @@ class NotaryService:
     async def _restore(self) -> None:
         self._grown.clear()
         self._salts.clear()
-        states = await read_latest_as(self._settings.kafka, self._state_topic, _decode_state)
-        for state in states.values():
-            tree = MerkleRange(state.size, map(bytes.fromhex, state.peaks))
-            grown = Grown(
-                state.topic, state.partition, tree, state.end, state.end, list(tree.peaks)
+        kafka = self._settings.kafka
+        states = {
+            (item.topic, item.partition): item
+            for item in (await read_latest_as(kafka, self._state_topic, _decode_state)).values()
+            if item.topic in self._followed
+        }
+        heads = await self._heads(states.keys())
+        for place in sorted(states.keys() | heads.keys()):
+            state, signed = states.get(place), heads.get(place, [])
+            # An old key's head, or one that nobody signed, vouches for a state and for no more.
+            candidates: Sequence[SignedHead | None] = signed or [None]
+            if state is not None and any(continues(state, head) for head in candidates):
+                self._take_up(state)
+            else:
+                self._go_back(place, signed)
+
+    def _go_back(self, place: Place, signed: Sequence[SignedHead]) -> None:
+        """Go on from the last head that a key of ours signed: the state is not its continuation."""
+        own = max((item for item in signed if item.is_own), key=lambda i: i.size, default=None)
+        if own is None and signed:
+            raise TopicError(
+                f"{self._state_topic}: the state of {place[0]} {place[1]} continues no signed "
+                "head, and none of notary.keys signed one; name the key that did beside the others"
             )
-            grown.log = state.log
-            if state.pending is not None:
-                grown.start = state.pending.start
-                grown.before = [bytes.fromhex(peak) for peak in state.pending.peaks]
-                # Packed leaves stay one piece: they are only written again.
-                grown.leaves = [state.pending.leaves] if state.pending.leaves else []
-                grown.gaps = list(state.pending.gaps)
-            self._grown[state.topic, state.partition] = grown
+        self._forgotten += 1
+        self.metrics.forgotten.inc()
+        size = 0 if own is None else own.size
+        self._log.error(
+            "the state continues no signed head: growing on from the last one",
+            topic=place[0], partition=place[1], leaves=size,
+        )  # fmt: skip
+        if own is not None:
+            peaks = list(own.tree.peaks)
+            self._grown[place] = Grown(*place, own.tree.copy(), own.end, own.end, peaks)
+
+    async def _heads(self, wanted: Collection[Place]) -> dict[Place, list[SignedHead]]:
+        """The largest heads of each partition: those of one size. Read from the topic's end
+        backwards until each partition that has a state has one; whole where there is no state."""
+        kafka = self._settings.kafka
+        (covered,) = await snapshot(kafka, [self._checkpoint_topic])
+        keys = [signer.key for signer in self._signers]
+        found: dict[Place, list[SignedHead]] = {}
+        end, step = covered.end, TAIL_OFFSETS
+        while end > covered.start and (not wanted or not found.keys() >= set(wanted)):
+            start = max(covered.start, end - step)
+            part = covered.model_copy(update={"start": start, "end": end})
+            end, step = start, 2 * step
+            async for record in read(kafka, [part]):
+                try:
+                    checkpoint = Checkpoint.decode(record.value or b"")
+                    head = signed_head(checkpoint, self._settings.notary.name, keys)
+                except (DecodeError, IntegrityError):
+                    continue  # `ares audit verify` names it.
+                if head is not None and head.topic in self._followed:
+                    _keep_largest(found.setdefault((head.topic, head.partition), []), head)
+        return found
+
+    def _take_up(self, state: NotaryState) -> None:
+        tree = MerkleRange(state.size, map(bytes.fromhex, state.peaks))
+        grown = Grown(state.topic, state.partition, tree, state.end, state.end, list(tree.peaks))
+        grown.log = state.log
+        if state.pending is not None:
+            grown.start = state.pending.start
+            grown.before = [bytes.fromhex(peak) for peak in state.pending.peaks]
+            # Packed leaves stay one piece: they are only written again.
+            grown.leaves = [state.pending.leaves] if state.pending.leaves else []
+            grown.gaps = list(state.pending.gaps)
+        self._grown[state.topic, state.partition] = grown
+
+
+def _keep_largest(heads: list[SignedHead], head: SignedHead) -> None:
+    """Of heads that a key of ours signed the largest, and of the others."""
+    alike = [item for item in heads if item.is_own == head.is_own]
+    if any(item.size > head.size for item in alike):
+        return
+    for known in alike:
+        # Of two copies of a head the first one stands.
+        if known.size == head.size and known.tree.peaks == head.tree.peaks:
+            return
+        if known.size < head.size:
+            heads.remove(known)
+    heads.append(head)
 
 
 def _decode_state(record: InboundRecord) -> NotaryState:

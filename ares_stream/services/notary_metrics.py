@@ -42,6 +42,11 @@ class NotaryMetrics:
             ["topic"],
             registry=registry,
         )
+        self.forgotten = Counter(
+            "ares_notary_forgotten_states",
+            "States of partitions that continued no signed head and were not taken up.",
+            registry=registry,
+        )
         self.stamps = Counter(
             "ares_notary_stamps",
             "Time stamps of heads that an authority gave.",

@@ -19,13 +19,13 @@ import pytest
 from ares_stream.console.desk import Desk
 from ares_stream.models.registry import Registry
 from ares_stream.models.releases import Author
-from ares_stream.models.store import Artefact
+from ares_stream.models.store import Artefact, ReleaseStore
 from ares_stream.records import topics
 from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
 from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.records.label import Label, ReviewItem
 from ares_stream.records.release import Release, ReleaseState
-from ares_stream.records.repair import CoupledFailure
+from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.topics import specs, topic_name
 from ares_stream.records.verdict import FailureClass
 from ares_stream.repair.gate import GatePolicy, Table, decide
@@ -226,6 +226,29 @@ async def test_a_decision_a_blind_look_an_undo_and_what_the_topics_say_of_it(
         name = topic_name(console.settings.topic_prefix, topics.LABELS)
         assert await read_latest(console.settings.kafka, name) == {}
         assert console.desk.queue.waiting == 4
+
+
+async def test_a_rejected_repair_shows_what_the_gate_said_though_no_release_names_it(
+    console: Served,
+) -> None:
+    verdict = decide(Table(overall=REPAIRED), Table(overall=INCUMBENT), GatePolicy())
+    report = RepairReport(
+        plan_id="plan-no", state="rejected", method="joint", batch=(), reasons=verdict.reasons,
+        before=REPAIRED, after=INCUMBENT, gate_report=verdict.digest, started_at=NOON,
+        finished_at=NOON,
+    )  # fmt: skip
+    root = console.settings.registry.root
+    await asyncio.to_thread(ReleaseStore(root).keep_gate_report, verdict.document)
+    async with Publisher(console.settings.kafka) as publisher:
+        topic = topic_name(console.settings.topic_prefix, topics.REPAIRS)
+        await publisher.publish([OutboundRecord(topic, b"plan-no", report.encode())])
+    await console.until(lambda: "plan-no" in console.desk.reports)
+    async with client(console, "bob") as bob:
+        assert 'href="/repairs/plan-no"' in (await bob.get("/live")).text
+        page = (await bob.get("/repairs/plan-no")).text
+        assert "Did not pass" in page
+        assert "Checks of the gate" in page
+        assert (await bob.get("/repairs/plan-yes")).status_code == 404
 
 
 async def test_an_alarm_is_acknowledged_by_an_approver_alone(console: Served) -> None:

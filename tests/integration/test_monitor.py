@@ -18,10 +18,11 @@ import yaml
 from ares_stream.detection.ledger import Ledger
 from ares_stream.records import topics
 from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
-from ares_stream.records.interaction import Anchor, Interaction, Lane, Message
+from ares_stream.records.interaction import Anchor, Interaction, Lane, Message, Policy
 from ares_stream.records.label import Label, ReviewItem
 from ares_stream.records.observation import read_observation
 from ares_stream.records.rates import (
+    STATE_KEY,
     MonitorState,
     Rates,
     SampledVerdict,
@@ -487,19 +488,44 @@ async def test_a_topic_that_was_made_anew_is_counted_on_and_the_figures_say_so(
     assert counted(state) == 300 + count
 
 
-async def test_a_rates_topic_that_lost_records_is_refused_and_names_the_way_out(
+@pytest.mark.timeout(200)
+async def test_a_state_whose_records_contradict_each_other_is_counted_anew_and_named(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:
+    """Each record is well-formed, and decodes; together they are no state."""
     connection = await create(kafka, prefix)
     await publish(connection, made(prefix, range(100)))
     with MonitorProcess(kafka, prefix, tmp_path / "m") as monitor:
         state = await until(connection, prefix, 100)
         assert monitor.stop() == 0
-    lost = next(key for key in state if b"locale" in key)
-    await publish(connection, [OutboundRecord(topic_name(prefix, topics.RATES), lost, None)])
-    with MonitorProcess(kafka, prefix, tmp_path / "m") as monitor:
-        assert await asyncio.to_thread(monitor.process.wait, SECONDS) == 2
-        assert "set cleanup.policy=compact" in monitor.log_file.read_text()
+    good = {key: item.value for key, item in state.items()}
+    figures = rates(state)
+    whole = next(item for item in figures if not item.slice.attribute)
+    sliced = next(item for item in figures if item.slice.attribute)
+    strange = whole.slice.model_copy(update={"policy": Policy(name="nobody", version="1")})
+    other = whole.model_copy(update={"slice": strange})
+    less = whole.tallies.model_copy(update={"outliers": 5})
+    bent = whole.model_copy(update={"tallies": less})
+    for name, key, value in (
+        ("lost", sliced.key, None),
+        ("one too many", other.key, other.encode()),
+        ("bent", bent.key, bent.encode()),
+    ):
+        topic = topic_name(prefix, topics.RATES)
+        await publish(connection, [OutboundRecord(topic, key, value)])
+        with MonitorProcess(kafka, prefix, tmp_path / name) as monitor:
+            await monitor.said("counting anew from the verdicts")
+            state = await until(connection, prefix, 100)
+            assert monitor.stop() == 0
+        state = await state_of(connection, prefix)
+        assert state.keys() == good.keys(), name
+        assert counted(state) == 100
+        held = MonitorState.decode(state[STATE_KEY].value or b"")
+        assert held.unreadable[topic] == 1, name
+        with MonitorProcess(kafka, prefix, tmp_path / f"{name} again") as monitor:
+            await monitor.said("leading")
+            assert monitor.stop() == 0
+            assert "counting anew" not in monitor.log_file.read_text()
 
 
 async def test_what_is_behind_is_known_before_the_first_fetch(kafka: str, prefix: str) -> None:

@@ -7,17 +7,18 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from ares_stream.audit.leaves import Leaf, unpack
+from ares_stream.audit.leaves import Hasher, Leaf, unpack
 from ares_stream.audit.notes import NoteKey, NoteSigner
+from ares_stream.audit.tree import MerkleRange
 from ares_stream.audit.verifying import Chain, check_chain, compare
 from ares_stream.records import topics
-from ares_stream.records.checkpoint import Checkpoint, Salt
+from ares_stream.records.checkpoint import Checkpoint, NotaryState, Salt
 from ares_stream.records.topics import specs, topic_name
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
@@ -193,6 +194,54 @@ async def test_a_key_is_exchanged_and_a_second_replica_takes_over(
     only_new = await signed(connection, prefix, [new.key])
     kinds = {item.kind for chain in only_new.values() for item in chain.differences}
     assert kinds == {"forged"}, "heads of before the new key"
+
+
+@pytest.mark.timeout(240)
+async def test_a_state_that_continues_no_signed_head_is_never_signed_on(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    """A state of before, as from a backup, none at all, and one that is forged whole: each decodes,
+    and a notary that took it up would sign a second tree under the name of the first."""
+    connection = await create(kafka, prefix)
+    signer = NoteSigner.generate(NAME)
+    states = topic_name(prefix, topics.NOTARY)
+
+    async def life(number: int, *, forgets: bool) -> dict[bytes, InboundRecord]:
+        with NotaryProcess(kafka, prefix, tmp_path, [signer]) as notary:
+            await notary.said("leading")
+            await write(connection, prefix, 10 * number, 10)
+            await until_signed(connection, prefix, [signer.key], 50 * (number + 1))
+            assert notary.stop() == 0
+            told = "continues no signed head" in notary.log_file.read_text()
+            assert told == forgets
+        return await read_latest(connection, states)
+
+    async def put(values: Mapping[bytes, bytes | None]) -> None:
+        async with Publisher(connection) as publisher:
+            records = [OutboundRecord(states, key, value) for key, value in values.items()]
+            await publisher.publish(records)
+
+    early = await life(0, forgets=False)
+    late = await life(1, forgets=False)
+    await put({key: item.value for key, item in early.items()})
+    await life(2, forgets=True)
+    await put(dict.fromkeys(late))
+    await life(3, forgets=True)
+    forged = {}
+    for key, item in late.items():
+        state = NotaryState.decode(item.value or b"")
+        leaf = Hasher(state.topic, state.partition).hash(Leaf(state.end, 0, 0, bytes(32), b""))
+        tree = MerkleRange(state.size, map(bytes.fromhex, state.peaks))
+        tree.append(leaf)
+        peaks = tuple(peak.hex() for peak in tree.peaks)
+        forged[key] = state.model_copy(update={"size": tree.size, "peaks": peaks}).encode()
+    await put(forged)
+    await life(4, forgets=True)
+    await life(5, forgets=False)
+    chains = await signed(connection, prefix, [signer.key])
+    assert [item for chain in chains.values() for item in chain.differences] == []
+    # Texts that were taken twice have two salts, of which the later one counts.
+    assert sum(chain.size for chain in chains.values()) == 300
 
 
 async def test_a_release_is_signed_at_once(kafka: str, prefix: str, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict
 from datetime import timedelta
 
-from ares_stream.audit.trace import TRACED, InteractionTrace, ReleaseTrace
+from ares_stream.audit.trace import TRACED, InteractionTrace, ReleaseTrace, with_gates
+from ares_stream.errors import IntegrityError
 from ares_stream.records import topics
 from ares_stream.records.base import OffsetRange, Record
 from ares_stream.records.interaction import Interaction, Message, Policy
@@ -14,6 +15,7 @@ from ares_stream.records.label import Label, ReviewItem
 from ares_stream.records.release import Release, ReleaseState
 from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.verdict import FailureClass
+from ares_stream.repair.gate import Check, GatePolicy, GateVerdict
 from ares_stream.streaming.records import InboundRecord
 from tests.support.forecasts import forecast_of, place
 from tests.support.verdicts import NOON, verdict
@@ -149,3 +151,38 @@ def test_a_release_shows_its_repair_its_states_and_what_it_judged() -> None:
 
 def test_what_is_nowhere_has_no_steps() -> None:
     assert traced("interaction-6").steps == []
+
+
+def test_a_repair_is_shown_with_what_the_gate_said_of_it_wherever_its_report_is() -> None:
+    bad = GateVerdict(
+        passed=False,
+        checks=(
+            Check(figure="cfr", slice="", before=None, after=None, limit=0.1, side="high",
+                  passed=False, reason="cfr: 20 % is above 10 %"),
+        ),
+        policy=GatePolicy(),
+    )  # fmt: skip
+    rejected = report(5, "p1").model_copy(
+        update={"state": "rejected", "releases": {}, "gate_report": bad.digest}
+    )
+    trace = InteractionTrace("interaction-5")
+    rows = world() | {topics.REPAIRS: [record(topics.REPAIRS, 9, rejected)]}
+    for name in TRACED:
+        for item in rows[name]:
+            trace.take(name, item)
+
+    def changed(digest: str) -> bytes | None:
+        raise IntegrityError("gates/x.json: is not what its name says; it was changed")
+
+    for find, said in (
+        ({bad.digest: bad.document}.get, "gate: did not pass: cfr: 20 % is above 10 %"),
+        ({}.get, "gate: its report is not in the registry"),
+        (changed, "it was changed"),
+    ):
+        steps = with_gates(trace.steps, find)
+        (found,) = [item for item in steps if item.kind == "report"]
+        assert found.summary.startswith("rejected by joint")
+        assert said in found.summary
+        assert [item for item in steps if item.kind != "report"] == [
+            item for item in trace.steps if item.kind != "report"
+        ]

@@ -232,6 +232,27 @@ def test_what_is_said_is_what_was_recorded_in_the_period() -> None:
     assert covered["ares.verdicts", 1]["records"] == 30
 
 
+def test_the_gate_of_a_repair_that_was_rejected_stands_beside_those_of_releases() -> None:
+    """It makes no release that could name it."""
+    refused = decide(Table(overall=REPAIRED), Table(overall=INCUMBENT), GatePolicy())
+    assert not refused.passed
+    report = repair("plan-1", "rejected").model_copy(update={"gate_report": refused.digest})
+    evidence = Evidence(PERIOD, EVERY, "either")
+    row = record(topics.REPAIRS, 0, report)
+    evidence.take(*row)
+    for kept in ({refused.digest: refused.document}, {}):
+        document = evidence.document(Log((), None), gate_report=kept.get)
+        (gate,) = document["gates"]
+        assert (gate["digest"], gate["repairs"], gate["releases"]) == (
+            refused.digest, ["plan-1"], [],
+        )  # fmt: skip
+        assert gate["kept"] == bool(kept)
+        assert "Gate of repair plan-1" in evidence_page(document).decode()
+        if kept:
+            assert gate["passed"] is False
+            assert [item["figure"] for item in gate["checks"] if not item["passed"]]
+
+
 def test_each_check_of_a_releases_gate_stands_with_its_limit_and_its_value() -> None:
     evidence = Evidence(PERIOD, EVERY, "either")
     kept = {GATE.digest: GATE.document}

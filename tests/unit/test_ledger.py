@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -689,3 +691,62 @@ def test_a_clock_that_jumps_back_counts_late_and_forward_breaks_nothing() -> Non
     (group,) = ledger.groups.values()
     assert group.whole.total == 4
     assert group.whole.late == 2
+
+
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, item in items:
+        if isinstance(item, dict | list):
+            yield from _leaves(item, (*path, name))
+        elif isinstance(item, int | float) and not isinstance(item, bool):
+            yield (*path, name)
+
+
+def _bent(raw: bytes, rng: random.Random) -> bytes:
+    """The record with one number, or one list of numbers, that nobody counted."""
+    document = json.loads(raw)
+    paths = [path for path in _leaves(document) if "figures" not in path]
+    if not paths:
+        return raw
+    *way, last = rng.choice(paths)
+    held = document
+    for name in way:
+        held = held[name]
+    if isinstance(held, list) and rng.random() < 0.3:
+        held.pop()
+    else:
+        held[last] = rng.choice((-1, 0, 1, held[last] + 1, held[last] - 1, 10**9, 2**62, 0.5))
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_well_formed_state_that_nobody_counted_is_refused_or_breaks_nothing(seed: int) -> None:
+    """Whatever number of a state is another one: it is taken up or it is a DecodeError, and what is
+    taken up gives figures, alarms and a state again."""
+    rng = random.Random(seed)
+    policy = AlarmPolicy(
+        coupled=0.2, contested=0.2, judge_changed=0.1, reward_drift=0.5, dead_letters=0.1, slices=3
+    )
+    whole = filled(rows(300), labels(300))
+    anchors(whole, 40, wrong=5, first=10_000, stamp=START, score=0.1)
+    anchors(whole, 40, wrong=9, first=11_000, stamp=START + 30 * MINUTE, score=0.2)
+    whole.add_dead_letters([START, START + MINUTE])
+    evaluate(whole, policy, NOON, "verdicts", ())
+    state = {key: item for key, item in written(whole).items() if item is not None}
+    restored(dict(state), EVERYTHING)
+    refused = 0
+    for _ in range(60):
+        key = rng.choice(list(state))
+        try:
+            bent = type(state[key]).decode(_bent(state[key].encode(), rng))
+            ledger = restored({**state, key: bent}, EVERYTHING)
+        except DecodeError:
+            refused += 1
+            continue
+        ledger.add_dead_letters([START + 2 * MINUTE])
+        for observation, stamp, place in rows(30, seed=1):
+            ledger.add(observation, stamp, place)
+        evaluate(ledger, policy, NOON, "verdicts", ())
+        assert ledger.rates()
+        assert ledger.changes(NOON, 0.01)
+    assert refused > 10
