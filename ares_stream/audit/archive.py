@@ -4,7 +4,8 @@
 
 A file holds the records of the offsets START to END, END exclusive, byte for byte: key, value and
 header values may be null, and stay so. A file appears under its name when it is whole; every page
-has a checksum. Ranges that are archived one after the other read as one.
+has a checksum, and the file itself says which offsets of which partition it is of: under another
+name it is refused. Ranges that are archived one after the other read as one.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import fsspec
 
 from ares_stream.audit.ranges import RangeReader
 from ares_stream.errors import InputError, ReadError, TopicError
-from ares_stream.records.base import OffsetRange
+from ares_stream.records.base import OffsetRange, canonical_json
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 
 BATCH: Final = 2_000
 """Records in memory at a time."""
+_PLACE: Final = b"ares.archive"
+"""Of the file's metadata: topic, partition, start and end. Files of older versions have none."""
 _NAME = re.compile(r"(\d{20})-(\d{20})\.parquet")
 
 
@@ -72,8 +75,9 @@ async def write_archive(
         try:
             store.makedirs(folder, exist_ok=True)
             with store.open(partial, "wb") as file:
+                placed = schema.with_metadata({_PLACE: _place(item)})
                 writer = pq.ParquetWriter(
-                    file, schema, compression="zstd", write_page_checksum=True
+                    file, placed, compression="zstd", write_page_checksum=True
                 )  # fmt: skip
                 with writer:
                     batch: list[InboundRecord] = []
@@ -91,6 +95,10 @@ async def write_archive(
         except OSError as error:
             raise InputError(f"{url}: {error.strerror or type(error).__name__}") from error
     return total
+
+
+def _place(item: OffsetRange) -> bytes:
+    return canonical_json([item.topic, item.partition, item.start, item.end])
 
 
 def _table(pa: Any, schema: Any, records: Sequence[InboundRecord]) -> Any:
@@ -164,11 +172,18 @@ class ArchiveReader:
             try:
                 with self._store.open(path, "rb") as raw:
                     file = pq.ParquetFile(raw, page_checksum_verification=True)
+                    named = wanted.model_copy(update={"start": first, "end": last})
+                    _check_place(file, named)
+                    before = first - 1
                     for batch in file.iter_batches(BATCH):
                         for row in batch.to_pylist():
-                            if at <= row["offset"] < wanted.end:
+                            offset = row["offset"]
+                            if not before < offset < last:
+                                raise ValueError
+                            before = offset
+                            if at <= offset < wanted.end:
                                 yield _record(wanted, row)
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 # pyarrow's own errors are ValueErrors and OSErrors.
                 raise ReadError(
                     f"{wanted.topic} {wanted.partition} offsets {first} to {last}: {path} is "
@@ -200,6 +215,16 @@ class ArchiveReader:
     def _hole(self, topic: str, partition: int, start: int, end: int) -> ReadError:
         return ReadError(
             f"{topic} {partition}: offsets {start} to {end} are not in the archive {self._url}"
+        )
+
+
+def _check_place(file: Any, named: OffsetRange) -> None:
+    """Raises ReadError for a file of other offsets than its name says."""
+    place = (file.schema_arrow.metadata or {}).get(_PLACE)
+    if place is not None and place != _place(named):
+        raise ReadError(
+            f"{named.topic} {named.partition} offsets {named.start} to {named.end}: the archive's "
+            "file of this name is of other offsets or of another topic; it was exchanged or renamed"
         )
 
 

@@ -14,18 +14,22 @@ from typing import Any, Final
 from ares_stream.audit.replay.findings import finding
 from ares_stream.errors import AresError, DecodeError
 from ares_stream.records import topics
-from ares_stream.records.interaction import Interaction
+from ares_stream.records.decoding import DecodingLimits, decode_interaction
 from ares_stream.records.label import Label, ReviewItem
+from ares_stream.records.mapping import Mapping as FieldMapping
 from ares_stream.records.release import Release
 from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.verdict import Verdict
 from ares_stream.streaming.deadletters import source_of
 from ares_stream.streaming.records import InboundRecord
 
-TRACED: Final = (
-    topics.PRODUCTION, topics.PROBE, topics.ANCHOR, topics.VERDICTS, topics.REVIEW, topics.LABELS,
-    topics.REPAIR, topics.DEADLETTERS, topics.REPAIRS, topics.RELEASES,
+INPUTS: Final = (topics.PRODUCTION, topics.PROBE, topics.ANCHOR)
+"""Which a scorer reads unless its settings name others."""
+FOLLOWING: Final = (
+    topics.VERDICTS, topics.REVIEW, topics.LABELS, topics.REPAIR, topics.DEADLETTERS,
+    topics.REPAIRS, topics.RELEASES,
 )  # fmt: skip
+TRACED: Final = (*INPUTS, *FOLLOWING)
 """In the order in which an interaction passes them: what is found in one leads to the next."""
 SHOWN: Final = 12
 """Digits of a digest for people."""
@@ -53,11 +57,19 @@ class InteractionTrace:
     """Takes the records of TRACED, topic after topic, in that order; keeps those of one life.
 
     `selector` is the id of an interaction or of a verdict: with the latter, verdicts must be
-    taken once before the rest (`learn`).
+    taken once before the rest (`learn`). `maps` are those of input topics whose values are no
+    Interactions, by full name.
     """
 
-    def __init__(self, selector: str) -> None:
+    def __init__(
+        self,
+        selector: str,
+        maps: Mapping[str, FieldMapping] | None = None,
+        limits: DecodingLimits | None = None,
+    ) -> None:
         self._ids = {selector}
+        self._maps = maps or {}
+        self._limits = limits or DecodingLimits()
         self._selector = selector
         self._sources: set[tuple[str, int, int]] = set()
         self._failures: list[InboundRecord] = []
@@ -92,8 +104,8 @@ class InteractionTrace:
 
     def take(self, name: str, record: InboundRecord) -> None:
         """One record of the topic whose name without prefix is `name`."""
-        if name in (topics.PRODUCTION, topics.PROBE, topics.ANCHOR):
-            self._take_interaction(record)
+        if name in INPUTS:
+            self.take_input(record)
         elif name == topics.DEADLETTERS:
             self._take_dead_letter(record)
         elif name == topics.REPAIRS:
@@ -103,17 +115,32 @@ class InteractionTrace:
         elif any(known.encode() in (record.value or b"") for known in self._ids):
             self._take_decision(name, record)
 
-    def _take_interaction(self, record: InboundRecord) -> None:
-        raw = record.value or b""
-        if not any(known.encode() in raw or record.key == known.encode() for known in self._ids):
+    def take_input(self, record: InboundRecord) -> None:
+        """One record of a topic that a scorer reads. One that cannot be read is of this life where
+        its key is the id, or where the id stands in it as a whole JSON string."""
+        raw, mapping = record.value or b"", self._maps.get(record.topic)
+        quoted = [json.dumps(known).encode() for known in self._ids]
+        plain = [json.dumps(known, ensure_ascii=False).encode() for known in self._ids]
+        named = any(item in raw for item in (*quoted, *plain)) or any(
+            record.key == known.encode() for known in self._ids
+        )
+        # With a mapping an id may be put together from what stands apart in the record.
+        if not named and mapping is None and b"\\u" not in raw:
             return
-        found = _decoded(Interaction.decode, record)
-        if found is not None and found.id not in self._ids:
-            return
+        try:
+            found = decode_interaction(
+                record.key, record.value, record.headers, self._limits, mapping,
+                timestamp_ms=record.timestamp_ms,
+            )  # fmt: skip
+        except AresError:
+            if not named:
+                return
+            policy = "unreadable"
+        else:
+            if found.id not in self._ids:
+                return
+            policy = f"{found.policy.name} {found.policy.version}, {len(found.messages)} messages"
         self._sources.add((record.topic, record.partition, record.offset))
-        policy = "mapped, or unreadable" if found is None else (
-            f"{found.policy.name} {found.policy.version}, {len(found.messages)} messages"
-        )  # fmt: skip
         self._add("interaction", record, policy)
 
     def _take_dead_letter(self, record: InboundRecord) -> None:

@@ -289,7 +289,7 @@ async def test_a_rejected_batch_is_kept_and_tried_again_with_as_many_new_failure
         (report,) = await world.until("rejected")
         assert report.reasons[0].startswith("cfr: upper bound")
         # Whoever cannot read the run's directory finds in the registry why.
-        kept = await world.registry.gate_report(report.gate_report or "")
+        kept = world.registry.gate_report(report.gate_report or "")
         assert kept is not None
         assert json.loads(kept)["checks"][0]["passed"] is False
         monkeypatch.setenv("ARES_TEST_TRAINER", "good")

@@ -123,3 +123,42 @@ def test_a_hole_a_missing_partition_and_a_damaged_file_are_errors_with_offsets(
     file.write_bytes(b"nothing")
     with pytest.raises(ReadError, match="offsets 0 to 10"):
         content(reader, covered(0, 10))
+
+
+def test_a_file_that_was_exchanged_renamed_or_put_together_anew_is_refused(tmp_path: Path) -> None:
+    """Each is a whole Parquet file, with all its checksums."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    records, url = records_of(40), str(tmp_path)
+    write(records, url, covered(0, 10), covered(10, 20), covered(0, 10, "ares.repair"))
+    folder = tmp_path / "ares.verdicts" / "2"
+    first, second = sorted(folder.glob("*.parquet"))
+    good, reader = first.read_bytes(), ArchiveReader(url)
+    longer = folder / first.name.replace("010.parquet", "015.parquet")
+    other = next((tmp_path / "ares.repair").rglob("*.parquet")).read_bytes()
+    for exchanged in (second.read_bytes(), other):
+        first.write_bytes(exchanged)
+        with pytest.raises(ReadError, match=r"offsets 0 to 10: .*exchanged or renamed"):
+            content(reader, covered(0, 20))
+    # Under a name that covers more, the rest would count as compacted away.
+    first.rename(longer)
+    longer.write_bytes(good)
+    with pytest.raises(ReadError, match=r"offsets 0 to 15: .*exchanged or renamed"):
+        content(reader, covered(0, 20))
+    longer.rename(first)
+    table = pq.read_table(pa.BufferReader(good))
+    backwards = table.take(list(range(table.num_rows))[::-1])
+    strange = pa.table({name: ["x"] for name in ("offset", "timestamp_ms", "key", "value")})
+    for put in (
+        pa.concat_tables([table, table]),
+        backwards,
+        table.drop_columns(["headers"]),
+        strange,
+        table.set_column(0, "offset", pa.array(["x"] * table.num_rows)),
+        table.set_column(0, "offset", pa.array([100 + k for k in range(table.num_rows)])),
+    ):
+        pq.write_table(put, first)
+        with pytest.raises(ReadError, match=r"offsets 0 to 10: .* is damaged or no archive"):
+            content(reader, covered(0, 20))
+    # What an older version wrote says nothing of its place.
+    pq.write_table(table.replace_schema_metadata(None), first)
+    assert content(reader, covered(0, 20)) == [item for item in records if item.offset < 20]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
 
@@ -12,6 +13,7 @@ from ares_stream.records import topics
 from ares_stream.records.base import OffsetRange, Record
 from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.records.label import Label, ReviewItem
+from ares_stream.records.mapping import Mapping, PolicyMapping
 from ares_stream.records.release import Release, ReleaseState
 from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.verdict import FailureClass
@@ -174,11 +176,15 @@ def test_a_repair_is_shown_with_what_the_gate_said_of_it_wherever_its_report_is(
     def changed(digest: str) -> bytes | None:
         raise IntegrityError("gates/x.json: is not what its name says; it was changed")
 
-    for find, said in (
-        ({bad.digest: bad.document}.get, "gate: did not pass: cfr: 20 % is above 10 %"),
-        ({}.get, "gate: its report is not in the registry"),
+    cases: tuple[tuple[Callable[[str], bytes | None], str], ...] = (
+        (
+            lambda name: {bad.digest: bad.document}.get(name),
+            "gate: did not pass: cfr: 20 % is above 10 %",
+        ),
+        (lambda name: None, "gate: its report is not in the registry"),
         (changed, "it was changed"),
-    ):
+    )
+    for find, said in cases:
         steps = with_gates(trace.steps, find)
         (found,) = [item for item in steps if item.kind == "report"]
         assert found.summary.startswith("rejected by joint")
@@ -186,3 +192,52 @@ def test_a_repair_is_shown_with_what_the_gate_said_of_it_wherever_its_report_is(
         assert [item for item in steps if item.kind != "report"] == [
             item for item in trace.steps if item.kind != "report"
         ]
+
+
+def inputs_taken(
+    selector: str, *records: InboundRecord, mapping: Mapping | None = None
+) -> list[str]:
+    maps = {} if mapping is None else {records[0].topic: mapping}
+    trace = InteractionTrace(selector, maps)
+    for item in records:
+        trace.take_input(item)
+    return [step.summary for step in trace.steps]
+
+
+MAPPED = Mapping(
+    id="join('-', [tenant, number])", prompt="question", response="answer", occurred_at="at",
+    policy=PolicyMapping(name="'chat'", version="'1'"),
+)  # fmt: skip
+
+
+def raw(topic: str, document: object, key: bytes | None = None) -> InboundRecord:
+    value = document if isinstance(document, bytes) else json.dumps(document).encode()
+    return InboundRecord(topic, 0, 3, 1_790_000_000_000, key, value)
+
+
+def test_an_id_that_its_mapping_puts_together_is_found_and_no_other_record_is_taken_for_it() -> (
+    None
+):
+    mine = {"tenant": "a", "number": "7", "question": "a-8?", "answer": "x", "at": 1_790_000_000}
+    item = raw("own.chats", mine)
+    assert inputs_taken("a-7", item, mapping=MAPPED) == ["chat 1, 1 messages"]
+    # A text that speaks of another id makes it none of that life.
+    assert inputs_taken("a-8", item, mapping=MAPPED) == []
+    assert inputs_taken("7", item, mapping=MAPPED) == []
+
+
+def test_what_cannot_be_read_is_of_a_life_by_its_key_or_its_whole_id() -> None:
+    broken = b'{"id":"order-12","messages":'
+    assert inputs_taken("order-12", raw("t", broken)) == ["unreadable"]
+    assert inputs_taken("order-1", raw("t", broken)) == []
+    assert inputs_taken("", raw("t", broken)) == []
+    assert inputs_taken("k", raw("t", b"", b"k")) == ["unreadable"]
+    assert inputs_taken("*", raw("t", broken, b"k")) == []
+
+
+def test_an_id_is_found_however_its_json_is_escaped() -> None:
+    item = interaction(5).model_copy(update={"id": "größe/5"})
+    escaped = json.dumps(json.loads(item.encode()), ensure_ascii=True).encode()
+    spelt = escaped.replace(b'"gr', b'"\\u0067r')
+    for document in (item.encode(), escaped, spelt):
+        assert inputs_taken("größe/5", raw("t", document)) == ["chat 1, 1 messages"]
