@@ -19,7 +19,7 @@ CHART = Path(__file__).parent / "ares-stream"
 
 FREE = {
     "global", "commonLabels", "podLabels", "podAnnotations", "settings", "campaign", "resources",
-    "nodeSelector", "affinity", "additionalLabels", "dashboardLabels", "annotations",
+    "nodeSelector", "affinity", "additionalLabels", "dashboardLabels", "annotations", "digests",
 }  # fmt: skip
 """Mappings whose keys are not ours."""
 CHOICES: dict[str, list[str]] = {
@@ -32,6 +32,36 @@ CHOICES: dict[str, list[str]] = {
     "pullPolicy": ["Always", "IfNotPresent", "Never"],
     "logLevel": ["debug", "info", "warning", "error"],
 }
+TEXTS = {
+    "commonLabels", "podLabels", "podAnnotations", "nodeSelector", "additionalLabels",
+    "dashboardLabels", "annotations",
+}  # fmt: skip
+"""Of FREE: values that Kubernetes takes as text; the templates write numbers and booleans so."""
+MAPPINGS: dict[str, Any] = {
+    "properties": {"name": {"type": "string"}, "value": {"type": "string"}},
+    "required": ["name"],
+    "type": "object",
+}
+ITEMS: dict[str, Any] = {
+    "tolerations": {"type": "object"},
+    "kafkaPeers": {"type": "object"},
+    "extraEgress": {"type": "object"},
+    "scrapers": {"type": "object"},
+    "visitors": {"type": "object"},
+    "env": MAPPINGS,
+    "extraEnv": MAPPINGS,
+    "kafkaPorts": {"type": "integer", "minimum": 1},
+    "pullSecrets": {"anyOf": [{"type": "string"}, MAPPINGS]},
+}
+"""Of lists; of others text."""
+AT_LEAST_ONE = {
+    "partitions", "replication", "maxReplicas", "lagThreshold", "nodes", "processesPerNode",
+    "parts", "hours", "auditDays", "startupSeconds",
+}  # fmt: skip
+NAMES = {"nameOverride", "fullnameOverride"}
+NAME = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$"
+NULLABLE = FREE - {"settings", "campaign", "digests"} | {"tolerations"}
+"""A null in their place means none, as many write it."""
 _KEY = re.compile(r"^( *)([A-Za-z][\w-]*):(.*)$")
 
 
@@ -64,24 +94,33 @@ def schema(value: Any, name: str, said: dict[str, str]) -> dict[str, Any]:
     if text := said.get(name):
         made["description"] = text
     if key in FREE:
-        return made | {"type": "object"}
-    choices = CHOICES.get(name, CHOICES.get(key))
-    if choices:
+        texts = {"additionalProperties": {"type": ["string", "number", "boolean"]}}
+        return made | {"type": "object", **(texts if key in TEXTS else {})}
+    if key == "maxUnavailable":
+        share = {"type": "string", "pattern": "^[0-9]+%$"}
+        return made | {"anyOf": [{"type": "integer", "minimum": 0}, share]}
+    if choices := CHOICES.get(name, CHOICES.get(key)):
         return made | {"enum": choices}
     if isinstance(value, bool):
         return made | {"type": "boolean"}
     if isinstance(value, int):
-        return made | {"type": "integer", "minimum": 0}
+        return made | {"type": "integer", "minimum": int(key in AT_LEAST_ONE)}
     if isinstance(value, str):
-        return made | {"type": "string"}
+        return made | {"type": "string", **({"pattern": NAME} if key in NAMES else {})}
     if isinstance(value, list):
-        kinds = {"tolerations": {"type": "object"}, "env": {"type": "object"}}
-        return made | {"type": "array", **({"items": kinds[key]} if key in kinds else {})}
+        return made | {"type": "array", "items": ITEMS.get(key, {"type": "string"})}
     properties = {
         part: schema(inner, f"{name}.{part}" if name else part, said)
         for part, inner in value.items()
     }
-    return made | {"type": "object", "additionalProperties": False, "properties": properties}
+    # A null takes a default away: what the templates need must not be missed.
+    needed = [] if name == "scorer.lanes" else sorted(properties.keys() - NULLABLE)
+    return made | {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": properties,
+        **({"required": needed} if needed else {}),
+    }
 
 
 def values_schema(values: dict[str, Any], said: dict[str, str]) -> dict[str, Any]:
@@ -90,8 +129,16 @@ def values_schema(values: dict[str, Any], said: dict[str, str]) -> dict[str, Any
     scorer = whole["properties"]["scorer"]["properties"]
     lane = json.loads(json.dumps(scorer["defaults"]))
     lane["properties"] = {"enabled": {"type": "boolean"}} | lane["properties"]
+    _all_optional(lane)
     scorer["lanes"]["properties"] = dict.fromkeys(values["scorer"]["lanes"], lane)
     return {"$schema": "http://json-schema.org/draft-07/schema#", **whole}
+
+
+def _all_optional(part: dict[str, Any]) -> None:
+    """A lane names what it has otherwise than the defaults."""
+    part.pop("required", None)
+    for below in part.get("properties", {}).values():
+        _all_optional(below)
 
 
 def leaves(value: Any, name: str, said: dict[str, str]) -> list[tuple[str, Any]]:

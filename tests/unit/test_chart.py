@@ -206,6 +206,44 @@ SETS: dict[str, dict[str, Any]] = {
         REPAIRER,
         {"tracing": {"endpoint": "http://collector:4318/v1/traces", "existingSecret": "otlp"}},
     ),
+    "as a platform's people write it": {
+        "commonLabels": {"cost-centre": 12345678, "share": 1.5},
+        "podLabels": {"mesh": True},
+        "podAnnotations": {"sidecar.istio.io/inject": False},
+        "nodeSelector": {"pool": 7},
+        "tolerations": [{"key": "pool", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "runAsUser": 0,
+        "extraEnv": [{"name": "HOME", "value": "/x"}],
+        "image": {
+            "registry": "registry.example.com:5000/ml/",
+            "digests": {"monitor": "sha256:" + "a1" * 32},
+            "pullSecrets": ["pull", {"name": "other"}],
+        },
+        "kafka": {
+            "bootstrap": " [fd00::1]:9093 , kafka.prod.svc:9093 ",
+            "certificate": {"existingSecret": "c", "certificateKey": "crt", "privateKey": "key"},
+        },
+        "scorer": {
+            "defaults": {"resources": None, "affinity": None, "pdb": {"maxUnavailable": "50%"}}
+        },
+        "metrics": {"podMonitor": True, "additionalLabels": {"release": 1}},
+        "networkPolicy": {"enabled": True},
+    },
+    "repairs, models fetched": merged(
+        REPAIRER,
+        TRAIN_JOB,
+        {
+            "models": {"source": "init", "init": {"image": "registry.example.com/fetch:1"}},
+            "extraEnv": [{"name": "POD_NAME", "value": "x"}],
+            "tolerations": [{"key": "pool", "operator": "Exists"}],
+            "nodeSelector": {"pool": True},
+        },
+    ),
+    "strimzi, a prefix with what names may not have": {
+        "topics": {"create": False, "prefix": "Team_A."},
+        "strimzi": {"topics": True, "cluster": "main"},
+    },
     "names and labels": {
         "fullnameOverride": "guard",
         "commonLabels": {"team": "safety"},
@@ -249,7 +287,8 @@ def test_every_pod_is_restricted_and_has_no_token_it_does_not_use(case: str) -> 
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
             }
-            assert container["resources"]["limits"]["memory"]
+            if "resources" not in SETS[case].get("scorer", {}).get("defaults", {}):
+                assert container["resources"]["limits"]["memory"]
 
 
 @pytest.mark.parametrize(
@@ -525,7 +564,7 @@ def test_every_container_of_ours_is_a_target_of_the_dockerfile_and_runs_a_comman
             spec = item["spec"]
             pod = spec.get("jobTemplate", {"spec": spec})["spec"]["template"]["spec"]
             for container in pod["containers"]:
-                image = container["image"].rsplit("/", 1)[-1].split(":")[0]
+                image = re.split("[:@]", container["image"].rsplit("/", 1)[-1])[0]
                 assert image.removeprefix("ares-stream-") in targets
                 parses(container["args"])
 
@@ -547,6 +586,152 @@ def test_hooks_leave_nothing_behind_once_they_succeeded(case: str) -> None:
         notes = resource["metadata"].get("annotations", {})
         if "helm.sh/hook" in notes:
             assert "hook-succeeded" in notes["helm.sh/hook-delete-policy"], resource["kind"]
+
+
+TEXTS = ("labels", "annotations", "matchLabels", "nodeSelector")
+
+
+def texts(item: Any) -> list[Any]:
+    """Every value that Kubernetes takes as text alone, and every value of a variable."""
+    found: list[Any] = []
+    if isinstance(item, dict):
+        for name, value in item.items():
+            if name in TEXTS and isinstance(value, dict):
+                found.extend(value.values())
+            if name == "env":
+                found.extend(variable["value"] for variable in value if "value" in variable)
+            found.extend(texts(value))
+    elif isinstance(item, list):
+        for value in item:
+            found.extend(texts(value))
+    return found
+
+
+def test_numbers_and_booleans_of_labels_annotations_and_selectors_become_text() -> None:
+    resources = rendered(merged(NEEDED, SETS["as a platform's people write it"], INGRESS))
+    found = texts(resources)
+    assert {"12345678", "1.5", "true", "false", "7", "1"} <= set(found)
+    assert all(isinstance(value, str) for value in found)
+
+
+def pods_of(resources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every pod's spec, those of a repair's steps too."""
+    found = []
+    for item in resources:
+        if item["kind"] in ("Deployment", "Job", "CronJob"):
+            spec = item["spec"]
+            found.append(spec.get("jobTemplate", {"spec": spec})["spec"]["template"]["spec"])
+        if item["kind"] == "TrainingRuntime":
+            (node,) = item["spec"]["template"]["spec"]["replicatedJobs"]
+            found.append(node["template"]["spec"]["template"]["spec"])
+        if item["kind"] == "ConfigMap" and "job.yaml" in item["data"]:
+            job = yaml.safe_load(item["data"]["job.yaml"])
+            found.append(job["spec"]["template"]["spec"])
+    return found
+
+
+def test_every_pod_can_be_put_onto_nodes_of_ones_choice_and_under_a_user_the_cluster_gives() -> (
+    None
+):
+    audit = merged(NOTARY, NIGHTLY, REPLAY, CONSOLE, REPAIRER, TRAIN_JOB, SETS["prober"])
+    own: dict[str, Any] = {"nodeSelector": {}, "tolerations": []}
+    jobs = {"repairer": {"jobs": own}, "scorer": {"defaults": {"gpu": own}}}
+    pods = pods_of(rendered(merged(NEEDED, audit, SETS["as a platform's people write it"], jobs)))
+    assert len(pods) == 13
+    for pod in pods:
+        assert pod["nodeSelector"] == {"pool": "7"}
+        assert pod["tolerations"] == [{"key": "pool", "operator": "Exists"}]
+        assert pod["affinity"] == {"nodeAffinity": {}}
+        assert [item["name"] for item in pod["imagePullSecrets"]] == ["pull", "other"]
+        assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(pod["securityContext"])
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        for container in (*pod.get("initContainers", ()), *pod["containers"]):
+            names = [variable["name"] for variable in container["env"]]
+            assert len(names) == len(set(names))
+            assert {"name": "HOME", "value": "/x"} in container["env"]
+    # A pod's own choice goes first.
+    elsewhere = {"scorer": {"lanes": {"probe": {"nodeSelector": {"zone": "a"}}}}}
+    there = [pod["nodeSelector"] for pod in pods_of(rendered(merged(NEEDED, elsewhere))) if (
+        "nodeSelector" in pod
+    )]  # fmt: skip
+    assert there == [{"zone": "a"}]
+
+
+def test_a_step_of_a_repair_has_the_models_that_an_init_container_fetches() -> None:
+    resources = rendered(merged(NEEDED, SETS["repairs, models fetched"]))
+    steps = [pod for pod in pods_of(resources) if any(
+        mount["mountPath"] == "/models" for mount in pod["containers"][0]["volumeMounts"]
+    )]  # fmt: skip
+    assert len(steps) == 6
+    for pod in steps:
+        (fetching,) = pod["initContainers"]
+        assert fetching["image"] == "registry.example.com/fetch:1"
+        assert "/models" in [mount["mountPath"] for mount in fetching["volumeMounts"]]
+
+
+def test_an_image_is_named_by_its_digest_where_there_is_one() -> None:
+    resources = rendered(merged(NEEDED, SETS["as a platform's people write it"]))
+    images = {box["image"] for pod in pods_of(resources) for box in pod["containers"]}
+    at = "registry.example.com:5000/ml/ares-stream"
+    assert f"{at}-monitor@sha256:{'a1' * 32}" in images
+    assert any(image.startswith(f"{at}-scorer-cpu:") for image in images)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image": {"tag": "9"}},
+        {"replayer": {"resources": {"requests": {"cpu": "2"}}}},
+        {"replayer": {"job": {"hours": 48}}},
+        {"podLabels": {"mesh": "on"}},
+        {"runAsUser": 7},
+        {"models": {"mountPath": "/m"}},
+    ],
+)
+def test_a_job_that_would_be_another_has_another_name_since_no_job_can_be_changed(
+    change: dict[str, Any],
+) -> None:
+    def replay(*more: dict[str, Any]) -> dict[str, Any]:
+        resources = rendered(merged(NEEDED, REPLAY, *more))
+        (job,) = [
+            i for i in resources if i["kind"] == "Job" and "-replay-" in i["metadata"]["name"]
+        ]
+        return job
+
+    first, other = replay(), replay(change)
+    assert first["spec"] != other["spec"]
+    assert first["metadata"]["name"] != other["metadata"]["name"]
+    assert replay({"logLevel": "debug"}) == first
+
+
+@pytest.mark.parametrize("release", ["guard.prod", "a" * 53, "guard-" * 8 + "x"])
+def test_names_are_ones_that_kubernetes_takes_whatever_the_release_is_called(release: str) -> None:
+    everything = merged(
+        NEEDED, INGRESS, NIGHTLY, REPLAY, REPAIRER, KEDA, SETS["everything watched"]
+    )
+    resources = rendered(everything, release=release)
+    for item in resources:
+        name = item["metadata"]["name"]
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", name)
+        assert len(name) <= 63
+        if item["kind"] == "Service":
+            assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
+
+
+def test_two_releases_of_one_namespace_have_no_name_in_common() -> None:
+    audit = merged(NEEDED, INGRESS, NIGHTLY, REPLAY, REPAIRER, KEDA, SETS["everything watched"])
+    names = [
+        {(item["kind"], item["metadata"]["name"]) for item in rendered(audit, release=release)}
+        for release in ("one", "two")
+    ]
+    assert not names[0] & names[1]
+
+
+def test_nothing_is_rendered_by_chance_or_by_looking_at_a_cluster() -> None:
+    """Argo CD and others render without a cluster, again and again."""
+    for file in sorted((CHART / "templates").iterdir()):
+        words = set(re.findall(r"\w+", file.read_text()))
+        assert not words & {"lookup", "now", "uuidv4", "genCA", "genSignedCert", "randAlphaNum"}
 
 
 def test_a_parent_chart_may_set_global_and_enabled(tmp_path: Path) -> None:
@@ -634,6 +819,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (merged(REPLAY, {"replayer": {"job": {"parts": 7}}}), "7 pods, but"),
     (merged(NIGHTLY, {"replayer": {"nightly": {"keys": []}}}), "replayer.nightly.keys"),
     (merged(KEDA, {"kafka": {"mechanism": "OAUTHBEARER"}}), "keda.authentication"),
+    ({"kafka": {"bootstrap": "kafka-1:9093,kafka-2"}}, '"kafka-2" is no host:port'),
+    ({"kafka": {"bootstrap": "fd00::1:9093"}}, "IPv6 address stands in brackets"),
+    ({"kafka": {"bootstrap": "SASL_SSL://kafka:9093"}}, "is no host:port"),
+    ({"topics": {"prefix": "Team A/"}}, "topics.prefix"),
+    ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels: app.kubernetes.io/name is"),
+    ({"commonLabels": {"helm.sh/chart": "x"}}, "commonLabels: helm.sh/chart is"),
+    ({"commonLabels": {"a": 1}, "podLabels": {"a": 2}}, "podLabels: a stands in commonLabels"),
+    ({"image": {"digests": {"scorer": "sha256:" + "0" * 64}}}, "there is no image scorer"),
+    ({"image": {"digests": {"monitor": "sha256:abc"}}}, "image.digests.monitor"),
+    ({"scorer": {"lanes": {"probe": {"harm": []}}}}, "scorer.lanes.probe.harm"),
+    ({"scorer": {"defaults": {"reward": ""}}}, "reward: names no bundle"),
+    (merged(CONSOLE, {"fullnameOverride": "1guard"}), "begins with a letter"),
 ]
 
 
@@ -651,6 +848,17 @@ def test_what_cannot_work_is_refused_in_words(values: dict[str, Any], word: str)
         ({"scorer": {"lanes": {"probe": {"replica": 2}}}}, "replica"),
         ({"kafka": {"mechanism": "GSSAPI"}}, "mechanism"),
         ({"topics": {"partitions": "six"}}, "partitions"),
+        ({"topics": {"replication": 0}}, "replication"),
+        ({"nameOverride": "Guard_X"}, "nameOverride"),
+        ({"fullnameOverride": "guard.prod"}, "fullnameOverride"),
+        ({"extraEnv": [{"name": "A", "value": 1}]}, "extraEnv/0/value"),
+        ({"extraEnv": {"A": "b"}}, "extraEnv"),
+        ({"image": {"pullSecrets": {}}}, "pullSecrets"),
+        ({"monitor": {"settings": None}}, "settings"),
+        ({"scorer": {"defaults": {"keda": None}}}, "keda"),
+        ({"scorer": {"lanes": {"probe": {"resources": None}}}}, "resources"),
+        ({"podLabels": {"a": ["b"]}}, "podLabels"),
+        ({"replayer": {"job": {"args": ["--hours", 26]}}}, "args"),
     ],
 )
 def test_the_schema_names_a_value_that_does_not_exist(values: dict[str, Any], word: str) -> None:

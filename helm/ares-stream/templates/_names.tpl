@@ -29,14 +29,46 @@ app.kubernetes.io/part-of: ares-stream
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
 {{- with .root.Values.commonLabels }}
-{{ toYaml . }}
+{{ include "ares.texts" . }}
 {{- end }}
+{{- end -}}
+
+{{/* A mapping whose values Kubernetes takes as text alone: 1, 1.5 and true are written so. */}}
+{{- define "ares.texts" -}}
+{{- $texts := dict -}}
+{{- range $name, $value := . -}}
+{{- $_ := set $texts $name (ternary $value (toJson $value) (kindIs "string" $value)) -}}
+{{- end -}}
+{{- toYaml $texts -}}
+{{- end -}}
+
+{{/* dict root component: all labels of a pod. */}}
+{{- define "ares.podLabels" -}}
+{{ include "ares.labels" . }}
+{{- with .root.Values.podLabels }}
+{{ include "ares.texts" . }}
+{{- end }}
+{{- end -}}
+
+{{/* Names of secrets with a registry's credentials, as text or as Kubernetes writes them. */}}
+{{- define "ares.pullSecrets" -}}
+{{- range .Values.image.pullSecrets }}
+- name: {{ if kindIs "map" . }}{{ quote .name }}{{ else }}{{ quote . }}{{ end }}
+{{- end }}
+{{- end -}}
+
+{{/* The console's Service: its name is a DNS label, which a release's need not be. */}}
+{{- define "ares.consoleService" -}}
+{{- printf "%s-console" (include "ares.fullname" .) | replace "." "-" -}}
 {{- end -}}
 
 {{/* dict root target: an image's whole name. */}}
 {{- define "ares.image" -}}
 {{- $tag := default .root.Chart.AppVersion .root.Values.image.tag -}}
 {{- $name := printf "ares-stream-%s:%s" .target $tag -}}
+{{- with get .root.Values.image.digests .target -}}
+{{- $name = printf "ares-stream-%s@%s" $.target . -}}
+{{- end -}}
 {{- if .root.Values.image.registry -}}
 {{- printf "%s/%s" (trimSuffix "/" .root.Values.image.registry) $name -}}
 {{- else -}}

@@ -2,9 +2,11 @@
 
 {{- define "ares.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: 10001
-runAsGroup: 10001
-fsGroup: 10001
+{{- with int .Values.runAsUser }}
+runAsUser: {{ . }}
+runAsGroup: {{ . }}
+fsGroup: {{ . }}
+{{- end }}
 seccompProfile:
   type: RuntimeDefault
 {{- end -}}
@@ -47,11 +49,9 @@ capabilities:
 - name: kafka-certificate
   secret:
     secretName: {{ $certificate }}
-    {{- if $values.strimzi.users }}
     items:
-      - {key: user.crt, path: tls.crt}
-      - {key: user.key, path: tls.key}
-    {{- end }}
+      - {key: {{ ternary "user.crt" $values.kafka.certificate.certificateKey $values.strimzi.users }}, path: tls.crt}
+      - {key: {{ ternary "user.key" $values.kafka.certificate.privateKey $values.strimzi.users }}, path: tls.key}
 {{- end }}
 {{- if and $values.tracing.endpoint $values.tracing.existingSecret }}
 - name: tracing
@@ -120,15 +120,35 @@ capabilities:
 {{- end }}
 {{- end -}}
 
+{{/* Each name once: what extraEnv names is in the place of ours. */}}
 {{- define "ares.environment" -}}
-- name: HOME
-  value: /tmp
-- name: POD_NAME
-  valueFrom:
-    fieldRef:
-      fieldPath: metadata.name
-{{- with .root.Values.extraEnv }}
-{{ toYaml . }}
+{{- $own := list (dict "name" "HOME" "value" "/tmp") (dict "name" "POD_NAME" "valueFrom" (dict "fieldRef" (dict "fieldPath" "metadata.name"))) -}}
+{{- $names := dict -}}
+{{- range .root.Values.extraEnv -}}
+{{- $_ := set $names .name true -}}
+{{- end -}}
+{{- $all := default list .root.Values.extraEnv -}}
+{{- range reverse $own -}}
+{{- if not (hasKey $names .name) -}}
+{{- $all = prepend $all . -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $all -}}
+{{- end -}}
+
+{{/* On which nodes: a pod's own selector, tolerations and affinity, else those of all. */}}
+{{- define "ares.place" -}}
+{{- with default .root.Values.nodeSelector .nodeSelector }}
+nodeSelector:
+  {{- include "ares.texts" . | nindent 2 }}
+{{- end }}
+{{- with default .root.Values.tolerations .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with default .root.Values.affinity .affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
@@ -172,22 +192,17 @@ metadata:
   annotations:
     ares-stream/settings: {{ .checksum }}
     {{- with $values.podAnnotations }}
-    {{- toYaml . | nindent 4 }}
+    {{- include "ares.texts" . | nindent 4 }}
     {{- end }}
   labels:
-    {{- include "ares.labels" . | nindent 4 }}
-    {{- with $values.podLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    {{- include "ares.podLabels" . | nindent 4 }}
 spec:
   serviceAccountName: {{ default (include "ares.fullname" .root) .account }}
   automountServiceAccountToken: {{ default false .token }}
   terminationGracePeriodSeconds: {{ .grace }}
-  {{- with $values.image.pullSecrets }}
+  {{- with include "ares.pullSecrets" .root }}
   imagePullSecrets:
-    {{- range . }}
-    - name: {{ . }}
-    {{- end }}
+    {{- . | nindent 4 }}
   {{- end }}
   {{- with $values.priorityClassName }}
   priorityClassName: {{ . }}
@@ -196,7 +211,7 @@ spec:
   runtimeClassName: {{ . }}
   {{- end }}
   securityContext:
-    {{- include "ares.podSecurity" . | nindent 4 }}
+    {{- include "ares.podSecurity" .root | nindent 4 }}
   {{- include "ares.fetchModels" . | nindent 2 }}
   containers:
     - name: {{ .container }}
@@ -242,10 +257,10 @@ spec:
         timeoutSeconds: 5
       {{- if .claims }}
       resources:
-        {{- toYaml (merge (dict "claims" (list (dict "name" "gpu"))) .resources) | nindent 8 }}
+        {{- toYaml (merge (dict "claims" (list (dict "name" "gpu"))) (default dict .resources)) | nindent 8 }}
       {{- else }}
       resources:
-        {{- toYaml .resources | nindent 8 }}
+        {{- toYaml (default dict .resources) | nindent 8 }}
       {{- end }}
       securityContext:
         {{- include "ares.containerSecurity" . | nindent 8 }}
@@ -259,18 +274,7 @@ spec:
     - name: gpu
       resourceClaimTemplateName: {{ . }}
   {{- end }}
-  {{- with .nodeSelector }}
-  nodeSelector:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- with .tolerations }}
-  tolerations:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- with .affinity }}
-  affinity:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
+  {{- include "ares.place" . | nindent 2 }}
   {{- if $values.topologySpread.enabled }}
   topologySpreadConstraints:
     {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
@@ -299,21 +303,16 @@ dict root component steps (list of dict name args) config models registry resour
 {{- $values := .root.Values -}}
 metadata:
   labels:
-    {{- include "ares.labels" . | nindent 4 }}
-    {{- with $values.podLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    {{- include "ares.podLabels" . | nindent 4 }}
 spec:
   restartPolicy: Never
   automountServiceAccountToken: false
-  {{- with $values.image.pullSecrets }}
+  {{- with include "ares.pullSecrets" .root }}
   imagePullSecrets:
-    {{- range . }}
-    - name: {{ . }}
-    {{- end }}
+    {{- . | nindent 4 }}
   {{- end }}
   securityContext:
-    {{- include "ares.podSecurity" . | nindent 4 }}
+    {{- include "ares.podSecurity" .root | nindent 4 }}
   {{- $fetched := include "ares.fetchModels" . }}
   {{- $before := initial .steps }}
   {{- if or $fetched $before }}
@@ -329,14 +328,7 @@ spec:
   {{- end }}
   containers:
     {{- list (include "ares.step" (merge (dict "step" (last .steps)) .) | fromYaml) | toYaml | nindent 4 }}
-  {{- with .nodeSelector }}
-  nodeSelector:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- with .tolerations }}
-  tolerations:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
+  {{- include "ares.place" . | nindent 2 }}
   volumes:
     {{- include "ares.volumes" . | nindent 4 }}
     {{- with .volumes }}
@@ -360,7 +352,7 @@ envFrom:
       name: {{ $values.registry.existingSecret }}
 {{- end }}
 resources:
-  {{- toYaml .resources | nindent 2 }}
+  {{- toYaml (default dict .resources) | nindent 2 }}
 securityContext:
   {{- include "ares.containerSecurity" . | nindent 2 }}
 volumeMounts:

@@ -5,6 +5,32 @@
 {{- if not $kafka.bootstrap -}}
 {{- fail "kafka.bootstrap: no brokers named; set host:port, several with commas" -}}
 {{- end -}}
+{{- range splitList "," $kafka.bootstrap -}}
+{{- if not (regexMatch "^(\\[[0-9A-Fa-f:.]+\\]|[A-Za-z0-9._-]+):[0-9]{1,5}$" (trim .)) -}}
+{{- fail (printf "kafka.bootstrap: %q is no host:port (an IPv6 address stands in brackets)" (trim .)) -}}
+{{- end -}}
+{{- end -}}
+{{- if not (regexMatch "^[A-Za-z0-9._-]*$" $values.topics.prefix) -}}
+{{- fail (printf "topics.prefix: %q has characters that no topic's name may have; letters, digits, ., _ and - are allowed" $values.topics.prefix) -}}
+{{- end -}}
+{{- range $name := list "commonLabels" "podLabels" -}}
+{{- range $label, $_ := get $values $name -}}
+{{- if has $label (list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/part-of" "app.kubernetes.io/managed-by" "helm.sh/chart") -}}
+{{- fail (printf "%s: %s is the chart's own label, by which pods are found; choose another name" $name $label) -}}
+{{- end -}}
+{{- if and (eq $name "podLabels") (hasKey (default dict $values.commonLabels) $label) -}}
+{{- fail (printf "podLabels: %s stands in commonLabels, which pods carry too" $label) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $target, $digest := $values.image.digests -}}
+{{- if not (has $target (list "scorer-cpu" "scorer-gpu" "repairer" "prober" "monitor" "notary" "console" "tools")) -}}
+{{- fail (printf "image.digests: there is no image %s" $target) -}}
+{{- end -}}
+{{- if not (regexMatch "^sha256:[0-9a-f]{64}$" $digest) -}}
+{{- fail (printf "image.digests.%s: %q is no digest; expected sha256: and 64 hexadecimal digits" $target $digest) -}}
+{{- end -}}
+{{- end -}}
 {{- if eq $kafka.protocol "PLAINTEXT" -}}
 {{- if not $kafka.allowPlaintext -}}
 {{- range splitList "," $kafka.bootstrap -}}
@@ -54,6 +80,12 @@
 {{- if not (has $lane (list "production" "probe" "anchor")) -}}
 {{- fail (printf "%s: no such lane; there are production, probe and anchor" $at) -}}
 {{- end -}}
+{{- if not $scorer.harm -}}
+{{- fail (printf "%s.harm: names no bundle, so that nothing could be judged" $at) -}}
+{{- end -}}
+{{- if not $scorer.reward -}}
+{{- fail (printf "%s.reward: names no bundle" $at) -}}
+{{- end -}}
 {{- if and $scorer.keda.enabled $scorer.hpa.enabled -}}
 {{- fail (printf "%s: keda and hpa would both scale it; switch one off" $at) -}}
 {{- end -}}
@@ -78,15 +110,15 @@
 {{- fail (printf "%s.replicas: %d replicas, but a topic has %d partitions (topics.partitions): the rest would idle" $at (int $scorer.replicas) (int $values.topics.partitions)) -}}
 {{- end -}}
 {{- if eq $scorer.provider "cuda" -}}
-{{- $limits := default dict $scorer.gpu.resources.limits -}}
-{{- $requests := default dict $scorer.gpu.resources.requests -}}
+{{- $limits := default dict (get (default dict $scorer.gpu.resources) "limits") -}}
+{{- $requests := default dict (get (default dict $scorer.gpu.resources) "requests") -}}
 {{- if and (not $scorer.gpu.resourceClaimTemplate) (not (get $limits "nvidia.com/gpu")) -}}
 {{- fail (printf "%s.gpu.resources: provider cuda without a GPU; set limits nvidia.com/gpu or gpu.resourceClaimTemplate" $at) -}}
 {{- end -}}
 {{- if and (get $limits "nvidia.com/gpu") (get $requests "nvidia.com/gpu") (ne (toString (get $limits "nvidia.com/gpu")) (toString (get $requests "nvidia.com/gpu"))) -}}
 {{- fail (printf "%s.gpu.resources: requests and limits of nvidia.com/gpu differ; Kubernetes wants them equal" $at) -}}
 {{- end -}}
-{{- else if get (default dict $scorer.resources.limits) "nvidia.com/gpu" -}}
+{{- else if get (default dict (get (default dict $scorer.resources) "limits")) "nvidia.com/gpu" -}}
 {{- fail (printf "%s.resources: a GPU is asked for, but provider is cpu; set provider: cuda" $at) -}}
 {{- end -}}
 {{- $processing := default dict (get (default dict $scorer.settings) "processing") -}}
@@ -99,7 +131,7 @@
 {{- if not $values.repairer.existingClaim -}}
 {{- fail "repairer.existingClaim: name the claim that keeps the repairs' folders" -}}
 {{- end -}}
-{{- if and $values.repairer.jobs.enabled $values.repairer.jobs.gpu (not (get (default dict $values.repairer.jobs.resources.limits) "nvidia.com/gpu")) -}}
+{{- if and $values.repairer.jobs.enabled $values.repairer.jobs.gpu (not (get (default dict (get (default dict $values.repairer.jobs.resources) "limits")) "nvidia.com/gpu")) -}}
 {{- fail "repairer.jobs.resources: jobs.gpu without limits nvidia.com/gpu; set it, or jobs.gpu: false" -}}
 {{- end -}}
 {{- $train := $values.repairer.jobs.trainJob -}}
@@ -109,7 +141,7 @@
 {{- if and $train.enabled (get (default dict $values.repairer.settings) "train_command") -}}
 {{- fail "repairer.jobs.trainJob.enabled: repairer.settings.train_command would train in its place; set one of the two" -}}
 {{- end -}}
-{{- $gpus := get (default dict $values.repairer.jobs.resources.limits) "nvidia.com/gpu" -}}
+{{- $gpus := get (default dict (get (default dict $values.repairer.jobs.resources) "limits")) "nvidia.com/gpu" -}}
 {{- if and $train.enabled $values.repairer.jobs.gpu (lt (int $gpus) (int $train.processesPerNode)) -}}
 {{- fail (printf "repairer.jobs.trainJob.processesPerNode: %d processes on each node, but resources asks for %d GPUs: each takes one" (int $train.processesPerNode) (int $gpus)) -}}
 {{- end -}}
@@ -129,6 +161,9 @@
 {{- end -}}
 {{- end -}}
 {{- if $values.console.enabled -}}
+{{- if not (regexMatch "^[a-z]" (include "ares.consoleService" .)) -}}
+{{- fail (printf "fullnameOverride: the console's Service would be %s, but a Service's name begins with a letter" (include "ares.consoleService" .)) -}}
+{{- end -}}
 {{- $identity := default dict (get $values.console.settings "identity") -}}
 {{- if not (or (get $identity "jwt") (get $identity "tokens") (get $identity "header")) -}}
 {{- fail "console.settings.identity: names no way in; set jwt, tokens or header (docs/review.md)" -}}
