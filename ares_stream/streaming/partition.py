@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, Final
+from typing import Final
 
 from aiokafka import TopicPartition
 from aiokafka.errors import (
@@ -25,7 +25,6 @@ from aiokafka.errors import (
     MessageSizeTooLargeError,
     ProducerFenced,
     RecordListTooLargeError,
-    TopicAuthorizationFailedError,
 )
 
 from ares_stream.errors import LimitError
@@ -34,14 +33,10 @@ from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.deadletters import batch_size, dead_letter, fits, kept_whole
 from ares_stream.streaming.faults import client_faults, explained, first_refusal
 from ares_stream.streaming.log_identity import LastRecord, LogIdentity
-from ares_stream.streaming.publisher import (
-    end_producer,
-    transaction_outcome,
-    transaction_refusal,
-)
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 from ares_stream.streaming.resume import OffsetLoss
-from ares_stream.streaming.sending import BatchProducer, send
+from ares_stream.streaming.shared_clients import SharedClients
+from ares_stream.streaming.transactions import TransactionalProducer
 from ares_stream.streaming.watermark import Watermark
 
 OPEN_SECONDS: Final = 30.0
@@ -63,10 +58,6 @@ moment answers none of them in time."""
 TURNS: Final = 8
 """Transactions of a session at once: more of them take the longer each, and readers of committed
 records wait for the slowest."""
-MAX_REQUEST_BYTES: Final = 100 << 20
-"""A broker's own limit on a request: what is too large for a topic, the topic says. A producer
-with a limit below it would refuse the dead letter of a record that was read."""
-
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 
@@ -133,6 +124,7 @@ class PartitionWorker:
         inflight: Inflight,
         turns: asyncio.Semaphore,
         openings: asyncio.Semaphore,
+        clients: SharedClients,
         room: Callable[[], None],
         lost: Callable[[OffsetLoss], None],
         size_limits: Mapping[str, int],
@@ -165,12 +157,11 @@ class PartitionWorker:
         self._inflight = inflight
         self._turns = turns
         self._openings = openings
+        self._clients = clients
         self._room = room
         self._lost = lost
         self._size_limits = size_limits
-        self._producer: BatchProducer | None = None
-        self._begun: asyncio.Future[Any] | None = None
-        """The outcome of the producer's last transaction."""
+        self._producer: TransactionalProducer | None = None
         self._watermark: Watermark[Outcome] = Watermark()
         self._records: dict[int, InboundRecord] = {}
         self._bytes = 0
@@ -319,6 +310,7 @@ class PartitionWorker:
                         return
                     raise PartitionLost(f"{self.topic}-{self.partition} was fenced") from error
                 except (KafkaError, OSError, TimeoutError, _Refused) as error:
+                    await self._discard(failed=not isinstance(error, _Refused))
                     self._raise_forbidden(error)
                     self._observer.transaction(_outcome_of(error))
                     if not isinstance(error, _Refused):
@@ -355,15 +347,9 @@ class PartitionWorker:
     def _raise_forbidden(self, error: Exception) -> None:
         """Raise AccessError where the broker forbids what failed, LimitError where it lies beyond
         one of its limits."""
-        refusal = first_refusal([error])
-        if refusal is None and self._producer is not None:
-            refusal = transaction_refusal(self._producer, self._begun)
-        if isinstance(refusal, TopicAuthorizationFailedError) and not refusal.args:
-            # Of all refusals aiokafka leaves unnamed only the one of the input's offset.
-            refusal = TopicAuthorizationFailedError(TopicPartition(self.topic, self.partition))
-        if refusal is not None:
+        if first_refusal([error]) is not None:
             where = self._spec.connection.bootstrap
-            raise explained(refusal, where, on_topic="Write", name=self._spec.group) from error
+            raise explained(error, where, on_topic="Write", name=self._spec.group) from error
 
     async def _opened(self, seek: Callable[[PartitionWorker], Awaitable[int]]) -> bool:
         """Open, unless it is closed first: nothing is in flight yet, and a producer that starts
@@ -406,24 +392,21 @@ class PartitionWorker:
 
     async def _start_producer(self) -> None:
         await self._discard()
-        self._begun = None
-        self._producer = BatchProducer(
-            **self._spec.connection.client_arguments(),
-            transactional_id=self._spec.transactional_id(self.topic, self.partition),
-            transaction_timeout_ms=int(self._policy.transaction_seconds * 1000),
-            acks="all",
-            max_request_size=MAX_REQUEST_BYTES,
-            # A batch of several records must fit where each of them does.
-            max_batch_size=min((BATCH_BYTES, *self._size_limits.values())),
-        )
         async with asyncio.timeout(OPEN_SECONDS):
+            self._producer = TransactionalProducer(
+                await self._clients.take(self.partition),
+                self._spec.transactional_id(self.topic, self.partition),
+                timeout_ms=int(self._policy.transaction_seconds * 1000),
+                # A batch of several records must fit where each of them does.
+                batch_bytes=min((BATCH_BYTES, *self._size_limits.values())),
+            )
             await self._producer.start()
 
-    async def _discard(self) -> None:
-        """End the producer, whatever state it is in, without waiting for what hangs."""
+    async def _discard(self, *, failed: bool = False) -> None:
+        """Let go of the producer, whatever state it is in."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            await end_producer(producer)
+            await self._clients.give_back(producer.client, failed=failed)
 
     async def _due(self) -> bool:
         """Wait until there is something to commit; False when closing or opening again, and none
@@ -457,8 +440,8 @@ class PartitionWorker:
                     await self._changed.wait()
 
     async def _commit(self) -> bool:
-        """One transaction: outputs, dead letters and the offset after them. Whether it was so slow
-        that another epoch must follow."""
+        """One transaction: outputs, dead letters and the offset after them. Whether it was so slow,
+        or so much was lost on the way, that another epoch must follow."""
         batch = [
             (offset, self._fitting(offset, outcome))
             for offset, outcome in self._watermark.take(self._policy.commit_records)
@@ -471,25 +454,22 @@ class PartitionWorker:
         outputs = self._outputs(batch)
         started = time.monotonic()
         async with asyncio.timeout(self._policy.transaction_seconds):
-            assert self._producer is not None  # noqa: S101 - the worker is open
-            await self._producer.begin_transaction()
-            self._begun = transaction_outcome(self._producer)
+            producer = self._producer
+            assert producer is not None  # noqa: S101 - the worker is open
             self._observer.step("begun")
-            await self._send(outputs)
+            await self._send(producer, outputs)
             self._observer.step("sent")
-            await self._producer.send_offsets_to_transaction(
-                {TopicPartition(self.topic, self.partition): (end, str(log))},
-                self._spec.group,
-            )
+            offset = {TopicPartition(self.topic, self.partition): (end, str(log))}
+            await producer.commit_offsets(offset, self._spec.group)
             self._observer.step("offsets")
             committing = time.monotonic()
-            await self._producer.commit_transaction()
+            await producer.commit()
             self._observer.step("committed")
         ended = time.monotonic()
         self._transaction_seconds = ended - started
         self.log = log
         self._settle(batch, end, ended - started)
-        return ended - committing > SLOW_COMMIT_SECONDS
+        return ended - committing > SLOW_COMMIT_SECONDS or producer.lacks_answers
 
     def _fitting(self, offset: int, outcome: Outcome) -> Outcome:
         """The outcome, or a rejection where the topic would not take an output: known before
@@ -526,12 +506,13 @@ class PartitionWorker:
                 outputs.extend((offset, output) for output in outcome)
         return outputs
 
-    async def _send(self, outputs: Sequence[tuple[int, OutboundRecord]]) -> None:
+    async def _send(
+        self, producer: TransactionalProducer, outputs: Sequence[tuple[int, OutboundRecord]]
+    ) -> None:
         """Send all and wait for all. Raises _Refused where the broker finds some too large, and
         what else kept one from being written."""
-        assert self._producer is not None  # noqa: S101 - the worker is open
         alone = {place for place, (offset, _) in enumerate(outputs) if offset in self._alone}
-        results = await send(self._producer, [record for _, record in outputs], alone)
+        results = await producer.write([record for _, record in outputs], alone)
         failed = [item.error for item in results if item is not None]
         if not failed:
             return

@@ -1,30 +1,29 @@
-"""The records of a transaction, encoded a batch of a partition at a time.
+"""Records of a transaction as batches, one partition's at a time. Pure.
 
 aiokafka's `send` takes a record: two awaits, a future and a look at the metadata for each, and a
-hash of its key in Python. Here each partition's records become batches first, and a batch is one
-call.
+hash of its key in Python. Here each partition's records become batches first.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
 import struct
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
-from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import IllegalOperation
+from aiokafka import TopicPartition
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from ares_stream.streaming.faults import first_refusal
-from ares_stream.streaming.publisher import retrieve
 from ares_stream.streaming.records import OutboundRecord
 
 _SEED: Final = 0x9747B28C
 _MULTIPLIER: Final = 0x5BD1E995
 _WORD: Final = 0xFFFFFFFF
+_MAGIC: Final = 2
+_NO_COMPRESSION: Final = 0
+_UNKNOWN: Final = -1
 
 
 def murmur2(key: bytes) -> int:
@@ -53,27 +52,35 @@ def partition_of(key: bytes | None, partitions: int) -> int:
     return (murmur2(key) & 0x7FFFFFFF) % partitions
 
 
-class BatchProducer(AIOKafkaProducer):  # type: ignore[misc]
-    """A transactional producer that takes batches at the cost of one look-up."""
-
-    async def send_batch(self, batch: Any, topic: str, *, partition: int) -> asyncio.Future[Any]:
-        """See AIOKafkaProducer. `partition` is one of those that `partitions_for` gave: aiokafka
-        makes a set of all of the topic's, twice, to look for it."""
-        if not self._txn_manager.is_in_transaction():
-            raise IllegalOperation("no transaction is open that takes batches")
-        future: asyncio.Future[Any] = await self._message_accumulator.add_batch(
-            batch, TopicPartition(topic, partition), self._request_timeout_ms / 1000
-        )
-        return future
-
-
 @dataclass(slots=True)
-class _Batch:
+class Batch:
     """Records of one partition that travel together; `places` are theirs among all."""
 
-    builder: Any
+    builder: DefaultRecordBatchBuilder
     shares: bool
     places: list[int] = field(default_factory=list)
+    _encoded: bytes | None = None
+
+    def append(self, record: OutboundRecord, place: int) -> bool:
+        """Whether there was room; the first record is taken whatever its size."""
+        found = self.builder.append(
+            len(self.places),
+            record.timestamp_ms,
+            key=record.key,
+            value=record.value,
+            headers=list(record.headers),
+        )
+        if found is None:
+            return False
+        self.places.append(place)
+        return True
+
+    def encoded(self, producer_id: int, epoch: int, sequence: int) -> bytes:
+        """Its bytes; who asks again is given the same ones, whatever the arguments."""
+        if self._encoded is None:
+            self.builder.set_producer_state(producer_id, epoch, sequence)
+            self._encoded = bytes(self.builder.build())
+        return self._encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,68 +92,36 @@ class Unsent:
     shared: bool
 
 
-async def send(
-    producer: AIOKafkaProducer,
+def batches_of(
     records: Sequence[OutboundRecord],
+    partitions: Mapping[str, int],
+    *,
+    size: int,
     alone: Container[int] = frozenset(),
-) -> list[Unsent | None]:
-    """Send all and wait for all: a commit after a failed send would succeed without it. Returns
-    what became of each record, None where it was written. The order of a partition's records is
-    kept; those at the places `alone` share no batch."""
-    results: list[Unsent | None] = [None] * len(records)
-    batches = await _batches(producer, records, alone)
-    waiting: list[tuple[_Batch, asyncio.Future[Any]]] = []
-    # The first batch of each partition, then the second: a partition takes one at a time.
-    rounds = max((len(several) for several in batches.values()), default=0)
-    failure: Exception | None = None
-    try:
-        for number in range(rounds):
-            for (topic, partition), several in batches.items():
-                if number < len(several):
-                    batch = several[number]
-                    future = await producer.send_batch(batch.builder, topic, partition=partition)
-                    future.add_done_callback(retrieve)
-                    waiting.append((batch, future))
-    except Exception as error:
-        failure = error
-    ended = await asyncio.gather(*(future for _, future in waiting), return_exceptions=True)
-    if failure is not None:
-        # A batch that is refused while others are sent ends their transaction.
-        raise first_refusal(e for e in ended if isinstance(e, BaseException)) or failure
-    for (batch, _), result in zip(waiting, ended, strict=True):
-        if isinstance(result, BaseException):
-            for place in batch.places:
-                results[place] = Unsent(result, len(batch.places) > 1)
-    return results
-
-
-async def _batches(
-    producer: AIOKafkaProducer, records: Sequence[OutboundRecord], alone: Container[int]
-) -> dict[tuple[str, int], list[_Batch]]:
-    counts: dict[str, int] = {}
-    batches: dict[tuple[str, int], list[_Batch]] = {}
+) -> dict[TopicPartition, list[Batch]]:
+    """The batches of each partition, of up to `size` bytes where several records share one, in the
+    order of the records; those at the places `alone` share none. `partitions` says how many each
+    topic has."""
+    batches: dict[tuple[str, int], list[Batch]] = {}
     for place, record in enumerate(records):
         topic = record.topic
-        count = counts.get(topic)
-        if count is None:
-            count = counts[topic] = len(await producer.partitions_for(topic))
-        several = batches.setdefault((topic, partition_of(record.key, count)), [])
+        several = batches.setdefault((topic, partition_of(record.key, partitions[topic])), [])
         last = several[-1] if several else None
         shares = place not in alone
-        if last is None or not (shares and last.shares) or not _appended(last, record):
-            last = _Batch(producer.create_batch(), shares)
+        if last is None or not (shares and last.shares and last.append(record, place)):
+            last = Batch(_builder(size), shares)
+            last.append(record, place)
             several.append(last)
-            # The first record of a batch is taken whatever its size.
-            _appended(last, record)
-        last.places.append(place)
-    return batches
+    return {TopicPartition(*partition): several for partition, several in batches.items()}
 
 
-def _appended(batch: _Batch, record: OutboundRecord) -> bool:
-    found = batch.builder.append(
-        timestamp=record.timestamp_ms,
-        key=record.key,
-        value=record.value,
-        headers=list(record.headers),
+def _builder(size: int) -> DefaultRecordBatchBuilder:
+    return DefaultRecordBatchBuilder(
+        _MAGIC,
+        _NO_COMPRESSION,
+        is_transactional=True,
+        producer_id=_UNKNOWN,
+        producer_epoch=_UNKNOWN,
+        base_sequence=0,
+        batch_size=size,
     )
-    return found is not None

@@ -29,6 +29,7 @@ from ares_stream.streaming.partition import (
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.records import Damage, InboundRecord, Outcome, Rejection
 from ares_stream.streaming.resume import OffsetLoss, resume
+from ares_stream.streaming.shared_clients import SharedClients
 from ares_stream.streaming.unread import Unread
 from ares_stream.streaming.watch import Watch
 
@@ -95,6 +96,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         self._inflight = Inflight()
         self._turns = asyncio.Semaphore(TURNS)
         self._openings = asyncio.Semaphore(OPENINGS)
+        self._clients = SharedClients(spec.connection, TURNS)
         self._decompressing: dict[TopicPartition, int] = {}
         """Bytes that decompression keeps, of the partitions whose batch is not read to its end."""
         self._pending: deque[_Item] = deque()
@@ -159,8 +161,11 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             raise root_cause(group, PASSING) from group
         finally:
             self.member_id = self._consumer.member_id
-            # A consumer that cannot say goodbye must not hold up the next session.
-            await end_consumer(self._consumer, STOP_SECONDS)
+            try:
+                await self._clients.close()
+            finally:
+                # A consumer that cannot say goodbye must not hold up the next session.
+                await end_consumer(self._consumer, STOP_SECONDS)
 
     async def _started(self) -> bool:
         """Connect, unless the processor stops first."""
@@ -459,6 +464,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
                 inflight=self._inflight,
                 turns=self._turns,
                 openings=self._openings,
+                clients=self._clients,
                 room=self._made_room,
                 lost=self._tell_loss,
                 size_limits=self._size_limits,

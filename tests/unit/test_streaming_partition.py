@@ -23,6 +23,7 @@ from ares_stream.streaming.partition import (
     share,
 )
 from ares_stream.streaming.records import InboundRecord, Outcome
+from ares_stream.streaming.shared_clients import SharedClients
 
 
 class Nothing:
@@ -52,6 +53,7 @@ def worker(
         inflight=inflight or Inflight(),
         turns=asyncio.Semaphore(1),
         openings=asyncio.Semaphore(1),
+        clients=SharedClients(spec.connection, 1),
         room=lambda: None,
         lost=lambda loss: None,
         size_limits={},

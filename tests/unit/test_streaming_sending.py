@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
 import pytest
-from aiokafka.errors import IllegalOperation, InvalidTxnState, TopicAuthorizationFailedError
+from aiokafka import TopicPartition
 from aiokafka.partitioner import murmur2 as murmur2_of_aiokafka
+from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ares_stream.streaming.deadletters import batch_size, fits
 from ares_stream.streaming.records import OutboundRecord
-from ares_stream.streaming.sending import murmur2, partition_of, send
+from ares_stream.streaming.sending import Batch, batches_of, murmur2, partition_of
 
 KEYS = st.binary(max_size=70)
 HEADERS = st.lists(st.tuples(st.text(max_size=9), st.none() | st.binary(max_size=40)), max_size=6)
@@ -60,116 +58,66 @@ def test_a_record_fits_where_its_batch_does(
     assert fits(record, None)
 
 
-class Builder:
-    """Takes two records."""
-
-    def __init__(self) -> None:
-        self.values: list[bytes] = []
-
-    def append(self, *, timestamp: object, key: object, value: bytes, headers: object) -> object:
-        if len(self.values) == 2:
-            return None
-        self.values.append(value)
-        return self
-
-
-class Producer:
-    """Keeps what it is given; `refused` is a value whose batch fails."""
-
-    def __init__(self, refused: bytes = b"") -> None:
-        self.sent: list[tuple[str, int, list[bytes]]] = []
-        self._refused = refused
-
-    async def partitions_for(self, topic: str) -> set[int]:
-        return {0, 1} if topic == "two" else {0}
-
-    def create_batch(self) -> Builder:
-        return Builder()
-
-    async def send_batch(
-        self, builder: Builder, topic: str, *, partition: int
-    ) -> asyncio.Future[Any]:
-        self.sent.append((topic, partition, builder.values))
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        if self._refused in builder.values:
-            future.set_exception(ConnectionError("gone"))
-        else:
-            future.set_result(None)
-        return future
+SIZE = 1 << 17
 
 
 def record(topic: str, key: bytes, value: bytes) -> OutboundRecord:
     return OutboundRecord(topic, key, value)
 
 
-async def test_records_of_a_partition_keep_their_order_over_several_batches() -> None:
-    producer = Producer()
-    records = [record("one", b"%d" % number, b"%d" % number) for number in range(5)]
-    assert await send(producer, records) == [None] * 5
-    assert producer.sent == [
-        ("one", 0, [b"0", b"1"]),
-        ("one", 0, [b"2", b"3"]),
-        ("one", 0, [b"4"]),
-    ]
+def values(batch: Batch) -> list[bytes | None]:
+    """As a reader finds them."""
+    found = MemoryRecords(batch.encoded(producer_id=7, epoch=1, sequence=0)).next_batch()
+    assert found is not None
+    return [item.value for item in found]
 
 
-async def test_partitions_take_turns_so_that_none_waits_for_all_of_another() -> None:
-    producer = Producer()
-    keys = [
-        next(key for key in (b"a", b"b", b"c", b"d") if partition_of(key, 2) == n) for n in (0, 1)
-    ]
-    records = [record("two", keys[number % 2], b"%d" % number) for number in range(6)]
-    await send(producer, records)
-    assert [partition for _, partition, _ in producer.sent] == [0, 1, 0, 1]
+def test_records_of_a_partition_keep_their_order_over_several_batches() -> None:
+    records = [record("one", b"%d" % number, b"%d" % number * 60) for number in range(5)]
+    batches = batches_of(records, {"one": 1}, size=250)
+    several = batches[TopicPartition("one", 0)]
+    assert len(several) > 1
+    assert [place for batch in several for place in batch.places] == [0, 1, 2, 3, 4]
+    assert [value for batch in several for value in values(batch)] == [r.value for r in records]
 
 
-async def test_a_failed_batch_is_told_for_each_of_its_records_and_no_other() -> None:
-    producer = Producer(refused=b"2")
-    records = [record("one", b"k", b"%d" % number) for number in range(5)]
-    results = await send(producer, records)
-    assert [result and (str(result.error), result.shared) for result in results] == [
-        None,
-        None,
-        ("gone", True),
-        ("gone", True),
-        None,
-    ]
-
-
-@pytest.mark.parametrize(
-    ("first", "told"),
-    [
-        (TopicAuthorizationFailedError({"one"}), "{'one'}"),
-        (InvalidTxnState(), "not in transaction"),
-    ],
-)
-async def test_a_batch_that_was_refused_is_told_and_not_that_the_next_cannot_be_sent(
-    first: Exception, told: str
+@given(st.lists(st.tuples(KEYS, st.binary(max_size=50)), max_size=40), st.integers(1, 7))
+def test_each_record_stands_once_in_a_batch_of_the_partition_of_its_key(
+    pairs: list[tuple[bytes, bytes]], partitions: int
 ) -> None:
-    class Ended(Producer):
-        async def send_batch(
-            self, builder: Builder, topic: str, *, partition: int
-        ) -> asyncio.Future[Any]:
-            if topic == "two":
-                raise IllegalOperation("not in transaction")
-            future = await super().send_batch(builder, topic, partition=partition)
-            refused: asyncio.Future[Any] = future.get_loop().create_future()
-            future.get_loop().call_soon(refused.set_exception, first)
-            return refused
-
-    with pytest.raises((TopicAuthorizationFailedError, IllegalOperation), match=told):
-        await send(Ended(), [record("one", b"k", b"1"), record("two", b"k", b"2")])
+    records = [record("out", key, value) for key, value in pairs]
+    batches = batches_of(records, {"out": partitions}, size=200)
+    places = [place for several in batches.values() for batch in several for place in batch.places]
+    assert sorted(places) == list(range(len(records)))
+    for partition, several in batches.items():
+        found = [place for batch in several for place in batch.places]
+        assert found == sorted(found)
+        keys = [pairs[place][0] for place in found]
+        assert {partition_of(key, partitions) for key in keys} == {partition.partition}
+        assert [value for b in several for value in values(b)] == [pairs[p][1] for p in found]
 
 
-async def test_a_record_that_is_sent_alone_shares_no_batch_and_keeps_its_place() -> None:
-    producer = Producer(refused=b"1")
+def test_a_record_larger_than_a_batch_is_one_of_its_own() -> None:
+    records = [record("one", b"k", b"a"), record("one", b"k", b"b" * 900), record("one", b"k", b"")]
+    (several,) = batches_of(records, {"one": 1}, size=200).values()
+    assert [batch.places for batch in several] == [[0], [1], [2]]
+
+
+def test_a_record_that_is_sent_alone_shares_no_batch_and_keeps_its_place() -> None:
     records = [record("one", b"k", b"%d" % number) for number in range(4)]
-    results = await send(producer, records, {1})
-    assert [values for _, _, values in producer.sent] == [[b"0"], [b"1"], [b"2", b"3"]]
-    assert [result and result.shared for result in results] == [None, False, None, None]
+    (several,) = batches_of(records, {"one": 1}, size=SIZE, alone={1}).values()
+    assert [batch.places for batch in several] == [[0], [1], [2, 3]]
 
 
-async def test_nothing_to_send_is_nothing_sent() -> None:
-    producer = Producer()
-    assert await send(producer, []) == []
-    assert producer.sent == []
+def test_a_batch_says_who_sent_it_and_is_the_same_when_it_is_sent_again() -> None:
+    (several,) = batches_of([record("one", b"k", b"v")], {"one": 1}, size=SIZE).values()
+    first = several[0].encoded(producer_id=7, epoch=3, sequence=11)
+    assert several[0].encoded(producer_id=8, epoch=0, sequence=0) == first
+    found = MemoryRecords(first).next_batch()
+    assert found is not None
+    assert found.is_transactional
+    assert found.producer_id == 7
+
+
+def test_nothing_to_send_is_nothing_sent() -> None:
+    assert batches_of([], {}, size=SIZE) == {}

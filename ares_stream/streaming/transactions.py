@@ -1,0 +1,350 @@
+"""Transactions of one transactional id: Kafka's requests in their order.
+
+aiokafka's producer keeps a task, a buffer, a timer and connections of its own for each
+transactional id, and several futures for each batch; a session has an id for each partition.
+Here a transaction is a coroutine on a client that others use too. Protocol: KIP-98; the order of
+requests is that of Kafka's own producer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from aiokafka import TopicPartition
+from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
+from aiokafka.errors import (
+    ConcurrentTransactions,
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
+    DuplicateSequenceNumber,
+    GroupAuthorizationFailedError,
+    InvalidProducerEpoch,
+    KafkaConnectionError,
+    KafkaError,
+    NodeNotReadyError,
+    NoError,
+    NotCoordinatorError,
+    OperationNotAttempted,
+    ProducerFenced,
+    RequestTimedOutError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.protocol.transaction import (
+    AddOffsetsToTxnRequest,
+    AddPartitionsToTxnRequest,
+    EndTxnRequest,
+    InitProducerIdRequest,
+    TxnOffsetCommitRequest,
+)
+
+from ares_stream.streaming.connection import REQUEST_TIMEOUT_MS
+from ares_stream.streaming.records import OutboundRecord
+from ares_stream.streaming.sending import Batch, Unsent, batches_of
+
+RETRY_SECONDS: Final = 0.1
+"""A coordinator or a leader moves within some of these."""
+MARKERS_SECONDS: Final = 0.02
+"""The markers of the transaction before are still being written."""
+ALL_REPLICAS: Final = -1
+COMMIT: Final = True
+MAX_SEQUENCE: Final = 1 << 31
+
+_MOVED = (CoordinatorNotAvailableError, NotCoordinatorError)
+_LATER = (CoordinatorLoadInProgressError, UnknownTopicOrPartitionError)
+_NO_ANSWER = (KafkaConnectionError, RequestTimedOutError)
+"""The broker may have done what it was asked, or may do so yet."""
+
+Check: TypeAlias = Callable[[Any], None]
+"""Raises what an answer says."""
+
+
+class TransactionalProducer:
+    """One transactional id on a client that others use as well.
+
+        await producer.start()
+        results = await producer.write(records)
+        await producer.commit_offsets(offsets, group)
+        await producer.commit()
+
+    Each method asks again until it is answered: the caller sets the deadline. After an error
+    nothing more may be asked of this producer: the next `start`, of this id by anybody, settles
+    what it left open. Raises ProducerFenced once somebody else has started, KafkaError besides;
+    what the broker forbids names the topic, partition, group or id.
+    """
+
+    def __init__(
+        self, client: AIOKafkaClient, name: str, *, timeout_ms: int, batch_bytes: int
+    ) -> None:
+        self._client = client
+        self._name = name
+        self._timeout_ms = timeout_ms
+        self._batch_bytes = batch_bytes
+        self._id = -1
+        self._epoch = -1
+        self._sequences: dict[TopicPartition, int] = {}
+        self._coordinators: dict[int, int] = {}
+        self._has_offsets = False
+        self._has_records = False
+        self._unanswered = False
+
+    @property
+    def client(self) -> AIOKafkaClient:
+        """Whose connections it uses."""
+        return self._client
+
+    @property
+    def lacks_answers(self) -> bool:
+        """Whether a request was lost on its way or back. The broker may still do what it was asked,
+        in a later transaction of the same epoch (KAFKA-17754, KAFKA-14402): start another."""
+        return self._unanswered
+
+    async def start(self) -> None:
+        """Take the name: end what its last owner left open, and refuse whatever that one still
+        asks."""
+        request = InitProducerIdRequest(self._name, self._timeout_ms)
+
+        def started(response: Any) -> None:
+            self._raise_for(response.error_code)
+            self._id, self._epoch = response.producer_id, response.producer_epoch
+
+        await self._ask(CoordinationType.TRANSACTION, self._name, request, started)
+
+    async def write(
+        self, records: Sequence[OutboundRecord], alone: Container[int] = frozenset()
+    ) -> list[Unsent | None]:
+        """Write all. Returns what became of each record, None where it was written: a transaction
+        that lacks one must not be committed. The order of a partition's records is kept; those at
+        the places `alone` share no batch."""
+        if not records:
+            return []
+        topics = {record.topic for record in records}
+        counts = {topic: len(await self._client._wait_on_metadata(topic)) for topic in topics}
+        batches = batches_of(records, counts, size=self._batch_bytes, alone=alone)
+        await self._add_partitions(batches)
+        self._has_records = True
+        results: list[Unsent | None] = [None] * len(records)
+        for batch, error in await self._refused(batches):
+            for place in batch.places:
+                results[place] = Unsent(error, len(batch.places) > 1)
+        return results
+
+    async def commit_offsets(
+        self, offsets: Mapping[TopicPartition, tuple[int, str]], group: str
+    ) -> None:
+        """Have the group's offsets, each with its metadata, committed with the transaction."""
+        self._has_offsets = True
+        identity = (self._name, self._id, self._epoch)
+        added = AddOffsetsToTxnRequest(*identity, group)
+        await self._ask(
+            CoordinationType.TRANSACTION,
+            self._name,
+            added,
+            lambda response: self._raise_for(response.error_code, group=group),
+        )
+        of_topics: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        for partition, (offset, metadata) in offsets.items():
+            of_topics[partition.topic].append((partition.partition, offset, metadata))
+        committed = TxnOffsetCommitRequest(
+            self._name, group, self._id, self._epoch, list(of_topics.items())
+        )
+
+        def answered(response: Any) -> None:
+            for topic, number, code in _each(response):
+                partition = TopicPartition(topic, number)
+                self._raise_for(code, group=group, resource=partition)
+
+        await self._ask(CoordinationType.GROUP, group, committed, answered)
+
+    async def commit(self) -> None:
+        """End the transaction. After an error its outcome is not known."""
+        if self._has_records or self._has_offsets:
+            request = EndTxnRequest(self._name, self._id, self._epoch, COMMIT)
+            await self._ask(
+                CoordinationType.TRANSACTION,
+                self._name,
+                request,
+                lambda response: self._raise_for(response.error_code),
+                again=False,
+            )
+        self._has_records = self._has_offsets = False
+
+    async def _add_partitions(self, partitions: Iterable[TopicPartition]) -> None:
+        of_topics: dict[str, list[int]] = defaultdict(list)
+        for partition in partitions:
+            of_topics[partition.topic].append(partition.partition)
+        request = AddPartitionsToTxnRequest(
+            self._name, self._id, self._epoch, list(of_topics.items())
+        )
+
+        def answered(response: Any) -> None:
+            answers = list(_each(response))
+            forbidden = {
+                topic
+                for topic, _, code in answers
+                if for_code(code) is TopicAuthorizationFailedError
+            }
+            if forbidden:
+                raise TopicAuthorizationFailedError(forbidden)
+            # One that is refused has the others not attempted.
+            codes = [code for *_, code in answers if for_code(code) is not OperationNotAttempted]
+            for code in codes:
+                self._raise_for(code)
+            if len(codes) < len(answers):
+                raise OperationNotAttempted(self._name)
+
+        await self._ask(CoordinationType.TRANSACTION, self._name, request, answered)
+
+    async def _refused(
+        self, batches: Mapping[TopicPartition, list[Batch]]
+    ) -> list[tuple[Batch, KafkaError]]:
+        """Write batches, of each partition one after another. Returns those that a broker does not
+        take, with the reason; what is refused has used no sequence number."""
+        refused: list[tuple[Batch, KafkaError]] = []
+        waiting = {partition: list(reversed(several)) for partition, several in batches.items()}
+        while waiting:
+            by_leader, known = self._by_leader(waiting)
+            answers = await asyncio.gather(
+                *(self._produce(leader, found) for leader, found in by_leader.items())
+            )
+            later = not known
+            for partition, error in (pair for several in answers for pair in several):
+                batch = waiting[partition][-1]
+                if error is None:
+                    sequence = self._sequences.get(partition, 0) + len(batch.places)
+                    self._sequences[partition] = sequence % MAX_SEQUENCE
+                elif error.retriable:
+                    later = True
+                    continue
+                else:
+                    refused.append((batch, error))
+                waiting[partition].pop()
+                if not waiting[partition]:
+                    del waiting[partition]
+            if later:
+                self._client.force_metadata_update()
+                await asyncio.sleep(RETRY_SECONDS)
+        return refused
+
+    def _by_leader(
+        self, waiting: Mapping[TopicPartition, list[Batch]]
+    ) -> tuple[dict[int, dict[TopicPartition, bytes]], bool]:
+        """The next batch of each partition by its leader; whether all leaders are known."""
+        known = True
+        found: dict[int, dict[TopicPartition, bytes]] = defaultdict(dict)
+        for partition, several in waiting.items():
+            leader = self._client.cluster.leader_for_partition(partition)
+            if leader is None or leader == -1:
+                known = False
+                continue
+            sequence = self._sequences.get(partition, 0)
+            found[leader][partition] = several[-1].encoded(self._id, self._epoch, sequence)
+        return found, known
+
+    async def _produce(
+        self, leader: int, batches: Mapping[TopicPartition, bytes]
+    ) -> list[tuple[TopicPartition, KafkaError | None]]:
+        """Send a leader one batch of each partition."""
+        topics: dict[str, list[tuple[int, bytes]]] = defaultdict(list)
+        for partition, data in batches.items():
+            topics[partition.topic].append((partition.partition, data))
+        request = ProduceRequest(
+            transactional_id=self._name,
+            required_acks=ALL_REPLICAS,
+            timeout=REQUEST_TIMEOUT_MS,
+            topics=list(topics.items()),
+        )
+        try:
+            response = await self._client.send(leader, request)
+        except KafkaError as error:
+            self._note(error)
+            return [(partition, error) for partition in batches]
+        found: list[tuple[TopicPartition, KafkaError | None]] = []
+        for topic, partitions in response.topics:
+            for number, code, *_ in partitions:
+                kind = for_code(code)
+                if kind is InvalidProducerEpoch:
+                    raise ProducerFenced
+                # Sent again, it may have been there already.
+                written = kind in (NoError, DuplicateSequenceNumber)
+                named = (topic,) if kind is TopicAuthorizationFailedError else ()
+                found.append((TopicPartition(topic, number), None if written else kind(*named)))
+        return found
+
+    async def _ask(
+        self, kind: int, key: str, request: Any, check: Check, *, again: bool = True
+    ) -> None:
+        """Ask a coordinator until it has answered; where `again` is false, one that may have heard
+        it is not asked twice."""
+        while True:
+            pause = RETRY_SECONDS
+            try:
+                node = await self._coordinator(kind, key)
+                response = await self._client.send(
+                    node, request, group=ConnectionGroup.COORDINATION
+                )
+                check(response)
+            except ConcurrentTransactions:
+                pause = MARKERS_SECONDS
+            except _LATER:
+                pass
+            except (*_MOVED, NodeNotReadyError):
+                self._coordinators.pop(kind, None)
+            except _NO_ANSWER as error:
+                self._note(error)
+                if not again:
+                    raise
+                self._coordinators.pop(kind, None)
+            else:
+                return
+            await asyncio.sleep(pause)
+
+    async def _coordinator(self, kind: int, key: str) -> int:
+        node = self._coordinators.get(kind)
+        if node is None:
+            try:
+                node = int(await self._client.coordinator_lookup(kind, key))
+            except TransactionalIdAuthorizationFailed as error:
+                raise TransactionalIdAuthorizationFailed(self._name) from error
+            except GroupAuthorizationFailedError as error:
+                raise GroupAuthorizationFailedError(key) from error
+            except (KafkaConnectionError, RequestTimedOutError) as error:
+                # A look-up that is lost changes nothing.
+                raise NodeNotReadyError(str(error)) from error
+            except NodeNotReadyError:
+                self._client.force_metadata_update()
+                raise
+            self._coordinators[kind] = node
+        return node
+
+    def _note(self, error: Exception) -> None:
+        if isinstance(error, _NO_ANSWER):
+            self._unanswered = True
+
+    def _raise_for(
+        self, code: int, *, group: str = "", resource: TopicPartition | None = None
+    ) -> None:
+        """Raise what an answer's code says, with the resource that it is about."""
+        error = for_code(code)
+        if error is NoError:
+            return
+        if error is InvalidProducerEpoch:
+            raise ProducerFenced
+        if error is TransactionalIdAuthorizationFailed:
+            raise error(self._name)
+        if error is GroupAuthorizationFailedError:
+            raise error(group)
+        raise error(*(() if resource is None else (resource,)))
+
+
+def _each(response: Any) -> Iterator[tuple[str, int, int]]:
+    """Topic, partition and code of an answer."""
+    for topic, partitions in response.errors:
+        for number, code in partitions:
+            yield topic, number, code
