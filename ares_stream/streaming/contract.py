@@ -109,7 +109,7 @@ class ProcessorObserver:
         """The connection is made anew after this error."""
 
     def step(self, name: str) -> None:
-        """A step of a transaction ends: begun, sent, offsets, committed."""
+        """A step of a transaction ends: begun, added (the partitions), written, committed."""
 
 
 @dataclass(frozen=True, slots=True)

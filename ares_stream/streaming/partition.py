@@ -35,6 +35,7 @@ from ares_stream.streaming.faults import client_faults, explained, first_refusal
 from ares_stream.streaming.log_identity import LastRecord, LogIdentity
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 from ares_stream.streaming.resume import OffsetLoss
+from ares_stream.streaming.sending import Unsent
 from ares_stream.streaming.shared_clients import SharedClients
 from ares_stream.streaming.transactions import TransactionalProducer
 from ares_stream.streaming.watermark import Watermark
@@ -457,11 +458,14 @@ class PartitionWorker:
             producer = self._producer
             assert producer is not None  # noqa: S101 - the worker is open
             self._observer.step("begun")
-            await self._send(producer, outputs)
-            self._observer.step("sent")
-            offset = {TopicPartition(self.topic, self.partition): (end, str(log))}
-            await producer.commit_offsets(offset, self._spec.group)
-            self._observer.step("offsets")
+            alone = {place for place, (offset, _) in enumerate(outputs) if offset in self._alone}
+            records = [record for _, record in outputs]
+            await producer.begin(records, self._spec.group, alone=alone)
+            self._observer.step("added")
+            place = TopicPartition(self.topic, self.partition)
+            unsent = await producer.write({place: (end, str(log))})
+            self._raise_unsent(outputs, unsent)
+            self._observer.step("written")
             committing = time.monotonic()
             await producer.commit()
             self._observer.step("committed")
@@ -506,22 +510,20 @@ class PartitionWorker:
                 outputs.extend((offset, output) for output in outcome)
         return outputs
 
-    async def _send(
-        self, producer: TransactionalProducer, outputs: Sequence[tuple[int, OutboundRecord]]
+    def _raise_unsent(
+        self, outputs: Sequence[tuple[int, OutboundRecord]], unsent: Mapping[int, Unsent]
     ) -> None:
-        """Send all and wait for all. Raises _Refused where the broker finds some too large, and
-        what else kept one from being written."""
-        alone = {place for place, (offset, _) in enumerate(outputs) if offset in self._alone}
-        results = await producer.write([record for _, record in outputs], alone)
-        failed = [item.error for item in results if item is not None]
-        if not failed:
+        """Raise _Refused where the broker finds some too large, and what else kept one from being
+        written."""
+        if not unsent:
             return
+        failed = [item.error for item in unsent.values()]
         if (forbidden := first_refusal(failed)) is not None:
             raise forbidden
         refused = [
-            (*output, result.shared)
-            for output, result in zip(outputs, results, strict=True)
-            if result is not None and isinstance(result.error, _TOO_LARGE)
+            (*outputs[place], item.shared)
+            for place, item in unsent.items()
+            if isinstance(item.error, _TOO_LARGE)
         ]
         self._refuse(refused)
         raise _Refused if refused else failed[0]

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Container, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias, TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
@@ -61,6 +61,8 @@ _LATER = (CoordinatorLoadInProgressError, UnknownTopicOrPartitionError)
 _NO_ANSWER = (KafkaConnectionError, RequestTimedOutError)
 """The broker may have done what it was asked, or may do so yet."""
 
+T = TypeVar("T")
+U = TypeVar("U")
 Check: TypeAlias = Callable[[Any], None]
 """Raises what an answer says."""
 
@@ -69,8 +71,8 @@ class TransactionalProducer:
     """One transactional id on a client that others use as well.
 
         await producer.start()
-        results = await producer.write(records)
-        await producer.commit_offsets(offsets, group)
+        await producer.begin(records, group)
+        results = await producer.write(offsets)
         await producer.commit()
 
     Each method asks again until it is answered: the caller sets the deadline. After an error
@@ -90,8 +92,8 @@ class TransactionalProducer:
         self._epoch = -1
         self._sequences: dict[TopicPartition, int] = {}
         self._coordinators: dict[int, int] = {}
-        self._has_offsets = False
-        self._has_records = False
+        self._group = ""
+        self._batches: dict[TopicPartition, list[Batch]] = {}
         self._unanswered = False
 
     @property
@@ -114,70 +116,62 @@ class TransactionalProducer:
             self._raise_for(response.error_code)
             self._id, self._epoch = response.producer_id, response.producer_epoch
 
-        await self._ask(CoordinationType.TRANSACTION, self._name, request, started)
+        await self._ask_about_id(request, started)
 
-    async def write(
-        self, records: Sequence[OutboundRecord], alone: Container[int] = frozenset()
-    ) -> list[Unsent | None]:
-        """Write all. Returns what became of each record, None where it was written: a transaction
-        that lacks one must not be committed. The order of a partition's records is kept; those at
-        the places `alone` share no batch."""
-        if not records:
-            return []
+    async def begin(
+        self, records: Sequence[OutboundRecord], group: str, *, alone: Container[int] = frozenset()
+    ) -> None:
+        """Begin a transaction that writes records and offsets of a group. The order of a
+        partition's records is kept; those at the places `alone` share no batch."""
         topics = {record.topic for record in records}
         counts = {topic: len(await self._client._wait_on_metadata(topic)) for topic in topics}
-        batches = batches_of(records, counts, size=self._batch_bytes, alone=alone)
-        await self._add_partitions(batches)
-        self._has_records = True
-        results: list[Unsent | None] = [None] * len(records)
-        for batch, error in await self._refused(batches):
-            for place in batch.places:
-                results[place] = Unsent(error, len(batch.places) > 1)
-        return results
+        self._batches = batches_of(records, counts, size=self._batch_bytes, alone=alone)
+        self._group = group
+        await _together(self._add_partitions(), self._add_group())
 
-    async def commit_offsets(
-        self, offsets: Mapping[TopicPartition, tuple[int, str]], group: str
-    ) -> None:
-        """Have the group's offsets, each with its metadata, committed with the transaction."""
-        self._has_offsets = True
-        identity = (self._name, self._id, self._epoch)
-        added = AddOffsetsToTxnRequest(*identity, group)
-        await self._ask(
-            CoordinationType.TRANSACTION,
-            self._name,
-            added,
-            lambda response: self._raise_for(response.error_code, group=group),
+    async def write(
+        self, offsets: Mapping[TopicPartition, tuple[int, str]]
+    ) -> Mapping[int, Unsent]:
+        """Write the records, and the group's offsets, each with its metadata. Returns what became
+        of the records that were not written, by their place: a transaction that lacks one must not
+        be committed."""
+        refused, _ = await _together(self._refused(), self._write_offsets(offsets))
+        return {
+            place: Unsent(error, len(batch.places) > 1)
+            for batch, error in refused
+            for place in batch.places
+        }
+
+    async def commit(self) -> None:
+        """End the transaction. After an error its outcome is not known."""
+        request = EndTxnRequest(self._name, self._id, self._epoch, COMMIT)
+        await self._ask_about_id(
+            request, lambda response: self._raise_for(response.error_code), again=False
         )
+
+    async def _add_group(self) -> None:
+        request = AddOffsetsToTxnRequest(self._name, self._id, self._epoch, self._group)
+        await self._ask_about_id(request, lambda response: self._raise_for(response.error_code))
+
+    async def _write_offsets(self, offsets: Mapping[TopicPartition, tuple[int, str]]) -> None:
         of_topics: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
         for partition, (offset, metadata) in offsets.items():
             of_topics[partition.topic].append((partition.partition, offset, metadata))
-        committed = TxnOffsetCommitRequest(
-            self._name, group, self._id, self._epoch, list(of_topics.items())
+        request = TxnOffsetCommitRequest(
+            self._name, self._group, self._id, self._epoch, list(of_topics.items())
         )
 
         def answered(response: Any) -> None:
             for topic, number, code in _each(response):
-                partition = TopicPartition(topic, number)
-                self._raise_for(code, group=group, resource=partition)
+                self._raise_for(code, TopicPartition(topic, number))
 
-        await self._ask(CoordinationType.GROUP, group, committed, answered)
+        await self._ask(CoordinationType.GROUP, self._group, request, answered)
 
-    async def commit(self) -> None:
-        """End the transaction. After an error its outcome is not known."""
-        if self._has_records or self._has_offsets:
-            request = EndTxnRequest(self._name, self._id, self._epoch, COMMIT)
-            await self._ask(
-                CoordinationType.TRANSACTION,
-                self._name,
-                request,
-                lambda response: self._raise_for(response.error_code),
-                again=False,
-            )
-        self._has_records = self._has_offsets = False
-
-    async def _add_partitions(self, partitions: Iterable[TopicPartition]) -> None:
+    async def _add_partitions(self) -> None:
+        if not self._batches:
+            return
         of_topics: dict[str, list[int]] = defaultdict(list)
-        for partition in partitions:
+        for partition in self._batches:
             of_topics[partition.topic].append(partition.partition)
         request = AddPartitionsToTxnRequest(
             self._name, self._id, self._epoch, list(of_topics.items())
@@ -199,15 +193,13 @@ class TransactionalProducer:
             if len(codes) < len(answers):
                 raise OperationNotAttempted(self._name)
 
-        await self._ask(CoordinationType.TRANSACTION, self._name, request, answered)
+        await self._ask_about_id(request, answered)
 
-    async def _refused(
-        self, batches: Mapping[TopicPartition, list[Batch]]
-    ) -> list[tuple[Batch, KafkaError]]:
-        """Write batches, of each partition one after another. Returns those that a broker does not
-        take, with the reason; what is refused has used no sequence number."""
+    async def _refused(self) -> list[tuple[Batch, KafkaError]]:
+        """Write the batches, of each partition one after another. Returns those that a broker does
+        not take, with the reason; what is refused has used no sequence number."""
         refused: list[tuple[Batch, KafkaError]] = []
-        waiting = {partition: list(reversed(several)) for partition, several in batches.items()}
+        waiting = {partition: several[::-1] for partition, several in self._batches.items()}
         while waiting:
             by_leader, known = self._by_leader(waiting)
             answers = await asyncio.gather(
@@ -277,6 +269,9 @@ class TransactionalProducer:
                 found.append((TopicPartition(topic, number), None if written else kind(*named)))
         return found
 
+    async def _ask_about_id(self, request: Any, check: Check, *, again: bool = True) -> None:
+        await self._ask(CoordinationType.TRANSACTION, self._name, request, check, again=again)
+
     async def _ask(
         self, kind: int, key: str, request: Any, check: Check, *, again: bool = True
     ) -> None:
@@ -327,9 +322,7 @@ class TransactionalProducer:
         if isinstance(error, _NO_ANSWER):
             self._unanswered = True
 
-    def _raise_for(
-        self, code: int, *, group: str = "", resource: TopicPartition | None = None
-    ) -> None:
+    def _raise_for(self, code: int, partition: TopicPartition | None = None) -> None:
         """Raise what an answer's code says, with the resource that it is about."""
         error = for_code(code)
         if error is NoError:
@@ -339,8 +332,18 @@ class TransactionalProducer:
         if error is TransactionalIdAuthorizationFailed:
             raise error(self._name)
         if error is GroupAuthorizationFailedError:
-            raise error(group)
-        raise error(*(() if resource is None else (resource,)))
+            raise error(self._group)
+        raise error(*(() if partition is None else (partition,)))
+
+
+async def _together(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -> tuple[T, U]:
+    """Both, at once; raises what the one raises that fails first, and ends the other."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            one, two = tasks.create_task(first), tasks.create_task(second)
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from group
+    return one.result(), two.result()
 
 
 def _each(response: Any) -> Iterator[tuple[str, int, int]]:

@@ -406,7 +406,7 @@ async def test_killed_after_each_step_of_its_transaction_and_restarted(
     await publish(kafka, events(prefix, 600))
     # Many small transactions; the same instance id, as a restarted pod has.
     settings = {"instance": "a", "processing": {"commit_records": 20, "commit_milliseconds": 20}}
-    for number, step in enumerate(("begun", "sent", "offsets", "committed")):
+    for number, step in enumerate(("begun", "added", "written", "committed")):
         sabotage = f"{step}:3:SIGKILL"
         with scorer_of(
             kafka, prefix, tmp_path / step, models, sabotage=sabotage, **settings
