@@ -20,6 +20,7 @@ from ares_stream.detection.intervals import (
     scaled,
     stratified_rate,
     wilson,
+    wilson_effective,
 )
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -199,3 +200,56 @@ def test_equal_weights_are_no_weights() -> None:
     assert sums.interval().low == pytest.approx(wilson(12, 100).low)
     assert sums.effective_size == pytest.approx(100)
     assert WeightedSums().interval().high == 1.0
+
+
+def test_levels_that_nobody_names_are_95_percent() -> None:
+    labels = Confusion(40, 10, 5, 45)
+    assert wilson_effective(0.3, 10, 10) == wilson_effective(0.3, 10, 10, 0.95)
+    assert wilson(3, 10) == wilson(3, 10, 0.95)
+    assert clopper_pearson(3, 10) == clopper_pearson(3, 10, 0.95)
+    assert confidence_sequence(3, 10) == confidence_sequence(3, 10, 0.05)
+    assert rogan_gladen(30, 100, labels) == rogan_gladen(30, 100, labels, 0.95)
+    assert coupling_lift(5, 10, 10, 100) == coupling_lift(5, 10, 10, 100, 0.95)
+
+
+def test_rogan_and_gladens_interval_is_that_of_the_paper() -> None:
+    """Lang and Reiczigel 2014, equations 2 to 6, by hand: 30 flags of 100, sensitivity 40 of 50,
+    specificity 45 of 50, at a level whose z is 2."""
+    z, level = 2.0, 0.9544997361036416
+    interval = rogan_gladen(30, 100, Confusion(40, 10, 5, 45), level)
+    assert interval.value == pytest.approx((0.3 + 0.9 - 1) / (0.8 + 0.9 - 1))
+    n, p = 104.0, 32 / 104
+    se, sp, m = 41 / 52, 46 / 52, 52
+    rate = (p + sp - 1) / (se + sp - 1)
+    shift = 2 * z**2 * (rate * se * (1 - se) / m - (1 - rate) * sp * (1 - sp) / m)
+    spread = p * (1 - p) / n + rate**2 * se * (1 - se) / m + (1 - rate) ** 2 * sp * (1 - sp) / m
+    half = z * spread**0.5 / (se + sp - 1)
+    assert interval.low == pytest.approx(rate + shift - half)
+    assert interval.high == pytest.approx(rate + shift + half)
+
+
+def test_an_interval_of_strata_combines_those_of_its_parts() -> None:
+    """MOVER (Zou and Donner 2008), by hand: a quarter of which 3 of 10 are harmful, and the rest
+    with 1 of 20."""
+    part, rest = wilson(3, 10), wilson(1, 20)
+    interval = stratified_rate([Stratum(25, 10, 3), Stratum(75, 20, 1)])
+    value = 0.25 * 0.3 + 0.75 * 0.05
+    below = (0.25 * (0.3 - part.low)) ** 2 + (0.75 * (0.05 - rest.low)) ** 2
+    above = (0.25 * (part.high - 0.3)) ** 2 + (0.75 * (rest.high - 0.05)) ** 2
+    assert interval.value == pytest.approx(value)
+    assert interval.low == pytest.approx(value - below**0.5)
+    assert interval.high == pytest.approx(value + above**0.5)
+
+
+def test_a_lift_and_its_interval_are_those_of_the_smoothed_table() -> None:
+    """The delta method on log(p11 / (p1. p.1)) by hand: its variance is
+    (1/p11 - 1/p1. - 1/p.1 + (2 p11 / (p1. p.1)) - 1) / n."""
+    interval = coupling_lift(6, 20, 15, 100, level=0.9544997361036416)
+    assert interval is not None
+    assert interval.value == pytest.approx(6 * 100 / (20 * 15))
+    n = 102.0
+    p11, row, column = 6.5 / n, 21 / n, 16 / n
+    lift = p11 / (row * column)
+    spread = 2.0 * ((1 / p11 - 1 / row - 1 / column + 2 * lift - 1) / n) ** 0.5
+    assert interval.low == pytest.approx(lift * np.exp(-spread))
+    assert interval.high == pytest.approx(lift * np.exp(spread))
