@@ -16,8 +16,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.errors import (
+    BrokerResponseError,
     ConcurrentTransactions,
-    CoordinatorLoadInProgressError,
     CoordinatorNotAvailableError,
     DuplicateSequenceNumber,
     GroupAuthorizationFailedError,
@@ -32,7 +32,6 @@ from aiokafka.errors import (
     RequestTimedOutError,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
-    UnknownTopicOrPartitionError,
     for_code,
 )
 from aiokafka.protocol.produce import ProduceRequest
@@ -57,7 +56,6 @@ COMMIT: Final = True
 MAX_SEQUENCE: Final = 1 << 31
 
 _MOVED = (CoordinatorNotAvailableError, NotCoordinatorError)
-_LATER = (CoordinatorLoadInProgressError, UnknownTopicOrPartitionError)
 _NO_ANSWER = (KafkaConnectionError, RequestTimedOutError)
 """The broker may have done what it was asked, or may do so yet."""
 
@@ -287,8 +285,6 @@ class TransactionalProducer:
                 check(response)
             except ConcurrentTransactions:
                 pause = MARKERS_SECONDS
-            except _LATER:
-                pass
             except (*_MOVED, NodeNotReadyError):
                 self._coordinators.pop(kind, None)
             except _NO_ANSWER as error:
@@ -296,6 +292,9 @@ class TransactionalProducer:
                 if not again:
                     raise
                 self._coordinators.pop(kind, None)
+            except BrokerResponseError as error:
+                if not error.retriable:
+                    raise
             else:
                 return
             await asyncio.sleep(pause)
