@@ -27,7 +27,7 @@ from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import OutboundRecord
-from ares_stream.streaming.sending import BatchProducer
+from ares_stream.streaming.transactions import TransactionalProducer
 from tests.support.sessions import Copying, Seen, rerouted, running, until
 
 pytestmark = pytest.mark.kafka
@@ -325,9 +325,9 @@ async def test_many_partitions_open_a_few_at_a_time(
 ) -> None:
     """A broker that a thousand producers ask at once answers none of them in time."""
     starting, most = 0, 0
-    start = BatchProducer.start
+    start = TransactionalProducer.start
 
-    async def counted(self: BatchProducer) -> None:
+    async def counted(self: TransactionalProducer) -> None:
         nonlocal starting, most
         starting += 1
         most = max(most, starting)
@@ -336,7 +336,7 @@ async def test_many_partitions_open_a_few_at_a_time(
         finally:
             starting -= 1
 
-    monkeypatch.setattr(BatchProducer, "start", counted)
+    monkeypatch.setattr(TransactionalProducer, "start", counted)
     copying = Copying(kafka, prefix, partitions=3 * OPENINGS)
     await copying.create()
     seen = Seen()
