@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 BROWSER ?= chromium
 # Processes that run tests, with a core each; a module stays within one.
 WORKERS ?= 2
-EXTRAS := cpu,broker,repair,weights,archive,otel,console,cluster,timestamps,bench,dev
+# ONNX Runtime on the CPU, or on a GPU.
+PROVIDER ?= cpu
+EXTRAS := $(PROVIDER),broker,repair,weights,archive,otel,console,cluster,timestamps,bench,dev
 STAMP := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM := false
@@ -19,7 +21,7 @@ export HF_HOME ?= $(call kept,.cache/huggingface,huggingface)
 
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help install demo test unit integration explore chaos check checkov format bench pictures schemas chart rules dashboards constraints clean
+.PHONY: help install demo test unit integration explore chaos check checkov format bench pictures schemas chart rules dashboards constraints gpu clean
 
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -84,6 +86,11 @@ coverage: install ## Branch coverage of the unit tests
 mutants: install ## Mutation testing of what decides: survivors in build/mutants.txt, for hours
 	$(BIN)/python -m tests.mutants build/mutants.txt
 
+gpu: ## On a machine with a GPU: its tests and its benchmark, in an environment of its own
+	$(MAKE) --no-print-directory VENV=$(VENV)-gpu PROVIDER=gpu install
+	ARES_REQUIRE_GPU=1 ARES_REQUIRE_KAFKA=1 $(VENV)-gpu/bin/python -m pytest -v tests/integration/test_gpu.py
+	$(VENV)-gpu/bin/python -m benchmarks.gpu --json build/gpu.json
+
 format: install ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -128,6 +135,6 @@ constraints: install ## Resolve constraints.txt anew
 	sed -i '1i # Versions and hashes that the tests ran with. Made by `make constraints`; addresses are left out on purpose.' constraints.txt
 
 clean: ## Remove the environment, what was built, and what was fetched into this folder
-	rm -rf $(VENV) $(CACHE) build dist .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-gpu $(CACHE) build dist .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 comma := ,

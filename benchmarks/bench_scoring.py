@@ -28,8 +28,8 @@ from rich.table import Table
 
 from ares_stream.lab.experiments.throughput.models import (
     Pair,
+    bert_pair,
     conversations,
-    minilm_pair,
     null_pair,
 )
 from ares_stream.lab.experiments.throughput.raw import (
@@ -90,7 +90,7 @@ async def pipeline(panel: Panel, interactions: Sequence[Interaction]) -> Pass:
 def measure(seconds: float, advance: Callable[[str], None]) -> dict[str, Any]:
     """Everything, in about so many seconds after the export."""
     advance("making and exporting the model")
-    pair, null = minilm_pair(BUILD), null_pair(BUILD)
+    pair, null = bert_pair(BUILD), null_pair(BUILD)
     everything = conversations(2048)
     encoded = InputEncoder(pair.judge).encode([(item, item.response) for item in everything])
     tokens = [item for item in encoded if isinstance(item, Tokens)]

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ares_stream.errors import BundleError, ScoringError
+from ares_stream.errors import BundleError, ResourceError, ScoringError
 from ares_stream.models.bundles import TOKENIZER, Bundle, Calibration, Outputs, RewardReference
 from ares_stream.records.interaction import Interaction
 from ares_stream.scoring.batching import BatchPolicy, plan
@@ -74,6 +74,7 @@ class ScoringModel:
         encoder: InputEncoder | None = None,
         *,
         draft: bool = False,
+        tf32: bool = False,
     ) -> None:
         """A `draft` has neither calibration nor reference yet: it gives raw outputs."""
         self.bundle = bundle
@@ -81,7 +82,7 @@ class ScoringModel:
         self._outputs = bundle.manifest.outputs
         self._calibration = Calibration() if draft else bundle.manifest.calibration
         self.encoder = encoder or InputEncoder(bundle)
-        self._onnx = OnnxModel(bundle, provider)
+        self._onnx = OnnxModel(bundle, provider, tf32=tf32)
         self.provider = self._onnx.provider
         self.dtype = self._onnx.dtype
         if bundle.manifest.kind == "reward" and bundle.manifest.reference is None and not draft:
@@ -92,6 +93,7 @@ class ScoringModel:
         self._reference = bundle.manifest.reference
         self._domain = bundle.manifest.domain
         self._space = None if self._domain is None else Space.read(bundle)
+        self._answered: Tokens | None = None
         self.reads_decoded = bundle.manifest.kind == "harm"
         """Whether it also reads what is encoded in an answer."""
 
@@ -139,7 +141,12 @@ class ScoringModel:
 
     def run(self, batch: Sequence[Tokens]) -> list[Result | ScoringError]:
         """What the model gives for the inputs, in order. A batch that fails is halved down to the
-        input at fault. Blocks; `outputs` reads what several runs gave."""
+        input at fault. Blocks; `outputs` reads what several runs gave.
+
+        Raises ResourceError where there is no memory for one input alone, or the runtime fails on
+        what it has answered before: no input is at fault then, and after an error of its GPU a
+        process gets no answer any more.
+        """
         try:
             logits, states = self._onnx.run_with_states(batch)
             distances = (
@@ -147,12 +154,28 @@ class ScoringModel:
                 if self._space is None or states is None
                 else self._space.distances(states).tolist()
             )
-        except ScoringError as error:
+        except (ScoringError, ResourceError) as error:
             if len(batch) == 1:
+                if isinstance(error, ResourceError):
+                    raise
+                self._expect_an_answer()
                 return [error]
             middle = len(batch) // 2
             return [*self.run(batch[:middle]), *self.run(batch[middle:])]
+        if self._answered is None:
+            self._answered = batch[-1]
         return [Result(logits, distances)]
+
+    def _expect_an_answer(self) -> None:
+        if self._answered is None:
+            return
+        try:
+            self._onnx.run([self._answered])
+        except ScoringError as error:
+            reason = f"model {self.name} gives no answer any more on {self.provider}: {error}"
+        else:
+            return
+        raise ResourceError(reason)
 
     def outputs(self, results: Sequence[Result | ScoringError]) -> list[Output | ScoringError]:
         """One output per input of the runs that gave these results, in order."""

@@ -34,10 +34,12 @@ DUMMY: Final = Interaction(
 
 @dataclass(frozen=True, slots=True)
 class ScoringConfig:
-    """Where models run. `threads` 0 means one per core that this process may use."""
+    """Where models run. `threads` 0 means one per core that this process may use; `tf32` lets a
+    GPU round, which makes scores depend on a record's company."""
 
     provider: Provider = "cpu"
     threads: int = 0
+    tf32: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class Panel:
             raise BundleError(f"two models have one name among {', '.join(names)}; rename one")
         loaded: list[ScoringModel] = []
         for bundle in (*harm, reward):
-            loaded.append(_load(bundle, config.provider, loaded))
+            loaded.append(_load(bundle, config, loaded))
         models = _Models(tuple(loaded[:-1]), loaded[-1])
         return cls(models, config, observer or ScoringObserver(), others)
 
@@ -183,7 +185,7 @@ class Panel:
         it. Raises BundleError and leaves everything as it was when it cannot be used."""
         loop = asyncio.get_running_loop()
         beside = [item for item in self._models.all if item.name != bundle.manifest.name]
-        model = await loop.run_in_executor(None, _load, bundle, self._config.provider, beside)
+        model = await loop.run_in_executor(None, _load, bundle, self._config, beside)
         first = [(DUMMY, DUMMY.response)]
         ((opinion,),) = await self._ask([Question(model, 1)], first, ScoringObserver())
         if isinstance(opinion, ScoringError):
@@ -207,10 +209,10 @@ class Panel:
         await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
 
 
-def _load(bundle: Bundle, provider: Provider, beside: Sequence[ScoringModel]) -> ScoringModel:
+def _load(bundle: Bundle, config: ScoringConfig, beside: Sequence[ScoringModel]) -> ScoringModel:
     """A model that shares its encoder with one of those beside it, where both read alike."""
     alike = (model.encoder for model in beside if reads(model.bundle) == reads(bundle))
-    return ScoringModel(bundle, provider, next(alike, None))
+    return ScoringModel(bundle, config.provider, next(alike, None), tf32=config.tf32)
 
 
 def _combine(

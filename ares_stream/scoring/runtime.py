@@ -9,15 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from ares_stream.errors import BundleError, ProviderError, ScoringError
+from ares_stream.errors import BundleError, ProviderError, ResourceError, ScoringError
 from ares_stream.models.bundles import Bundle
 from ares_stream.scoring.batching import CPU, GPU, BatchPolicy
 from ares_stream.scoring.tokenising import Tokens
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-QUIET: Final = 3
-"""ONNX Runtime's severity `error`: its warnings are about graph details nobody can change."""
+QUIET: Final = 4
+"""ONNX Runtime's severity `fatal`: what fails is raised, and the record is named where it is told;
+warnings are about graph details nobody can change."""
+_NO_MEMORY: Final = ("failed to allocate", "bad allocation", "bad_alloc", "out of memory")
+"""How ONNX Runtime and CUDA say it; there is no class of its own."""
 
 POOLED: Final = "pooled"
 """The output that a domain is about: the mean of the tokens' last hidden states, [n, hidden]."""
@@ -40,8 +43,17 @@ def version() -> str:
 class OnnxModel:
     """A session over one bundle's model. `run` may be called from several threads."""
 
-    def __init__(self, bundle: Bundle, provider: Provider, *, states: bool | None = None) -> None:
-        """`states`: whether to give the model's states too; None where the bundle has a domain."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        provider: Provider,
+        *,
+        states: bool | None = None,
+        tf32: bool = False,
+    ) -> None:
+        """`states`: whether to give the model's states too; None where the bundle has a domain.
+        `tf32`: whether a GPU may multiply with 10 bits of mantissa, which ONNX Runtime does
+        unless it is told otherwise: what a record scores would depend on its company."""
         wanted = PROVIDERS[provider]
         if provider == "cuda" and hasattr(ort, "preload_dlls"):
             # Without it the CUDA libraries of pip are not found, and ORT falls back in silence.
@@ -59,7 +71,10 @@ class OnnxModel:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(
-                str(bundle.model), sess_options=options, providers=[wanted]
+                str(bundle.model),
+                sess_options=options,
+                providers=[wanted],
+                provider_options=[{"use_tf32": str(int(tf32))} if provider == "cuda" else {}],
             )
         except Exception as error:  # ORT raises classes of a private module
             raise BundleError(
@@ -99,7 +114,8 @@ class OnnxModel:
     def run(self, batch: Sequence[Tokens]) -> Array:
         """Logits of a batch, shape [len(batch), labels]; inputs are padded on the right.
 
-        Raises ScoringError when the runtime fails or the shape is not that.
+        Raises ScoringError when the runtime fails or the shape is not that, ResourceError when
+        there is no memory for the batch.
         """
         logits, _ = self.run_with_states(batch)
         return logits
@@ -112,6 +128,12 @@ class OnnxModel:
                 self._run_bound(feed) if self._device else self._session.run(self._outputs, feed)
             )
         except Exception as error:  # ORT raises classes of a private module
+            if isinstance(error, MemoryError) or _is_short_of_memory(str(error)):
+                size = len(batch) * max(map(len, batch))
+                where = "the machine" if self._device is None else "the GPU"
+                raise ResourceError(
+                    f"{where} has no memory left for {size:,} tokens; another process may hold it"
+                ) from error
             raise ScoringError(f"ONNX Runtime failed: {type(error).__name__}") from error
         states = np.asarray(found[1], dtype=np.float32) if len(found) > 1 else None
         if states is not None and (states.ndim != 2 or states.shape[0] != len(batch)):
@@ -145,3 +167,8 @@ class OnnxModel:
             binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(binding)
         return binding.copy_outputs_to_cpu()
+
+
+def _is_short_of_memory(reason: str) -> bool:
+    said = reason.lower()
+    return any(words in said for words in _NO_MEMORY)

@@ -241,7 +241,8 @@ class Writer:
         if scorer.reward is None:
             raise SettingsError("scorer.reward: is not set; the console explains with that model")
         if self._reward is None:
-            self._reward = ScoringModel(load_bundle(scorer.reward, "reward"), scorer.provider)
+            bundle = load_bundle(scorer.reward, "reward")
+            self._reward = ScoringModel(bundle, scorer.provider, tf32=scorer.tf32)
         return self._reward
 
     def _nearest(self, interaction: Interaction) -> Nearest | None:

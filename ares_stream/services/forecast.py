@@ -186,7 +186,8 @@ async def make_forecast(
     progress: Progress,
 ) -> Forecast:
     """Answer and score. A constitution judge is not asked: its opinions cost, and are few."""
-    config = ScoringConfig(provider=settings.scorer.provider, threads=settings.scorer.threads)
+    asked = settings.scorer
+    config = ScoringConfig(asked.provider, asked.threads, asked.tf32)
 
     def opened(bundles: tuple[tuple[Bundle, ...], Bundle]) -> Panel:
         others: list[Judge] = []

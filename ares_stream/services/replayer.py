@@ -94,6 +94,7 @@ def make_spec(
             provider=options.provider or scorer.provider,
             # Workers are the parallelism: their threads would take cores from each other.
             threads=1 if options.workers > 1 else scorer.threads,
+            tf32=scorer.tf32,
         ),
     )
     return ReplaySpec(
@@ -229,6 +230,7 @@ def runtime(spec: ReplaySpec) -> Mapping[str, str]:
         "python": platform.python_version(),
         "onnxruntime": version(),
         "provider": PROVIDERS[spec.resources.config.provider],
+        "tf32": str(spec.resources.config.tf32).lower(),
         "machine": platform.machine(),
         "processor": _processor(),
         "system": platform.system(),

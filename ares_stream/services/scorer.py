@@ -159,7 +159,7 @@ class Scorer:
         if not scorer.allow_shared_lineage:
             refuse_shared_lineage(harm, reward)
         self._missing = "the models have not scored a first batch yet"
-        config = ScoringConfig(provider=scorer.provider, threads=scorer.threads)
+        config = ScoringConfig(scorer.provider, scorer.threads, scorer.tf32)
         others = _other_judges(scorer, self.metrics)
         panel = await asyncio.to_thread(Panel.open, harm, reward, config, self.metrics, others)
         try:

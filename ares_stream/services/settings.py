@@ -134,6 +134,9 @@ class ScorerSettings(Section):
     """YAML of phrases and weights: one more judge."""
     constitution: ConstitutionSettings | None = None
     provider: Literal["cpu", "cuda"] = "cpu"
+    tf32: bool = False
+    """On a GPU: multiply with 10 bits of mantissa, two to three times as fast; scores then depend
+    on the batch by some thousandths."""
     threads: int = Field(0, ge=0, description="0 means one per core")
     allow_shared_lineage: bool = False
     public_key: Path | None = None

@@ -66,6 +66,7 @@ ELSEWHERE: Final = {
 }
 """Commands that need minutes, or a repair or an alarm that went before, and the test of each."""
 NOWHERE: Final = {
+    r"make gpu": "a GPU's",
     r"make bench|(OMP_NUM_THREADS=1 )?python -m benchmarks": "a measurement",
     r"ares bench replay": "a measurement",
     r"ares bench (probes|repair|repair-cost|repair-poison|attribution|monitor)": "a measurement",

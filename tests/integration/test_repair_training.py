@@ -157,7 +157,7 @@ def trainer_of(
 def weights(trainer: Trainer) -> dict[str, bytes]:
     """Every trained parameter of both models, as bytes."""
     return {
-        f"{side}.{name}": parameter.detach().numpy().tobytes()
+        f"{side}.{name}": parameter.detach().cpu().numpy().tobytes()
         for side, model in (("policy", trainer.policy), ("reward", trainer.reward))
         for name, parameter in model.trainable().items()
     }

@@ -203,7 +203,11 @@ OTHER = ECKey.generate_key("P-256", {"kid": "one"})
         "rubbish",
         signed()[:-4] + "AAAA",
     ],
-)
+    # Each process signs other bytes, and all must name the same tests.
+    ids=["issuer", "audience", "expired", "no expiry", "no issuer", "no audience", "not yet",
+         "nobody", "no address", "another key", "unsigned", "a shared secret", "rubbish",
+         "a changed signature"],
+)  # fmt: skip
 async def test_a_token_that_is_not_valid_here_lets_nobody_in(
     with_jwt: Identity, token: str
 ) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ares_stream.errors import BundleError, ProviderError, ScoringError
+from ares_stream.errors import BundleError, ProviderError, ResourceError, ScoringError
 from ares_stream.models.bundles import Bundle, Calibration, Outputs, RewardReference
-from ares_stream.scoring.model import calibrate, logit, quantile, read_outputs
+from ares_stream.scoring.model import ScoringModel, calibrate, logit, quantile, read_outputs
 from ares_stream.scoring.runtime import OnnxModel
 from ares_stream.scoring.tokenising import Tokens
-from tests.support.word_models import CRASH, WORDS, word_bundle
+from tests.support.word_models import CRASH, WEIGHTS, WORDS, word_bundle, word_model
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +46,64 @@ def test_a_batch_scores_as_its_inputs_alone(model: OnnxModel, texts: list[list[s
 def test_a_failing_run_is_a_scoring_error(model: OnnxModel) -> None:
     with pytest.raises(ScoringError, match="ONNX Runtime failed"):
         model.run([tokens("good"), tokens(CRASH)])
+
+
+@contextmanager
+def memory(mebibytes: int) -> Iterator[None]:
+    """This process may take so much more address space, and no more."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + (mebibytes << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def wide(folder: Path, labels: int) -> ScoringModel:
+    """A model that takes 4 bytes a token and label, twice."""
+    bundle = word_bundle(folder, "judge")
+    bundle.model.write_bytes(word_model(WEIGHTS, labels))
+    return ScoringModel(bundle, "cpu")
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved_until_it_does(tmp_path: Path) -> None:
+    model = wide(tmp_path, 20_000)
+    batch = [tokens(*["good"] * 60)] * 128
+    with memory(300):
+        with pytest.raises(ResourceError, match=r"no memory left for 7,680 tokens"):
+            model._onnx.run(batch)
+        results = model.run(batch)
+    assert not [item for item in results if isinstance(item, ScoringError)]
+    assert len(model.outputs(results)) == 128
+
+
+def test_one_input_that_memory_does_not_hold_is_no_fault_of_the_input(tmp_path: Path) -> None:
+    model = wide(tmp_path, 500_000)
+    with memory(100), pytest.raises(ResourceError, match="no memory left for 60 tokens"):
+        model.run([tokens(*["good"] * 60)])
+    assert len(model.run([tokens(*["good"] * 60)])) == 1
+
+
+def test_a_runtime_that_fails_on_what_it_answered_before_blames_no_input(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ScoringModel(bundle, "cpu")
+    broken = [tokens(CRASH)]
+    assert isinstance(model.run(broken)[0], ScoringError)
+    model.run([tokens("good")])
+    assert isinstance(model.run(broken)[0], ScoringError)
+
+    class Session:
+        """As after an error of a GPU: no run of the process succeeds any more."""
+
+        def run(self, *_: Any) -> Any:
+            raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+
+    monkeypatch.setattr(model._onnx, "_session", Session())
+    with pytest.raises(ResourceError, match="judge gives no answer any more on CPUExecution"):
+        model.run(broken)
 
 
 def test_the_provider_asked_for_is_the_one_in_use(bundle: Bundle, model: OnnxModel) -> None:

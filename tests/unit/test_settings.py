@@ -189,7 +189,7 @@ def test_a_secret_is_read_from_its_file_and_shown_nowhere(tmp_path: Path) -> Non
 def documented(page: str) -> dict[str, str]:
     """field → default, of the settings table of a page."""
     table = (DOCS / page).read_text().partition("## Settings")[2]
-    rows = re.findall(r"^\| `([a-z_.]+)` \| (.+?) \| .+ \|$", table, re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z0-9_.]+)` \| (.+?) \| .+ \|$", table, re.MULTILINE)
     return dict(rows)
 
 

@@ -116,7 +116,7 @@ class ReplaySpec:
                 "limits": self.limits.model_dump(),
                 "read": [self.read.record_bytes, self.read.batch_bytes],
                 "policies": [item.digest for item in self.resources.policies],
-                "provider": self.resources.config.provider,
+                "provider": [self.resources.config.provider, self.resources.config.tf32],
                 "what_if": what_if
                 and [what_if.judges, what_if.reward, what_if.policy and what_if.policy.digest],
                 "tolerance": self.tolerance.share,

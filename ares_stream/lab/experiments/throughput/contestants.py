@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +140,10 @@ def running(
     *,
     processes: int = 1,
     peers_python: Path | None = None,
+    scorer: Mapping[str, Any] | None = None,
 ) -> Iterator[Contestant]:
-    """A contestant, started and not waited for; killed with the block."""
+    """A contestant, started and not waited for; killed with the block. `scorer` are settings of
+    the `ares scorer` beside those that all have."""
     started: list[subprocess.Popen[bytes]] = []
     logs: list[Path] = []
     port: int | None = None
@@ -151,7 +153,9 @@ def running(
         if name == OURS:
             own = free_port()
             port = port or own
-            settings.write_text(yaml.safe_dump(_settings(prefix, pair, bootstrap, own)))
+            settings.write_text(
+                yaml.safe_dump(_settings(prefix, pair, bootstrap, own, scorer or {}))
+            )
             command = [sys.executable, "-m", "ares_stream", "scorer", "--settings", str(settings)]
         else:
             python = sys.executable if name == "confluent" else str(peers_python)
@@ -181,8 +185,10 @@ def running(
             process.wait()
 
 
-def _settings(prefix: str, pair: Pair, bootstrap: str, port: int) -> dict[str, Any]:
-    """Of the `ares scorer`: its defaults, on one input as the peers have."""
+def _settings(
+    prefix: str, pair: Pair, bootstrap: str, port: int, scorer: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Of the `ares scorer`: its defaults but for `scorer`, on one input as the peers have."""
     lane: Literal["production"] = "production"
     return {
         "kafka": {"bootstrap": bootstrap},
@@ -194,6 +200,7 @@ def _settings(prefix: str, pair: Pair, bootstrap: str, port: int) -> dict[str, A
             "reward": str(pair.reward.path.absolute()),
             "inputs": [{"topic": topic_name(prefix, PRODUCTION), "lane": lane}],
             "allow_shared_lineage": True,
+            **scorer,
         },
     }
 

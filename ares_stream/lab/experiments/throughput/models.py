@@ -1,14 +1,15 @@
-"""The models of the benchmarks: a BERT of MiniLM-L6's size with random weights, and one that
-computes nothing; each is judge and reward model both. And the conversations that they read."""
+"""The models of the benchmarks: BERTs with random weights, the usual one of MiniLM-L6's size, and
+one that computes nothing; each is judge and reward model both. And the conversations that they
+read."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -31,6 +32,9 @@ MEAN_LENGTH: Final = 159
 SIGMA: Final = 0.6
 """Of the logarithm of the length: chats are short, with a long tail."""
 VOCABULARY: Final = 8000
+Size = Literal["20M", "110M"]
+SHAPES: Final[Mapping[Size, tuple[int, int]]] = {"20M": (6, 384), "110M": (12, 768)}
+"""Layers and width: those of MiniLM-L6 and of BERT base; twelve heads, as both have."""
 SAFE: Final = Calibration(intercept=-3.0)
 """The judges find nearly everything safe, as they do in production: a coupled failure and a
 contested answer are copied to a second topic with their text."""
@@ -55,11 +59,11 @@ def null_pair(folder: Path) -> Pair:
     return _load(folder, "null-")
 
 
-def minilm_pair(folder: Path) -> Pair:
-    """Six layers of 384, twelve heads, random weights; exported once by torch."""
+def bert_pair(folder: Path, size: Size = "20M") -> Pair:
+    """Random weights; exported once by torch."""
     if not _made(folder, "judge", "reward"):
         with tempfile.TemporaryDirectory() as scratch:
-            exported = _export(Path(scratch))
+            exported = _export(Path(scratch), *SHAPES[size])
             _write_pair(folder, "", exported.model, exported.tokenizer)
     return _load(folder, "")
 
@@ -88,7 +92,7 @@ def _write_pair(folder: Path, prefix: str, model: Path, tokenizer: Path) -> None
         write_bundle(folder / name, manifest, {"model.onnx": model, "tokenizer.json": tokenizer})
 
 
-def _export(scratch: Path) -> Bundle:
+def _export(scratch: Path, layers: int, width: int) -> Bundle:
     import torch
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -99,9 +103,9 @@ def _export(scratch: Path) -> Bundle:
     tokenizer = learnt_tokenizer()
     config: dict[str, Any] = {
         "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": 384,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 6,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
         "num_attention_heads": 12,
         "num_labels": 1,
     }

@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from ares_stream.models.bundles import Bundle
 from ares_stream.scoring.batching import CPU, BatchPolicy, padding_share, plan
+from ares_stream.scoring.runtime import PROVIDERS, QUIET, Provider
 from ares_stream.scoring.tokenising import Tokens
 
 THREADS: Final = len(os.sched_getaffinity(0))
@@ -42,21 +43,32 @@ class Clock:
 
 
 class Raw:
-    """Sessions with the scorer's options."""
+    """Sessions with the scorer's options, on the CPU or on a GPU, which `tf32` lets round."""
 
-    def __init__(self, models: Sequence[Bundle]) -> None:
+    def __init__(
+        self, models: Sequence[Bundle], *, provider: Provider = "cpu", tf32: bool = False
+    ) -> None:
+        if provider == "cuda":
+            ort.preload_dlls()
+        own = {"use_tf32": str(int(tf32))} if provider == "cuda" else {}
         options = ort.SessionOptions()
+        options.log_severity_level = QUIET
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._sessions = [
             ort.InferenceSession(
-                str(bundle.model), sess_options=options, providers=["CPUExecutionProvider"]
+                str(bundle.model),
+                sess_options=options,
+                providers=[PROVIDERS[provider]],
+                provider_options=[own],
             )
             for bundle in models
         ]
         self._wanted = [{item.name for item in session.get_inputs()} for session in self._sessions]
 
-    def run(self, tokens: Sequence[Tokens], batches: Sequence[Sequence[int]]) -> Pass:
+    def run(
+        self, tokens: Sequence[Tokens], batches: Sequence[Sequence[int]], threads: int = THREADS
+    ) -> Pass:
         """Each conversation through every session."""
         feeds = [_feed([tokens[row] for row in batch]) for batch in batches]
         jobs = [
@@ -64,7 +76,7 @@ class Raw:
             for session, wanted in zip(self._sessions, self._wanted, strict=True)
             for feed in feeds
         ]
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             clock = Clock()
             list(pool.map(lambda job: job[0].run(None, job[1]), jobs))
             return clock.stop(len(tokens))

@@ -23,8 +23,8 @@ from ares_stream.lab.experiments.throughput.clients import Record, Sender, Visib
 from ares_stream.lab.experiments.throughput.contestants import GUARANTEES, Contestant, running
 from ares_stream.lab.experiments.throughput.models import (
     Pair,
+    bert_pair,
     conversations,
-    minilm_pair,
     null_pair,
     sized,
 )
@@ -163,7 +163,7 @@ class Bench:
     def _pair(self, models: Models) -> Pair:
         if models not in self._pairs:
             self._progress(f"{models} models")
-            make = null_pair if models == "null" else minilm_pair
+            make = null_pair if models == "null" else bert_pair
             self._pairs[models] = make(self._folder)
         return self._pairs[models]
 
