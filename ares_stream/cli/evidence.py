@@ -73,7 +73,7 @@ def command(
         raise SettingsError("name --out or --compare, and not both")
     period = Period(_time("--since", since), _time("--until", until))
     if period.since >= period.until:
-        raise SettingsError("--until: lies before --since")
+        raise SettingsError("--until: is not after --since")
     if out is not None:
         check_new_folder("--out", out)
     kept = {}

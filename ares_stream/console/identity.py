@@ -7,6 +7,7 @@ is told so in one sentence that quotes nothing of the request.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -21,7 +22,6 @@ from typing import Any, Final
 
 import httpx
 from joserfc import jwt
-from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 from starlette.requests import Request
 
@@ -182,6 +182,7 @@ class _SignedTokens:
         self.policy = policy
         self._clock = clock
         self._read_at = -KEYS_SECONDS
+        self._fetching = asyncio.Lock()
         self._keys: KeySet | None = None
         self._fetched_at = clock()
         self._claims = jwt.JWTClaimsRegistry(
@@ -200,14 +201,14 @@ class _SignedTokens:
         keys = await self._newer() if self._keys is None or is_old else self._keys
         try:
             claims = self._verified(value, keys)
-        except (JoseError, ValueError):
+        except ValueError:
             # Keys are rotated: an unknown one may be new.
             newer = await self._newer()
             if newer is keys:
                 raise RefusedError("the proxy's token is not valid here") from None
             try:
                 claims = self._verified(value, newer)
-            except (JoseError, ValueError):
+            except ValueError:
                 raise RefusedError("the proxy's token is not valid here") from None
         name = claims.get(self.policy.claim)
         if not isinstance(name, str):
@@ -215,18 +216,26 @@ class _SignedTokens:
         return name
 
     def _verified(self, value: str, keys: KeySet) -> Mapping[str, Any]:
-        token = jwt.decode(value, keys, algorithms=ALGORITHMS)
-        self._claims.validate(token.claims)
-        return token.claims
+        try:
+            token = jwt.decode(value, keys, algorithms=ALGORITHMS)
+            self._claims.validate(token.claims)
+            return dict(token.claims)
+        except Exception:  # Whoever asks writes the token: it may make the library raise anything.
+            raise ValueError("not a token of these keys") from None
 
     async def _newer(self) -> KeySet:
+        # Who comes while the keys are fetched waits for them.
+        async with self._fetching:
+            return await self._fetched()
+
+    async def _fetched(self) -> KeySet:
         due = self._clock() - self._read_at >= KEYS_SECONDS
         if due:
             self._read_at = self._clock()
             try:
                 self._keys = await self._fetch()
                 self._fetched_at = self._clock()
-            except (httpx.HTTPError, SettingsError) as error:
+            except (httpx.HTTPError, TimeoutError, SettingsError) as error:
                 if self._keys is None:
                     raise RefusedError("the proxy's keys cannot be read now") from error
         if self._keys is None:
@@ -237,18 +246,24 @@ class _SignedTokens:
         if self.policy.jwks_file is not None:
             return _key_set(self.policy.jwks_file.name, read_text(self.policy.jwks_file))
         url = self.policy.jwks_url or ""
-        async with httpx.AsyncClient(timeout=FETCH_SECONDS, trust_env=False) as client:
-            answer = await client.get(url)
+        raw = b""
+        async with (
+            asyncio.timeout(FETCH_SECONDS),
+            httpx.AsyncClient(timeout=FETCH_SECONDS, trust_env=False) as client,
+            client.stream("GET", url) as answer,
+        ):
             answer.raise_for_status()
-        if len(answer.content) > MAX_KEYS_BYTES:
-            raise SettingsError("console.identity.jwt.jwks_url: answered with too much")
-        return _key_set(url, answer.text)
+            async for part in answer.aiter_bytes(MAX_KEYS_BYTES):
+                raw += part
+                if len(raw) > MAX_KEYS_BYTES:
+                    raise SettingsError("console.identity.jwt.jwks_url: answered with too much")
+        return _key_set(url, raw.decode(errors="replace"))
 
 
 def _key_set(source: str, text: str) -> KeySet:
     try:
         keys = KeySet.import_key_set(json.loads(text))
-    except (JoseError, ValueError, TypeError, KeyError):
+    except Exception:  # See _verified.
         raise SettingsError(f"{source}: not a JSON Web Key Set") from None
     if any(key.key_type == "oct" for key in keys.keys):
         raise SettingsError(f"{source}: holds a shared secret; expected public keys only")

@@ -108,6 +108,8 @@ class ReviewQueue:
         self._labels: dict[str, dict[str, Label]] = {}
         self._keys: dict[bytes, tuple[str, str]] = {}
         self._leases: dict[str, list[Lease]] = defaultdict(list)
+        self._saw: dict[str, set[str]] = {}
+        """By interaction, who has seen what others said of it."""
         self.dropped = 0
         """Items that nobody has seen and for which there was no room."""
 
@@ -172,8 +174,14 @@ class ReviewQueue:
         """Whether the person may decide it: an opinion is missing that nobody else is about to
         give, and theirs is not among those given."""
         given = self._labels.get(item.interaction, {})
+        if reviewer in self._saw.get(item.interaction, ()):
+            return False  # Also after an undo: an opinion is blind, or it is none more.
         others = sum(held.reviewer != reviewer for held in self._held(item, now))
         return reviewer not in given and len(given) + others < self.needed(item)
+
+    def saw_others(self, item: Item, reviewer: str) -> None:
+        """The person has been shown what others said of the item."""
+        self._saw.setdefault(item.interaction, set()).add(reviewer)
 
     def find(self, name: str) -> Item | None:
         """The item of a verdict's id."""
@@ -274,6 +282,7 @@ class ReviewQueue:
     def _forget(self, name: str) -> None:
         item = self._items.pop(name)
         self._leases.pop(name, None)
+        self._saw.pop(item.interaction, None)
         if self._by_interaction.get(item.interaction) == name:
             del self._by_interaction[item.interaction]
         entry = (rank(item), name)

@@ -46,9 +46,13 @@ async def item(call: Call) -> Response:
         if not free and not mine:
             raise WrongError(409, "somebody else has this item, or it has all its opinions")
         text, why = await call.opened(found)
-    # Others' opinions are told only to who has given one: a second opinion is blind.
-    others = queue.labels(found.interaction) if mine else []
-    return call.page("item", item=found, text=text, why=why, free=free, mine=mine, others=others,
+    # An opinion is blind: what the judge and others say is told to who has given theirs and asks,
+    # and that one stands or is taken back, but no other takes its place.
+    said = bool(mine) and call.request.query_params.get("said") == "1"
+    if said:
+        queue.saw_others(found, call.person.name)
+    return call.page("item", item=found, text=text, why=why, free=free, mine=mine, said=said,
+                     others=queue.labels(found.interaction) if said else mine,
                      reasons=REASONS)  # fmt: skip
 
 

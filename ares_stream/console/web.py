@@ -47,6 +47,7 @@ KEYS: Final[Mapping[str, tuple[str, str]]] = {
     "skip": ("k", "skip"),
     "reason": ("r", "write the reason"),
     "next": ("n", "next item"),
+    "said": ("o", "what the judge and others say"),
     "mine": ("m", "my decisions, to undo one"),
     "failures": ("f", "coupled failures and their causes"),
     "releases": ("e", "releases"),

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from ares_stream.scoring.occlusion import Explanation
 
 RETRY_SECONDS: Final = 1.0
+MAX_PLAN_LETTERS: Final = 64
 MAX_BENIGN: Final = 5_000
 """Rows of `console.reference` that are compared; memory grows with their text."""
 READ_SECONDS: Final = 10.0
@@ -376,4 +377,5 @@ class Writer:
 
     def _run(self, plan: str) -> RunDirectory | None:
         # A plan's id is a digest; anything else names no directory of ours.
-        return RunDirectory(self._settings.repairer.work / plan) if plan.isalnum() else None
+        is_ours = plan.isascii() and plan.isalnum() and len(plan) <= MAX_PLAN_LETTERS
+        return RunDirectory(self._settings.repairer.work / plan) if is_ours else None

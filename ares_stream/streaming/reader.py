@@ -117,7 +117,9 @@ async def snapshot(
         await _settle(committed, ends, settle_seconds)
         starts = await committed.beginning_offsets(partitions)
         if since_ms is not None:
-            found = await committed.offsets_for_times(dict.fromkeys(partitions, since_ms))
+            # Before 1970 there is no record; -1 and -2 mean other things to a broker.
+            times = dict.fromkeys(partitions, max(0, since_ms))
+            found = await committed.offsets_for_times(times)
             for partition, hit in found.items():
                 starts[partition] = ends[partition] if hit is None else hit.offset
     return tuple(

@@ -218,6 +218,8 @@ async def test_a_decision_a_blind_look_an_undo_and_what_the_topics_say_of_it(
         assert (label.harmful, label.reviewer, label.reason) == (True, "ada", "gives usable help")
         assert abs((datetime.now(UTC) - label.decided_at).total_seconds()) < SECONDS
         assert record.key == label.key
+        # What the judge says is told to who has decided, and asks.
+        assert "Judge" not in (await ada.get(path)).text
         # Undo: the deletion says who and when.
         await ada.post(f"{path}/undo", data=form)
         undone = (await console.records(topics.LABELS))[-1]

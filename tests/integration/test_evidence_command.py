@@ -128,7 +128,7 @@ async def test_options_that_say_nothing_or_two_things_are_refused(tmp_path: Path
         (period, "name --out or --compare"),
         ((*period, "--out", "a", "--compare", "b"), "name --out or --compare"),
         (("--since", "November", "--until", "2026-11-01", "--out", "a"), "expected a time such as"),
-        (("--since", "2026-11-01", "--until", "2026-10-01", "--out", "a"), "lies before --since"),
+        (("--since", "2026-11-01", "--until", "2026-10-01", "--out", "a"), "is not after --since"),
         ((*period, "--out", str(tmp_path / "there")), "exists already"),
         ((*period, "--compare", str(tmp_path / "there")), "evidence.json: cannot be read"),
     ):

@@ -113,6 +113,10 @@ async def test_a_read_from_a_time_leaves_out_what_is_older(
 
     late = await everything(connection, name, since_ms=1_700_000_000_007)
     never = await everything(connection, name, since_ms=1_800_000_000_000)
+    # Before 1970 all of them are younger.
+    for early in (-1, -2, -(10**14)):
+        whole = await everything(connection, name, since_ms=early)
+        assert len(whole) == len(await everything(connection, name))
 
     assert [record.value for record in late] == [b"7", b"8", b"9"]
     assert never == []

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import hashlib
+import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from joserfc import jwt
+from joserfc import jws, jwt
 from joserfc.jwk import ECKey, KeySet, OctKey
 from starlette.requests import Request
 
@@ -296,6 +301,126 @@ async def test_a_session_is_its_owners_until_it_ends_and_no_one_can_forge_one(
     clock[0] += 3601
     with pytest.raises(RefusedError, match="ended"):
         await identity.person(request({}, cookie=cookie))
+
+
+STRANGE: Final[tuple[object, ...]] = (
+    None, [], {}, 1, -1, float("inf"), True, "", "one", ["one"], {"a": 1}, "../../etc/passwd",
+    "x" * 20_000, "\x00", "none", "HS256", [["ares"]], 10**30,
+)  # fmt: skip
+
+
+def _part(value: object) -> str:
+    raw = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def strange_tokens() -> Iterator[str]:
+    """Tokens with one field that no issuer writes, and public keys taken for shared secrets."""
+    head, body, signature = signed().split(".")
+    for name in ("alg", "kid", "typ", "crit", "b64", "jwk", "jku", "x5c", "zip"):
+        for value in STRANGE:
+            other = _part({"alg": "ES256", "kid": "one"} | {name: value})
+            if other != head:
+                yield f"{other}.{body}.{signature}"
+    for payload in (b"[]", b"1", b"null", b"", b"\xff", b"[" * 50_000, b'{"a":' * 50_000):
+        yield jws.serialize_compact({"alg": "ES256", "kid": "one"}, payload, SIGNER)
+    for name in ("iss", "aud", "email"):
+        for value in STRANGE:
+            payload = json.dumps(CLAIMS | {name: value}).encode()
+            if not (name == "email" and value in ("one", "none", "HS256")):
+                yield jws.serialize_compact({"alg": "ES256", "kid": "one"}, payload, SIGNER)
+    secret = SIGNER.as_pem(private=False)
+    for algorithm, digest in (("HS256", "sha256"), ("HS512", "sha512")):
+        text = f"{_part({'alg': algorithm, 'kid': 'one'})}.{_part(CLAIMS)}"
+        yield f"{text}.{_part(hmac.digest(secret, text.encode(), digest))}"
+    yield from (".", "..", "...", "a.b.c", ".".join("abcde"), "\x00", "é.é.é", signed() + ".x")
+
+
+async def test_whatever_stands_in_a_token_it_lets_nobody_in_and_breaks_nothing(
+    with_jwt: Identity,
+) -> None:
+    count = 0
+    for token in strange_tokens():
+        with pytest.raises(RefusedError):
+            await with_jwt.person(request({"authorization": f"Bearer {token}"}))
+        count += 1
+    assert count > 150
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "1", "null", "{}", '{"keys":null}', '{"keys":[1]}', '{"keys":[{}]}', '{"keys":"x"}',
+     '{"keys":[{"kty":["oct"]}]}', '{"keys":[{"kty":"EC","crv":[],"x":1,"y":{}}]}',
+     '{"keys":[{"kty":"OKP","crv":"Ed25519","x":"AA"}]}', "[" * 100_000],
+)  # fmt: skip
+def test_what_is_no_key_set_is_named_and_breaks_nothing(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "jwks.json"
+    file.write_text(text)
+    policy = JwtPolicy(issuer="i", audience="a", jwks_file=file)
+    with pytest.raises(SettingsError, match="jwks"):
+        Identity(IdentityPolicy(jwt=policy), KEY)
+
+
+@asynccontextmanager
+async def answering(*parts: bytes, waits: asyncio.Event | None = None) -> AsyncIterator[str]:
+    """The URL of a server that sends these, the last one for ever."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.CancelledError):
+            await reader.readuntil(b"\r\n\r\n")
+            if waits is not None:
+                await waits.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n")
+            for part in parts[:-1]:
+                writer.write(part)
+            while parts[-1]:
+                writer.write(parts[-1])
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/jwks"
+    finally:
+        server.close()
+
+
+def by_url(url: str) -> Identity:
+    policy = JwtPolicy(issuer="https://idp", audience="ares", jwks_url=url)
+    return Identity(IdentityPolicy(jwt=policy), KEY, lambda: NOW)
+
+
+async def test_keys_without_an_end_fill_no_memory() -> None:
+    async with answering(b" " * 65_536) as url:
+        with pytest.raises(RefusedError, match="cannot be read now"):
+            await by_url(url).person(request({"authorization": signed()}))
+
+
+async def test_who_comes_while_the_keys_are_fetched_waits_for_them() -> None:
+    keys = json.dumps(KeySet([SIGNER]).as_dict(private=False)).encode()
+    ready = asyncio.Event()
+    async with answering(keys, b"", waits=ready) as url:
+        identity = by_url(url)
+        asked = [
+            asyncio.create_task(identity.person(request({"authorization": signed()})))
+            for _ in range(3)
+        ]
+        await asyncio.sleep(0)
+        ready.set()
+        assert {item.name for item in await asyncio.gather(*asked)} == {"ada@example.org"}
+
+
+def test_whoever_has_seen_what_others_say_decides_it_no_more() -> None:
+    desk = queue(1, second_opinions=1.0)
+    first = desk.take("ada", 0.0)
+    assert first is not None
+    mine = label(0, "ada")
+    desk.add_label(mine.key, mine)
+    desk.saw_others(first, "ada")
+    desk.remove_label(mine.key)
+    assert desk.take("ada", 1.0) is None
+    assert desk.take("bob", 1.0) == first
+    assert desk.waiting == 1
 
 
 def test_without_a_way_in_the_service_does_not_start() -> None:
