@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -159,13 +160,17 @@ class Evidence:
         self._undone = 0
         self._repairs: dict[str, RepairReport] = {}
         self._alarms: dict[str, Alarm] = {}
+        self._earlier: dict[str, Alarm] = {}
         self._acknowledged: dict[str, AlarmAcknowledgement] = {}
         self._letters: Counter[tuple[str, str, str]] = Counter()
         self._heads: dict[tuple[str, int], Checkpoint] = {}
 
     def take(self, name: str, record: InboundRecord) -> None:
         """One record of the topic whose name without prefix is `name`. Of another time, it is
-        not looked at."""
+        not looked at; but for alarms, of which those that were raised before the period and were
+        open when it began are incidents of it."""
+        if name == topics.ALARMS and record.timestamp_ms < self._period.since_ms:
+            self._remember(record)
         if not self._period.since_ms <= record.timestamp_ms < self._period.until_ms:
             return
         self._cover(record)
@@ -223,6 +228,19 @@ class Evidence:
             self._alarms[told.id] = told
         else:
             self._acknowledged[told.alarm_id] = told
+
+    def _remember(self, record: InboundRecord) -> None:
+        with suppress(DecodeError):  # Of another time: not counted here.
+            told = decode_told(record.value)
+            if isinstance(told, Alarm):
+                self._earlier[told.id] = told
+            else:
+                self._earlier.pop(told.alarm_id, None)
+
+    def _open_or_raised(self) -> list[Alarm]:
+        """Alarms of the period, in order of time: open when it began, or raised in it."""
+        found = self._earlier | self._alarms
+        return sorted(found.values(), key=lambda item: (item.raised_at, item.id))
 
     def _take_letter(self, record: InboundRecord) -> None:
         topic, _, _ = source_of(record)
@@ -367,7 +385,7 @@ class Evidence:
 
     def _alarm_rows(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
-        for alarm in sorted(self._alarms.values(), key=lambda item: (item.raised_at, item.id)):
+        for alarm in self._open_or_raised():
             seen = self._acknowledged.get(alarm.id)
             row = alarm.model_dump(mode="json", exclude={"schema_", "evidence", "covers"})
             row["records"] = [item.model_dump(mode="json") for item in alarm.evidence]
@@ -380,7 +398,7 @@ class Evidence:
     def _incidents(self, steps: Sequence[Release]) -> list[dict[str, Any]]:
         """What somebody has to answer for, in order of time."""
         rows: list[tuple[datetime, str, str, str]] = []
-        for alarm in self._alarms.values():
+        for alarm in self._open_or_raised():
             seen = self._acknowledged.get(alarm.id)
             done = "nobody has taken note" if seen is None else f"{seen.by}: {seen.note}"
             rows.append((alarm.raised_at, f"alarm {alarm.kind}", alarm.summary, done))

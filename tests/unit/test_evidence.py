@@ -232,6 +232,34 @@ def test_what_is_said_is_what_was_recorded_in_the_period() -> None:
     assert covered["ares.verdicts", 1]["records"] == 30
 
 
+def test_an_alarm_without_an_end_is_an_incident_of_every_period_until_somebody_takes_note() -> None:
+    def told(name: str, minute: int) -> Row:
+        seen = AlarmAcknowledgement(alarm_id=name, by="ann", at=NOON, note=f"note on {name}")
+        return record(topics.ALARMS, 9, seen, minute)
+
+    evidence = Evidence(PERIOD, EVERY, "either")
+    for row in (
+        record(topics.ALARMS, 0, alarm("open"), -900),
+        record(topics.ALARMS, 1, alarm("over"), -800),
+        told("over", -700),
+        record(topics.ALARMS, 2, alarm("seen now"), -600),
+        ("alarms", InboundRecord("ares.alarms", 0, 3, BEGIN - 1, b"k", b"rubbish")),
+        told("seen now", 5),
+        record(topics.ALARMS, 4, alarm("new"), 6),
+        record(topics.ALARMS, 5, alarm("later"), 60 * 24 * 40),
+    ):
+        evidence.take(*row)
+    document = evidence.document(LOG)
+    notes = {row["id"]: row["acknowledged"] and row["acknowledged"]["note"]
+             for row in document["alarms"]}  # fmt: skip
+    assert notes == {"open": None, "seen now": "note on seen now", "new": None}
+    incidents = [row for row in document["incidents"] if row["kind"].startswith("alarm")]
+    assert len(incidents) == 3
+    # What was read is what lies in the period.
+    (covered,) = document["covers"]["topics"]
+    assert covered["records"] == 2
+
+
 def test_the_gate_of_a_repair_that_was_rejected_stands_beside_those_of_releases() -> None:
     """It makes no release that could name it."""
     refused = decide(Table(overall=REPAIRED), Table(overall=INCUMBENT), GatePolicy())
