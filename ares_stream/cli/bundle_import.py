@@ -166,19 +166,11 @@ def onnx(
 
 
 def _templates(first: Path | None, second: Path | None) -> tuple[str, str | None] | None:
+    from ares_stream.files import read_text
+
     if first is None:
         return None
-    return _text(first), None if second is None else _text(second)
-
-
-def _text(file: Path) -> str:
-    from ares_stream.errors import SettingsError
-
-    try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is no text in UTF-8"
-        raise SettingsError(f"{file}: cannot be read: {reason}") from None
+    return read_text(first), None if second is None else read_text(second)
 
 
 def _tell(found: Candidate, readings: Sequence[Reading]) -> None:

@@ -134,9 +134,11 @@ def read_annotations(
     are passed with the reason. Raises InputError naming the file and the task's place for what is
     no JSON export.
     """
-    if file.stat().st_size > MAX_BYTES:
+    with file.open("rb") as stream:
+        raw_document = stream.read(MAX_BYTES + 1)
+    if len(raw_document) > MAX_BYTES:
         raise InputError(f"{file}: larger than {MAX_BYTES:,} bytes; export in parts")
-    document = parse_json(file.read_bytes())
+    document = parse_json(raw_document)
     if not isinstance(document, list):
         raise InputError(f"{file}: expected a list of tasks; export from Label Studio as JSON")
     found = Export()

@@ -84,6 +84,7 @@ def verify_signature(path: Path, public_key: Path) -> None:
 
 def _readable(key: Path) -> None:
     try:
-        key.read_bytes()
+        with key.open("rb") as stream:
+            stream.read(1)
     except OSError as error:
         raise SettingsError(f"{key}: cannot be read: {error.strerror}") from None

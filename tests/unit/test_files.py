@@ -17,7 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
-from ares_stream.errors import AresError, DecodeError, FileFormatError, RepairError, SettingsError
+from ares_stream.cli.bundle_import import _templates
+from ares_stream.errors import (
+    AresError,
+    DecodeError,
+    FileFormatError,
+    InputError,
+    RepairError,
+    SettingsError,
+)
 from ares_stream.files import (
     check_outputs,
     checked_api_key,
@@ -34,6 +42,7 @@ from ares_stream.files import (
     written_folder,
     written_whole,
 )
+from ares_stream.interchange.label_studio import read_annotations
 from ares_stream.probes.plan import CampaignFile, load_campaign
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.mapping import load_mapping
@@ -404,3 +413,24 @@ def test_outputs_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     check_outputs({"--json": Path("/dev/null"), "--report": Path("/dev/null")}, {})
     check_outputs({"--report": tmp_path / "new" / "deep" / "page.html"}, {"FILE": file})
     assert not (tmp_path / "new").exists()
+
+
+def endless(tmp_path: Path, name: str) -> Path:
+    (tmp_path / name).symlink_to("/dev/zero")
+    return tmp_path / name
+
+
+def test_an_export_without_an_end_is_refused_by_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ares_stream.interchange.label_studio.MAX_BYTES", 1 << 20)
+    with pytest.raises(InputError, match=r"export\.json: larger than 1,048,576 bytes"):
+        read_annotations(endless(tmp_path, "export.json"), {})
+
+
+def test_a_template_without_an_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_text, "__kwdefaults__", {"error": SettingsError, "limit": 1 << 20})
+    with pytest.raises(SettingsError, match="template: larger than 1,048,576 bytes"):
+        _templates(endless(tmp_path, "template"), None)
