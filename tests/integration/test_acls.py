@@ -37,7 +37,8 @@ pytestmark = pytest.mark.kafka
 
 PREFIX: Final = "x."
 NAMES: Final = Names(PREFIX)
-SECONDS: Final = 30.0
+SECONDS: Final = 60.0
+"""Readers wait for a transaction that was left open, up to the 30 s after which it ends."""
 CODES: Final = {
     "topic": 2,
     "group": 3,
