@@ -49,6 +49,51 @@ def metric_names(expression: promql_parser.Expr) -> set[str]:
     return found
 
 
+def labels_of(expression: promql_parser.Expr) -> frozenset[str] | None:
+    """Labels that the result of it has; None where they are those of its series."""
+    if isinstance(expression, promql_parser.ParenExpr | promql_parser.UnaryExpr):
+        return labels_of(expression.expr)
+    if isinstance(expression, promql_parser.AggregateExpr):
+        modifier = expression.modifier
+        if modifier is None:
+            return frozenset()
+        by = modifier.type == promql_parser.AggModifierType.By
+        return frozenset(modifier.labels) if by else None
+    if isinstance(expression, promql_parser.Call):
+        if expression.func.name.startswith("absent"):
+            return frozenset()
+        return next((labels_of(item) for item in expression.args if not _is_scalar(item)), None)
+    if isinstance(expression, promql_parser.BinaryExpr):
+        return _of_two(expression)
+    return None
+
+
+def _of_two(expression: promql_parser.BinaryExpr) -> frozenset[str] | None:
+    left, right = expression.lhs, expression.rhs
+    if _is_scalar(left):
+        return labels_of(right)
+    operator, modifier = str(expression.op), expression.modifier
+    if operator == "or":
+        both = [item for item in (labels_of(left), labels_of(right)) if item is not None]
+        return frozenset.intersection(*both) if both else None
+    if modifier is None or operator in ("and", "unless") or _is_scalar(right):
+        return labels_of(left)
+    matching = modifier.matching
+    alone = modifier.card == promql_parser.VectorMatchCardinality.OneToOne
+    # The type of what matches is not among the names that the module exports.
+    if alone and matching is not None and str(matching.type).endswith("Include"):
+        return frozenset(matching.labels)
+    return labels_of(left)
+
+
+def _is_scalar(expression: promql_parser.Expr) -> bool:
+    if isinstance(expression, promql_parser.ParenExpr):
+        return _is_scalar(expression.expr)
+    if isinstance(expression, promql_parser.Call):
+        return expression.func.name in ("time", "scalar")
+    return isinstance(expression, promql_parser.NumberLiteral)
+
+
 @cache
 def known_metrics() -> frozenset[str]:
     """Every series name that a service can show, and `up`."""

@@ -13,7 +13,7 @@ import promql_parser
 import pytest
 import yaml
 
-from tests.support.promql import KUBERNETES, known_metrics, metric_names
+from tests.support.promql import KUBERNETES, known_metrics, labels_of, metric_names
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = sorted((ROOT / "helm/ares-stream/rules").rglob("*.yaml"))
@@ -88,6 +88,41 @@ def test_an_alert_says_how_grave_it_is_what_it_means_and_where_to_read_on(
     assert len(notes["summary"]) < 120
     assert notes["description"].endswith(".")
     assert notes["runbook_url"] == RUNBOOK + rule["alert"].lower()
+
+
+@pytest.mark.parametrize(
+    ("expression", "labels"),
+    [
+        ("sum by (a, b) (rate(x[5m])) > 3", {"a", "b"}),
+        ("3 < sum by (a) (x)", {"a"}),
+        ("time() - max by (a) (x) > 3", {"a"}),
+        ("sum(x) > 3", set()),
+        ("absent(x)", set()),
+        ("sum without (a) (x)", None),
+        ("increase(x[5m]) > 0", None),
+        ("x > on (a) group_left () y", None),
+        ("x > on (a) y", {"a"}),
+        ("x and on (a) y", None),
+        ("max by (a, b) (x) or max by (a, c) (y)", {"a"}),
+        ("absent(x) or count by (a) (x)", set()),
+    ],
+)
+def test_the_labels_of_a_result_are_read_from_its_expression(
+    expression: str, labels: set[str] | None
+) -> None:
+    found = labels_of(promql_parser.parse(expression))
+    assert found == (None if labels is None else frozenset(labels))
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+def test_an_alert_speaks_of_labels_that_it_has_and_tells_installations_apart(
+    rule: dict[str, Any],
+) -> None:
+    labels = labels_of(promql_parser.parse(rule["expr"]))
+    spoken = set(re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values())))
+    if labels is not None:
+        assert spoken <= labels | rule["labels"].keys()
+        assert "namespace" in labels or "absent(" in rule["expr"]
 
 
 def test_the_runbook_has_a_section_for_each_alert_and_for_nothing_else() -> None:
