@@ -338,7 +338,7 @@ async def test_an_alert_fires_leads_to_its_verdicts_and_ends_and_every_panel_has
         rules = [
             rule for group in (await prometheus.ask("rules"))["groups"] for rule in group["rules"]
         ]
-        assert len(rules) > 40
+        assert len(rules) > 50
         assert {(rule["name"], rule["health"]) for rule in rules if rule["health"] != "ok"} == set()
         # A person takes note of the alarms, and the alerts end.
         await served.stop("prober")
