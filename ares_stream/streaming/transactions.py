@@ -70,7 +70,7 @@ class TransactionalProducer:
 
         await producer.start()
         await producer.begin(records, group)
-        results = await producer.write(offsets)
+        unsent = await producer.write(offsets)
         await producer.commit()
 
     Each method asks again until it is answered: the caller sets the deadline. After an error
@@ -115,6 +115,7 @@ class TransactionalProducer:
             self._id, self._epoch = response.producer_id, response.producer_epoch
 
         await self._ask_about_id(request, started)
+        self._unanswered = False
 
     async def begin(
         self, records: Sequence[OutboundRecord], group: str, *, alone: Container[int] = frozenset()
@@ -146,6 +147,7 @@ class TransactionalProducer:
         await self._ask_about_id(
             request, lambda response: self._raise_for(response.error_code), again=False
         )
+        self._batches = {}
 
     async def _add_group(self) -> None:
         request = AddOffsetsToTxnRequest(self._name, self._id, self._epoch, self._group)

@@ -211,6 +211,15 @@ async def test_a_request_that_is_lost_is_asked_again_and_another_epoch_must_foll
     assert producer.lacks_answers
 
 
+async def test_a_start_that_is_lost_is_made_again_and_begins_an_epoch_of_its_own(
+    brokers: Brokers,
+) -> None:
+    brokers.faults["InitProducerId"] = [KafkaConnectionError("gone")]
+    producer = await started(brokers)
+    assert brokers.asked == ["InitProducerId"] * 2
+    assert not producer.lacks_answers
+
+
 @pytest.mark.parametrize("fault", [KafkaConnectionError("gone"), RequestTimedOutError()])
 async def test_a_commit_that_is_lost_is_not_asked_for_twice(
     brokers: Brokers, fault: Exception
