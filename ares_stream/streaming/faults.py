@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -147,6 +147,16 @@ def client_faults() -> Iterator[None]:
         if not _is_of_the_client(error):
             raise
         raise KafkaError(f"{type(error).__name__} inside the client") from error
+
+
+@contextmanager
+def faults_as(explain: Callable[[Exception], Exception]) -> Iterator[None]:
+    """What Kafka or its client raises in the block, as `explain` says it; see `client_faults`."""
+    try:
+        with client_faults():
+            yield
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise explain(error) from error
 
 
 def _is_of_the_client(error: Exception) -> bool:

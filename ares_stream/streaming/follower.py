@@ -9,12 +9,12 @@ from types import TracebackType
 from typing import Final, Self
 
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.errors import OffsetOutOfRangeError
 
 from ares_stream.errors import StreamError
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import explained
+from ares_stream.streaming.faults import explained, faults_as
 from ares_stream.streaming.fetching import BatchConsumer, end_consumer, read_batches
 from ares_stream.streaming.log_identity import LastRecord, LogChange, LogIdentity
 from ares_stream.streaming.reader import POLL_MS, READ_LIMITS
@@ -81,13 +81,12 @@ class Follower:
 
     async def __aenter__(self) -> Self:
         try:
-            async with asyncio.timeout(REQUEST_SECONDS):
-                await self._consumer.start()
+            with faults_as(self._failed):
+                async with asyncio.timeout(REQUEST_SECONDS):
+                    await self._consumer.start()
             await self._assign()
-        except BaseException as error:
+        except BaseException:
             await self._stop()
-            if isinstance(error, (KafkaError, OSError, TimeoutError)):
-                raise self._failed(error) from error
             raise
         return self
 
@@ -132,32 +131,32 @@ class Follower:
         """The next records, in order within each partition; none after a short wait."""
         if time.monotonic() - self._counted > PARTITIONS_SECONDS:
             await self._assign()
-        try:
-            batches = await self._consumer.getbatches(
-                *self._due(), timeout_ms=POLL_MS, most=self._most
-            )
-            found: list[InboundRecord] = []
-            for partition, fetched in batches.items():
-                if await self._is_of_another_log(partition, fetched[0].leader_epoch):
-                    await self._mend([partition])
-                    continue
-                self._epochs[partition] = fetched[-1].leader_epoch
-                last: InboundRecord | None = None
-                async for record in read_batches(fetched, READ_LIMITS, self._unreadable):
-                    self._stamps[partition] = record.timestamp_ms
-                    found.append(record)
-                    last = record
-                if last is not None:
-                    self._remember(partition, last)
-            for partition in self._consumer.assignment():
-                # Past the markers of transactions as well, which are no records.
-                place = (partition.topic, partition.partition)
-                self._positions[place] = await self._consumer.position(partition)
-        except OffsetOutOfRangeError as error:
-            await self._mend(error.args[0] if error.args else ())
-            return []
-        except (KafkaError, OSError, TimeoutError) as error:
-            raise self._failed(error) from error
+        with faults_as(self._failed):
+            try:
+                return await self._next()
+            except OffsetOutOfRangeError as error:
+                await self._mend(error.args[0] if error.args else ())
+        return []
+
+    async def _next(self) -> list[InboundRecord]:
+        batches = await self._consumer.getbatches(*self._due(), timeout_ms=POLL_MS, most=self._most)
+        found: list[InboundRecord] = []
+        for partition, fetched in batches.items():
+            if await self._is_of_another_log(partition, fetched[0].leader_epoch):
+                await self._mend([partition])
+                continue
+            self._epochs[partition] = fetched[-1].leader_epoch
+            last: InboundRecord | None = None
+            async for record in read_batches(fetched, READ_LIMITS, self._unreadable):
+                self._stamps[partition] = record.timestamp_ms
+                found.append(record)
+                last = record
+            if last is not None:
+                self._remember(partition, last)
+        for partition in self._consumer.assignment():
+            # Past the markers of transactions as well, which are no records.
+            place = (partition.topic, partition.partition)
+            self._positions[place] = await self._consumer.position(partition)
         return found
 
     def _due(self) -> Iterable[TopicPartition]:
@@ -196,11 +195,9 @@ class Follower:
         return self._ids.get(item.topic, "")
 
     async def _ask_ids(self) -> None:
-        try:
+        with faults_as(self._failed):
             async with asyncio.timeout(REQUEST_SECONDS):
                 self._ids = await self._consumer.topic_ids(self._topics)
-        except (KafkaError, OSError, TimeoutError) as error:
-            raise self._failed(error) from error
 
     async def _assign(self) -> None:
         """Take partitions that were added, and those of topics that were made anew."""
@@ -224,13 +221,11 @@ class Follower:
         have been faster, the log truncated or another one."""
         broken = list(items) or list(self._consumer.assignment())
         await self._ask_ids()
-        try:
+        with faults_as(self._failed):
             async with asyncio.timeout(REQUEST_SECONDS):
                 starts = await self._consumer.beginning_offsets(broken)
                 ends = await self._consumer.end_offsets(broken)
             changes = await asyncio.gather(*(self._change(item) for item in broken))
-        except (KafkaError, OSError, TimeoutError) as error:
-            raise self._failed(error) from error
         for item, change in zip(broken, changes, strict=True):
             self._place(item, starts[item], ends[item], change)
 

@@ -19,7 +19,7 @@ from aiokafka.errors import (
 from ares_stream.errors import BrokerError, InputError, StreamError
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import client_faults, explained
+from ares_stream.streaming.faults import client_faults, explained, faults_as
 from ares_stream.streaming.fetching import end_consumer
 from ares_stream.streaming.publisher import (
     MAX_REQUEST_BYTES,
@@ -64,13 +64,11 @@ class Journal:
             max_request_size=MAX_REQUEST_BYTES,
         )
         try:
-            with client_faults():
+            with faults_as(self._explained):
                 async with asyncio.timeout(OPEN_SECONDS):
                     await self._producer.start()
-        except BaseException as error:
+        except BaseException:
             await self._end()
-            if isinstance(error, (KafkaError, OSError, TimeoutError)):
-                raise self._explained(error) from error
             raise
         return self
 

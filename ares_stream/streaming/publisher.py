@@ -19,7 +19,7 @@ from aiokafka.errors import (
 
 from ares_stream.errors import BrokerError, InputError, TopicError
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import client_faults, explained, first_refusal
+from ares_stream.streaming.faults import explained, faults_as, first_refusal
 from ares_stream.streaming.records import OutboundRecord
 
 PUBLISH_SECONDS: Final = 30.0
@@ -66,14 +66,12 @@ class Publisher:
         take, BrokerError when Kafka fails or does not answer within the publisher's deadline.
         """
         try:
-            with client_faults():
+            with faults_as(lambda error: self._explained(error, records)):
                 async with asyncio.timeout(self._seconds):
                     await self._send(records)
-        except BaseException as error:
+        except BaseException:
             # A failed batch has used its sequence numbers: this producer can send no more.
             await self.aclose()
-            if isinstance(error, (KafkaError, OSError, TimeoutError)):
-                raise self._explained(error, records) from error
             raise
 
     async def aclose(self) -> None:

@@ -17,7 +17,7 @@ from aiokafka.errors import IllegalStateError, KafkaError
 from ares_stream.errors import StreamError
 from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import client_faults, explained, missing_topics
+from ares_stream.streaming.faults import client_faults, explained, faults_as, missing_topics
 from ares_stream.streaming.fetching import end_consumer
 from ares_stream.streaming.topic_ids import absent_topics
 
@@ -65,13 +65,11 @@ class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
             metadata_max_age_ms=METADATA_MS,
         )
         try:
-            with client_faults():
+            with faults_as(self._failed):
                 async with asyncio.timeout(KAFKA_SECONDS):
                     await self._consumer.start()
-        except BaseException as error:
+        except BaseException:
             await self.stop()
-            if isinstance(error, (KafkaError, OSError, TimeoutError)):
-                raise self._failed(error) from error
             raise
         self._consumer.subscribe([self._topic], listener=self)
 
@@ -85,21 +83,18 @@ class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
         """The partitions owned now, in order; none while the group is being balanced. Raises
         TopicError where there is none and the topic is gone."""
         partitions = sorted(self._consumer.assignment())
-        try:
-            with client_faults():
-                if not partitions:
-                    # A member that may not join waits for ever, and only a fetch would say so.
-                    self._consumer._coordinator.check_errors()
-                    # Nobody owns a partition of a topic that is gone.
-                    if await absent_topics(self._consumer._client, [self._topic]):
-                        raise missing_topics(self._where, [self._topic])
-                    return []
-                async with asyncio.timeout(KAFKA_SECONDS):
-                    stable = await self._consumer.end_offsets(partitions)
-                    first = await self._consumer.beginning_offsets(partitions)
-                    committed = [await self._consumer.committed(item) or 0 for item in partitions]
-        except (KafkaError, OSError, TimeoutError) as error:
-            raise self._failed(error) from error
+        with faults_as(self._failed):
+            if not partitions:
+                # A member that may not join waits for ever, and only a fetch would say so.
+                self._consumer._coordinator.check_errors()
+                # Nobody owns a partition of a topic that is gone.
+                if await absent_topics(self._consumer._client, [self._topic]):
+                    raise missing_topics(self._where, [self._topic])
+                return []
+            async with asyncio.timeout(KAFKA_SECONDS):
+                stable = await self._consumer.end_offsets(partitions)
+                first = await self._consumer.beginning_offsets(partitions)
+                committed = [await self._consumer.committed(item) or 0 for item in partitions]
         return [
             Waiting(item.partition, done, first[item], stable[item])
             for item, done in zip(partitions, committed, strict=True)
