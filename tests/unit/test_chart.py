@@ -745,6 +745,42 @@ def test_a_parent_chart_may_set_global_and_enabled(tmp_path: Path) -> None:
     assert rendered(off, chart=parent) == []
 
 
+def test_a_parent_chart_may_have_it_twice_under_aliases(tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    (parent / "charts").mkdir(parents=True)
+    (parent / "charts" / "ares-stream").symlink_to(CHART)
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]
+    needed = [
+        {"name": "ares-stream", "version": version, "alias": alias, "condition": f"{alias}.enabled"}
+        for alias in ("first", "second")
+    ]
+    about = {"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": needed}
+    (parent / "Chart.yaml").write_text(yaml.safe_dump(about))
+    watched = merged(NEEDED, SETS["everything watched"])
+    values = {"first": watched, "second": merged(watched, {"topics": {"prefix": "b."}})}
+    found = rendered(values, chart=parent)
+    names = [(item["kind"], item["metadata"]["name"]) for item in found]
+    assert len(names) == len(set(names)) == 2 * len(rendered(watched))
+    for item in found:
+        if item["kind"] == "NetworkPolicy":
+            selected = item["spec"]["podSelector"]["matchLabels"]
+            mine = [i for i in found if i["kind"] == "Deployment" and (
+                selected.items() <= i["spec"]["template"]["metadata"]["labels"].items()
+            )]  # fmt: skip
+            assert len(mine) == 4
+    alone = rendered(merged(values, {"second": {"enabled": False}}), chart=parent)
+    assert {item["metadata"]["name"].split("-")[1] for item in alone} == {"first"}
+
+
+def test_what_a_deployment_selects_by_holds_nothing_that_an_upgrade_changes() -> None:
+    labels = {"commonLabels": {"team": "x"}, "podLabels": {"mesh": "on"}}
+    for item in rendered(merged(NEEDED, REPAIRER, CONSOLE, NOTARY, labels)):
+        if item["kind"] == "Deployment":
+            assert set(item["spec"]["selector"]["matchLabels"]) == {
+                f"app.kubernetes.io/{name}" for name in ("name", "instance", "component")
+            }
+
+
 def gpus(limit: int | None) -> dict[str, Any]:
     """A lane on CUDA whose limit of GPUs is another than the request's 1."""
     limits = {"limits": {"nvidia.com/gpu": limit}}
