@@ -719,7 +719,7 @@ def _bent(raw: bytes, rng: random.Random) -> bytes:
     return json.dumps(document).encode()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_well_formed_state_that_nobody_counted_is_refused_or_breaks_nothing(seed: int) -> None:
     """Whatever number of a state is another one: it is taken up or it is a DecodeError, and what is
     taken up gives figures, alarms and a state again."""
@@ -727,7 +727,7 @@ def test_a_well_formed_state_that_nobody_counted_is_refused_or_breaks_nothing(se
     policy = AlarmPolicy(
         coupled=0.2, contested=0.2, judge_changed=0.1, reward_drift=0.5, dead_letters=0.1, slices=3
     )
-    whole = filled(rows(300), labels(300))
+    whole = filled(rows(90), labels(90))
     anchors(whole, 40, wrong=5, first=10_000, stamp=START, score=0.1)
     anchors(whole, 40, wrong=9, first=11_000, stamp=START + 30 * MINUTE, score=0.2)
     whole.add_dead_letters([START, START + MINUTE])
@@ -735,7 +735,7 @@ def test_a_well_formed_state_that_nobody_counted_is_refused_or_breaks_nothing(se
     state = {key: item for key, item in written(whole).items() if item is not None}
     restored(dict(state), EVERYTHING)
     refused = 0
-    for _ in range(60):
+    for _ in range(30):
         key = rng.choice(list(state))
         try:
             bent = type(state[key]).decode(_bent(state[key].encode(), rng))
@@ -749,4 +749,4 @@ def test_a_well_formed_state_that_nobody_counted_is_refused_or_breaks_nothing(se
         evaluate(ledger, policy, NOON, "verdicts", ())
         assert ledger.rates()
         assert ledger.changes(NOON, 0.01)
-    assert refused > 10
+    assert refused > 3
