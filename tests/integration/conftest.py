@@ -56,7 +56,9 @@ def _start(stack: ExitStack) -> str:
 
         container = stack.enter_context(KafkaContainer())
         return str(container.get_bootstrap_server())
-    return stack.enter_context(EmbeddedBroker()).bootstrap
+    # Records of fixed times are old: the broker would delete them when it next looks.
+    forever = {"log.retention.ms": "-1"}
+    return stack.enter_context(EmbeddedBroker(properties=forever)).bootstrap
 
 
 @pytest.fixture
