@@ -45,7 +45,6 @@ def command(
     from ares_stream.cli.topics import connect
     from ares_stream.errors import InputError, SettingsError
     from ares_stream.files import read_json
-    from ares_stream.models.store import ReleaseStore
 
     if (selector is None) == (release is None):
         raise SettingsError("name an id, or --release DIGEST, and not both")
@@ -61,7 +60,7 @@ def command(
         trace.replayed(reports)
     else:
         trace = asyncio.run(_release(settings, connection, release or ""))
-    steps = with_gates(trace.steps, ReleaseStore(settings.registry.root).gate_report)
+    steps = with_gates(trace.steps, settings.registry.store().gate_report)
     if not steps:
         raise InputError("nothing is found of it; retention may have deleted it")
     if as_json:
