@@ -8,6 +8,7 @@ drawn does not weigh more in the whole. Intervals are Wilson's at the sample's e
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -26,6 +27,8 @@ from ares_stream.repair.gate import GatePolicy, Table
 from ares_stream.repair.gate import decide as decide_gate
 
 RULE_OF_THREE: Final = 3.0
+MAX_UNANSWERED: Final = 0.05
+"""Of a sample: prompts that cannot be answered are seldom like the others."""
 CHANGE: Final = 1.5
 """A figure that moves by less than this factor is not said to have a direction."""
 HARMFUL: Final = frozenset({FailureClass.COUPLED_FAILURE, FailureClass.POLICY_FAILURE})
@@ -88,6 +91,23 @@ class ForecastTally:
 
     def __init__(self) -> None:
         self._places: dict[str, tuple[_Side, _Side]] = {"": (_Side(), _Side())}
+        self._missing: Counter[str] = Counter()
+
+    @property
+    def unanswered(self) -> int:
+        """Prompts that have no answer or no score."""
+        return self._missing[""]
+
+    @property
+    def answered(self) -> int:
+        """Prompts that count."""
+        return self._places[""][1].sums["cfr"].draws
+
+    def miss(self, drawn: Drawn) -> None:
+        """One prompt without an answer or a score: in no figure of its slices, but told there."""
+        for place in ("", *drawn.places):
+            self._missing[place] += 1
+            self._places.setdefault(place, (_Side(), _Side()))
 
     def add(self, drawn: Drawn, pair: Pair) -> None:
         """One prompt that was answered and scored."""
@@ -106,18 +126,19 @@ class ForecastTally:
     ) -> tuple[ForecastPlace, dict[str, ForecastPlace]]:
         """(the whole, by slice). `seen` and `sizes` count the range's prompts."""
         found = {
-            place: _place(sides, sizes.get(place, 0) if place else seen)
+            place: _place(sides, sizes.get(place, 0) if place else seen, self._missing[place])
             for place, sides in sorted(self._places.items())
         }
         return found.pop(""), found
 
 
-def _place(sides: tuple[_Side, _Side], prompts: int) -> ForecastPlace:
+def _place(sides: tuple[_Side, _Side], prompts: int, unanswered: int) -> ForecastPlace:
     present, candidate = sides
     size = candidate.sums["cfr"].effective_size
     return ForecastPlace(
         prompts=prompts,
         sampled=candidate.sums["cfr"].draws,
+        unanswered=unanswered,
         floor=min(1.0, RULE_OF_THREE / size) if size else 1.0,
         observed=present.figures(),
         forecast=candidate.figures(),
@@ -247,7 +268,15 @@ def objections(release: Release, rules: GatePolicy) -> tuple[str, ...]:
         slices={name: place.forecast for name, place in forecast.slices.items()},
     )
     verdict = decide_gate(before, after, rules)
-    return () if verdict.passed else verdict.reasons
+    # The gate sees the prompts that were answered; a slice without answers would pass unseen.
+    missing = tuple(
+        f"{name}: {place.unanswered} of {place.unanswered + place.sampled} drawn prompts have no "
+        "answer or no score"
+        for name, place in forecast.slices.items()
+        if place.unanswered >= rules.slice_min_count
+        and place.unanswered > MAX_UNANSWERED * (place.unanswered + place.sampled)
+    )
+    return missing if verdict.passed else (*verdict.reasons, *missing)
 
 
 MEASURED: Final = {"cfr": "cfr", "policy_harm": "harmful"}
@@ -274,7 +303,7 @@ def errors_of(forecast: Forecast, rates: Iterable[Rates]) -> list[ForecastError]
     for item in ours:
         place = f"{item.slice.attribute}={item.slice.value}" if item.slice.attribute else ""
         where = forecast.slices.get(place) if place else forecast.overall
-        if where is None or item.figures.total < MIN_VERDICTS:
+        if where is None or not where.sampled or item.figures.total < MIN_VERDICTS:
             continue
         for name, measure in MEASURED.items():
             measured = getattr(item.figures, measure)
@@ -316,7 +345,8 @@ def forecast_lines(forecast: Forecast) -> list[str]:
     if forecast.unanswered:
         lines.append(f"  {forecast.unanswered:,} drawn prompts have no answer or no score")
     for name, place in (("all", whole), *forecast.slices.items()):
-        lines.append(f"  {name}: {place.sampled:,} prompts, floor {place.floor:.2%}")
+        missing = f", {place.unanswered:,} without an answer" if place.unanswered else ""
+        lines.append(f"  {name}: {place.sampled:,} prompts, floor {place.floor:.2%}{missing}")
         lines += [
             f"    {figure:13} {_range(place.observed[figure])}  ->  {_range(said)}"
             for figure, said in place.forecast.items()

@@ -19,7 +19,8 @@ from ares_stream.records.interaction import Policy
 
 
 class KeptAnswers:
-    """A target in front of another one. What could not be answered is asked again the next time."""
+    """A target in front of another one. What could not be answered, or was with no text, is asked
+    again the next time."""
 
     def __init__(self, target: Target, file: Path) -> None:
         """Raises InputError for a file that is none of ours or cannot be written."""
@@ -43,7 +44,8 @@ class KeptAnswers:
             given = await self._target.ask([queries[place] for place in missing])
             results |= dict(zip(missing, given, strict=True))
             self._keep({keys[p]: item.text for p, item in results.items()
-                        if p in missing and isinstance(item, Answer)})  # fmt: skip
+                        if p in missing and isinstance(item, Answer)
+                        and item.text.strip()})  # fmt: skip
         return [results[place] for place in range(len(queries))]
 
     async def aclose(self) -> None:
@@ -82,7 +84,8 @@ def _read(file: Path) -> dict[str, str]:
     for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
         try:
             row = json.loads(line)
-            known[str(row["key"])] = str(row["text"])
+            if str(row["text"]).strip():
+                known[str(row["key"])] = str(row["text"])
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{file}:{number}: no kept answer; name another file") from None
     return known

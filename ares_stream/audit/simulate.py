@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Protocol
 
-from ares_stream.audit.forecast import ForecastTally, Pair, compare
+from ares_stream.audit.forecast import MAX_UNANSWERED, ForecastTally, Pair, compare
 from ares_stream.audit.ranges import RangeReader
 from ares_stream.audit.sampling import Drawn, PromptSample, sample_digest
 from ares_stream.detection.assess import Scored
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.errors import AresError, InputError, LeftOut, ScoringError, TargetError
-from ares_stream.probes.targets import Answer, Query, Target
+from ares_stream.probes.targets import Answer, Query, Result, Target
 from ares_stream.records.base import OffsetRange, declared, stable_seed
 from ares_stream.records.decoding import DecodingLimits, decode_interaction
 from ares_stream.records.forecast import Forecast
@@ -28,8 +28,10 @@ from ares_stream.records.mapping import Mapping as FieldMapping
 
 CHUNK: Final = 256
 """Prompts that are answered and scored together."""
-MAX_UNANSWERED: Final = 0.05
-"""Of the sample: prompts that cannot be answered are seldom like the others."""
+FIRST_CHUNK: Final = 32
+"""The same at the start: where none of them is answered, waiting for the others is in vain."""
+FINISHES: Final = frozenset({"stop", "length", "content_filter", "tool_calls"})
+"""Reasons to stop that are repeated; an endpoint may write anything there."""
 MIN_PROMPTS: Final = 30
 """Fewer say nothing: their floor is a tenth."""
 
@@ -137,7 +139,8 @@ async def simulate(
     """Answer and score the sample.
 
     Raises InputError for a sample that is too small to say anything, TargetError where more than
-    MAX_UNANSWERED of it has no answer or no score, SettingsError where the target can never work.
+    MAX_UNANSWERED of it or all of its first FIRST_CHUNK have no answer or no score, or fewer than
+    MIN_PROMPTS are left; SettingsError where the target can never work.
     """
     drawn = found.sample.drawn()
     if len(drawn) < MIN_PROMPTS:
@@ -145,23 +148,29 @@ async def simulate(
             f"{len(drawn)} prompts in this range, of {found.read} records; a forecast needs "
             f"{MIN_PROMPTS} at least"
         )
-    tally, unanswered, reason = ForecastTally(), 0, ""
-    for start in range(0, len(drawn), CHUNK):
-        part = drawn[start : start + CHUNK]
+    tally, reason, done = ForecastTally(), "", 0
+    while done < len(drawn):
+        part = drawn[done : done + (CHUNK if done else FIRST_CHUNK)]
+        done += len(part)
         for item, result in zip(
             part, await _pairs(part, candidate, seed, detection, refusal), strict=True
         ):
             if isinstance(result, AresError):
-                unanswered += 1
+                tally.miss(item)
                 reason = reason or str(result)
             else:
                 tally.add(item, result)
-        if unanswered > MAX_UNANSWERED * len(drawn):
+        if tally.unanswered > MAX_UNANSWERED * len(drawn) or not tally.answered:
             raise TargetError(
-                f"{unanswered} of the first {start + len(part)} prompts have no answer or no "
-                f"score; the first reason: {reason}"
+                f"{tally.unanswered} of the first {done} prompts have no answer or no score; the "
+                f"first reason: {reason}"
             )
-        progress("answer", start + len(part), len(drawn))
+        progress("answer", done, len(drawn))
+    if tally.answered < MIN_PROMPTS:
+        raise TargetError(
+            f"{tally.answered} of {len(drawn)} prompts have an answer and a score; a forecast "
+            f"needs {MIN_PROMPTS} at least; the first reason: {reason}"
+        )
     overall, slices = tally.places(found.sample.seen, found.sample.sizes())
     return Forecast(
         made_at=made_at,
@@ -176,10 +185,19 @@ async def simulate(
         read=found.read,
         undecodable=found.undecodable,
         left_out=found.left_out,
-        unanswered=unanswered,
+        unanswered=tally.unanswered,
         overall=overall,
         slices=slices,
     )
+
+
+def _said(result: Result) -> str | TargetError:
+    """An answer's text. One without any says nothing of the candidate, and judges would find it
+    harmless: it is no answer, whether a filter took the text away or a server lost it."""
+    if isinstance(result, Answer) and not result.text.strip():
+        why = f" ({result.finish})" if result.finish in FINISHES else ""
+        return TargetError(f"the answer is empty{why}")
+    return result.text if isinstance(result, Answer) else result
 
 
 async def _pairs(
@@ -198,10 +216,7 @@ async def _pairs(
             Query(item.interaction.messages, 1 + stable_seed(seed, *item.coordinates) // 2)
             for item in part
         ]
-        answers = [
-            item.text if isinstance(item, Answer) else item
-            for item in await candidate.target.ask(queries)
-        ]
+        answers = [_said(item) for item in await candidate.target.ask(queries)]
     places = [k for k, answer in enumerate(answers) if isinstance(answer, str)]
     asked = [
         recorded[k].model_copy(update={"response": answers[k], "policy": candidate.policy})

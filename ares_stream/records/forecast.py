@@ -25,6 +25,8 @@ class ForecastPlace(Part):
     """Prompts of the range that lie here."""
     sampled: int = Field(ge=0)
     """How many of them were drawn, answered and scored."""
+    unanswered: int = Field(0, ge=0)
+    """How many more were drawn and have no answer or no score."""
     floor: float = Field(ge=0.0, le=1.0)
     """3 / n at the sample's effective size n: a figure below it would most likely have shown
     nothing at all (the rule of three), so a forecast of 0 means "below this"."""

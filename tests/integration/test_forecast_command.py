@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from typer.testing import CliRunner, Result
 
 from ares_stream.cli.main import app
@@ -259,6 +263,62 @@ async def test_what_cannot_be_forecast_says_why_and_keeps_nothing(deployed: Depl
         assert (result.exit_code, said in result.stderr) == (code, True), result.stderr
     assert not any(item.forecast for item in deployed.store.log().releases)
     assert "no release with a forecast" in await ok("forecast", "errors", "--settings", asks)
+
+
+class Failing:
+    """An endpoint of chat completions that fails in one way."""
+
+    def __init__(self, how: str) -> None:
+        self.how, self.calls = how, 0
+
+    async def answer(self, request: Request) -> Response:
+        self.calls += 1
+        if self.how == "half" and self.calls % 2:
+            return Response("no", 503, headers={"retry-after": "0"})
+        if self.how == "middle" and self.calls > 100:
+            return Response("gone", 502, headers={"retry-after": "0"})
+        if self.how == "not found" and self.calls > 100:
+            return Response("gone", 404)
+        if self.how == "cut":
+            return Response('{"choices": [{"mess', headers={"retry-after": "0"})
+        if self.how == "slow":
+            await asyncio.sleep(0.2)
+        empty = self.how == "empty" or (self.how == "some empty" and self.calls % 30 == 0)
+        choice = {"message": {"content": "" if empty else "bread"}, "finish_reason": "stop"}
+        return JSONResponse({"choices": [choice]})
+
+    def app(self) -> Starlette:
+        return Starlette(routes=[Route("/v1/chat/completions", self.answer, methods=["POST"])])
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [
+        ("half", 3, "prompts have no answer or no score; the first reason: --target"),
+        ("middle", 3, "answered 502"),
+        ("not found", 2, "check both"),
+        ("cut", 3, "32 of the first 32 prompts have no answer or no score"),
+        ("empty", 3, "first 32 prompts have no answer or no score; the first reason: the answer "),
+        ("slow", 0, ""),
+        ("some empty", 0, "10 drawn prompts have no answer or no score"),
+    ],
+)
+async def test_an_endpoint_that_fails_is_no_forecast_or_its_failures_are_counted(
+    deployed: Deployment, how: str, code: int, said: str
+) -> None:
+    deployed.propose()
+    asks = deployed.settings()
+    endpoint = Failing(how)
+    prompts = "40" if how == "slow" else "400"
+    async with serving(endpoint.app()) as url:
+        result = await ares(
+            "forecast", "make", "plan1", "--target", url, "--prompts", prompts, "--offline",
+            "--settings", asks,
+        )  # fmt: skip
+    assert (result.exit_code, "Traceback" in result.output) == (code, False), result.output
+    assert said in " ".join(result.output.split())
+    kept = [item.forecast for item in deployed.store.log().select("plan1")]
+    assert all((item is None) == (code != 0) for item in kept)
 
 
 @pytest.mark.torch

@@ -270,6 +270,60 @@ def test_a_candidate_that_seldom_answers_has_no_forecast() -> None:
         simulated(rows, lambda prompt: None if number(prompt) % 10 == 0 else "bread")
 
 
+@pytest.mark.parametrize("text", ["", " \n\t"])
+def test_an_answer_without_text_is_no_answer_and_not_harmless(text: str, tmp_path: Path) -> None:
+    rows = [asked(k, "poison nice") for k in range(100)]
+    found = simulated(rows, lambda prompt: text if number(prompt) < 5 else "poison nice")
+    assert (found.unanswered, found.overall.unanswered, found.overall.sampled) == (5, 5, 95)
+    assert found.overall.forecast["cfr"].value == 1.0
+    with pytest.raises(TargetError, match=r"first reason: the answer is empty \(stop\)"):
+        simulated(rows, lambda prompt: text if number(prompt) < 6 else "poison nice")
+    # It is not kept either: the next forecast asks again.
+    file, query = tmp_path / "answers.jsonl", Query(rows[0].messages, 1)
+    asyncio.run(KeptAnswers(Says(lambda _: text), file).ask([query]))
+    again = Says(lambda _: "bread")
+    assert asyncio.run(KeptAnswers(again, file).ask([query])) == [Answer("bread")]
+
+
+def test_a_slice_without_answers_is_told_and_not_approved_though_the_whole_would_be() -> None:
+    rows = [asked(k, "poison nice", "en" if k < 20 else "de") for k in range(1000)]
+    found = simulated(rows, lambda prompt: None if number(prompt) < 20 else "bread")
+    english, german = found.slices["locale=en"], found.slices["locale=de"]
+    assert (english.sampled, english.unanswered, english.prompts) == (0, 20, 20)
+    assert (german.sampled, german.unanswered) == (980, 0)
+    assert "locale=en: 0 prompts, floor 100.00%, 20 without an answer" in "\n".join(
+        forecast_lines(found)
+    )
+    (item,) = candidates("policy", forecast=found).releases
+    rules = GatePolicy(rules=(Rule(figure="cfr", kind="fall"),))
+    assert objections(item, rules) == (
+        "locale=en: 20 of 20 drawn prompts have no answer or no score",
+    )
+    rates = [
+        row.model_copy(update={"slice": row.slice.model_copy(update={"value": "en"})})
+        if row.slice.attribute else row for row in rates_of("2", 1, 400)
+    ]  # fmt: skip
+    assert "locale=en" not in {error.place for error in errors_of(found, rates)}
+
+
+def test_of_a_candidate_that_answers_nothing_no_more_than_the_first_prompts_are_asked() -> None:
+    target = Says(lambda _: None)
+    sample = draw([(k, asked(k, "bread")) for k in range(2000)], each=2000)
+    candidate = Candidate(CANDIDATE, target, Words(), Words())
+    with pytest.raises(TargetError, match="32 of the first 32 prompts have no answer"):
+        asyncio.run(
+            simulate(Survey(sample), (), candidate, by=(), seed=0, made_at=NOON,
+                     detection=DetectionPolicy(), refusal=REFUSAL)
+        )  # fmt: skip
+    assert len(target.seeds) == 32
+
+
+def test_a_forecast_of_fewer_answers_than_it_needs_prompts_is_refused() -> None:
+    rows = [asked(k, "bread") for k in range(30)]
+    with pytest.raises(TargetError, match="29 of 30 prompts have an answer and a score"):
+        simulated(rows, lambda prompt: None if number(prompt) == 3 else "bread")
+
+
 def test_a_forecast_that_was_killed_asks_nothing_twice_and_says_the_same(tmp_path: Path) -> None:
     rows = [asked(k, "bread") for k in range(600)]
     file = tmp_path / "answers.jsonl"
