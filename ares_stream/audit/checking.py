@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -56,7 +56,7 @@ class Report:
 
     partitions: list[PartitionReport] = field(default_factory=list)
     strange: list[Difference] = field(default_factory=list)
-    """Records of the checkpoints topic that are no checkpoints."""
+    """Records of the checkpoints topic that are no checkpoints, or of no partition."""
 
     @property
     def differences(self) -> list[Difference]:
@@ -117,7 +117,14 @@ async def verify_topics(
     salts = await _salts(reader, prefix)
     now_ms = int(time.time() * 1000)
     name = keys[0].name
-    for covered in await reader.snapshot(names):
+    ranges = await reader.snapshot(names)
+    report.strange += _of_nowhere(
+        topic_name(prefix, topics.CHECKPOINTS),
+        chains,
+        names,
+        {(item.topic, item.partition) for item in ranges},
+    )
+    for covered in ranges:
         place = (covered.topic, covered.partition)
         items = chains.get(place, [])
         chain = check_chain(
@@ -136,6 +143,23 @@ async def verify_topics(
         )
         report.partitions.append(_part(chain, done, items))
     return report
+
+
+def _of_nowhere(
+    checkpoints: str,
+    chains: Mapping[Place, Sequence[tuple[int, Checkpoint]]],
+    names: Sequence[str],
+    places: Collection[Place],
+) -> list[Difference]:
+    """Checkpoints of partitions that the topics do not have. Partitions never become fewer."""
+    return [
+        Difference(
+            checkpoints, 0, items[0][0], items[-1][0] + 1, "forged",
+            f"{len(items)} checkpoints of {place[0]} {place[1]}, a partition that is not there",
+        )
+        for place, items in sorted(chains.items())
+        if place[0] in names and place not in places
+    ]  # fmt: skip
 
 
 def _too_young(settings: Mapping[str, str], now_ms: int) -> int | None:

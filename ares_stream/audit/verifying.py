@@ -39,13 +39,16 @@ Kind = Literal[
     "no_salt",
     "forged",
     "missing_checkpoint",
+    "skipped",
     "inconsistent",
     "unknown_head",
     "bad_stamp",
 ]
 """Of records: changed (other bytes or time), moved (the bytes of another offset), dropped,
 inserted, no_salt (cannot be compared). Of checkpoints: forged (signature, or leaves that are not
-those of the head), missing_checkpoint, inconsistent (another history was signed), unknown_head (a
+those of the head), missing_checkpoint, skipped (offsets that the trees were grown past without a
+word; a deletion before the notary read is a gap, and named), inconsistent (another history was
+signed), unknown_head (a
 head that the auditor kept is not there), bad_stamp (a time stamp that does not hold)."""
 
 
@@ -147,11 +150,11 @@ def check_chain(
             chain.unproven.append(_range(topic, partition, chain.end, item.end))
             tree = None
             continue
-        fault = _continuity(chain, tree, before)
+        fault = _continuity(chain, tree, before, item)
         if fault is not None:
             kind, detail = fault
-            start = chain.end if kind == "missing_checkpoint" else item.start
-            end = item.start if kind == "missing_checkpoint" else item.end
+            is_gap = kind in ("missing_checkpoint", "skipped")
+            start, end = (chain.end, item.start) if is_gap else (item.start, item.end)
             chain.differences.append(
                 Difference(
                     topic,
@@ -162,7 +165,7 @@ def check_chain(
                     f"checkpoint at offset {place}: {detail}",
                 )
             )
-            if before.size < chain.size:
+            if kind == "inconsistent" and before.size < chain.size:
                 chain.unproven.append(_range(topic, partition, item.start, item.end))
                 continue
             chain.unproven.append(_range(topic, partition, chain.end, item.start))
@@ -238,7 +241,7 @@ def _opened(
 
 
 def _continuity(
-    chain: Chain, tree: MerkleRange | None, before: MerkleRange
+    chain: Chain, tree: MerkleRange | None, before: MerkleRange, item: Checkpoint
 ) -> tuple[Kind, str] | None:
     """Why a good checkpoint does not follow the one before it."""
     if before.size < chain.size:
@@ -252,6 +255,12 @@ def _continuity(
         )
     if before.peaks != tree.peaks:
         return "inconsistent", f"another tree of {before.size} leaves than the one signed before"
+    if item.start > chain.end:
+        return "skipped", f"no checkpoint covers offsets {chain.end} to {item.start}"
+    # Offsets that were gone may be named again by who could not know that they had been.
+    first = next(unpack(item.leaves), None)
+    if first is not None and first.offset < chain.end:
+        return "inconsistent", f"signs offset {first.offset} again; all to {chain.end} was signed"
     return None
 
 
@@ -333,10 +342,10 @@ def _pair(
 def _without_leaf(
     chain: Chain, record: InboundRecord, found: Comparison, strange: dict[bytes, list[int]]
 ) -> None:
-    if record.offset >= chain.end:
-        found.later += 1
-    elif any(item.start <= record.offset < item.end for item in chain.unproven):
+    if any(item.start <= record.offset < item.end for item in chain.unproven):
         found.unproven += 1
+    elif record.offset >= chain.end:
+        found.later += 1
     else:
         content = content_hash(record.key, record.value, record.headers, None)
         strange.setdefault(content, []).append(len(found.differences))

@@ -85,6 +85,11 @@ class NotaryState(Record):
         return self
 
     @property
+    def begins(self) -> int:
+        """The offset up to which all was signed when this was written."""
+        return self.end if self.pending is None else self.pending.start
+
+    @property
     def key(self) -> bytes:
         """Kafka's key."""
         return canonical_json([self.topic, self.partition])

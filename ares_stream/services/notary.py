@@ -409,10 +409,26 @@ class NotaryService:
             state, signed = states.get(place), heads.get(place, [])
             # An old key's head, or one that nobody signed, vouches for a state and for no more.
             candidates: Sequence[SignedHead | None] = signed or [None]
-            if state is not None and any(continues(state, head) for head in candidates):
-                self._take_up(state)
-            else:
+            follows = [item for item in candidates if state is not None and continues(state, item)]
+            if state is None or not follows:
                 self._go_back(place, signed)
+                continue
+            head = next((item for item in follows if item is not None and item.is_own), follows[0])
+            if state.begins != (0 if head is None else head.end):
+                self._grow_from(state, head)
+            else:
+                self._take_up(state)
+
+    def _grow_from(self, state: NotaryState, head: SignedHead | None) -> None:
+        """On from the offset that the signed head ends at: a state that goes on from another one
+        would leave out what lies between, or take it twice. What is gone is found gone again."""
+        end, tree = (0, MerkleRange()) if head is None else (head.end, head.tree.copy())
+        self._log.warning(
+            "the state goes on from another offset than its signed head: read again from there",
+            topic=state.topic, partition=state.partition, head_ends=end, state_begins=state.begins,
+        )  # fmt: skip
+        place = (state.topic, state.partition)
+        self._grown[place] = Grown(*place, tree, end, end, list(tree.peaks), log=state.log)
 
     def _go_back(self, place: Place, signed: Sequence[SignedHead]) -> None:
         """Go on from the last head that a key of ours signed: the state is not its continuation."""

@@ -13,8 +13,10 @@ from typing import Final
 
 import pytest
 
+from ares_stream.audit.checking import verify_topics
 from ares_stream.audit.leaves import Hasher, Leaf, unpack
 from ares_stream.audit.notes import NoteKey, NoteSigner
+from ares_stream.audit.ranges import TopicReader
 from ares_stream.audit.tree import MerkleRange
 from ares_stream.audit.verifying import Chain, check_chain, compare
 from ares_stream.records import topics
@@ -142,6 +144,7 @@ async def test_each_record_is_one_leaf_through_kills_and_no_two_heads_contradict
     with NotaryProcess(kafka, prefix, tmp_path, [signer]) as notary:
         chains = await until_signed(connection, prefix, [signer.key], written * len(OUTPUTS))
         assert notary.stop() == 0
+        assert "read again from there" not in notary.log_file.read_text()
     chains = await signed(connection, prefix, [signer.key])
     assert [item for chain in chains.values() for item in chain.differences] == []
     assert await check_everything(connection, prefix, chains) == written * len(OUTPUTS)
@@ -242,6 +245,61 @@ async def test_a_state_that_continues_no_signed_head_is_never_signed_on(
     assert [item for chain in chains.values() for item in chain.differences] == []
     # Texts that were taken twice have two salts, of which the later one counts.
     assert sum(chain.size for chain in chains.values()) == 300
+
+
+async def test_a_state_of_the_signed_tree_with_another_end_skips_and_repeats_no_record(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    """Its tree is the signed one, so that nothing but its offset tells that it was bent."""
+    connection = await create(kafka, prefix)
+    signer = NoteSigner.generate(NAME)
+    states = topic_name(prefix, topics.NOTARY)
+    with NotaryProcess(kafka, prefix, tmp_path, [signer]) as notary:
+        await write(connection, prefix, 0, 10)
+        await until_signed(connection, prefix, [signer.key], 50)
+        assert notary.stop() == 0
+    await write(connection, prefix, 10, 20)
+    bent = []
+    for number, item in enumerate((await read_latest(connection, states)).values()):
+        state = NotaryState.decode(item.value or b"")
+        end = state.end + 5 if number % 2 else max(0, state.end - 3)
+        bent.append(
+            OutboundRecord(states, state.key, state.model_copy(update={"end": end}).encode())
+        )
+    async with Publisher(connection) as publisher:
+        await publisher.publish(bent)
+    with NotaryProcess(kafka, prefix, tmp_path, [signer]) as notary:
+        chains = await until_signed(connection, prefix, [signer.key], 150)
+        assert notary.stop() == 0
+        assert "another offset than its signed head" in notary.log_file.read_text()
+    assert [item for chain in chains.values() for item in chain.differences] == []
+    assert await check_everything(connection, prefix, chains) == 150
+
+
+async def test_verify_names_the_offsets_of_a_checkpoints_topic_that_is_forged_whole(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    connection = await create(kafka, prefix)
+    own, stranger = NoteSigner.generate(NAME), NoteSigner.generate(NAME)
+    with NotaryProcess(kafka, prefix, tmp_path, [stranger]) as notary:
+        await write(connection, prefix, 0, 10)
+        await until_signed(connection, prefix, [stranger.key], 50)
+        assert notary.stop() == 0
+    checkpoints = topic_name(prefix, topics.CHECKPOINTS)
+    raw = [item.value or b"" for item in await content(connection, checkpoints)]
+    nowhere = json.dumps(json.loads(raw[0]) | {"partition": 99}).encode()
+    async with Publisher(connection) as publisher:
+        await publisher.publish([OutboundRecord(checkpoints, b"k", nowhere)])
+    names = [topic_name(prefix, name) for name in OUTPUTS]
+    report = await verify_topics(TopicReader(connection), prefix, names, [own.key], {})
+    assert {item.kind for item in report.differences} == {"forged"}
+    assert sum(part.unproven for part in report.partitions) == 50
+    assert sum(part.equal + part.later for part in report.partitions) == 0
+    signed_offsets = {(item.topic, item.partition, item.start) for item in report.differences}
+    assert {
+        (item.topic, item.partition, item.start) for item in map(Checkpoint.decode, raw)
+    } <= signed_offsets
+    assert any("99, a partition that is not there" in str(item) for item in report.strange)
 
 
 async def test_a_release_is_signed_at_once(kafka: str, prefix: str, tmp_path: Path) -> None:

@@ -194,6 +194,47 @@ def test_a_missing_a_repeated_and_a_rewritten_checkpoint_are_found() -> None:
     ]
 
 
+def test_a_chain_that_unknown_keys_signed_names_its_offsets_and_proves_nothing() -> None:
+    forged = notarise(records_of(50), signers=[NoteSigner.generate(NAME)])
+    chain = checked(forged)
+    assert [(x.kind, x.start, x.end) for x in chain.differences] == [
+        ("forged", item.start, item.end) for _, item in forged.checkpoints
+    ]
+    done = compared(chain, forged.records, forged)
+    assert (done.equal, done.unproven, done.later) == (0, 50, 0)
+
+
+def test_records_that_a_signed_tree_was_grown_past_are_named() -> None:
+    records = records_of(50)
+    signed, without = notarise(records), notarise(records[:20] + records[30:])
+    skipped = Notarised(records, without.checkpoints[:2] + [
+        (place, altered(item, start=records[30].offset) if number == 2 else item)
+        for number, (place, item) in enumerate(without.checkpoints) if number >= 2
+    ], {})  # fmt: skip
+    chain = checked(skipped)
+    end = signed.checkpoints[1][1].end
+    assert [(x.kind, x.start, x.end) for x in chain.differences] == [
+        ("skipped", end, records[30].offset)
+    ]
+    # So they are when retention has deleted them, and nothing else would tell.
+    gone = compared(chain, records[30:], skipped, first=records[30].offset)
+    assert (gone.equal, gone.expired, gone.differences) == (20, 20, [])
+    done = compared(chain, records, skipped)
+    assert (done.equal, done.unproven, done.differences) == (40, 10, [])
+
+
+def test_records_that_were_signed_twice_are_named() -> None:
+    records = records_of(40)
+    twice = notarise([*records[:20], *records[10:]])
+    place, item = twice.checkpoints[2]
+    repeated = replace_checkpoint(twice, 2, altered(item, start=records[10].offset))
+    (found_there,) = checked(repeated).differences
+    assert (found_there.kind, found_there.start) == ("inconsistent", records[10].offset)
+    assert found_there.detail.startswith(
+        f"checkpoint at offset {place}: signs offset {records[10].offset} again"
+    )
+
+
 def test_an_auditors_own_head_tells_that_everything_was_signed_anew() -> None:
     signed = notarise(records_of(50))
     heads = [TreeHead.parse(open_note(item.note, KEYS)[0]) for _, item in signed.checkpoints]
