@@ -26,13 +26,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from ares_stream.errors import RepairError, ResourceError
+from ares_stream.errors import IntegrityError, RepairError, ResourceError
 from ares_stream.records.base import Identifier, Interval, OffsetRange
 from ares_stream.records.forecast import Forecast
 from ares_stream.records.interaction import Message
@@ -47,6 +47,8 @@ Side = Literal["policy", "reward"]
 Step = Literal["train", "answer", "export", "gate"]
 SIDES: Final[tuple[Side, ...]] = ("policy", "reward")
 _T = TypeVar("_T")
+MADE_AGAIN: Final = "delete it: what made it is then done again"
+"""What to do about a file of a repair's own making that cannot be read."""
 
 
 class Job(BaseModel):
@@ -109,12 +111,13 @@ class Figures(BaseModel):
 @dataclass(frozen=True, slots=True)
 class Document(Generic[_T]):
     """A JSON file that is whole or absent. `accept` has the last word on what was read; a
-    `sparse` one leaves out what is None."""
+    `sparse` one leaves out what is None; `remedy` is what to do about one that cannot be read."""
 
     path: Path
     form: type[_T]
     accept: Callable[[_T], _T] | None = None
     sparse: bool = False
+    remedy: str = ""
 
     @property
     def exists(self) -> bool:
@@ -123,8 +126,13 @@ class Document(Generic[_T]):
 
     def read(self) -> _T:
         """Raises RepairError that names the file and the field; it quotes no value."""
-        value = read_whole(self.path, self.form)
-        return value if self.accept is None else self.accept(value)
+        try:
+            value = read_whole(self.path, self.form)
+            return value if self.accept is None else self.accept(value)
+        except (RepairError, IntegrityError) as error:
+            if not self.remedy:
+                raise
+            raise type(error)(f"{error}; {self.remedy}") from None
 
     def write(self, value: _T) -> None:
         """Replace it whole. Raises RepairError when the disk does not take it."""
@@ -171,29 +179,33 @@ class RunDirectory:
     # What it reads
 
     @property
+    def _anew(self) -> str:
+        return f"restore it, or move {self.path} away: what it repairs is then repaired anew"
+
+    @property
     def job(self) -> Document[Job]:
         """What it is for."""
-        return Document(self.path / "job.json", Job)
+        return Document(self.path / "job.json", Job, remedy=self._anew)
 
     @property
     def plan(self) -> Document[Plan]:
         """What it trains on and is tested on."""
-        return plan_document(self.path / "plan.json")
+        return replace(plan_document(self.path / "plan.json"), remedy=self._anew)
 
     @property
     def recipe(self) -> Document[Recipe]:
         """How it trains."""
-        return Document(self.path / "recipe.json", Recipe)
+        return Document(self.path / "recipe.json", Recipe, remedy=self._anew)
 
     @property
     def gate(self) -> Document[GatePolicy]:
         """What it must show."""
-        return Document(self.path / "gate.json", GatePolicy)
+        return Document(self.path / "gate.json", GatePolicy, remedy=self._anew)
 
     @property
     def suites(self) -> Document[tuple[Suite, ...]]:
         """What the policy is asked before and after."""
-        return Document(self.path / "suites.json", tuple[Suite, ...])
+        return Document(self.path / "suites.json", tuple[Suite, ...], remedy=self._anew)
 
     # What it makes
 
@@ -209,17 +221,17 @@ class RunDirectory:
     @property
     def figures(self) -> Document[Figures]:
         """Measured before and after; the last thing that training leaves."""
-        return figures_document(self.path / "figures.json")
+        return replace(figures_document(self.path / "figures.json"), remedy=MADE_AGAIN)
 
     @property
     def answers(self) -> Document[SuiteAnswers]:
         """To the suites' cases."""
-        return Document(self.path / "answers.json", SuiteAnswers)
+        return Document(self.path / "answers.json", SuiteAnswers, remedy=MADE_AGAIN)
 
     @property
     def verdict(self) -> Document[GateVerdict]:
         """The gate's."""
-        return Document(self.path / "verdict.json", GateVerdict)
+        return Document(self.path / "verdict.json", GateVerdict, remedy=MADE_AGAIN)
 
     @property
     def adapter(self) -> Path:
@@ -238,7 +250,7 @@ class RunDirectory:
     @property
     def report(self) -> Document[RepairReport]:
         """How it ended."""
-        return Document(self.path / "report.json", RepairReport)
+        return Document(self.path / "report.json", RepairReport, remedy=MADE_AGAIN)
 
     def log(self, step: Step) -> Path:
         """The output of a step's process."""
@@ -327,7 +339,7 @@ class QuestionDirectory:
     @property
     def known(self) -> Document[dict[str, str | None]]:
         """Every answer of this context until now."""
-        return Document(self.path / "kept.json", dict[str, str | None])
+        return Document(self.path / "kept.json", dict[str, str | None], remedy=MADE_AGAIN)
 
     @property
     def log(self) -> Path:
