@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from ares_stream.errors import RegistryError
+from ares_stream.errors import DecodeError, RegistryError
 from ares_stream.records.forecast import Forecast
 from ares_stream.records.release import Release, ReleaseState
 
@@ -36,6 +36,8 @@ _LEGAL: Final = frozenset(
         (ReleaseState.SUPERSEDED, ReleaseState.ACTIVE),
     }
 )
+
+_ENDED: Final = frozenset({ReleaseState.REJECTED, ReleaseState.ROLLED_BACK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +245,54 @@ def announcements(log: Log) -> dict[bytes, bytes | None]:
         else:
             wanted[apart] = release.encode()
     return wanted
+
+
+class Announced:
+    """Reads a releases topic back, record by record, as `announcements` wrote it."""
+
+    def __init__(self) -> None:
+        self._ended: dict[bytes, Release] = {}
+        """What was rejected or rolled back, by the key that says so."""
+
+    def take(self, key: bytes | None, value: bytes | None) -> Release | None:
+        """One record; None for a deletion. Raises DecodeError."""
+        key = key or b""
+        ended = self._ended.pop(key, None)
+        if value is None:
+            return None
+        release = Release.decode(value)
+        if release.state in _ENDED:
+            self._ended[key] = release
+        elif ended is not None and release.state is ReleaseState.ACTIVE and _same(ended, release):
+            # Of a rejected release no later word under its key makes an active one.
+            self._ended[key] = ended
+        return release
+
+    @staticmethod
+    def check_key(key: bytes | None, release: Release) -> None:
+        """Raises DecodeError for an active release under another key than its model's name, where
+        a second one would stand beside the first."""
+        if release.state is ReleaseState.ACTIVE and key != release.model.encode():
+            raise DecodeError(
+                f"release {release.digest[:12]} is active under a key that is not its model's name",
+                field="key",
+            )
+
+    def check(self, release: Release) -> None:
+        """Raises DecodeError for an active release that the topic calls rejected or rolled back as
+        well: those are never active again."""
+        ended = next((item for item in self._ended.values() if _same(item, release)), None)
+        if release.state is ReleaseState.ACTIVE and ended is not None:
+            raise DecodeError(
+                f"release {release.digest[:12]} is announced as active, and as "
+                f"{ended.state.value} since {ended.changed_at:%Y-%m-%d %H:%M}; `ares release "
+                "announce` tells what the registry says",
+                field="state",
+            )
+
+
+def _same(one: Release, other: Release) -> bool:
+    return (one.model, one.digest) == (other.model, other.digest)
 
 
 def differences(

@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from ares_stream.errors import DecodeError
 from ares_stream.probes.campaign import Ask, Judged
 from ares_stream.probes.plan import CampaignPlan
 from ares_stream.probes.screening import Clusters
@@ -82,14 +83,20 @@ class CampaignMemory:
 
     def take(self, record: InboundRecord) -> bool:
         """Remember a record; True when it is of this campaign. Raises DecodeError for one that
-        names it and cannot be read."""
+        names it and cannot be read, or that it cannot have asked."""
         if record.value is None or self._id not in record.value:
             return False
         memory = self._memory
         if record.topic == self._topic:
             interaction = Interaction.decode(record.value)
-            if interaction.probe is None or interaction.probe.campaign != self.plan.id:
+            probe = interaction.probe
+            if probe is None or probe.campaign != self.plan.id:
                 return False
+            name, _, attempt = interaction.id.rpartition("-")
+            if name != probe.id or not attempt.isdecimal():
+                raise DecodeError("is not the id of an attempt of its probe", field="id")
+            if not self.plan.space.has(probe.components):
+                raise DecodeError("are not of the campaign's space", field="probe.components")
             self.sent(interaction)
         elif record.topic.endswith(topics.VERDICTS):
             verdict = Verdict.decode(record.value)

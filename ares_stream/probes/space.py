@@ -72,6 +72,12 @@ class Space:
         """The allowed compositions, ascending."""
         return np.flatnonzero(self.allowed)
 
+    def has(self, ids: Mapping[str, str]) -> bool:
+        """Whether these are one component for each axis."""
+        return ids.keys() == set(self.axes) and all(
+            ids[axis] in known for axis, known in zip(self.axes, self.components, strict=True)
+        )
+
     def axis(self, name: str) -> int:
         """Place of an axis. Raises SettingsError for one that is not there."""
         try:

@@ -85,7 +85,8 @@ class Wording:
             words = self._compose(ask)
             # Composed even where other words are published: what is said next depends on it.
             published = self._published.pop(ask.probe, None)
-            if published is not None:
+            # A record that names other components is not what this campaign said.
+            if published is not None and published.ids == words.ids:
                 words = published
                 if words.made_by != COMPOSER:
                     self._reworded.add(words.text)

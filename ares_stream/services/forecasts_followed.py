@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ares_stream.detection.ledger import Ledger
+from ares_stream.errors import DecodeError
+from ares_stream.models.releases import Announced
 from ares_stream.records.interaction import Policy
 from ares_stream.records.rates import Rates
 from ares_stream.records.release import Release, ReleaseState
@@ -28,15 +30,26 @@ class FollowedForecasts:
 
     def __init__(self) -> None:
         self._active: dict[bytes, Release] = {}
+        self._announced = Announced()
 
     def take(self, key: bytes, raw: bytes | None) -> None:
-        """A record of the releases topic. Raises DecodeError."""
+        """A record of the releases topic. Raises DecodeError for one that cannot be read or
+        contradicts others."""
         self._active.pop(key, None)
-        if raw is None:
+        release = self._announced.take(key, raw)
+        if release is None:
             return
-        release = Release.decode(raw)
+        self._announced.check_key(key, release)
         if release.state is ReleaseState.ACTIVE and release.forecast is not None:
             self._active[key] = release
+        self._announced.check(release)
+
+    def _holds(self, release: Release) -> bool:
+        try:
+            self._announced.check(release)
+        except DecodeError:
+            return False  # It was told as it came.
+        return True
 
     def errors(self, ledger: Ledger) -> list[ShownError]:
         """Of the whole of production, for each active release that has answered there. What was
@@ -48,7 +61,7 @@ class FollowedForecasts:
 
         found: list[ShownError] = []
         told: set[str] = set()
-        for release in sorted(self._active.values(), key=_policies_first):
+        for release in sorted(filter(self._holds, self._active.values()), key=_policies_first):
             forecast, plan = release.forecast, release.plan_id or release.digest
             if forecast is None or plan in told:
                 continue

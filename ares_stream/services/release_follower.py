@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from ares_stream.errors import AresError, DecodeError
+from ares_stream.models.releases import Announced
 from ares_stream.records.release import Release, ReleaseState
 from ares_stream.streaming.records import InboundRecord
 
@@ -66,6 +67,7 @@ class ReleaseFollower:
         self._observer = observer
         self._pauses = pauses
         self._clock = clock
+        self._announced = Announced()
         self._waiting: dict[str, _Waiting] = {}
         self._unfollowed: str | None = None
         self._news = asyncio.Event()
@@ -103,19 +105,19 @@ class ReleaseFollower:
             await asyncio.sleep(self._pauses[:failures][-1])
 
     def _take(self, record: InboundRecord) -> None:
-        if record.value is None:
-            return
+        in_use = self._in_use()
         try:
-            release = Release.decode(record.value)
+            release = self._announced.take(record.key, record.value)
+            if (
+                release is None
+                or release.state is not ReleaseState.ACTIVE
+                or release.kind == "policy"
+                or release.model not in in_use
+            ):
+                return
+            self._announced.check_key(record.key, release)
         except DecodeError as error:
             self._observer.on_refused(None, record.offset, error)
-            return
-        in_use = self._in_use()
-        if (
-            release.state is not ReleaseState.ACTIVE
-            or release.kind == "policy"
-            or release.model not in in_use
-        ):
             return
         if in_use[release.model] == release.digest:
             self._waiting.pop(release.model, None)
@@ -136,6 +138,8 @@ class ReleaseFollower:
 
     async def _try(self, model: str, item: _Waiting) -> None:
         try:
+            # Each time anew: what contradicts it may be on its way to being deleted.
+            self._announced.check(item.release)
             await self._swap(item.release)
         except (AresError, OSError) as error:
             item.tries += 1

@@ -22,12 +22,14 @@ from ares_stream.errors import (
     BreakerOpen,
     BrokerError,
     BundleError,
+    DecodeError,
     ScoringError,
     SettingsError,
     root_cause,
 )
 from ares_stream.files import read_text, renewed_api_key
 from ares_stream.models.bundles import Bundle, load_bundle, refuse_shared_lineage
+from ares_stream.models.releases import Announced
 from ares_stream.models.signing import signed_by
 from ares_stream.models.store import fetch_release
 from ares_stream.records import topics
@@ -58,7 +60,7 @@ from ares_stream.streaming.contract import ProcessorPolicy
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.reader import follow_compacted, read_latest_as
-from ares_stream.streaming.records import ReadLimits
+from ares_stream.streaming.records import InboundRecord, ReadLimits
 
 RETRY_SECONDS: Final = 1.0
 COLLECT_AFTER: Final = 20_000
@@ -195,10 +197,27 @@ class Scorer:
         latest = await read_latest_as(
             self._settings.kafka,
             self._releases,
-            lambda record: Release.decode(record.value or b""),
+            lambda record: (record, Release.decode(record.value or b"")),
             unreadable=lambda record, error: self.on_refused(None, record.offset, error),
         )
-        return {i.model: i for i in latest.values() if i.state is ReleaseState.ACTIVE}
+        announced, active = Announced(), list[tuple[InboundRecord, Release]]()
+        for record, release in latest.values():
+            try:
+                announced.take(record.key, record.value)
+                announced.check_key(record.key, release)
+            except DecodeError as error:
+                self.on_refused(None, record.offset, error)
+            else:
+                active += [(record, release)] if release.state is ReleaseState.ACTIVE else []
+        found: dict[str, Release] = {}
+        for record, release in active:
+            try:
+                announced.check(release)
+            except DecodeError as error:
+                self.on_refused(None, record.offset, error)
+            else:
+                found[release.model] = release
+        return found
 
     # Processing
 

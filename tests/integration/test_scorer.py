@@ -527,9 +527,21 @@ async def test_a_restart_begins_with_the_active_release(
     kafka: str, prefix: str, tmp_path: Path, models: Models
 ) -> None:
     await create(kafka, prefix)
-    await publish(kafka, [announcement(prefix, models.repaired), *events(prefix, 20)])
+    true = announcement(prefix, models.repaired)
+    # A second one that calls itself active, beside it; and a judge that was rejected and is active.
+    beside = announcement(prefix, models.repaired, digest="0" * 64)
+    beside = replace(beside, key=b"reward@" + b"0" * 64)
+    rejected = announcement(prefix, models.judge, digest="1" * 64, state=ReleaseState.REJECTED)
+    rejected = replace(rejected, key=b"judge@" + b"1" * 64)
+    contradicting = announcement(prefix, models.judge, digest="1" * 64)
+    announced = [true, beside, rejected, contradicting]
+    await publish(kafka, [*announced, *events(prefix, 20)])
     with scorer_of(kafka, prefix, tmp_path, models) as scorer:
         await scorer.until_done(INPUTS)
+        refused = {item["error"] for item in scorer.events("release refused")}
+        assert any("000000000000 is active under a key" in item for item in refused)
+        assert any("111111111111 is announced as active, and as" in item for item in refused)
+        assert await scorer.metric("ares_release_refusals_total") >= len(refused)
         await scorer.drained()
 
     digests = {verdict.releases["reward"] for verdict in (await audit(kafka, prefix)).decided}

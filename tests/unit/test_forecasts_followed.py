@@ -123,6 +123,21 @@ def test_what_was_repaired_together_is_told_once_by_its_policy() -> None:
     assert {item.model for item in following(*apart).errors(measured())} == {"chat", "reward"}
 
 
+def test_a_release_that_contradicts_its_topic_is_named_and_tells_no_forecast() -> None:
+    found = FollowedForecasts()
+    release = released()
+    with pytest.raises(DecodeError, match=r"key: release d{12} is active under a key that is not"):
+        found.take(b"chat@" + release.digest.encode(), release.encode())
+    assert found.errors(measured()) == []
+    rejected = released(state=ReleaseState.REJECTED)
+    found.take(b"chat@" + release.digest.encode(), rejected.encode())
+    with pytest.raises(DecodeError, match="announced as active, and as rejected"):
+        found.take(b"chat", release.encode())
+    assert found.errors(measured()) == []
+    found.take(b"chat@" + release.digest.encode(), None)
+    assert {item.model for item in found.errors(measured())} == {"chat"}
+
+
 def test_a_release_that_another_follows_is_forgotten() -> None:
     found = following(released(), released(forecast=None))
     assert found.errors(measured()) == []

@@ -1,6 +1,7 @@
 """Which announced releases come into use, when they are refused, and what is told of it."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -152,6 +153,43 @@ async def test_a_topic_that_cannot_be_read_is_told_and_read_again(error: Excepti
     )
     assert service.follows == 3
     assert service.told == [f"unfollowed {error}"] * 2
+    assert service.follower.notes() == ()
+
+
+async def test_an_active_release_under_another_key_is_named_and_the_first_one_stays() -> None:
+    service = Service()
+    beside = dataclasses.replace(announced(THREE, offset=5), key=b"reward@" + THREE.encode())
+    await service.follows_until(
+        lambda: service.in_use["reward"] == TWO, beside, announced(TWO, offset=6)
+    )
+    assert service.tried == [TWO]
+    assert service.told == [
+        f"5 key: release {THREE[:12]} is active under a key that is not its model's name"
+    ]
+
+
+@pytest.mark.parametrize("state", [ReleaseState.REJECTED, ReleaseState.ROLLED_BACK])
+@pytest.mark.parametrize("key", [b"reward@" + TWO.encode(), b"reward"])
+async def test_what_was_rejected_or_taken_back_does_not_come_into_use_by_being_called_active(
+    state: ReleaseState, key: bytes
+) -> None:
+    service = Service()
+    ended = dataclasses.replace(announced(TWO, offset=4, state=state), key=key)
+    await service.follows_until(lambda: bool(service.told), ended, announced(TWO, offset=5))
+    assert service.tried == []
+    assert service.told[0].startswith(
+        f"5 state: release {TWO[:12]} is announced as active, and as {state.value} since"
+    )
+    (note,) = service.follower.notes()
+    assert "is not in use after" in note
+    # Another release, or the deletion of what contradicted it, ends that.
+    await service.follows_until(
+        lambda: service.in_use["reward"] == THREE, announced(THREE, offset=6)
+    )
+    deleted = dataclasses.replace(record(None, 7), key=key)
+    await service.follows_until(
+        lambda: service.in_use["reward"] == TWO, deleted, announced(TWO, offset=8)
+    )
     assert service.follower.notes() == ()
 
 
