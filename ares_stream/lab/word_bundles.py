@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -74,14 +75,15 @@ def _write(out: Path, weights: Mapping[str, float], manifest: Manifest) -> Bundl
         tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         tokenizer.save(f"{folder}/tokenizer.json")
-        onnx.save(_adder(weights), f"{folder}/model.onnx")
+        table = np.array([weights.get(word, 0.0) for word in WORDS])
+        onnx.save(adder(table), f"{folder}/model.onnx")
         files = {name: Path(folder, name) for name in ("tokenizer.json", "model.onnx")}
         return write_bundle(out, manifest, files)
 
 
-def _adder(weights: Mapping[str, float]) -> onnx.ModelProto:
-    """logits [batch, 1] = sum over the text's words of the word's weight."""
-    table = np.array([[weights.get(word, 0.0)] for word in WORDS], np.float32)
+def adder(weights: NDArray[np.float64]) -> onnx.ModelProto:
+    """logits [batch, 1] = sum over the text's tokens of the token's weight, `weights` [tokens]."""
+    table = weights.astype(np.float32)[:, None]
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),

@@ -79,6 +79,7 @@ def make_spec(
     reward = None if scorer.reward is None else load_bundle(scorer.reward, "reward", signed)
     judges = [load_bundle(path, "harm", signed) for path in options.harm]
     other = None if options.reward is None else load_bundle(options.reward, "reward", signed)
+    _refuse_namesakes([*judges, *(() if other is None else (other,))])
     paths = [*scorer.harm, *options.bundles, *options.harm]
     paths += [path for path in (scorer.reward, options.reward) if path is not None]
     phrases = None if scorer.phrases is None else load_phrases(scorer.phrases)
@@ -134,6 +135,17 @@ def _check(options: ReplayOptions) -> None:
     index, of = options.part
     if not 0 <= index < of:
         raise SettingsError(f"--index {index} --of {of}: expected an index from 0 to {of - 1}")
+
+
+def _refuse_namesakes(bundles: Sequence[Bundle]) -> None:
+    """Before a month is read for them: a verdict names its models, so no two share a name."""
+    names = [item.manifest.name for item in bundles]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SettingsError(
+            f"--harm, --reward: two bundles are named {', '.join(twice)}; name one of them, or "
+            "give the other one another name"
+        )
 
 
 def _named(bundle: Bundle) -> Named:

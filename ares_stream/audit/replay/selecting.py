@@ -120,11 +120,13 @@ async def _timed(
     if since_ms is not None:
         for item in await reader.snapshot(topics, since_ms=since_ms):
             place = item.topic, item.partition
-            starts[place] = min(item.start, ends[place])
+            if place in ends:  # A partition that came since is in no range.
+                starts[place] = min(item.start, ends[place])
     if until_ms is not None:
         for item in await reader.snapshot(topics, since_ms=until_ms):
             place = item.topic, item.partition
-            ends[place] = min(item.start, ends[place])
+            if place in ends:
+                ends[place] = min(item.start, ends[place])
     for (topic, partition), start in starts.items():
         if since_ms is not None and 0 < start == begins[topic, partition] < ends[topic, partition]:
             raise ReadError(
