@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from ares_stream.audit.leaves import Hasher, Leaf, unpack
-from ares_stream.audit.tree import consistency_ranges, hash_ranges, inclusion_ranges
-from ares_stream.errors import InputError
+from ares_stream.audit.notes import TreeHead
+from ares_stream.audit.tree import MerkleRange, consistency_ranges, hash_ranges, inclusion_ranges
+from ares_stream.errors import InputError, IntegrityError
 from ares_stream.records.checkpoint import Checkpoint, Salt
 from ares_stream.streaming.records import InboundRecord
 
@@ -25,12 +26,20 @@ def prove(
     """The proof of one offset of a partition, from all checkpoints of the partition, in order:
     inclusion in the first head that covers it, and consistency of that head with the last one.
 
-    `record` is None where it is gone or its text was erased; then only the leaf is shown. Raises
-    InputError where no checkpoint covers the offset.
+    `record` is None where it is gone or its text was erased; then only the leaf is shown. A
+    checkpoint that does not continue those before it proves nothing and is passed over. Raises
+    InputError where no other one covers the offset.
     """
+    given = len(checkpoints)
+    checkpoints = _continued(checkpoints)
     covering = next((n for n, item in enumerate(checkpoints) if item.end > offset), None)
     if covering is None:
-        raise InputError(f"offset {offset}: in no checkpoint yet; ask again in a few seconds")
+        wrong = given - len(checkpoints)
+        raise InputError(
+            f"offset {offset}: in no checkpoint yet; ask again in a few seconds" if not wrong else
+            f"offset {offset}: in no checkpoint that continues those before it; {wrong} of {given} "
+            "do not: `ares audit verify` names them"
+        )  # fmt: skip
     head, last = checkpoints[covering], checkpoints[-1]
     place = f"{head.topic} {head.partition} offset {offset}"
     leaves = list(unpack(head.leaves))
@@ -68,6 +77,24 @@ def prove(
         if last.size > head.size
         else [],
     }
+
+
+def _continued(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Those of which each holds the leaves between its head and the head of the one before, by what
+    they say themselves; who signed them is for the verifier to check."""
+    tree, kept = MerkleRange(), list[Checkpoint]()
+    for item in checkpoints:
+        hasher, after = Hasher(item.topic, item.partition), tree.copy()
+        try:
+            head = TreeHead.parse(item.note)
+            for leaf in unpack(item.leaves):
+                after.append(hasher.hash(leaf))
+        except (ValueError, IntegrityError):
+            continue
+        if (after.size, after.root()) == (head.size, head.root) and item.size == head.size:
+            kept.append(item)
+            tree = after
+    return kept
 
 
 def _hashes(checkpoints: Sequence[Checkpoint]) -> Iterator[bytes]:

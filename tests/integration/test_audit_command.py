@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -83,8 +84,8 @@ async def test_an_auditor_verifies_proves_erases_and_archives(
     repair = ("audit", "prove", "key-1", "--topic", "repair", "--out", "repair.json")
     assert ares(*repair)[0] == 0
     assert "value" in (tmp_path / "repair.json").read_text()
-    code, said = ares("audit", "erase", "key-1", "--by", "ann", "--reason", "asked")
-    assert (code, said.count("salt erased")) == (0, 10), said
+    await erase_while_others_read(key, ares)
+    assert check(tmp_path / "meanwhile.json")[0] == 0
     assert ares("audit", "erase", "key-1", "--by", "ann", "--reason", "asked")[0] == 2
     assert ares(*repair)[0] == 0
     proofs = json.loads((tmp_path / "repair.json").read_text())["proofs"]
@@ -93,7 +94,7 @@ async def test_an_auditor_verifies_proves_erases_and_archives(
     assert (code, said.count("a record whose text was erased is leaf")) == (0, 5)
     code, said = ares("audit", "verify", "--key", key, "--json")
     report = json.loads(said)
-    assert (code, sum(part["erased"] for part in report["partitions"])) == (0, 10)
+    assert (code, sum(part["erased"] for part in report["partitions"])) == (0, 20)
 
     await archive_and_restore(connection, kafka, prefix, tmp_path, ares)
 
@@ -102,6 +103,34 @@ async def test_an_auditor_verifies_proves_erases_and_archives(
     code, said = ares("audit", "verify", "--key", key)
     assert (code, f"{prefix}checkpoints 0 offset" in said, "forged" in said) == (1, True, True)
     assert ares("trace", "nobody")[0] == 2
+
+
+async def erase_while_others_read(key: str, ares: Callable[..., tuple[int, str]]) -> None:
+    # Read and erased at the same moment: every answer is that of before or that of after.
+    verify = ("audit", "verify", "--key", key, "--json")
+    erase = ("audit", "erase", "key-1", "--by", "ann", "--reason", "asked")
+    asked = [
+        verify,
+        erase,
+        ("audit", "prove", "key-1", "--topic", "repair", "--out", "meanwhile.json"),
+    ]
+    (seen, told), (code, said), (shown, _) = await asyncio.gather(
+        *(asyncio.to_thread(ares, *words) for words in asked)
+    )
+    assert (code, said.count("salt erased")) == (0, 10), said
+    assert (seen, shown) == (0, 0), told
+    counts = [(part["equal"], part["erased"]) for part in json.loads(told)["partitions"]]
+    assert sum(equal + erased for equal, erased in counts) == 100
+    # Two at once, for one id: the later word stands beside the first, and no salt comes back.
+    twice = await asyncio.gather(
+        *(asyncio.to_thread(ares, "audit", "erase", "key-2", *erase[3:]) for _ in range(2))
+    )
+    assert {item[0] for item in twice} <= {0, 2}
+    assert any(item[0] == 0 for item in twice)
+    code, said = ares("audit", "erase", "key-of-nobody", *erase[3:])
+    assert (code, "no salt is of a record with that key" in said, "Traceback" in said) == (
+        2, True, False,
+    )  # fmt: skip
 
 
 def check_stamps(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -702,6 +703,25 @@ async def test_a_disk_that_takes_nothing_ends_the_service_with_the_reason(world:
     with pytest.raises(AresError, match="cannot be written: Not a directory"):
         async with asyncio.timeout(SECONDS):
             await run_repairer(settings)
+
+
+async def test_a_job_that_was_cut_short_ends_the_command_with_one_line_and_the_way_on(
+    world: World,
+) -> None:
+    run = world.work / "plan-1"
+    run.mkdir(parents=True)
+    (run / "job.json").write_text('{"plan_id": "plan-1", "batch": [{"to')
+    ended = await asyncio.to_thread(
+        subprocess.run,
+        [str(Path(sys.executable).with_name("ares")), "repairer", "--settings",
+         str(world.settings_file())],
+        capture_output=True, text=True, check=False, timeout=SECONDS,
+    )  # fmt: skip
+    said = ended.stderr.strip().splitlines()[-1]
+    assert ended.returncode == 1
+    assert f"{run}/job.json: not JSON" in said
+    assert f"restore it, or move {run} away" in said
+    assert "Traceback" not in ended.stdout + ended.stderr
 
 
 async def test_the_bundle_that_is_released_names_its_plan(world: World) -> None:

@@ -49,6 +49,31 @@ def test_every_record_of_a_topic_is_proven(salted: bool, keyed: bool) -> None:
         assert holds(proof_of(signed, number)), number
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"leaves": b"\x00" * 20},
+        {"note": "nothing"},
+        {"end": 2**40},
+        {"end": 2**40, "leaves": b""},
+        {"size": 1, "end": 2**40},
+    ],
+    ids=["leaves cut", "no note", "another end", "no leaves", "another size"],
+)
+@pytest.mark.parametrize("at", [0, 3, 5])
+def test_a_checkpoint_that_continues_nothing_takes_no_part_in_a_proof(
+    forged: dict[str, Any], at: int
+) -> None:
+    signed = notarise(records_of(37), every=8)
+    of = signed.checkpoints[-1][1]
+    signed.checkpoints.insert(at, (99, of.model_copy(update=forged)))
+    for number in (0, 17, 30):
+        assert holds(proof_of(signed, number)), number
+    cut = replace(signed, checkpoints=[(0, of.model_copy(update={"note": "nothing"}))])
+    with pytest.raises(InputError, match="1 of 1 do not: `ares audit verify` names them"):
+        proof_of(cut, 3)
+
+
 def test_an_erased_text_is_proven_by_its_leaf_alone() -> None:
     signed = notarise(records_of(20), salted=True)
     proof = proof_of(signed, 4, with_record=False)
