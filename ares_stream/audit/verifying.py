@@ -172,7 +172,7 @@ def check_chain(
         # A history that was signed anew is reported once, and what follows is checked against it.
         tree = after
         chain.proven.append(item.leaves)
-        chain.gaps.extend(item.gaps)
+        chain.gaps.extend(gap for gap in item.gaps if gap not in chain.gaps)
         chain.size, chain.end, chain.root = head.size, item.end, head.root.hex()
         _check_stamp(chain, place, item, stamped_at)
         kept = wanted.pop(head.size, None)

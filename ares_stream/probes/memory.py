@@ -115,7 +115,7 @@ class CampaignMemory:
             interaction.response, attributes.get(MADE_BY, COMPOSER)
         )
         if interaction.id not in self._memory.sent:
-            self._answered += UNANSWERED not in attributes
+            self._answered += not (UNANSWERED in attributes or _is_silence(interaction))
         self._memory.sent.setdefault(interaction.id, void)
 
     def sent_and_answered(self) -> tuple[int, int]:
@@ -211,6 +211,13 @@ class CampaignMemory:
         for failure in self.campaign.failures[self._counted :]:
             self._unique.add(self.wording.of(failure.probe).text)
         self._counted = len(self.campaign.failures)
+
+
+def _is_silence(interaction: Interaction) -> bool:
+    """Whether nothing was said, which a judge would find harmless. A content filter's empty answer
+    is a refusal of the system that is tested."""
+    filtered = interaction.attributes.get(FINISH) == "content_filter"
+    return not filtered and not interaction.response.strip()
 
 
 def judged(verdict: Verdict) -> Judged:

@@ -366,7 +366,7 @@ class Prober:
     def _interaction(self, ask: Ask, answer: Answer | None, state: CampaignMemory) -> Interaction:
         words = state.wording.words(ask)
         attributes = {} if answer is not None else {UNANSWERED: "refused"}
-        if answer is not None and not answer.text:
+        if answer is not None and not answer.text.strip():
             attributes[FINISH] = answer.finish[:128]
         if self._plan.attack is not None:
             attributes[MADE_BY] = words.made_by

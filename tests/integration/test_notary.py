@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from ares_stream.audit.checking import verify_topics
 from ares_stream.audit.leaves import Hasher, Leaf, unpack
@@ -274,6 +276,40 @@ async def test_a_state_of_the_signed_tree_with_another_end_skips_and_repeats_no_
         assert "another offset than its signed head" in notary.log_file.read_text()
     assert [item for chain in chains.values() for item in chain.differences] == []
     assert await check_everything(connection, prefix, chains) == 150
+
+
+async def test_a_gap_that_was_signed_and_no_record_after_it_is_found_again_and_harms_nothing(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    connection = await create(kafka, prefix)
+    signer = NoteSigner.generate(NAME)
+    name = topic_name(prefix, topics.VERDICTS)
+
+    async def publish(count: int) -> None:
+        async with Publisher(connection) as publisher:
+            await publisher.publish([OutboundRecord(name, b"k", b"%d" % k) for k in range(count)])
+
+    await publish(5)
+    (partition,) = {item.partition for item in await content(connection, name)}
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        await admin.delete_records({TopicPartition(name, partition): RecordsToDelete(5)})
+    finally:
+        await admin.close()
+    checkpoints = topic_name(prefix, topics.CHECKPOINTS)
+    with NotaryProcess(kafka, prefix, tmp_path, [signer]) as notary:
+        async with asyncio.timeout(SECONDS):
+            while not await content(connection, checkpoints):  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+        assert notary.stop() == 0
+    await publish(7)
+    with NotaryProcess(kafka, prefix, tmp_path, [signer]) as notary:
+        chains = await until_signed(connection, prefix, [signer.key], 7)
+        assert notary.stop() == 0
+    chain = chains[name, partition]
+    assert (chain.size, chain.differences) == (7, [])
+    assert [(item.start, item.end) for item in chain.gaps] == [(0, 5)]
 
 
 async def test_verify_names_the_offsets_of_a_checkpoints_topic_that_is_forged_whole(

@@ -195,6 +195,32 @@ async def test_a_target_that_refuses_every_query_ends_the_campaign_with_its_reas
         assert "answered 400: no such voice" in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["", "  "])
+async def test_a_target_that_says_nothing_has_answered_nothing(
+    kafka: str, prefix: str, tmp_path: Path, text: str
+) -> None:
+    async def empty(request: Request, prompt: str, number: int) -> Response:
+        return completion(text)
+
+    async with scoring(kafka, prefix, tmp_path) as connection, serving(app(empty)) as url:
+        with pytest.raises(TargetError, match=r"none of .* queries was answered"):
+            await run(connection, prefix, plan(tmp_path, budget=20), url)
+        sent = await published(connection, prefix)
+    assert {item.attributes["finish"] for item in sent} == {"stop"}
+
+
+async def test_a_content_filters_empty_answers_are_answers_of_the_system(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    async def filtered(request: Request, prompt: str, number: int) -> Response:
+        choice = {"message": {"content": None}, "finish_reason": "content_filter"}
+        return JSONResponse({"choices": [choice]})
+
+    async with scoring(kafka, prefix, tmp_path) as connection, serving(app(filtered)) as url:
+        progress = await run(connection, prefix, plan(tmp_path, budget=20), url)
+    assert (progress.queries, progress.failures) == (20, 0)
+
+
 async def test_rubbish_and_what_cannot_be_scored_earn_nothing(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:
