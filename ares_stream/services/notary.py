@@ -17,6 +17,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -183,6 +184,8 @@ class NotaryService:
         self._grown: dict[Place, Grown] = {}
         self._hashers: dict[Place, Hasher] = {}
         self._salts: list[Salt] = []
+        self._erased: set[tuple[str, int, int]] = set()
+        """Offsets that are read again and whose salts were erased meanwhile: they get none."""
 
     @property
     def registry(self) -> CollectorRegistry:
@@ -296,7 +299,7 @@ class NotaryService:
         grown.tree.append(hasher.hash(leaf))
         grown.leaves.append(leaf.pack())
         grown.end = record.offset + 1
-        if salt is not None:
+        if salt is not None and (*place, record.offset) not in self._erased:
             self._salts.append(
                 Salt(
                     topic=record.topic,
@@ -405,6 +408,7 @@ class NotaryService:
             if item.topic in self._followed
         }
         heads = await self._heads(states.keys())
+        again: set[Place] = set()
         for place in sorted(states.keys() | heads.keys()):
             state, signed = states.get(place), heads.get(place, [])
             # An old key's head, or one that nobody signed, vouches for a state and for no more.
@@ -412,12 +416,16 @@ class NotaryService:
             follows = [item for item in candidates if state is not None and continues(state, item)]
             if state is None or not follows:
                 self._go_back(place, signed)
+                again.add(place)
                 continue
             head = next((item for item in follows if item is not None and item.is_own), follows[0])
             if state.begins != (0 if head is None else head.end):
                 self._grow_from(state, head)
             else:
                 self._take_up(state)
+                continue
+            again.add(place)
+        self._erased = await self._erasures(again)
 
     def _grow_from(self, state: NotaryState, head: SignedHead | None) -> None:
         """On from the offset that the signed head ends at: a state that goes on from another one
@@ -448,6 +456,19 @@ class NotaryService:
         if own is not None:
             peaks = list(own.tree.peaks)
             self._grown[place] = Grown(*place, own.tree.copy(), own.end, own.end, peaks)
+
+    async def _erasures(self, places: Collection[Place]) -> set[tuple[str, int, int]]:
+        """Whose salts of these partitions were erased."""
+        found: set[tuple[str, int, int]] = set()
+        if not places:
+            return found
+        kafka = self._settings.kafka
+        async for record in read(kafka, await snapshot(kafka, [self._salt_topic])):
+            with suppress(DecodeError):
+                salt = Salt.decode(record.value or b"")
+                if salt.erased_at is not None and (salt.topic, salt.partition) in places:
+                    found.add((salt.topic, salt.partition, salt.offset))
+        return found
 
     async def _heads(self, wanted: Collection[Place]) -> dict[Place, list[SignedHead]]:
         """The largest heads of each partition: those of one size. Read from the topic's end
