@@ -13,7 +13,7 @@ from typing import Final
 from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from ares_stream.errors import BreakerOpen, StreamError, root_cause
+from ares_stream.errors import BreakerOpen, ResourceError, StreamError, root_cause
 from ares_stream.streaming.breaker import Breaker
 from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.faults import client_faults
@@ -417,7 +417,8 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
                 item.worker.complete(item.record.offset, outcome, item.epoch)
 
     async def _outcomes(self, records: Sequence[InboundRecord]) -> list[Outcome]:
-        """The handler's outcomes; a batch that fails is halved down to the record at fault."""
+        """The handler's outcomes; a batch that fails is halved down to the record at fault. Raises
+        what says that the machine is at fault, and no record."""
         try:
             outcomes = list(await self._spec.handler.handle(records))
             if len(outcomes) == len(records):
@@ -428,6 +429,8 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
                     f"the handler gave {len(outcomes)} outcomes for {len(records)} records"
                 ),
             )
+        except (ResourceError, MemoryError):
+            raise
         except Exception as error:  # a poison record may raise anything
             failure = Rejection.of("handle", error)
         if len(records) == 1:

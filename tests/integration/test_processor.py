@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from ares_stream.errors import BreakerOpen, BrokerError, TopicError
+from ares_stream.errors import BreakerOpen, BrokerError, ResourceError, TopicError
 from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.breaker import BreakerPolicy
@@ -28,7 +28,8 @@ DEADLINE = 60.0
 
 
 class Copier:
-    """Copies each record; `poison` values raise, `bad` values are rejected."""
+    """Copies each record; `poison` values raise, `bad` values are rejected, and the machine has no
+    memory for `huge` ones."""
 
     def __init__(self) -> None:
         self.largest = 0
@@ -37,6 +38,8 @@ class Copier:
         self.largest = max(self.largest, len(records))
         if any(record.value == b"poison" for record in records):
             raise ValueError("cannot chew this")
+        if any(record.value == b"huge" for record in records):
+            raise ResourceError("the GPU has no memory left")
         return [self._one(record) for record in records]
 
     @staticmethod
@@ -280,3 +283,18 @@ async def test_an_unreachable_broker_is_named() -> None:
     stage = Stage("127.0.0.1:1", "nowhere-")
     with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1: .*no progress for 1 s"):
         await stage.processor(Counting(), patience=Patience(1.0)).run()
+
+
+async def test_a_machine_without_memory_refuses_no_record_and_ends_the_processor(
+    kafka: str, prefix: str
+) -> None:
+    stage = Stage(kafka, prefix)
+    await stage.prepare(partitions=1)
+    await stage.send([b"good", b"huge", b"good"])
+    counting = Counting()
+    processor = stage.processor(counting, ProcessorPolicy(window_records=1))
+    with pytest.raises(ResourceError, match="the GPU has no memory left"):
+        async with asyncio.timeout(DEADLINE):
+            await processor.run()
+    assert len(await stage.read(stage.output)) == counting.records <= 1
+    assert not await stage.read(stage.dead)

@@ -92,7 +92,13 @@ class Stage:
                     found[place[1]] = min(found.get(place[1], came), came)
             return len(found) == PARTITIONS
 
-        await until(all_moved, RECOVERY_SECONDS, "a partition does not move on")
+        try:
+            await until(all_moved, RECOVERY_SECONDS, "a partition does not move on")
+        except TimeoutError as error:
+            still = [number for number in range(PARTITIONS) if number not in found]
+            said = [await asyncio.to_thread(one.says) for one in (self.direct, self.behind)]
+            lines = "\n".join(said)
+            raise TimeoutError(f"{error}: {topic} {still}\n{lines}") from None
         return [found[number] - since for number in sorted(found)]
 
     async def skipped(self) -> int:

@@ -116,6 +116,10 @@ class Scorer:
         except (urllib.error.URLError, OSError) as error:
             return f"/readyz does not answer: {error}"
 
+    def says(self) -> str:
+        """What readiness lacks, and the end of its log."""
+        return f"{self.name}: {self._missing() or 'ready'}: {self.tail}"
+
     def skipped(self, topic: str) -> int:
         """Offsets of a topic that its log no longer held, as it counts them; since its start."""
         return self._counted(f'ares_skipped_offsets_total{{topic="{topic}"}}')
