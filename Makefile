@@ -66,6 +66,9 @@ check: install ## Lint, types and the direction of dependencies
 	$(BIN)/ares schemas check docs/schemas
 	$(BIN)/python helm/generate.py --check
 	$(BIN)/python -m services.dashboards --check
+ifneq ($(shell command -v dashboard-linter),)
+	for page in helm/ares-stream/dashboards/*.json; do dashboard-linter lint --strict -c .dashboards.yaml $$page || exit 1; done
+endif
 	$(MAKE) --no-print-directory rules
 	$(BIN)/yamllint --strict docker-compose.yml services tests/cluster helm/ares-stream/*.yaml helm/ares-stream/files
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml

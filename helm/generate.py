@@ -50,6 +50,8 @@ ITEMS: dict[str, Any] = {
     "visitors": {"type": "object"},
     "env": MAPPINGS,
     "extraEnv": MAPPINGS,
+    "extraVolumes": {"type": "object", "required": ["name"]},
+    "extraVolumeMounts": {"type": "object", "required": ["name", "mountPath"]},
     "kafkaPorts": {"type": "integer", "minimum": 1},
     "pullSecrets": {"anyOf": [{"type": "string"}, MAPPINGS]},
 }

@@ -26,6 +26,7 @@ from joserfc.jwk import KeySet
 from starlette.requests import Request
 
 from ares_stream.console.policy import IdentityPolicy, JwtPolicy
+from ares_stream.endpoints.client import http_client
 from ares_stream.errors import SettingsError
 from ares_stream.files import Renewed, read_json, read_text
 
@@ -249,7 +250,7 @@ class _SignedTokens:
         raw = b""
         async with (
             asyncio.timeout(FETCH_SECONDS),
-            httpx.AsyncClient(timeout=FETCH_SECONDS, trust_env=False) as client,
+            http_client("console.identity.jwt.jwks_url", timeout=FETCH_SECONDS) as client,
             client.stream("GET", url) as answer,
         ):
             answer.raise_for_status()

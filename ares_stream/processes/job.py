@@ -186,6 +186,7 @@ class JobRun:
             answer = self._cluster.core.read_namespaced_pod_log(
                 pod,
                 self._cluster.namespace,
+                container=self._kind.container(self._made),
                 follow=True,
                 _preload_content=False,
                 _request_timeout=(REQUEST_SECONDS, SILENT_SECONDS),

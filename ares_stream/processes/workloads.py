@@ -53,6 +53,8 @@ class Kind:
     for one that is no such object."""
     is_active: Callable[[Mapping[str, Any]], bool]
     """By its status."""
+    container: Callable[[Manifest], str]
+    """Whose output counts, of a pod into which a mesh or an agent may have put its own."""
 
     @property
     def api_version(self) -> str:
@@ -90,6 +92,7 @@ JOB: Final = Kind(
     },
     _fill_job,
     lambda status: bool(status.get("active")),
+    lambda job: str(job["spec"]["template"]["spec"]["containers"][0]["name"]),
 )
 TRAIN_JOB: Final = Kind(
     "TrainJob",
@@ -100,6 +103,8 @@ TRAIN_JOB: Final = Kind(
     {"Complete": "complete", "Failed": "failed"},
     _fill_train_job,
     lambda status: any(item.get("active") for item in status.get("jobsStatus") or ()),
+    # The trainer fills in the container of this name.
+    lambda _: "node",
 )
 KINDS: Final = {kind.name: kind for kind in (JOB, TRAIN_JOB)}
 

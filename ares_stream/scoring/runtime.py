@@ -8,10 +8,12 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnxruntime.capi import build_and_package_info
 
 from ares_stream.errors import BundleError, ProviderError, ResourceError, ScoringError
 from ares_stream.models.bundles import Bundle
 from ares_stream.scoring.batching import CPU, GPU, BatchPolicy
+from ares_stream.scoring.cuda import missing
 from ares_stream.scoring.tokenising import Tokens
 
 Provider = Literal["cpu", "cuda"]
@@ -40,6 +42,11 @@ def version() -> str:
     return str(ort.__version__)
 
 
+def _cuda_version() -> str:
+    """That this onnxruntime was built for, as its GPU packages say it; empty where it says none."""
+    return str(getattr(build_and_package_info, "cuda_version", ""))
+
+
 class OnnxModel:
     """A session over one bundle's model. `run` may be called from several threads."""
 
@@ -63,6 +70,8 @@ class OnnxModel:
                 f"this onnxruntime has no {wanted}; install the extra `gpu` instead of `cpu`, "
                 "or set scorer.provider: cpu"
             )
+        if provider == "cuda" and (lacking := missing(_cuda_version())):
+            raise ProviderError(f"scorer.provider is cuda, but {lacking}; or set it to cpu")
         options = ort.SessionOptions()
         options.log_severity_level = QUIET
         # Callers are the parallelism; spinning threads would take their cores from them.

@@ -10,9 +10,11 @@ A service may serve further pages of JSON, see lifecycle.Pages.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from ipaddress import IPv4Address
 from typing import Final
 
 import uvicorn
@@ -27,6 +29,10 @@ from ares_stream.errors import SettingsError, masked
 
 STOP_SECONDS: Final = 5.0
 """A scrape in flight may finish; a client that hangs may not hold up the shutdown."""
+EVERY_ADDRESS: Final = "::"
+"""As a host: every address of the machine, of IPv4 and IPv6."""
+_NO_IPV6: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+"""What a kernel without IPv6 says."""
 
 
 class _Server(uvicorn.Server):
@@ -94,18 +100,33 @@ def _config(app: Starlette) -> uvicorn.Config:
     )  # fmt: skip
 
 
+def _listener(host: str, port: int) -> socket.socket:
+    """Raises OSError."""
+    if host == EVERY_ADDRESS:
+        try:
+            return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
+        except OSError as error:
+            if error.errno not in _NO_IPV6:
+                raise
+        host = str(IPv4Address(0))
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)
+
+
 @asynccontextmanager
 async def serve_health(
     app: Starlette, host: str, port: int, *, start_deadline: float = 10.0, field: str = "http"
 ) -> AsyncIterator[int]:
-    """Serve `app` beside the service; yields the port in use (`port` 0 takes a free one).
+    """Serve `app` beside the service at an address of either family, or at `::`, which stands for
+    all; yields the port in use (`port` 0 takes a free one).
 
     Raises SettingsError, naming `field`, when the port cannot be bound.
     """
     try:
-        listener = socket.create_server((host, port))
+        listener = _listener(host, port)
     except OSError as error:
-        raise SettingsError(f"{field}.port: cannot listen on {host}:{port}: {error}") from None
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise SettingsError(f"{field}.port: cannot listen on {place}: {error}") from None
     server = _Server(_config(app))
     task = asyncio.create_task(server.serve([listener]), name="health")
     try:

@@ -65,6 +65,7 @@ class HttpSettings(Section):
     """Where /livez, /readyz and /metrics are served."""
 
     host: str = "127.0.0.1"
+    """`::` listens on every address, of IPv4 and IPv6."""
     port: int = Field(9464, ge=0, le=65535)
 
 

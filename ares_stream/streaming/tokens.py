@@ -94,7 +94,7 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
         try:
             async with (
                 asyncio.timeout(TOKEN_SECONDS),
-                httpx.AsyncClient(trust_env=False, verify=trusted) as client,
+                httpx.AsyncClient(verify=trusted) as client,
                 client.stream(
                     "POST", self._url, data=form, auth=(self._client_id, secret)
                 ) as answer,
@@ -104,6 +104,11 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
         except AnswerTooLarge:
             raise TokenRefused(
                 f"kafka.token_endpoint: {self._url}: an answer too large for a token"
+            ) from None
+        except (ImportError, httpx.InvalidURL, ValueError):
+            raise TokenRefused(
+                "kafka.token_endpoint: the proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY or "
+                "NO_PROXY names cannot be used"
             ) from None
         except (httpx.HTTPError, OSError, TimeoutError) as error:
             raise KafkaError(f"kafka.token_endpoint: {self._url}: {type(error).__name__}") from None

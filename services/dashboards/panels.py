@@ -117,7 +117,7 @@ def encoded(page: Page, pages: Sequence[Page]) -> str:
         .timezone("browser")
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
         .with_variable(
-            dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus")
+            dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus")
         )
         .with_variable(_variable("job", 'label_values(up{job=~"ares-.+"}, job)'))
         .with_variable(_variable("instance", 'label_values(up{job=~"$job"}, instance)'))
@@ -141,7 +141,7 @@ def encoded(page: Page, pages: Sequence[Page]) -> str:
 def _variable(name: str, query: str) -> dashboard.QueryVariable:
     return (
         dashboard.QueryVariable(name)
-        .label(name)
+        .label(name.capitalize())
         .datasource(SOURCE)
         .query(query)
         .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)

@@ -230,6 +230,28 @@ SETS: dict[str, dict[str, Any]] = {
         "metrics": {"podMonitor": True, "additionalLabels": {"release": 1}},
         "networkPolicy": {"enabled": True},
     },
+    "secrets by an agent": {
+        "kafka": {
+            "existingSecret": "",
+            "settings": {"password_file": "/vault/secrets/kafka", "ca_file": "/trust/ca.crt"},
+        },
+        "podAnnotations": {"vault.hashicorp.com/agent-inject": True},
+        "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/x"}},
+        "extraVolumes": [{"name": "trust", "configMap": {"name": "trust"}}],
+        "extraVolumeMounts": [{"name": "trust", "mountPath": "/trust", "readOnly": True}],
+        "extraEnv": [{"name": "SSL_CERT_FILE", "value": "/trust/ca.crt"}],
+        "networkPolicy": {"enabled": True},
+    },
+    "a token endpoint": {
+        "kafka": {
+            "mechanism": "OAUTHBEARER",
+            "settings": {
+                "token_endpoint": "https://login.example.com/token",
+                "token_client_id": "ares",
+                "token_client_secret_file": "/secrets/kafka/password",
+            },
+        },
+    },
     "repairs, models fetched": merged(
         REPAIRER,
         TRAIN_JOB,
@@ -380,7 +402,7 @@ def test_a_train_job_trains_in_the_pods_of_a_runtime_that_is_there() -> None:
 
 def test_nodes_that_train_together_may_reach_each_other_and_nobody_else_may() -> None:
     values = merged(NEEDED, SETS["repairer on several nodes, watched"])
-    (policy,) = [item for item in rendered(values) if item["kind"] == "NetworkPolicy"]
+    policy = named(rendered(values), "NetworkPolicy", "demo-ares-stream")
     (heard,) = [rule for rule in policy["spec"]["ingress"] if "ports" not in rule]
     (asked,) = [rule for rule in policy["spec"]["egress"] if "ports" not in rule]
     assert heard["from"] == asked["to"]
@@ -388,7 +410,7 @@ def test_nodes_that_train_together_may_reach_each_other_and_nobody_else_may() ->
     labels = peer["podSelector"]["matchLabels"]
     assert labels["app.kubernetes.io/component"] == "repair"
     off = merged(values, {"repairer": {"jobs": {"trainJob": {"enabled": False}}}})
-    (policy,) = [item for item in rendered(off) if item["kind"] == "NetworkPolicy"]
+    policy = named(rendered(off), "NetworkPolicy", "demo-ares-stream")
     assert all("ports" in rule for way in ("ingress", "egress") for rule in policy["spec"][way])
 
 
@@ -657,6 +679,94 @@ def test_every_pod_can_be_put_onto_nodes_of_ones_choice_and_under_a_user_the_clu
     assert there == [{"zone": "a"}]
 
 
+EVERYTHING = merged(
+    NOTARY, NIGHTLY, REPLAY, CONSOLE, REPAIRER, TRAIN_JOB, SETS["prober"], SETS["anchors"]
+)
+
+
+def templates_of(resources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every template of a pod, those of a repair's steps too."""
+    found = []
+    for item in resources:
+        if item["kind"] in ("Deployment", "Job", "CronJob"):
+            spec = item["spec"]
+            found.append(spec.get("jobTemplate", {"spec": spec})["spec"]["template"])
+        if item["kind"] == "TrainingRuntime":
+            (node,) = item["spec"]["template"]["spec"]["replicatedJobs"]
+            found.append(node["template"]["spec"]["template"])
+        if item["kind"] == "ConfigMap" and "job.yaml" in item["data"]:
+            found.append(yaml.safe_load(item["data"]["job.yaml"])["spec"]["template"])
+    return found
+
+
+def test_a_mesh_an_agent_and_a_driver_of_secrets_reach_every_pod_those_of_jobs_too() -> None:
+    fetched = {"models": {"source": "init", "init": {"image": "registry.example.com/fetch:1"}}}
+    values = merged(NEEDED, EVERYTHING, SETS["secrets by an agent"], fetched)
+    templates = templates_of(rendered(values))
+    assert len(templates) == 13
+    for template in templates:
+        notes, pod = template["metadata"]["annotations"], template["spec"]
+        assert notes["vault.hashicorp.com/agent-inject"] == "true"
+        assert {"name": "trust", "configMap": {"name": "trust"}} in pod["volumes"]
+        for container in (*pod.get("initContainers", ()), *pod["containers"]):
+            mounts = {item["name"]: item["mountPath"] for item in container["volumeMounts"]}
+            assert mounts["trust"] == "/trust"
+
+
+def test_every_pod_has_an_account_of_the_charts_own_that_is_there_before_it() -> None:
+    values = merged(NEEDED, EVERYTHING, SETS["secrets by an agent"])
+    resources = rendered(values)
+    accounts = {i["metadata"]["name"]: i for i in resources if i["kind"] == "ServiceAccount"}
+    for account in accounts.values():
+        notes = account["metadata"]["annotations"]
+        assert notes["eks.amazonaws.com/role-arn"] == "arn:aws:iam::1:role/x"
+    used = {pod["serviceAccountName"] for pod in pods_of(resources)}
+    assert used == set(accounts)
+    hooks = {
+        item["kind"]: int(item["metadata"]["annotations"]["helm.sh/hook-weight"])
+        for item in resources
+        if "helm.sh/hook" in item["metadata"].get("annotations", {})
+    }
+    job = hooks.pop("Job")
+    # In a namespace that forbids all traffic the job has a policy of its own.
+    assert set(hooks) == {"ServiceAccount", "ConfigMap", "NetworkPolicy"}
+    assert all(weight < job for weight in hooks.values())
+
+
+def test_the_jobs_policy_of_the_network_lets_it_go_where_the_services_go() -> None:
+    rules = {"extraEgress": [{"ports": [{"port": 443, "protocol": "TCP"}]}]}
+    resources = rendered(merged(NEEDED, {"networkPolicy": {"enabled": True, **rules}}))
+    whole, hook = (
+        named(resources, "NetworkPolicy", name)["spec"]
+        for name in ("demo-ares-stream", "demo-ares-stream-topics")
+    )
+    assert hook["egress"] == whole["egress"]
+    assert "ingress" not in hook
+    assert hook["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "topics"
+
+
+def test_what_stands_in_kafkas_settings_is_in_the_place_of_what_values_make() -> None:
+    def kafka(case: str) -> Any:
+        found = named(rendered(merged(NEEDED, SETS[case])), "ConfigMap", "demo-ares-stream-monitor")
+        return yaml.safe_load(found["data"]["ares.yaml"])["kafka"]
+
+    agent = kafka("secrets by an agent")
+    assert agent["password_file"] == "/vault/secrets/kafka"
+    assert agent["username"] == "ares"
+    assert "token_file" not in kafka("a token endpoint")
+
+
+def test_the_same_values_are_the_same_bytes_again() -> None:
+    """Argo CD and Flux compare what they render now with what they rendered before."""
+    values = merged(NEEDED, EVERYTHING, SETS["everything watched"], KEDA)
+    again: dict[str, str] = {}
+    for _ in range(2):
+        with helm_python.Chart.load(str(CHART)) as chart:
+            files = chart.render(values, name="demo", namespace="prod")
+        assert again in ({}, files)
+        again = files
+
+
 def test_a_step_of_a_repair_has_the_models_that_an_init_container_fetches() -> None:
     resources = rendered(merged(NEEDED, SETS["repairs, models fetched"]))
     steps = [pod for pod in pods_of(resources) if any(
@@ -727,6 +837,23 @@ def test_two_releases_of_one_namespace_have_no_name_in_common() -> None:
     assert not names[0] & names[1]
 
 
+IN_DOCS = re.findall(
+    r"^```yaml\n(.*?)^```",
+    (CHART.parents[1] / "docs" / "kubernetes.md").read_text(),
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@pytest.mark.parametrize("text", IN_DOCS, ids=lambda text: re.sub(r"\W+", " ", text)[:40])
+def test_every_example_of_values_in_the_docs_is_taken(text: str) -> None:
+    # Parts of an example that another one on the page gives.
+    values = merged(NEEDED, yaml.safe_load(text))
+    if "console" in values:
+        values = merged(CONSOLE, values)
+    for resource in rendered(values):
+        check(resource, VERSIONS[-1])
+
+
 def test_nothing_is_rendered_by_chance_or_by_looking_at_a_cluster() -> None:
     """Argo CD and others render without a cluster, again and again."""
     for file in sorted((CHART / "templates").iterdir()):
@@ -762,7 +889,7 @@ def test_a_parent_chart_may_have_it_twice_under_aliases(tmp_path: Path) -> None:
     names = [(item["kind"], item["metadata"]["name"]) for item in found]
     assert len(names) == len(set(names)) == 2 * len(rendered(watched))
     for item in found:
-        if item["kind"] == "NetworkPolicy":
+        if item["kind"] == "NetworkPolicy" and not item["metadata"]["name"].endswith("-topics"):
             selected = item["spec"]["podSelector"]["matchLabels"]
             mine = [i for i in found if i["kind"] == "Deployment" and (
                 selected.items() <= i["spec"]["template"]["metadata"]["labels"].items()
@@ -792,6 +919,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kafka": {"protocol": "PLAINTEXT"}}, "would send conversations readable"),
     ({"kafka": {"existingSecret": ""}}, "kafka.existingSecret"),
     ({"kafka": {"username": ""}}, "kafka.username"),
+    (
+        {"kafka": {"existingSecret": "", "settings": {"token_file": "/t"}}},
+        "a secret with the password",
+    ),
+    (
+        merged(KEDA, {"kafka": {"settings": {"password_file": "/vault/secrets/kafka"}}}),
+        "which KEDA cannot read",
+    ),
     ({"strimzi": {"topics": True, "cluster": "x"}}, "both would make the topics"),
     ({"strimzi": {"users": True, "cluster": ""}, "topics": {"create": False}}, "strimzi.cluster"),
     ({"strimzi": {"users": True, "cluster": "x"}}, "the job would run before its user exists"),
@@ -889,6 +1024,8 @@ def test_what_cannot_work_is_refused_in_words(values: dict[str, Any], word: str)
         ({"fullnameOverride": "guard.prod"}, "fullnameOverride"),
         ({"extraEnv": [{"name": "A", "value": 1}]}, "extraEnv/0/value"),
         ({"extraEnv": {"A": "b"}}, "extraEnv"),
+        ({"extraVolumes": [{"configMap": {"name": "x"}}]}, "extraVolumes/0"),
+        ({"extraVolumeMounts": [{"name": "x"}]}, "extraVolumeMounts/0"),
         ({"image": {"pullSecrets": {}}}, "pullSecrets"),
         ({"monitor": {"settings": None}}, "settings"),
         ({"scorer": {"defaults": {"keda": None}}}, "keda"),

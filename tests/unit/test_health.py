@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+from ipaddress import IPv4Address
+from typing import Any
+
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -41,6 +46,55 @@ async def test_a_port_in_use_is_a_clear_error() -> None:
         with pytest.raises(SettingsError, match=f"127.0.0.1:{port}"):
             async with serve_health(app, "127.0.0.1", port):
                 pass
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [
+        ("::", ["127.0.0.1", "[::1]"]),
+        ("::1", ["[::1]"]),
+        (str(IPv4Address(0)), ["127.0.0.1"]),
+        ("localhost", ["127.0.0.1"]),
+    ],
+)
+async def test_a_host_is_an_address_of_either_family_or_all_of_them(
+    host: str, reached: list[str]
+) -> None:
+    if not has_ipv6():
+        reached = [address for address in reached if "[" not in address]
+        if not reached:
+            pytest.skip("this machine has no IPv6")
+    app = health_app(CollectorRegistry(), lambda: None)
+    client = httpx.AsyncClient(trust_env=False)
+    async with serve_health(app, host, 0) as port, client:
+        for address in reached:
+            assert (await client.get(f"http://{address}:{port}/livez")).status_code == 200
+
+
+@pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+async def test_all_addresses_are_those_of_ipv4_where_the_kernel_has_no_ipv6(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    create = socket.create_server
+
+    def without_ipv6(address: Any, *, family: int = socket.AF_INET, **rest: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(code, "no IPv6")
+        return create(address, family=family, **rest)
+
+    monkeypatch.setattr(socket, "create_server", without_ipv6)
+    app = health_app(CollectorRegistry(), lambda: None)
+    client = httpx.AsyncClient(trust_env=False)
+    async with serve_health(app, "::", 0) as port, client:
+        assert (await client.get(f"http://127.0.0.1:{port}/livez")).status_code == 200
 
 
 async def test_a_page_of_a_service_is_what_it_is_at_that_moment_as_json() -> None:

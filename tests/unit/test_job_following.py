@@ -52,6 +52,8 @@ class Api:
         self.selectors: list[str] = []
         self.patched: dict[tuple[str, str], dict[str, str]] = {}
         self.formats: set[str] = set()
+        self.pods: list[dict[str, Any]] = []
+        self.logs: list[str] = []
 
     def answer(self, verb: str, path: str, body: Any) -> tuple[int, Any]:
         what = path.split("?")[0].rsplit("/", 1)[-1]
@@ -62,8 +64,8 @@ class Api:
         if verb in self.refuse:
             status, message = self.refuse[verb]
             return status, {"message": message}
-        if what == "pods":
-            return 200, {"items": []}
+        if what in ("pods", "log"):
+            return self._of_pods(what, path)
         if what in TEMPLATES and verb == "GET":
             self.selectors.append(unquote(path))
             return 200, {"items": [{"metadata": {"name": f"{what}-{n}"}} for n in self.names]}
@@ -85,6 +87,12 @@ class Api:
             if self.looks == 3:
                 self.job["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
         return 200, self.job or {}
+
+    def _of_pods(self, what: str, path: str) -> tuple[int, Any]:
+        if what == "log":
+            self.logs.append(unquote(path))
+            return 200, {"of": "the step"}
+        return 200, {"items": self.pods}
 
 
 @contextmanager
@@ -245,3 +253,19 @@ def test_a_verdict_that_may_not_be_written_is_told_in_the_servers_words(
     api.refuse["GET"] = (403, "jobs is forbidden: cannot list")
     assert main([str(tmp_path / "job.yaml"), "--gate", "passed", "all", "/r/plan"]) == 2
     assert "cannot list" in capsys.readouterr().err
+
+
+def test_the_output_is_the_steps_own_where_a_mesh_put_a_container_beside_it(
+    api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.pods = [
+        {
+            "metadata": {"name": "pod-1", "creationTimestamp": "2026-11-26T00:00:00Z"},
+            "spec": {"containers": [{"name": "proxy"}, {"name": "step"}]},
+            "status": {"phase": "Running"},
+        }
+    ]
+    assert run(tmp_path) == 0
+    (asked,) = api.logs
+    assert f"container={'step' if api.plural == 'jobs' else 'node'}" in asked
+    assert "the step" in capsys.readouterr().out

@@ -78,6 +78,9 @@ capabilities:
   persistentVolumeClaim:
     claimName: {{ $values.registry.pvc.existingClaim }}
 {{- end }}
+{{- with $values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{- define "ares.mounts" -}}
@@ -117,6 +120,17 @@ capabilities:
 - name: registry
   mountPath: /registry
   readOnly: {{ default false .registryReadOnly }}
+{{- end }}
+{{- with $values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Annotations of a pod that were asked for. */}}
+{{- define "ares.podAnnotations" -}}
+{{- with .root.Values.podAnnotations }}
+annotations:
+  {{- include "ares.texts" . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
@@ -178,6 +192,9 @@ initContainers:
         mountPath: /tmp
       - name: models
         mountPath: {{ $values.models.mountPath }}
+      {{- with $values.extraVolumeMounts }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
 {{- end }}
 {{- end -}}
 
@@ -297,15 +314,17 @@ spec:
 {{/*
 The pod template of a Job that runs `ares` once for each of its steps, one after the other.
 dict root component steps (list of dict name args) config models registry resources
-     [volumes mounts nodeSelector tolerations]
+     [account volumes mounts nodeSelector tolerations]
 */}}
 {{- define "ares.jobPod" -}}
 {{- $values := .root.Values -}}
 metadata:
+  {{- include "ares.podAnnotations" . | nindent 2 }}
   labels:
     {{- include "ares.podLabels" . | nindent 4 }}
 spec:
   restartPolicy: Never
+  serviceAccountName: {{ default (include "ares.fullname" .root) .account }}
   automountServiceAccountToken: false
   {{- with include "ares.pullSecrets" .root }}
   imagePullSecrets:

@@ -52,10 +52,14 @@
 {{- fail "strimzi.authentication: tls needs kafka.protocol SSL" -}}
 {{- end -}}
 {{- else if eq $kafka.protocol "SASL_SSL" -}}
-{{- if not $kafka.existingSecret -}}
-{{- fail "kafka.existingSecret: SASL_SSL needs a secret with the password or token; create it and name it here" -}}
+{{- $given := $kafka.existingSecret -}}
+{{- range ternary (list "token_file" "token_endpoint") (list "password_file") (eq $kafka.mechanism "OAUTHBEARER") -}}
+{{- $given = or $given (get $kafka.settings .) -}}
 {{- end -}}
-{{- if and (ne $kafka.mechanism "OAUTHBEARER") (not $kafka.username) -}}
+{{- if not $given -}}
+{{- fail "kafka.existingSecret: SASL_SSL needs a secret with the password or token; create it and name it here (or name a file in kafka.settings)" -}}
+{{- end -}}
+{{- if and (ne $kafka.mechanism "OAUTHBEARER") (not (or $kafka.username (get $kafka.settings "username"))) -}}
 {{- fail (printf "kafka.username: %s needs a user" $kafka.mechanism) -}}
 {{- end -}}
 {{- end -}}
@@ -91,6 +95,10 @@
 {{- end -}}
 {{- if and $scorer.keda.enabled (eq $kafka.protocol "SASL_SSL") (eq $kafka.mechanism "OAUTHBEARER") (not $scorer.keda.authentication) -}}
 {{- fail (printf "%s.keda.authentication: with OAUTHBEARER name a TriggerAuthentication of yours, since KEDA fetches tokens itself" $at) -}}
+{{- end -}}
+{{- $files := or (get $kafka.settings "password_file") (get $kafka.settings "ca_file") (get $kafka.settings "certificate_file") -}}
+{{- if and $scorer.keda.enabled $files (not $scorer.keda.authentication) -}}
+{{- fail (printf "%s.keda.authentication: kafka.settings names files, which KEDA cannot read; name a TriggerAuthentication of yours" $at) -}}
 {{- end -}}
 {{- range $kind := list "keda" "hpa" -}}
 {{- $scale := get $scorer $kind -}}

@@ -32,27 +32,30 @@
 {{/* dict root service: the section kafka: secrets are files under /secrets/kafka. */}}
 {{- define "ares.kafka" -}}
 {{- $kafka := .root.Values.kafka -}}
-bootstrap: {{ $kafka.bootstrap | quote }}
-protocol: {{ $kafka.protocol }}
-{{- if eq $kafka.protocol "SASL_SSL" }}
-mechanism: {{ $kafka.mechanism }}
-{{- if eq $kafka.mechanism "OAUTHBEARER" }}
-token_file: /secrets/kafka/{{ $kafka.passwordKey }}
-{{- else }}
-username: {{ include "ares.kafkaUser" . | quote }}
-password_file: /secrets/kafka/{{ $kafka.passwordKey }}
-{{- end }}
-{{- end }}
-{{- if $kafka.allowPlaintext }}
-allow_plaintext: true
-{{- end }}
-{{- if $kafka.ca.existingSecret }}
-ca_file: /secrets/kafka-ca/{{ $kafka.ca.key }}
-{{- end }}
-{{- if include "ares.kafkaCertificate" . }}
-certificate_file: /secrets/kafka-certificate/tls.crt
-key_file: /secrets/kafka-certificate/tls.key
-{{- end }}
+{{- $own := dict "bootstrap" $kafka.bootstrap "protocol" $kafka.protocol -}}
+{{- $secret := include "ares.kafkaSecret" . -}}
+{{- if eq $kafka.protocol "SASL_SSL" -}}
+{{- $_ := set $own "mechanism" $kafka.mechanism -}}
+{{- if ne $kafka.mechanism "OAUTHBEARER" -}}
+{{- $_ := set $own "username" (include "ares.kafkaUser" .) -}}
+{{- if $secret -}}
+{{- $_ := set $own "password_file" (printf "/secrets/kafka/%s" $kafka.passwordKey) -}}
+{{- end -}}
+{{- else if and $secret (not (hasKey $kafka.settings "token_endpoint")) -}}
+{{- $_ := set $own "token_file" (printf "/secrets/kafka/%s" $kafka.passwordKey) -}}
+{{- end -}}
+{{- end -}}
+{{- if $kafka.allowPlaintext -}}
+{{- $_ := set $own "allow_plaintext" true -}}
+{{- end -}}
+{{- if $kafka.ca.existingSecret -}}
+{{- $_ := set $own "ca_file" (printf "/secrets/kafka-ca/%s" $kafka.ca.key) -}}
+{{- end -}}
+{{- if include "ares.kafkaCertificate" . -}}
+{{- $_ := set $own "certificate_file" "/secrets/kafka-certificate/tls.crt" -}}
+{{- $_ := set $own "key_file" "/secrets/kafka-certificate/tls.key" -}}
+{{- end -}}
+{{- toYaml (mergeOverwrite $own (deepCopy $kafka.settings)) -}}
 {{- end -}}
 
 {{/* dict root service: what every service's file begins with. */}}
@@ -62,7 +65,8 @@ kafka:
 topic_prefix: {{ .root.Values.topics.prefix | quote }}
 log_level: {{ .root.Values.logLevel }}
 http:
-  host: 0.0.0.0
+  # Every address of the pod, of IPv4 and IPv6.
+  host: "::"
   port: 9464
 {{- with .root.Values.tracing }}
 {{- if .endpoint }}
