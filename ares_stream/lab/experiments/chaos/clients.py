@@ -13,7 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 
 from ares_stream.lab.experiments.chaos.checker import (
     REFUSED,
@@ -209,8 +217,6 @@ def read_all(bootstrap: str, topic: str, *, values: bool = True) -> list[Seen]:
     consumer = _consumer(bootstrap)
     try:
         places = _partitions(consumer, [topic])
-        for place in places:
-            place.offset = 0
         consumer.assign(places)
         found: list[Seen] = []
         left = {place.partition for place in places}
@@ -257,8 +263,10 @@ def _consumer(bootstrap: str) -> Consumer:
 
 
 def _partitions(consumer: Consumer, topics: Sequence[str]) -> list[TopicPartition]:
+    # A look for what the group has committed, when the broker has just come up, may never be
+    # answered, and nothing is read (librdkafka 2.x): a beginning asks for no group.
     return [
-        TopicPartition(topic, number)
+        TopicPartition(topic, number, OFFSET_BEGINNING)
         for topic in topics
         for number in sorted(consumer.list_topics(topic, timeout=20).topics[topic].partitions)
     ]

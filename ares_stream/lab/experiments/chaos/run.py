@@ -98,7 +98,10 @@ class Stage:
             still = [number for number in range(PARTITIONS) if number not in found]
             said = [await asyncio.to_thread(one.says) for one in (self.direct, self.behind)]
             lines = "\n".join(said)
-            raise TimeoutError(f"{error}: {topic} {still}\n{lines}") from None
+            seen = len(self.watch.arrived)
+            raise TimeoutError(
+                f"{error}: {topic} {still}, {seen} outcomes seen since the start\n{lines}"
+            ) from None
         return [found[number] - since for number in sorted(found)]
 
     async def skipped(self) -> int:
