@@ -251,7 +251,12 @@ async def erase_salts(
         raise InputError("no salt is of a record with that key; it may have been erased before")
     name = topic_name(prefix, topics.SALTS)
     async with Publisher(connection) as publisher:
-        await publisher.publish([OutboundRecord(name, item.key, item.encode()) for item in erased])
+        await publisher.publish(
+            [
+                OutboundRecord(name, item.key, item.encode(), partition=topics.FIRST_PARTITION)
+                for item in erased
+            ]
+        )
     return erased
 
 

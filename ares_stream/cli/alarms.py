@@ -67,7 +67,7 @@ def acknowledge(
     """
     from ares_stream.errors import InputError
     from ares_stream.records.alarm import AlarmAcknowledgement
-    from ares_stream.records.topics import ALARMS, topic_name
+    from ares_stream.records.topics import ALARMS, FIRST_PARTITION, topic_name
     from ares_stream.services.settings import load_settings
     from ares_stream.streaming.publisher import Publisher
     from ares_stream.streaming.records import OutboundRecord
@@ -85,7 +85,9 @@ def acknowledge(
         async with Publisher(settings.kafka) as publisher:
             topic = topic_name(settings.topic_prefix, ALARMS)
             key = record.alarm_id.encode()
-            await publisher.publish([OutboundRecord(topic, key, record.encode())])
+            await publisher.publish(
+                [OutboundRecord(topic, key, record.encode(), partition=FIRST_PARTITION)]
+            )
 
     asyncio.run(send())
     typer.echo(f"acknowledged {found[0].id}: {found[0].summary}")

@@ -107,7 +107,7 @@ async def _opinions(settings: Settings) -> dict[str, list[Label]]:
     from ares_stream.detection.ledger import opinions
     from ares_stream.records.label import Label
     from ares_stream.records.topics import LABELS, topic_name
-    from ares_stream.streaming.reader import read_latest_as
+    from ares_stream.streaming.compacted import read_latest_as
 
     found: dict[str, dict[bytes, Label]] = defaultdict(dict)
     latest = await read_latest_as(

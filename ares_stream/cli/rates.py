@@ -80,7 +80,7 @@ async def read_rates(
     from ares_stream.detection.ledger import in_order
     from ares_stream.records.rates import AnchorFigures, MonitorState, Rates, decode_held
     from ares_stream.records.topics import RATES, topic_name
-    from ares_stream.streaming.reader import read_latest_as
+    from ares_stream.streaming.compacted import read_latest_as
 
     topic = topic_name(settings.topic_prefix, RATES)
     latest = await read_latest_as(

@@ -27,7 +27,7 @@ def command(
     unreachable or the dead-letter breaker opens.
     """
     from ares_stream.services.lifecycle import serve
-    from ares_stream.services.scorer import Scorer
+    from ares_stream.services.scorer import Scorer, settle_seconds
     from ares_stream.services.settings import load_settings
 
     settings = load_settings(settings_file)
@@ -35,4 +35,4 @@ def command(
         breaker = settings.scorer.breaker.model_copy(update={"accept_dead_letters": True})
         scorer = settings.scorer.model_copy(update={"breaker": breaker})
         settings = settings.model_copy(update={"scorer": scorer})
-    serve(partial(Scorer, settings), settings, "scorer")
+    serve(partial(Scorer, settings), settings, "scorer", settle_seconds=settle_seconds(settings))

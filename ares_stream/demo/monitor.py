@@ -19,8 +19,9 @@ from ares_stream.records.interaction import Interaction
 from ares_stream.records.rates import STATE_KEY, MonitorState, Rates, decode_held
 from ares_stream.records.topics import ALARMS, LABELS, RATES, VERDICTS, topic_name
 from ares_stream.reporting.page import Section, table_section
+from ares_stream.streaming.compacted import read_latest_as
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.reader import read_latest_as, snapshot
+from ares_stream.streaming.reader import snapshot
 
 BEARABLE: Final = 0.01
 """Coupled-failure rate over which the demo's monitor raises its alarm: the made policy fails

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from ares_stream.errors import DecodeError
 from ares_stream.records.label import Label, ReviewItem
 from ares_stream.records.topics import LABELS, REVIEW, topic_name
+from ares_stream.streaming.compacted import read_latest_as
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.reader import read, read_latest_as, snapshot
+from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.unreadable import PassedOver
 
 

@@ -5,9 +5,10 @@ the same state, so a kill between the registry and the announcement is mended by
 from __future__ import annotations
 
 from ares_stream.models.releases import Log, announcements, differences
+from ares_stream.records.topics import FIRST_PARTITION
+from ares_stream.streaming.compacted import read_latest
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
-from ares_stream.streaming.reader import read_latest
 from ares_stream.streaming.records import OutboundRecord
 
 
@@ -18,7 +19,7 @@ async def announce_topic(connection: KafkaConnection, topic: str, log: Log) -> i
     missing = differences(announcements(log), present)
     # A key that is not there needs no deletion.
     records = [
-        OutboundRecord(topic, key, value)
+        OutboundRecord(topic, key, value, partition=FIRST_PARTITION)
         for key, value in missing.items()
         if value is not None or key in present
     ]

@@ -256,17 +256,22 @@ class Announced:
 
     def take(self, key: bytes | None, value: bytes | None) -> Release | None:
         """One record; None for a deletion. Raises DecodeError."""
-        key = key or b""
-        ended = self._ended.pop(key, None)
         if value is None:
+            self._ended.pop(key or b"", None)
             return None
         release = Release.decode(value)
+        self.note(key, release)
+        return release
+
+    def note(self, key: bytes | None, release: Release) -> None:
+        """One record that was decoded already."""
+        key = key or b""
+        ended = self._ended.pop(key, None)
         if release.state in _ENDED:
             self._ended[key] = release
         elif ended is not None and release.state is ReleaseState.ACTIVE and _same(ended, release):
             # Of a rejected release no later word under its key makes an active one.
             self._ended[key] = ended
-        return release
 
     @staticmethod
     def check_key(key: bytes | None, release: Release) -> None:

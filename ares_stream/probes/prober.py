@@ -184,13 +184,26 @@ class Prober:
         failures = 0
         while not self._stopping.is_set():
             try:
-                await self._session()
+                await self._session_unless_stopped()
             except (BrokerError, LoginError, ReadError) as error:
                 failures = 1 if self._patience.reason is None else failures + 1
                 self._patience.failed(error)
             else:
                 return
             await self._rest(self._policy.backoff_seconds[:failures][-1])
+
+    async def _session_unless_stopped(self) -> None:
+        """What is asked and not published yet is asked again by the next start."""
+        session = asyncio.create_task(self._session(), name="session")
+        stop = asyncio.create_task(self._stopping.wait(), name="stop")
+        try:
+            await asyncio.wait({session, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if session.done():
+                session.result()
+        finally:
+            for task in (session, stop):
+                task.cancel()
+            await asyncio.gather(session, stop, return_exceptions=True)
 
     async def _session(self) -> None:
         state = CampaignMemory(self._plan, self._topic)
@@ -215,7 +228,7 @@ class Prober:
     async def _work(
         self, journal: Journal, state: CampaignMemory, ranges: Sequence[OffsetRange]
     ) -> None:
-        """Ask and settle until done or stopped, while a task beside reads verdicts."""
+        """Ask and settle until done, while a task beside reads verdicts."""
         news = asyncio.Event()
 
         async def listen() -> None:
@@ -228,14 +241,12 @@ class Prober:
         try:
             async with asyncio.TaskGroup() as tasks:
                 listener = tasks.create_task(listen(), name="verdicts")
-                stop = tasks.create_task(self._stopping.wait(), name="stop")
-                ask = tasks.create_task(self._ask_all(journal, state, news), name="ask")
-                await asyncio.wait({stop, ask}, return_when=asyncio.FIRST_COMPLETED)
-                for task in (ask, stop, listener):
-                    task.cancel()
+                await self._ask_all(journal, state, news)
+                listener.cancel()
         except BaseExceptionGroup as group:
             raise root_cause(group) from group
-        self._observer.paused("budget" if state.campaign.done else None)
+        finally:
+            self._observer.paused("budget" if state.campaign.done else None)
 
     async def _ask_all(self, journal: Journal, state: CampaignMemory, news: asyncio.Event) -> None:
         while not state.campaign.done:

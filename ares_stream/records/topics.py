@@ -33,6 +33,10 @@ CHECKPOINTS: Final = "checkpoints"
 NOTARY: Final = "notary"
 SALTS: Final = "salts"
 
+FIRST_PARTITION: Final = 0
+"""Where records of the topics that need one partition are written, however many the topic has been
+given since: what follows what, and which record of a key is the last, is said by one partition."""
+
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
@@ -87,7 +91,7 @@ def specs(
     """Every topic of the system.
 
     `partitions` bounds how many scorers can share the work. Topics that a person or one
-    process writes need one partition.
+    process writes need one partition, and are written to the first of several.
     """
     safe = durable(replication)
     audit = safe | {"cleanup.policy": "delete", "retention.ms": str(audit_days * DAY_MS)}

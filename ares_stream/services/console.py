@@ -114,7 +114,8 @@ class ConsoleService:
             self._life.log.info("pages", host=self._console.host, port=self.port)
             while not self._life.is_stopping:
                 try:
-                    await self._follow()
+                    async with self._life.breaking_off():
+                        await self._follow()
                 except StreamError as error:
                     self._patience.failed(error)
                     self._life.log.warning("started anew", error=str(error))
@@ -303,7 +304,8 @@ class Writer:
 
     async def acknowledge(self, record: AlarmAcknowledgement) -> None:
         """See Outside."""
-        await self._publish(topics.ALARMS, record.alarm_id.encode(), record.encode())
+        key, value = record.alarm_id.encode(), record.encode()
+        await self._publish(topics.ALARMS, key, value, partition=topics.FIRST_PARTITION)
 
     async def _publish(
         self,
@@ -311,10 +313,12 @@ class Writer:
         key: bytes,
         value: bytes | None,
         headers: tuple[tuple[str, bytes], ...] = (),
+        partition: int | None = None,
     ) -> None:
         name = topic_name(self._settings.topic_prefix, topic)
+        record = OutboundRecord(name, key, value, headers, partition=partition)
         async with self._publishing:
-            await self._publisher.publish([OutboundRecord(name, key, value, headers)])
+            await self._publisher.publish([record])
 
     async def log(self) -> Log:
         """See Outside."""

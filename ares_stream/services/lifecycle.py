@@ -12,8 +12,10 @@ here and the same for all:
 - `Life` is given to the service when it is made: it knows when to stop and how to wait.
 
 What a service promises: `run` returns soon after `life.stop()`, with what is in flight settled
-or left to be read again; `missing` is cheap, raises nothing and tells the truth; an AresError
-that leaves `run` is the end of the process, with its exit code and one line.
+or left to be read again, and may be cut off as by a kill where that takes longer than
+`settle_seconds`: a Kafka that does not answer settles nothing. `missing` is cheap, raises nothing
+and tells the truth; an AresError that leaves `run` is the end of the process, with its exit code
+and one line.
 """
 
 from __future__ import annotations
@@ -36,8 +38,17 @@ from ares_stream.services.renewals import RenewalMetrics, refusals, watch_renewa
 from ares_stream.services.settings import HttpSettings, Settings
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+SETTLE_SECONDS: Final = 20.0
+"""After `stop`, for what a service settles with a Kafka that answers; below what an orchestrator
+waits before it kills."""
+CUT_SECONDS: Final = 5.0
+"""For a service that was cut off: clients that say no goodbye are closed within this."""
 
 T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """What may be broken off was, since the service stops."""
 
 
 class Service(Protocol):
@@ -74,11 +85,18 @@ class Pages(Protocol):
 
 class Life:
     """When a service stops, and how it waits. One per process; its clock is an argument, so that
-    tests move it."""
+    tests move it. Whatever still runs `settle_seconds` after `stop` is cut off."""
 
-    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        name: str,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        settle_seconds: float = SETTLE_SECONDS,
+    ) -> None:
         self.name = name
         self.clock = clock
+        self.settle_seconds = settle_seconds
         self.log = logs.get(name)
         self._stopping = asyncio.Event()
         self._on_stop: list[Callable[[], None]] = []
@@ -112,6 +130,28 @@ class Life:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
+
+    @contextlib.asynccontextmanager
+    async def breaking_off(self) -> AsyncIterator[None]:
+        """Break the block off when `stop` comes: for what holds nothing that must be settled, such
+        as a start. Raises Stopped then, which `live` takes for the end of a service."""
+        if self.is_stopping:
+            raise Stopped
+        try:
+            async with asyncio.timeout(None) as limit:
+
+                def break_off() -> None:
+                    limit.reschedule(asyncio.get_running_loop().time())
+
+                self._on_stop.append(break_off)
+                try:
+                    yield
+                finally:
+                    self._on_stop.remove(break_off)
+        except TimeoutError:
+            if limit.expired():
+                raise Stopped from None
+            raise
 
     async def unless_stopped(self, coroutine: Coroutine[Any, Any, T]) -> T | None:
         """The coroutine's result, or None when `stop` comes first; then it is cancelled."""
@@ -156,12 +196,12 @@ async def live(service: Service, life: Life, http: HttpSettings) -> None:
             life.log.info("listening", port=port)
             work = asyncio.create_task(service.run(), name=life.name)
             try:
-                await asyncio.shield(work)
+                await _ended(work, life)
             except asyncio.CancelledError:
                 if work.done():
                     raise
                 life.stop()
-                await work
+                await _ended(work, life)
                 raise
             finally:
                 life.log.info("stopped")
@@ -170,6 +210,24 @@ async def live(service: Service, life: Life, http: HttpSettings) -> None:
         if explained is error:
             raise
         raise explained from error
+
+
+async def _ended(work: asyncio.Task[None], life: Life) -> None:
+    """Return once the service has ended, or was cut off after its stop. Raises what ended it."""
+    stopped = asyncio.create_task(life.stopped(), name="stop")
+    try:
+        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+    if not work.done():
+        await asyncio.wait({work}, timeout=life.settle_seconds)
+    if not work.done():
+        life.log.warning("cut off", seconds=life.settle_seconds)
+        work.cancel()
+        await asyncio.wait({work}, timeout=CUT_SECONDS)
+        return
+    with contextlib.suppress(Stopped):
+        work.result()
 
 
 @contextlib.asynccontextmanager
@@ -205,13 +263,19 @@ def _place(error: BaseException) -> str:
     return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
 
 
-def serve(service_of: Callable[[Life], Service], settings: Settings, name: str) -> None:
+def serve(
+    service_of: Callable[[Life], Service],
+    settings: Settings,
+    name: str,
+    *,
+    settle_seconds: float = SETTLE_SECONDS,
+) -> None:
     """A service's whole process, from its logs to its last line. Raises AresError."""
     end_at_once_on_sigterm()
     logs.configure(level=settings.log_level)
 
     async def main() -> None:
-        life = Life(name)
+        life = Life(name, settle_seconds=settle_seconds)
         await live(service_of(life), life, settings.http)
 
     try:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
@@ -53,12 +54,13 @@ from ares_stream.services.logs import is_told
 from ares_stream.services.monitor_metrics import MonitorMetrics
 from ares_stream.services.settings import MonitorSettings, Settings
 from ares_stream.streaming.admin import count_partitions
+from ares_stream.streaming.compacted import read_latest_as
 from ares_stream.streaming.follower import Follower
 from ares_stream.streaming.journal import Journal
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.queue import Queue
-from ares_stream.streaming.reader import read, read_latest_as, snapshot
+from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 
 STANDBY_SECONDS: Final = 1.0
@@ -122,12 +124,16 @@ class MonitorService:
             *(topics.VERDICTS, topics.LABELS, topics.DEADLETTERS),
             *(topics.RATES, topics.ALARMS, topics.RELEASES),
         )
-        await count_partitions(self._settings.kafka, [self._topic(name) for name in names])
-        queue = Queue(self._settings.kafka, self._topic(topics.RATES), self._settings.monitor.group)
-        await queue.start()
+        kafka = self._settings.kafka
+        queue = Queue(kafka, self._topic(topics.RATES), self._settings.monitor.group)
+        async with self._life.breaking_off():
+            await count_partitions(kafka, [self._topic(name) for name in names])
+            await queue.start()
         try:
             while not self._life.is_stopping:
-                if await queue.waiting():
+                async with self._life.breaking_off():
+                    leads = await queue.leads()
+                if leads:
                     leader = _Leader(self._settings, self._life, self.metrics, queue, self)
                     await leader.run()
                     self._stand_by()
@@ -203,26 +209,31 @@ class _Leader:
     async def run(self) -> None:
         """Follow until the partition is another's. Raises StreamError."""
         kafka = self._settings.kafka
-        async with Journal(kafka, f"{self._settings.topic_prefix}monitor") as journal:
-            # Entering ended what an earlier leader left open: what is read now is all there is.
-            await self._restore(journal)
+        name = f"{self._settings.topic_prefix}monitor"
+        async with AsyncExitStack() as opened:
+            async with self._life.breaking_off():
+                journal = await opened.enter_async_context(Journal(kafka, name))
+                # Entering ended what an earlier leader left open: what is read now is all there is.
+                await self._restore(journal)
+                follower = await opened.enter_async_context(self._follower())
             self._metrics.leading.set(1)
             self._log.info("leading", verdicts=self._covered())
-            followed = [
-                *(self._verdicts, self._labels, self._letters),
-                *(self._alarm_topic, self._releases),
-            ]
-            for name in followed:
-                self._metrics.unreadable.labels(name).set(self._ledger.unreadable[name])
-            async with Follower(
-                kafka, followed, self._ledger.positions, logs=self._ledger.logs
-            ) as follower:
-                sending = asyncio.create_task(self._send_anchors(), name="anchors")
-                try:
-                    await self._follow(follower, journal, sending)
-                finally:
-                    sending.cancel()
-                    await asyncio.gather(sending, return_exceptions=True)
+            sending = asyncio.create_task(self._send_anchors(), name="anchors")
+            try:
+                await self._follow(follower, journal, sending)
+            finally:
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+
+    def _follower(self) -> Follower:
+        followed = [
+            *(self._verdicts, self._labels, self._letters),
+            *(self._alarm_topic, self._releases),
+        ]
+        for name in followed:
+            self._metrics.unreadable.labels(name).set(self._ledger.unreadable[name])
+        ledger = self._ledger
+        return Follower(self._settings.kafka, followed, ledger.positions, logs=ledger.logs)
 
     async def _follow(
         self, follower: Follower, journal: Journal, sending: asyncio.Task[None]
@@ -255,7 +266,7 @@ class _Leader:
             if now - looked > STANDBY_SECONDS:
                 looked = now
                 self._metrics.lag.set(behind)
-                if not await self._queue.waiting():
+                if not await self._queue.leads():
                     return
             due = now - published >= self._monitor.publish_seconds
             if due or taken >= PUBLISH_RECORDS:
@@ -324,7 +335,12 @@ class _Leader:
             "counting anew from the verdicts",
             topic=self._rates, error=str(error),
         )  # fmt: skip
-        await journal.append([OutboundRecord(self._rates, key, None) for key in keys])
+        await journal.append(
+            [
+                OutboundRecord(self._rates, key, None, partition=topics.FIRST_PARTITION)
+                for key in keys
+            ]
+        )
         self._ledger = Ledger(self._policy)
         # Kept with the state: whoever asks for the figures later sees that it happened.
         self._ledger.unreadable[self._rates] += 1
@@ -357,7 +373,17 @@ class _Leader:
         ranges = await snapshot(kafka, compacted)
         for name in compacted:
             self._ledger.unreadable.pop(name, None)
-        async for record in read(kafka, ranges):
+        of_labels = [item for item in ranges if item.topic == self._labels]
+        present = await read_latest_as(
+            kafka,
+            self._labels,
+            lambda record: (record.key or b"", Label.decode(record.value or b"")),
+            ranges=of_labels,
+            unreadable=self._refuse,
+        )
+        for key, label in present.values():
+            self._ledger.add_label(key, label)
+        async for record in read(kafka, [item for item in ranges if item not in of_labels]):
             self._take(record)
         for covered in ranges:
             self._ledger.positions[covered.topic, covered.partition] = covered.end
@@ -389,11 +415,21 @@ class _Leader:
             budget = sum(self._policy.review_shares.values()) / len(CELLS)
             changes = await asyncio.to_thread(self._ledger.changes, now, budget)
             records = [
-                OutboundRecord(self._rates, key, None if value is None else value.encode())
+                OutboundRecord(
+                    self._rates,
+                    key,
+                    None if value is None else value.encode(),
+                    partition=topics.FIRST_PARTITION,
+                )
                 for key, value in changes
             ]
             records += [
-                OutboundRecord(self._alarm_topic, item.id.encode(), item.encode())
+                OutboundRecord(
+                    self._alarm_topic,
+                    item.id.encode(),
+                    item.encode(),
+                    partition=topics.FIRST_PARTITION,
+                )
                 for item in updated
             ]
             await journal.append(records)

@@ -17,7 +17,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Collection, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -53,11 +53,12 @@ from ares_stream.services.metrics import zeros
 from ares_stream.services.notary_metrics import NotaryMetrics
 from ares_stream.services.settings import NotarySettings, Settings
 from ares_stream.streaming.admin import count_partitions
+from ares_stream.streaming.compacted import read_latest_as
 from ares_stream.streaming.follower import Follower
 from ares_stream.streaming.journal import Journal
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.queue import Queue
-from ares_stream.streaming.reader import read, read_latest_as, snapshot
+from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from ares_stream.streaming.resume import OffsetLoss
 
@@ -216,12 +217,15 @@ class NotaryService:
     async def _session(self) -> None:
         kafka = self._settings.kafka
         own = (self._state_topic, self._salt_topic, self._checkpoint_topic)
-        await count_partitions(kafka, (*self._followed, *own))
         queue = Queue(kafka, self._state_topic, self._settings.notary.group)
-        await queue.start()
+        async with self._life.breaking_off():
+            await count_partitions(kafka, (*self._followed, *own))
+            await queue.start()
         try:
             while not self._life.is_stopping:
-                if await queue.waiting():
+                async with self._life.breaking_off():
+                    leads = await queue.leads()
+                if leads:
                     await self._lead(queue)
                     self.metrics.stand_by()
                 else:
@@ -237,18 +241,21 @@ class NotaryService:
 
     async def _lead(self, queue: Queue) -> None:
         kafka = self._settings.kafka
-        async with Journal(kafka, f"{self._settings.topic_prefix}notary") as journal:
-            # Entering ended what an earlier leader left open: what is read now is all there is.
-            await self._restore()
-            await self._sign(journal)
+        name = f"{self._settings.topic_prefix}notary"
+        async with AsyncExitStack() as opened:
+            async with self._life.breaking_off():
+                journal = await opened.enter_async_context(Journal(kafka, name))
+                # Entering ended what an earlier leader left open: what is read now is all there is.
+                await self._restore()
+                await self._sign(journal)
+                ends = {place: item.end for place, item in self._grown.items()}
+                logs = {place: item.log for place, item in self._grown.items()}
+                follower = await opened.enter_async_context(
+                    Follower(kafka, list(self._followed), ends, logs=logs, most=POLL_RECORDS)
+                )
             self.metrics.leading.set(1)
             self._log.info("leading", leaves=sum(item.tree.size for item in self._grown.values()))
-            ends = {place: item.end for place, item in self._grown.items()}
-            logs = {place: item.log for place, item in self._grown.items()}
-            async with Follower(
-                kafka, list(self._followed), ends, logs=logs, most=POLL_RECORDS
-            ) as follower:
-                await self._follow(follower, journal, queue)
+            await self._follow(follower, journal, queue)
 
     async def _follow(self, follower: Follower, journal: Journal, queue: Queue) -> None:
         written = looked = time.monotonic()
@@ -270,7 +277,7 @@ class NotaryService:
             if now - looked > STANDBY_SECONDS:
                 looked = now
                 self.metrics.lag.set(follower.behind())
-                if not await queue.waiting():
+                if not await queue.leads():
                     return
             await asyncio.sleep(0)
         self._move(follower)
@@ -336,12 +343,10 @@ class NotaryService:
         news = [item for item in self._grown.values() if item.has_news]
         if news:
             records = [
-                OutboundRecord(self._state_topic, state.key, state.encode())
+                _outbound(self._state_topic, state)
                 for state in (item.state(signed=False) for item in news)
             ]
-            records += [
-                OutboundRecord(self._salt_topic, salt.key, salt.encode()) for salt in self._salts
-            ]
+            records += [_outbound(self._salt_topic, salt) for salt in self._salts]
             await journal.append(records)
             self._salts.clear()
             await self._sign(journal)
@@ -358,9 +363,9 @@ class NotaryService:
         records = []
         made_of = [(item, item.checkpoint(name, self._signers, now)) for item in news]
         for item, made in await self._stamp(made_of):
-            records.append(OutboundRecord(self._checkpoint_topic, made.key, made.encode()))
+            records.append(_outbound(self._checkpoint_topic, made))
             state = item.state(signed=True)
-            records.append(OutboundRecord(self._state_topic, state.key, state.encode()))
+            records.append(_outbound(self._state_topic, state))
         await journal.append(records)
         for item in news:
             item.signed()
@@ -474,9 +479,21 @@ class NotaryService:
         """The largest heads of each partition: those of one size. Read from the topic's end
         backwards until each partition that has a state has one; whole where there is no state."""
         kafka = self._settings.kafka
-        (covered,) = await snapshot(kafka, [self._checkpoint_topic])
-        keys = [signer.key for signer in self._signers]
         found: dict[Place, list[SignedHead]] = {}
+        ranges = await snapshot(kafka, [self._checkpoint_topic])
+        for covered in ranges:
+            # Of a topic that was given more partitions, each may hold the largest.
+            await self._heads_in(covered, wanted if len(ranges) == 1 else (), found)
+        return found
+
+    async def _heads_in(
+        self,
+        covered: OffsetRange,
+        wanted: Collection[Place],
+        found: dict[Place, list[SignedHead]],
+    ) -> None:
+        kafka = self._settings.kafka
+        keys = [signer.key for signer in self._signers]
         end, step = covered.end, TAIL_OFFSETS
         while end > covered.start and (not wanted or not found.keys() >= set(wanted)):
             start = max(covered.start, end - step)
@@ -490,7 +507,6 @@ class NotaryService:
                     continue  # `ares audit verify` names it.
                 if head is not None and head.topic in self._followed:
                     _keep_largest(found.setdefault((head.topic, head.partition), []), head)
-        return found
 
     def _take_up(self, state: NotaryState) -> None:
         tree = MerkleRange(state.size, map(bytes.fromhex, state.peaks))
@@ -503,6 +519,10 @@ class NotaryService:
             grown.leaves = [state.pending.leaves] if state.pending.leaves else []
             grown.gaps = list(state.pending.gaps)
         self._grown[state.topic, state.partition] = grown
+
+
+def _outbound(topic: str, item: NotaryState | Salt | Checkpoint) -> OutboundRecord:
+    return OutboundRecord(topic, item.key, item.encode(), partition=topics.FIRST_PARTITION)
 
 
 def _keep_largest(heads: list[SignedHead], head: SignedHead) -> None:

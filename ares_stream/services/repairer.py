@@ -154,7 +154,9 @@ class Repairer:
         try:
             while not self._life.is_stopping:
                 try:
-                    await step()
+                    # What is broken off between two steps is finished by the next start.
+                    async with self._life.breaking_off():
+                        await step()
                 except (StreamError, OSError) as error:
                     self._patience.failed(error)
                     reason = f"{type(error).__name__}: {error}"
@@ -416,7 +418,12 @@ class Repairer:
         )
 
     async def _publish(self, report: RepairReport) -> None:
-        record = OutboundRecord(self._reports_topic, report.plan_id.encode(), report.encode())
+        record = OutboundRecord(
+            self._reports_topic,
+            report.plan_id.encode(),
+            report.encode(),
+            partition=topics.FIRST_PARTITION,
+        )
         async with Publisher(self._settings.kafka) as publisher:
             await publisher.publish([record])
 

@@ -56,13 +56,15 @@ from ares_stream.services.settings import (
 from ares_stream.services.tracing import Tracing, open_tracing
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.breaker import BreakerPolicy
+from ares_stream.streaming.compacted import follow_compacted, read_latest_as
 from ares_stream.streaming.contract import ProcessorPolicy
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.processor import Processor
-from ares_stream.streaming.reader import follow_compacted, read_latest_as
 from ares_stream.streaming.records import InboundRecord, ReadLimits
 
 RETRY_SECONDS: Final = 1.0
+END_SECONDS: Final = 25.0
+"""After the drain; docs/scorer.md says within thirty seconds."""
 COLLECT_AFTER: Final = 20_000
 """Objects made and not freed: more than the windows in hand consist of."""
 BREAKER_SECONDS: Final = 120.0
@@ -70,9 +72,14 @@ BREAKER_SECONDS: Final = 120.0
 an orchestrator that restarts it at once does not feed a topic to the dead letters in portions."""
 
 
+def settle_seconds(settings: Settings) -> float:
+    """What a scorer may take after its stop: its drain, then the end of clients that hang."""
+    return settings.scorer.processing.drain_seconds + END_SECONDS
+
+
 async def run_scorer(settings: Settings) -> None:
     """Score until SIGTERM or SIGINT, then drain. Raises the AresError that ended it."""
-    life = Life("scorer")
+    life = Life("scorer", settle_seconds=settle_seconds(settings))
     await live(Scorer(settings, life), life, settings.http)
 
 
@@ -203,7 +210,7 @@ class Scorer:
         announced, active = Announced(), list[tuple[InboundRecord, Release]]()
         for record, release in latest.values():
             try:
-                announced.take(record.key, record.value)
+                announced.note(record.key, release)
                 announced.check_key(record.key, release)
             except DecodeError as error:
                 self.on_refused(None, record.offset, error)

@@ -11,6 +11,7 @@ from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
     InvalidSessionTimeoutError,
+    InvalidTimestampError,
     InvalidTransactionTimeout,
     KafkaConnectionError,
     KafkaError,
@@ -38,6 +39,12 @@ LIMITS: Final[Mapping[type[KafkaError], str]] = {
 }
 """Refusals that last until a person changes a setting, here or there."""
 
+TIMES: Final = (
+    "refuses the time of a record: this machine's clock or the broker's is wrong, or the topic's "
+    "message.timestamp.before.max.ms or message.timestamp.after.max.ms is too small"
+)
+"""Of INVALID_TIMESTAMP; a clock may be set right."""
+
 
 def explained(
     error: BaseException,
@@ -53,7 +60,7 @@ def explained(
     if (limit := LIMITS.get(type(error))) is not None:
         return LimitError(f"Kafka at {where} {limit}")
     if not isinstance(error, FORBIDDEN):
-        return BrokerError(f"Kafka at {where}: {_said(error)}")
+        return BrokerError(f"Kafka at {where}: {said(error)}")
     if offsets_of := _partitions(error):
         # Only the commit of offsets names partitions; in a transaction as well it needs Read.
         right = f"Read on topic {offsets_of}"
@@ -70,9 +77,9 @@ def explained(
     return forbidden(where, right)
 
 
-def _said(error: BaseException) -> str:
-    """The error's kind and what it says, each once: an error of the client says its kind itself,
-    and of a bootstrap that failed it shows a list of addresses."""
+def said(error: BaseException) -> str:
+    """For a person: the error's kind and what it says, each once. An error of the client says its
+    kind itself, and of a bootstrap that failed it shows a list of addresses."""
     if isinstance(error, KafkaConnectionError) and "Unable to bootstrap" in str(error):
         return "no broker answers there"
     if isinstance(error, NodeNotReadyError):
@@ -80,6 +87,8 @@ def _said(error: BaseException) -> str:
             f"{error} It is down, or cannot be reached from here at the address that it advertises "
             "(advertised.listeners)"
         )
+    if isinstance(error, InvalidTimestampError):
+        return TIMES
     if isinstance(error, KafkaError):
         return str(error)
     return f"{type(error).__name__}: {error}".rstrip(": ")

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -36,7 +36,7 @@ from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.log_identity import LogChange, LogIdentity
 from ares_stream.streaming.publisher import retrieve
 from ares_stream.streaming.records import InboundRecord, ReadLimits
-from ares_stream.streaming.topic_ids import absent_topics, topic_ids
+from ares_stream.streaming.topic_ids import KnownTopics, known_topics
 from ares_stream.streaming.unreadable import Unreadable
 
 END_SECONDS: Final = 5.0
@@ -139,13 +139,9 @@ class BatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]
         records = (record for batch in batches for record in BatchReader(batch, ReadLimits()))
         return await asyncio.to_thread(next, records, None)
 
-    async def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+    async def known_topics(self, topics: Collection[str]) -> KnownTopics:
         """See `ares_stream.streaming.topic_ids`."""
-        return await topic_ids(self._client, topics)
-
-    async def absent_topics(self, topics: Collection[str]) -> list[str]:
-        """See `ares_stream.streaming.topic_ids`."""
-        return await absent_topics(self._client, topics)
+        return await known_topics(self._client, topics)
 
     async def getbatches(
         self, *partitions: TopicPartition, timeout_ms: int, most: int = BATCHES
@@ -270,12 +266,18 @@ async def read_batches(
     """The records of batches, one at a time; of an offset where none can be read `unreadable` is
     told. Gives way to other tasks between two batches."""
     for batch in batches:
-        for record in BatchReader(batch, limits):
-            if record.damage is None:
-                yield record
-            else:
-                unreadable(record, DecodeError(record.damage.reason))
+        for record in whole(BatchReader(batch, limits), unreadable):
+            yield record
         await asyncio.sleep(0)
+
+
+def whole(records: Iterable[InboundRecord], unreadable: Unreadable) -> Iterator[InboundRecord]:
+    """Those that could be read; of the others `unreadable` is told."""
+    for record in records:
+        if record.damage is None:
+            yield record
+        else:
+            unreadable(record, DecodeError(record.damage.reason))
 
 
 def record_lists(batch: RawBatch, limits: ReadLimits) -> Iterator[list[InboundRecord]]:

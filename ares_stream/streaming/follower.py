@@ -99,7 +99,7 @@ class Follower:
         await self._stop()
 
     async def _stop(self) -> None:
-        await end_consumer(self._consumer, REQUEST_SECONDS)
+        await end_consumer(self._consumer)
 
     @property
     def positions(self) -> dict[Place, int]:
@@ -197,7 +197,7 @@ class Follower:
     async def _ask_ids(self) -> None:
         with faults_as(self._failed):
             async with asyncio.timeout(REQUEST_SECONDS):
-                self._ids = await self._consumer.topic_ids(self._topics)
+                self._ids = (await self._consumer.known_topics(self._topics)).ids
 
     async def _assign(self) -> None:
         """Take partitions that were added, and those of topics that were made anew."""

@@ -104,6 +104,7 @@ class Journal:
                             key=record.key,
                             headers=list(record.headers),
                             timestamp_ms=record.timestamp_ms,
+                            partition=record.partition,
                         )
                         future.add_done_callback(retrieve)
                         sent.append(future)

@@ -31,7 +31,7 @@ from ares_stream.errors import LimitError
 from ares_stream.streaming.breaker import Breaker
 from ares_stream.streaming.contract import SessionSpec
 from ares_stream.streaming.deadletters import batch_size, dead_letter, fits, kept_whole
-from ares_stream.streaming.faults import client_faults, explained, first_refusal
+from ares_stream.streaming.faults import client_faults, explained, first_refusal, said
 from ares_stream.streaming.log_identity import LastRecord, LogIdentity
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 from ares_stream.streaming.resume import OffsetLoss
@@ -309,14 +309,14 @@ class PartitionWorker:
                     self._observer.transaction("fenced")
                     if await self._given_up():
                         return
-                    raise PartitionLost(f"{self.topic}-{self.partition} was fenced") from error
+                    raise PartitionLost(f"{self.topic}-{self.partition}{self._failure}") from error
                 except (KafkaError, OSError, TimeoutError, _Refused) as error:
                     await self._discard(failed=not isinstance(error, _Refused))
                     self._raise_forbidden(error)
                     self._observer.transaction(_outcome_of(error))
                     if not isinstance(error, _Refused):
                         failures += 1
-                        self._failure = f": {type(error).__name__} {error}".rstrip()
+                        self._failure = f": {said(error)}"
                     with contextlib.suppress(TimeoutError):
                         pause = min(MAX_PAUSE_SECONDS, REOPEN_PAUSE_SECONDS * failures)
                         async with asyncio.timeout(pause):
@@ -339,7 +339,8 @@ class PartitionWorker:
             self._enter(PartitionState.OPENING)
         self.epoch += 1
         self._clear()
-        self._failure = ": another owner has fenced it"
+        name = self._spec.transactional_id(self.topic, self.partition)
+        self._failure = f": another owner has fenced it (transactional id {name})"
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._policy.session_seconds):
                 await self._closing.wait()

@@ -33,7 +33,7 @@ from ares_stream.streaming.contract import (
 )
 from ares_stream.streaming.faults import client_faults, explained
 from ares_stream.streaming.patience import Patience
-from ares_stream.streaming.resume import OffsetLoss
+from ares_stream.streaming.resume import ForeignCommit, OffsetLoss
 from ares_stream.streaming.session import PASSING, Session
 
 _log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Processor:
             output_topics=tuple(output_topics),
         )
         self._patience = patience or Patience()
-        self._losses: deque[OffsetLoss] = deque(maxlen=MAX_NOTES)
+        self._notes: deque[OffsetLoss | ForeignCommit] = deque(maxlen=MAX_NOTES)
         self._breaker = Breaker(self._spec.policy.breaker)
         self._size_limits: Mapping[str, int] = {}
         self._stopping = asyncio.Event()
@@ -104,8 +104,9 @@ class Processor:
         return self._patience.reason or "no session with Kafka yet"
 
     def notes(self) -> tuple[str, ...]:
-        """What an operator should know although it works: the latest losses of offsets."""
-        return tuple(map(str, self._losses))
+        """What an operator should know although it works: the latest losses of offsets, and
+        offsets that somebody else committed."""
+        return tuple(map(str, self._notes))
 
     def stop(self) -> None:
         """Read no more; `run` commits what is in flight and returns. Safe in a signal handler."""
@@ -147,7 +148,7 @@ class Processor:
             self._spec,
             stopping=self._stopping,
             patience=self._patience,
-            losses=self._losses,
+            notes=self._notes,
             breaker=self._breaker,
             size_limits=self._size_limits,
             member_id=self._member_id,

@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
+    InvalidTimestampError,
     KafkaError,
     MessageSizeTooLargeError,
     ProducerClosed,
@@ -19,7 +20,7 @@ from aiokafka.errors import (
 
 from ares_stream.errors import BrokerError, InputError, TopicError
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import explained, faults_as, first_refusal
+from ares_stream.streaming.faults import TIMES, explained, faults_as, first_refusal
 from ares_stream.streaming.records import OutboundRecord
 
 PUBLISH_SECONDS: Final = 30.0
@@ -100,6 +101,7 @@ class Publisher:
                     key=record.key,
                     headers=list(record.headers),
                     timestamp_ms=record.timestamp_ms,
+                    partition=record.partition,
                 )
                 future.add_done_callback(retrieve)
                 sent.append(future)
@@ -116,6 +118,8 @@ class Publisher:
             return TopicError(f"a topic is missing on {where}; create it with `ares topics create`")
         if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
             return InputError("a record is larger than its topic's max.message.bytes")
+        if isinstance(error, InvalidTimestampError):
+            return InputError(f"Kafka at {where} {TIMES}")
         if isinstance(error, TimeoutError):
             return BrokerError(
                 f"Kafka at {where} did not take the records within {self._seconds:.0f} s"

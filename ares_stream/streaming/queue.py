@@ -19,7 +19,7 @@ from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.faults import client_faults, explained, faults_as, missing_topics
 from ares_stream.streaming.fetching import end_consumer
-from ares_stream.streaming.topic_ids import absent_topics
+from ares_stream.streaming.topic_ids import known_topics
 
 SESSION_TIMEOUT_MS: Final = 30_000
 NEVER_MS: Final = 2**31 - 1
@@ -77,7 +77,7 @@ class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
         """Leave the group; a broker that is gone is not waited for."""
         if self._consumer is None:
             return
-        await end_consumer(self._consumer, KAFKA_SECONDS)
+        await end_consumer(self._consumer)
 
     async def waiting(self) -> list[Waiting]:
         """The partitions owned now, in order; none while the group is being balanced. Raises
@@ -88,7 +88,7 @@ class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
                 # A member that may not join waits for ever, and only a fetch would say so.
                 self._consumer._coordinator.check_errors()
                 # Nobody owns a partition of a topic that is gone.
-                if await absent_topics(self._consumer._client, [self._topic]):
+                if (await known_topics(self._consumer._client, [self._topic])).absent:
                     raise missing_topics(self._where, [self._topic])
                 return []
             async with asyncio.timeout(KAFKA_SECONDS):
@@ -99,6 +99,11 @@ class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
             Waiting(item.partition, done, first[item], stable[item])
             for item, done in zip(partitions, committed, strict=True)
         ]
+
+    async def leads(self) -> bool:
+        """Whether this member owns the first partition: of several processes of which one may work
+        that one does, however many partitions the topic has been given. Raises as `waiting`."""
+        return any(item.partition == 0 for item in await self.waiting())
 
     async def commit(self, ranges: Sequence[OffsetRange]) -> None:
         """Settle what lies before the ends of the ranges, of partitions that are still ours."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from typing import Final, Literal, TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from ares_stream.errors import DecodeError, ReadError, TopicError
+from ares_stream.errors import ReadError, TopicError
 from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
@@ -26,6 +26,7 @@ from ares_stream.streaming.fetching import (
     end_consumer,
     read_batches,
     record_lists,
+    whole,
 )
 from ares_stream.streaming.records import InboundRecord, ReadLimits
 from ares_stream.streaming.unreadable import Unreadable, log_unreadable
@@ -178,11 +179,8 @@ async def read(
             aclosing(_read(consumer, ranges, stall_seconds, limits)) as lists,
         ):
             async for records in lists:
-                for record in records:
-                    if record.damage is None:
-                        yield record
-                    else:
-                        unreadable(record, DecodeError(record.damage.reason))
+                for record in whole(records, unreadable):
+                    yield record
 
 
 class SteadyReader:
@@ -225,7 +223,7 @@ class SteadyReader:
         expected = self._ids.get(item.topic)
         if expected is None:
             return
-        found = await consumer.topic_ids([item.topic])
+        found = (await consumer.known_topics([item.topic])).ids
         if found.get(item.topic) != expected:
             what = "made anew" if item.topic in found else "deleted"
             raise ReadError(
@@ -242,7 +240,7 @@ class SteadyReader:
 async def ids_of(connection: KafkaConnection, topics: Sequence[str]) -> dict[str, str]:
     """The id of each topic that is there; none from a broker that gives none (before Kafka 2.8)."""
     async with _consumer(connection) as consumer:
-        return await consumer.topic_ids(topics)
+        return dict((await consumer.known_topics(topics)).ids)
 
 
 async def _check_partitions(connection: KafkaConnection, ranges: Sequence[OffsetRange]) -> None:
@@ -323,89 +321,24 @@ async def _refuse_gaps(
             )
 
 
-async def read_latest(
-    connection: KafkaConnection, topic: str, *, unreadable: Unreadable = log_unreadable
-) -> dict[bytes, InboundRecord]:
-    """The present value of every key of a compacted topic; a deleted key is absent."""
-    return await read_latest_as(connection, topic, lambda record: record, unreadable=unreadable)
-
-
-async def read_latest_as(
-    connection: KafkaConnection,
-    topic: str,
-    decode: Callable[[InboundRecord], T],
-    *,
-    unreadable: Unreadable = log_unreadable,
-) -> dict[bytes, T]:
-    """The present value of every key of a compacted topic, as what it is; a deleted key is absent.
-
-    `unreadable` is told of a record that `decode` refuses with a DecodeError, and what stood under
-    its key before counts, where the topic still holds that.
-    """
-    latest: dict[bytes, list[InboundRecord]] = {}
-
-    def newest(records: list[InboundRecord]) -> list[T]:
-        while records:
-            try:
-                value = decode(records[-1])
-            except DecodeError as error:
-                unreadable(records.pop(), error)
-                continue
-            del records[:-1]
-            return [value]
-        return []
-
-    ranges = await snapshot(connection, [topic])
-    async for record in read(connection, ranges, unreadable=unreadable):
-        key = record.key or b""
-        records = latest.pop(key, [])
-        if record.value is not None:
-            records.append(record)
-            latest[key] = records
-        if len(records) == _KEPT_OF_A_KEY:
-            newest(records)
-    return {key: value for key, records in latest.items() for value in newest(records)}
-
-
-async def follow_compacted(
-    connection: KafkaConnection, topic: str, *, unreadable: Unreadable = log_unreadable
-) -> AsyncIterator[InboundRecord]:
-    """The present value of every key, then each change as it is committed, without an end.
-
-    A deletion arrives, after the start, as a record whose value is None. A broker that goes
-    away is waited for. Raises as `snapshot` and `read` do while it starts.
-    """
-    ranges = await snapshot(connection, [topic])
-    latest: dict[bytes, InboundRecord] = {}
-    async for record in read(connection, ranges, unreadable=unreadable):
-        _apply(latest, record)
-    for record in latest.values():
-        yield record
-    # Closed with this generator: a loop alone would leave the consumer to the garbage collector.
-    async with aclosing(follow(connection, ranges, unreadable=unreadable)) as changes:
-        async for record in changes:
-            yield record
-
-
 async def follow(
     connection: KafkaConnection,
     ranges: Sequence[OffsetRange],
     *,
     unreadable: Unreadable = log_unreadable,
 ) -> AsyncGenerator[InboundRecord, None]:
-    """Each record past the ends of the ranges as it is committed, without an end. A broker that
-    goes away is waited for. Where no record can be read `unreadable` is told.
+    """Each record past the ends of the ranges as it is committed, without an end, of partitions
+    that the topics are given meanwhile as well. A broker that goes away is waited for. Where no
+    record can be read `unreadable` is told.
 
     Raises ReadError where a topic is made anew: what was read is of one that is gone, and who
     begins again reads all of the new one.
     """
     topics = {item.topic for item in ranges}
     async with _consumer(connection) as consumer:
-        ids = await consumer.topic_ids(topics)
+        ids = (await consumer.known_topics(topics)).ids
         asked = time.monotonic()
-        consumer.assign([TopicPartition(item.topic, item.partition) for item in ranges])
-        for item in ranges:
-            consumer.seek(TopicPartition(item.topic, item.partition), item.end)
+        _assign(consumer, {TopicPartition(item.topic, item.partition): item.end for item in ranges})
         while True:
             for fetched in (await consumer.getbatches(timeout_ms=POLL_MS)).values():
                 async for record in read_batches(fetched, READ_LIMITS, unreadable):
@@ -414,13 +347,22 @@ async def follow(
                 continue
             asked = time.monotonic()
             with suppress(KafkaError, OSError, TimeoutError), client_faults():
-                now = await consumer.topic_ids(topics)
-                if other := sorted(name for name in ids if now.get(name, ids[name]) != ids[name]):
+                now = await consumer.known_topics(topics)
+                if other := sorted(n for n in ids if now.ids.get(n, ids[n]) != ids[n]):
                     raise ReadError(f"{', '.join(other)}: made anew while it was followed")
+                await _take_added(consumer, now.partitions)
 
 
-def _apply(latest: dict[bytes, InboundRecord], record: InboundRecord) -> None:
-    key = record.key or b""
-    latest.pop(key, None)
-    if record.value is not None:
-        latest[key] = record
+def _assign(consumer: BatchConsumer, positions: Mapping[TopicPartition, int]) -> None:
+    consumer.assign(list(positions))
+    for partition, position in positions.items():
+        consumer.seek(partition, position)
+
+
+async def _take_added(consumer: BatchConsumer, partitions: Mapping[str, int]) -> None:
+    """Read partitions that were added as well, from their beginning."""
+    followed: frozenset[TopicPartition] = consumer.assignment()
+    there = {TopicPartition(name, k) for name, count in partitions.items() for k in range(count)}
+    if added := sorted(there - followed):
+        positions = {item: await consumer.position(item) for item in followed}
+        _assign(consumer, positions | dict.fromkeys(added, 0))

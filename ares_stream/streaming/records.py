@@ -73,6 +73,8 @@ class OutboundRecord:
     value: bytes | None
     headers: Headers = ()
     timestamp_ms: int | None = None
+    partition: int | None = None
+    """Where it goes; None: where its key does."""
     note: object = field(default=None, compare=False)
     """What the observer is told once the record is committed; never sent."""
 

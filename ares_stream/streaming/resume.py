@@ -82,6 +82,23 @@ class OffsetLoss:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ForeignCommit:
+    """An offset that nobody of this service committed: what it names of the log is nothing."""
+
+    group: str
+    topic: str
+    partition: int
+    committed: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.topic}-{self.partition}: offset {self.committed} of the group {self.group} was "
+            "committed by somebody else (kafka-consumer-groups --reset-offsets, or another "
+            "consumer that uses this group): reading goes on there, whatever was read before"
+        )
+
+
 def resume(
     topic: str,
     partition: int,

@@ -104,8 +104,10 @@ def batches_of(
     topic has."""
     batches: dict[tuple[str, int], list[Batch]] = {}
     for place, record in enumerate(records):
-        topic = record.topic
-        several = batches.setdefault((topic, partition_of(record.key, partitions[topic])), [])
+        topic, number = record.topic, record.partition
+        if number is None:
+            number = partition_of(record.key, partitions[topic])
+        several = batches.setdefault((topic, number), [])
         last = several[-1] if several else None
         shares = place not in alone
         if last is None or not (shares and last.shares and last.append(record, place)):

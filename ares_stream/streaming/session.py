@@ -28,7 +28,7 @@ from ares_stream.streaming.partition import (
 )
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.records import Damage, InboundRecord, Outcome, Rejection
-from ares_stream.streaming.resume import OffsetLoss, resume
+from ares_stream.streaming.resume import ForeignCommit, OffsetLoss, resume
 from ares_stream.streaming.shared_clients import SharedClients
 from ares_stream.streaming.unread import Unread
 from ares_stream.streaming.watch import Watch
@@ -77,7 +77,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         breaker: Breaker,
         size_limits: Mapping[str, int],
         patience: Patience,
-        losses: deque[OffsetLoss],
+        notes: deque[OffsetLoss | ForeignCommit],
         member_id: str = "",
     ) -> None:
         """`member_id` is what the group knew the session before this one as, which may not have
@@ -90,7 +90,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         self._stopping = stopping
         self._breaker = breaker
         self._size_limits = size_limits
-        self._losses = losses
+        self._notes = notes
         self._workers: dict[TopicPartition, PartitionWorker] = {}
         self._unread: dict[TopicPartition, Unread] = {}
         self._inflight = Inflight()
@@ -509,7 +509,13 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             settled = self._settled.get(partition, (0, LogIdentity()))
             last, before = max(here, settled, key=lambda pair: pair[0])
             committed = last or None
-        now = (await self._consumer.topic_ids([worker.topic])).get(worker.topic, "")
+        topics = await self._consumer.known_topics([worker.topic])
+        now = topics.ids.get(worker.topic, "")
+        if committed is not None and now and before == LogIdentity():
+            # Commits of ours name the topic's id.
+            self._tell_foreign(
+                ForeignCommit(self._spec.group, worker.topic, worker.partition, committed)
+            )
         change = before.change(now, None)
         deadline = asyncio.get_running_loop().time() + SEEK_SECONDS
         while True:
@@ -541,8 +547,13 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _tell_loss(self, loss: OffsetLoss) -> None:
         _log.error("%s", loss)
-        self._losses.append(loss)
+        self._notes.append(loss)
         self._observer.lost(loss)
+
+    def _tell_foreign(self, commit: ForeignCommit) -> None:
+        if commit not in self._notes:
+            _log.warning("%s", commit)
+            self._notes.append(commit)
 
     async def _drain(self, deadline: float) -> None:
         """Wait until all that was read is committed, or the deadline (loop time) has passed."""

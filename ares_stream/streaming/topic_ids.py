@@ -1,4 +1,5 @@
-"""Which topic a name stands for now: the id that a broker gives each topic it makes.
+"""Which topics are there now, and which one a name stands for: the id that a broker gives each
+topic it makes.
 
 A topic that is deleted and made anew keeps its name, and begins its offsets again: an offset of the
 old one names another record of the new one. aiokafka asks in a version of the protocol that has no
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, Final
 
@@ -114,21 +116,29 @@ class _TopicIds(Request[_Question]):  # type: ignore[misc]
         return request_struct_class([(_NONE, name, {}) for name in self._topics], False, False, {})
 
 
-async def topic_ids(client: AIOKafkaClient, topics: Collection[str]) -> dict[str, str]:
-    """The id of each topic, of those that are there; none from a broker that gives none, none
-    where none is asked for.
+@dataclass(frozen=True, slots=True)
+class KnownTopics:
+    """What a broker says of topics: the id and the number of partitions of each that is there, and
+    the names of which it knows none. All empty from a broker that gives no ids."""
+
+    ids: Mapping[str, str] = field(default_factory=dict)
+    partitions: Mapping[str, int] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+
+
+async def known_topics(client: AIOKafkaClient, topics: Collection[str]) -> KnownTopics:
+    """What a broker says of these topics now; of none where none is named.
 
     Raises KafkaError or TimeoutError where no broker answers.
     """
     answer = await _asked(client, topics)
-    return {name: str(found) for code, name, found, *_ in answer if not code and found.int}
-
-
-async def absent_topics(client: AIOKafkaClient, topics: Collection[str]) -> list[str]:
-    """Those that are not there, in order; none from a broker that cannot be asked so. Raises as
-    `topic_ids`."""
-    answer = await _asked(client, topics)
-    return sorted(name for code, name, *_ in answer if code == UnknownTopicOrPartitionError.errno)
+    there = [(name, found, parts) for code, name, found, _, parts, *_ in answer if not code]
+    absent = [name for code, name, *_ in answer if code == UnknownTopicOrPartitionError.errno]
+    return KnownTopics(
+        {name: str(found) for name, found, _ in there if found.int},
+        {name: len(parts) for name, _, parts in there},
+        tuple(sorted(absent)),
+    )
 
 
 async def _asked(client: AIOKafkaClient, topics: Collection[str]) -> list[Any]:

@@ -51,7 +51,7 @@ class Watch:
         self._has_joined = has_joined
         self._patience = patience
         self._silence: str | None = None
-        self._absent: list[str] = []
+        self._absent: tuple[str, ...] = ()
         """Topics that are no longer there."""
         self._moves: dict[TopicPartition, tuple[tuple[int, int], float]] = {}
         self._stable: dict[TopicPartition, int] = {}
@@ -98,18 +98,17 @@ class Watch:
                     ends = await self._consumer.end_offsets(
                         partitions or [TopicPartition(self._spec.topics[0], 0)]
                     )
-                    ids = await self._consumer.topic_ids({tp.topic for tp in partitions})
-                    absent = await self._consumer.absent_topics(self._spec.all_topics)
+                    known = await self._consumer.known_topics(self._spec.all_topics)
         except (KafkaError, OSError, TimeoutError) as error:
             where = self._spec.connection.bootstrap
             self._silence = f"Kafka at {where} does not answer: {type(error).__name__}"
         else:
             self._silence = None
-            self._absent = absent
+            self._absent = known.absent
             self._stable.update(ends)
             for partition in partitions:
                 worker = self._workers.get(partition)
-                found = ids.get(partition.topic, "")
+                found = known.ids.get(partition.topic, "")
                 if worker is not None and worker.log.change(found, None) is not None:
                     worker.reopen()  # Its offsets are those of a topic that is gone.
 

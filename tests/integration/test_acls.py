@@ -22,13 +22,13 @@ from ares_stream.records.acls import SERVICES, Acl, Names, Operation, Service, a
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.topics import specs
 from ares_stream.streaming.admin import count_partitions, create_topics, describe_topics
+from ares_stream.streaming.compacted import read_latest
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.follower import Follower
 from ares_stream.streaming.journal import Journal, group_lag
 from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.queue import Queue
-from ares_stream.streaming.reader import read_latest
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 from tests.support.secured import PASSWORD, free_ports
 from tests.support.sessions import QUICK, Seen, let_go, running, until

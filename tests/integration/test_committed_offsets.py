@@ -53,13 +53,19 @@ async def copies(copying: Copying) -> Counter[bytes | None]:
     return Counter([record.key async for record in read(copying.direct, ranges)])
 
 
+async def filled(bootstrap: str, prefix: str) -> Copying:
+    """Topics with records that nobody has read."""
+    copying = Copying(bootstrap, prefix)
+    await copying.create()
+    await copying.send(COUNT)
+    return copying
+
+
 @pytest.mark.timeout(120)
 async def test_a_coordinator_that_has_moved_is_not_a_group_without_commits(
     two_nodes: str, prefix: str
 ) -> None:
-    copying = Copying(two_nodes, prefix)
-    await copying.create()
-    await copying.send(COUNT)
+    copying = await filled(two_nodes, prefix)
     seen = Seen()
     async with running(copying.processor(seen)):
         await until(lambda: seen.records == COUNT)
@@ -89,9 +95,7 @@ async def test_an_offset_that_another_transaction_is_about_to_move_is_waited_for
     kafka: str, prefix: str
 ) -> None:
     """A service that was given another `id_prefix` does not fence the one before it."""
-    copying = Copying(kafka, prefix)
-    await copying.create()
-    await copying.send(COUNT)
+    copying = await filled(kafka, prefix)
     seen = Seen()
     processor = copying.processor(seen)
     async with (
@@ -111,9 +115,7 @@ async def test_an_offset_that_another_transaction_is_about_to_move_is_waited_for
 async def test_the_start_of_a_producer_settles_what_the_owner_before_left(
     kafka: str, prefix: str, ends: bool
 ) -> None:
-    copying = Copying(kafka, prefix)
-    await copying.create()
-    await copying.send(COUNT)
+    copying = await filled(kafka, prefix)
     seen = Seen()
     identity = f"{prefix}copier.{copying.input}.0"
     async with open_transaction(copying, identity=identity, offset=COUNT // 2) as before:
@@ -123,3 +125,41 @@ async def test_the_start_of_a_producer_settles_what_the_owner_before_left(
             await asyncio.gather(commit, return_exceptions=True)
             await until(lambda: seen.records in (COUNT // 2, COUNT) and not seen.lags[0])
     assert await copies(copying) == {b"%d" % number: 1 for number in range(COUNT)}
+
+
+@pytest.mark.timeout(120)
+async def test_an_offset_that_somebody_else_committed_is_told_and_gone_on_from(
+    kafka: str, prefix: str
+) -> None:
+    """Another consumer that uses the group, or an operator who resets its offsets: records that
+    were never scored would be passed over, and others scored twice, without a word."""
+    copying = await filled(kafka, prefix)
+    partition = TopicPartition(copying.input, 0)
+    seen = Seen()
+
+    async def commit(offset: int) -> None:
+        consumer = AIOKafkaConsumer(
+            **copying.direct.client_arguments(), group_id=copying.group, enable_auto_commit=False
+        )
+        await consumer.start()
+        consumer.assign([partition])
+        await consumer.commit({partition: offset})
+        await consumer.stop()
+
+    async def process(records: int) -> tuple[str, ...]:
+        """The notes of a processor that goes on, once it has copied so many."""
+        processor = copying.processor(seen)
+        seen.records = 0
+        async with running(processor):
+            await until(lambda: seen.records == records and processor.missing() is None)
+            return processor.notes()
+
+    await commit(COUNT // 2)
+    (told,) = await process(COUNT // 2)
+    assert (
+        f"offset {COUNT // 2} of the group {copying.group} was committed by somebody else" in told
+    )
+    assert await process(0) == (), "its own commits say whose they are"
+    await commit(COUNT // 4)
+    (told,) = await process(COUNT - COUNT // 4)
+    assert f"offset {COUNT // 4} of the group" in told

@@ -33,9 +33,10 @@ from ares_stream.services.console import ConsoleService
 from ares_stream.services.lifecycle import Life
 from ares_stream.services.settings import Settings
 from ares_stream.streaming.admin import create_topics
+from ares_stream.streaming.compacted import read_latest
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
-from ares_stream.streaming.reader import read, read_latest, snapshot
+from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from tests.support.adapters import write_adapter
 from tests.support.forecasts import forecast_of, place

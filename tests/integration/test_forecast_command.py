@@ -30,9 +30,9 @@ from ares_stream.records.interaction import Interaction, Policy
 from ares_stream.records.release import Release, ReleaseState
 from ares_stream.records.topics import specs
 from ares_stream.streaming.admin import create_topics
+from ares_stream.streaming.compacted import read_latest
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
-from ares_stream.streaming.reader import read_latest
 from ares_stream.streaming.records import OutboundRecord
 from tests.support.adapters import write_adapter
 from tests.support.forecasts import asked

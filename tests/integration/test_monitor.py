@@ -34,10 +34,11 @@ from ares_stream.records.verdict import FailureClass
 from ares_stream.services.monitor import ledger_policy, read_anchors
 from ares_stream.services.settings import Settings
 from ares_stream.streaming.admin import create_topics
+from ares_stream.streaming.compacted import read_latest, read_latest_as
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.follower import Follower
 from ares_stream.streaming.publisher import Publisher
-from ares_stream.streaming.reader import read, read_latest, read_latest_as, snapshot
+from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from tests.support.forecasts import forecast_of, place
 from tests.support.service_process import MonitorProcess, ares, settings_of

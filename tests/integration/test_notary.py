@@ -26,10 +26,11 @@ from ares_stream.records import topics
 from ares_stream.records.checkpoint import Checkpoint, NotaryState, Salt
 from ares_stream.records.topics import specs, topic_name
 from ares_stream.streaming.admin import create_topics
+from ares_stream.streaming.compacted import read_latest
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.journal import Journal
 from ares_stream.streaming.publisher import Publisher
-from ares_stream.streaming.reader import read, read_latest, snapshot
+from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from tests.support.service_process import SECONDS, NotaryProcess
 from tests.support.sessions import make_anew

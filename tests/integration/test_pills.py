@@ -29,11 +29,12 @@ from ares_stream.processes.broker import EmbeddedBroker
 from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.breaker import BreakerPolicy
+from ares_stream.streaming.compacted import read_latest
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.contract import ProcessorObserver, ProcessorPolicy
 from ares_stream.streaming.deadletters import kept_whole, reason_of, source_of
 from ares_stream.streaming.processor import Processor
-from ares_stream.streaming.reader import read, read_latest, snapshot
+from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 from ares_stream.streaming.unreadable import PassedOver, UnreadableRecord
 from tests.support.mutations import BATCH, bent_batch, bent_record

@@ -12,15 +12,10 @@ from ares_stream.errors import BrokerError, DecodeError, InputError, ReadError, 
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import create_topics
+from ares_stream.streaming.compacted import follow_compacted, read_latest, read_latest_as
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
-from ares_stream.streaming.reader import (
-    follow_compacted,
-    read,
-    read_latest,
-    read_latest_as,
-    snapshot,
-)
+from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 
 pytestmark = pytest.mark.kafka

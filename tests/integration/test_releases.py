@@ -30,8 +30,8 @@ from ares_stream.records.release import Release, ReleaseState
 from ares_stream.records.topics import specs
 from ares_stream.services.health import serve_health
 from ares_stream.streaming.admin import create_topics
+from ares_stream.streaming.compacted import follow_compacted, read_latest
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.reader import follow_compacted, read_latest
 from tests.support.adapters import write_adapter
 from tests.support.policy_server import PolicyServer
 

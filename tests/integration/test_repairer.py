@@ -37,9 +37,9 @@ from ares_stream.repair.intake import read_reports
 from ares_stream.services.repairer import run_repairer
 from ares_stream.services.settings import Settings, load_settings
 from ares_stream.streaming.admin import create_topics
+from ares_stream.streaming.compacted import read_latest
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
-from ares_stream.streaming.reader import read_latest
 from ares_stream.streaming.records import OutboundRecord
 from tests.support.failures import DAY, REPLAY, failure, label
 from tests.support.killed_repairer import STEPS as STEPS_OF_A_REPAIR

@@ -21,9 +21,9 @@ from ares_stream.models.signing import verify_signature
 from ares_stream.records.label import Label, ReviewItem
 from ares_stream.records.topics import specs
 from ares_stream.streaming.admin import create_topics
+from ares_stream.streaming.compacted import read_latest
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.publisher import Publisher
-from ares_stream.streaming.reader import read_latest
 from ares_stream.streaming.records import OutboundRecord
 from tests.support.forecasts import asked
 from tests.support.verdicts import NOON, verdict

@@ -28,7 +28,7 @@ from ares_stream.errors import (
     TopicError,
     root_cause,
 )
-from ares_stream.services.lifecycle import Life, live
+from ares_stream.services.lifecycle import Life, Stopped, live
 from ares_stream.services.settings import HttpSettings
 from ares_stream.streaming.patience import Patience
 
@@ -106,6 +106,62 @@ async def test_cancelling_stops_the_service_as_a_signal_does() -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert service.drained
+
+
+class Waiting(Made):
+    """A service that waits for a Kafka that never answers, in what may be broken off or not."""
+
+    def __init__(self, life: Life, *, may_break_off: bool) -> None:
+        super().__init__(life)
+        self.may_break_off = may_break_off
+        self.waits = asyncio.Event()
+        self.ended_by: BaseException | None = None
+
+    async def run(self) -> None:
+        try:
+            if self.may_break_off:
+                async with self.life.breaking_off():
+                    await self._wait()
+            else:
+                await self._wait()
+        except BaseException as error:
+            self.ended_by = error
+            raise
+
+    async def _wait(self) -> None:
+        self.waits.set()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("may_break_off", "ended_by"), [(True, Stopped), (False, asyncio.CancelledError)]
+)
+async def test_who_waits_for_kafka_for_ever_ends_without_an_error_when_it_is_stopped(
+    may_break_off: bool, ended_by: type[BaseException]
+) -> None:
+    life = Life("made", settle_seconds=1000.0 if may_break_off else 0.0)
+    service = Waiting(life, may_break_off=may_break_off)
+    running = asyncio.create_task(live(service, life, HttpSettings(port=0)))
+    await service.waits.wait()
+    life.stop()
+    await running
+    assert type(service.ended_by) is ended_by
+
+
+async def test_what_may_be_broken_off_keeps_its_own_errors_and_begins_no_more_after_a_stop() -> (
+    None
+):
+    life = Life("made")
+    with pytest.raises(TimeoutError):
+        async with life.breaking_off(), asyncio.timeout(0):
+            await asyncio.Event().wait()
+    async with life.breaking_off():
+        pass
+    life.stop()
+    await asyncio.sleep(0)
+    with pytest.raises(Stopped):
+        async with life.breaking_off():
+            raise AssertionError
 
 
 def raising(error: BaseException) -> Callable[[], object]:

@@ -97,6 +97,15 @@ def test_each_record_stands_once_in_a_batch_of_the_partition_of_its_key(
         assert [value for b in several for value in values(b)] == [pairs[p][1] for p in found]
 
 
+def test_a_record_that_names_its_partition_goes_there_whatever_its_key() -> None:
+    records = [OutboundRecord("out", b"%d" % n, b"", partition=n % 2 or None) for n in range(9)]
+    batches = batches_of(records, {"out": 3}, size=1000)
+    placed = {place: tp.partition for tp, several in batches.items()
+              for batch in several for place in batch.places}  # fmt: skip
+    named = {place: partition_of(record.key, 3) for place, record in enumerate(records)}
+    assert placed == named | dict.fromkeys(range(1, 9, 2), 1)
+
+
 def test_a_record_larger_than_a_batch_is_one_of_its_own() -> None:
     records = [record("one", b"k", b"a"), record("one", b"k", b"b" * 900), record("one", b"k", b"")]
     (several,) = batches_of(records, {"one": 1}, size=200).values()
