@@ -18,7 +18,7 @@ from cryptography.x509 import Certificate, load_pem_x509_certificates
 
 from ares_stream.endpoints.client import http_client
 from ares_stream.errors import AresError, IntegrityError, SettingsError, StampError
-from ares_stream.files import AnswerTooLarge, read_answer, read_text
+from ares_stream.files import AnswerError, read_answer, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,9 +129,10 @@ class StampAuthority:
             ):  # fmt: skip
                 if answer.status_code != httpx.codes.OK:
                     raise StampError(f"the authority answered {answer.status_code}")
-                token = await read_answer(answer.aiter_bytes(), MAX_TOKEN_BYTES)
-        except AnswerTooLarge:
-            raise StampError(f"the token is larger than {MAX_TOKEN_BYTES} bytes") from None
+                packed = answer.headers.get("content-encoding", "")
+                token = await read_answer(answer.aiter_raw(), MAX_TOKEN_BYTES, packed)
+        except AnswerError as error:
+            raise StampError(f"the authority {error}") from None
         except httpx.TimeoutException:
             raise StampError(f"no answer within {self._seconds:.0f} s") from None
         except httpx.HTTPError as error:

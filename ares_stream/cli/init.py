@@ -27,12 +27,17 @@ PROMPTS = (
 )  # fmt: skip
 RESPONSES = (
     "response", "answer", "completion", "output", "reply", "response.text", "response.content",
-    "choices[0].message.content", "response.choices[0].message.content", "response.body.choices[0]"
-    ".message.content", "choices[0].text", "output.text", "generated_text", "assistant_message",
-    "a",
+    "output.text", "generated_text", "assistant_message", "a",
 )  # fmt: skip
+CHOICES = (
+    "choices[0].message.content", "response.choices[0].message.content",
+    "response.body.choices[0].message.content", "choices[0].text",
+)  # fmt: skip
+"""Of records without a model, which no preset takes; a preset reads more of all others."""
 IDS = ("id", "request_id", "request.id", "response.id", "trace_id", "uuid")
 TIMES = ("occurred_at", "created", "created_at", "timestamp", "time", "ts", "response.created")
+OBSERVED = ("traceId", "trace_id", "observations", "batch")
+"""By which Langfuse's records are known."""
 MODELS = ("model", "request.model", "response.model", "policy.name", "model_name")
 """Where records of chat services usually have these, most usual first."""
 
@@ -108,10 +113,10 @@ async def _of_topic(topic: str, bootstrap: str) -> list[bytes]:
     return [record.value async for record in read(connection, last) if record.value]
 
 
-def _best(records: Sequence[bytes]) -> tuple[int, dict[str, Any] | None]:
+def _best(records: Sequence[bytes]) -> tuple[int, dict[str, Any] | str | None]:
     """How many records are read by the mapping that reads most, and the mapping; None where the
     records are Interactions already."""
-    best: tuple[int, dict[str, Any] | None] = (_count(records, None), None)
+    best: tuple[int, dict[str, Any] | str | None] = (_count(records, None), None)
     if best[0] == len(records):
         return best
     for candidate in _candidates(records):
@@ -123,21 +128,13 @@ def _best(records: Sequence[bytes]) -> tuple[int, dict[str, Any] | None]:
     return best
 
 
-def _candidates(records: Sequence[bytes]) -> Iterator[dict[str, Any]]:
-    """Mappings of which every part finds something in the first record that is JSON."""
-    import json
-
+def _candidates(records: Sequence[bytes]) -> Iterator[dict[str, Any] | str]:
+    """Mappings of which every part finds something in the first record of JSON, and presets."""
     import jmespath
 
-    documents = []
-    for record in records:
-        try:
-            documents.append(json.loads(record))
-        except ValueError:
-            continue
-    if not documents:
+    first = next((found for record in records if (found := _document(record)) is not None), None)
+    if first is None:
         return
-    first = documents[0]
 
     def present(names: Sequence[str], kind: type | tuple[type, ...]) -> list[str]:
         return [name for name in names if isinstance(jmespath.search(name, first), kind)]
@@ -153,13 +150,36 @@ def _candidates(records: Sequence[bytes]) -> Iterator[dict[str, Any]]:
             extra[field] = found[0]
     models = present(MODELS, str)
     extra["policy"] = {"name": models[0] if models else "'policy'", "version": "'unknown'"}
-    for (field, prompt), response in product(prompts, present(RESPONSES, str)):
-        if prompt != response:
-            yield {field: prompt, "response": response, **extra}
-            yield {field: prompt, "response": response, "policy": extra["policy"]}
+    for responses in (RESPONSES, CHOICES):
+        for (field, prompt), response in product(prompts, present(responses, str)):
+            if prompt != response:
+                yield {field: prompt, "response": response, **extra}
+                yield {field: prompt, "response": response, "policy": extra["policy"]}
+        if responses is RESPONSES:
+            yield from _presets(first)
 
 
-def _count(records: Sequence[bytes], mapping: dict[str, Any] | None) -> int:
+def _presets(first: Any) -> Iterator[str]:
+    """The most particular first: each reads some of the others' records, and less of them."""
+    from ares_stream.records.presets import PRESETS
+
+    traced = isinstance(first, dict) and any(name in first for name in OBSERVED)
+    order = (*(["langfuse"] if traced else []), "otel-genai", "litellm", "anthropic", "openai")
+    yield from dict.fromkeys((*order, *PRESETS))
+
+
+def _document(record: bytes) -> Any:
+    """None for what is no JSON."""
+    from ares_stream.errors import DecodeError
+    from ares_stream.files import parse_json
+
+    try:
+        return parse_json(record)
+    except DecodeError:
+        return None
+
+
+def _count(records: Sequence[bytes], mapping: dict[str, Any] | str | None) -> int:
     from ares_stream.errors import InputError
     from ares_stream.records.decoding import DecodingLimits, decode_interaction
     from ares_stream.records.mapping import Mapping
@@ -177,11 +197,8 @@ def _count(records: Sequence[bytes], mapping: dict[str, Any] | None) -> int:
 
 def _fields(records: Sequence[bytes]) -> list[str]:
     """Names of the first record's fields, two levels deep. Never a value."""
-    import json
-
-    try:
-        first = json.loads(records[0])
-    except ValueError:
+    first = _document(records[0])
+    if first is None:
         return ["(not JSON)"]
     if not isinstance(first, dict):
         return [f"(a {type(first).__name__}, no object)"]

@@ -28,7 +28,13 @@ from starlette.requests import Request
 from ares_stream.console.policy import IdentityPolicy, JwtPolicy
 from ares_stream.endpoints.client import http_client
 from ares_stream.errors import SettingsError
-from ares_stream.files import Renewed, read_json, read_text
+from ares_stream.files import (
+    AnswerError,
+    Renewed,
+    read_answer,
+    read_json,
+    read_text,
+)
 
 COOKIE: Final = "ares_session"
 ALGORITHMS: Final = ["RS256", "PS256", "ES256", "ES384", "Ed25519", "EdDSA"]
@@ -247,17 +253,17 @@ class _SignedTokens:
         if self.policy.jwks_file is not None:
             return _key_set(self.policy.jwks_file.name, read_text(self.policy.jwks_file))
         url = self.policy.jwks_url or ""
-        raw = b""
-        async with (
-            asyncio.timeout(FETCH_SECONDS),
-            http_client("console.identity.jwt.jwks_url", timeout=FETCH_SECONDS) as client,
-            client.stream("GET", url) as answer,
-        ):
-            answer.raise_for_status()
-            async for part in answer.aiter_bytes(MAX_KEYS_BYTES):
-                raw += part
-                if len(raw) > MAX_KEYS_BYTES:
-                    raise SettingsError("console.identity.jwt.jwks_url: answered with too much")
+        try:
+            async with (
+                asyncio.timeout(FETCH_SECONDS),
+                http_client("console.identity.jwt.jwks_url", timeout=FETCH_SECONDS) as client,
+                client.stream("GET", url) as answer,
+            ):
+                answer.raise_for_status()
+                packed = answer.headers.get("content-encoding", "")
+                raw = await read_answer(answer.aiter_raw(), MAX_KEYS_BYTES, packed)
+        except AnswerError as error:
+            raise SettingsError(f"console.identity.jwt.jwks_url: {error}") from None
         return _key_set(url, raw.decode(errors="replace"))
 
 

@@ -17,16 +17,27 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import httpx
 
-from ares_stream.endpoints.completion import Completion, parse_completion, parse_refusal
-from ares_stream.endpoints.limits import RateLimiter
+from ares_stream.endpoints.completion import (
+    Completion,
+    parse_completion,
+    parse_error,
+    parse_refusal,
+)
+from ares_stream.endpoints.limits import RateLimiter, retry_after
 from ares_stream.errors import SettingsError, TargetError, remember_secrets_of
-from ares_stream.files import AnswerTooLarge, Renewed, checked_api_key, read_answer
+from ares_stream.files import (
+    ASKED_ENCODINGS,
+    AnswerError,
+    Renewed,
+    checked_api_key,
+    read_answer,
+    said,
+)
 
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 """A server that streams without end must not fill the memory."""
@@ -35,8 +46,11 @@ _OPTIONAL: Final = ("seed", "top_p", "temperature", "max_tokens", "max_completio
 it does not say which one it means."""
 _MAX_GUESSES: Final = 16
 """Requests spent on finding out what an endpoint that never says so refuses."""
+_COMPLETIONS: Final = "/chat/completions"
+_MEDIA_TYPE: Final = re.compile(r"[\w.+-]{1,32}/[\w.+-]{1,64}")
 _TOLD_SECONDS: Final = 60.0
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_AUTHORITIES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _OF_KEYS: Final = {401, 403}
 _PASSING: Final = {408, 409, 425, 429}
 _MISDIRECTED: Final = {301, 302, 303, 307, 308, 404, 405}
@@ -91,9 +105,10 @@ class EndpointPolicy:
 
     @property
     def completions(self) -> httpx.URL:
-        """Where completions are asked for; a query of the URL stays."""
+        """Where completions are asked for, whether or not the URL names it; its query stays."""
         url = httpx.URL(self.url)
-        return url.copy_with(path=url.path.rstrip("/") + "/chat/completions")
+        base = url.path.rstrip("/").removesuffix(_COMPLETIONS)
+        return url.copy_with(path=base + _COMPLETIONS)
 
     @property
     def place(self) -> str:
@@ -277,7 +292,8 @@ class ChatClient:
         started = self._clock()
         body = {"model": policy.model, "messages": list(messages), **parameters, "stream": False}
         headers = {"content-type": "application/json"}
-        if key := await self._key():
+        key = await self._key()
+        if key:
             headers["authorization"] = f"Bearer {key}"
         self.usage.requests += 1
         try:
@@ -291,7 +307,10 @@ class ChatClient:
                     headers=headers,
                 ) as response,
             ):
-                raw = await _read(response)
+                packed = response.headers.get("content-encoding", "")
+                raw = await read_answer(response.aiter_raw(), MAX_ANSWER_BYTES, packed)
+        except AnswerError as error:
+            raise _Again(f"{policy.place} {error}") from None
         except TimeoutError:
             raise _Again(f"{policy.place} gave no answer in {policy.timeout_seconds:g} s") from None
         except httpx.ConnectError as error:
@@ -301,10 +320,20 @@ class ChatClient:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _Again(f"{type(error).__name__} at {policy.place}") from None
         if response.status_code != 200:
-            self._raise_for(response, raw)
+            self._raise_for(response.status_code, response, raw)
         completion = parse_completion(raw)
         if completion is None:
-            raise _Again(f"{policy.place} answered with something else than a chat completion")
+            prompts = [message.get("content", "") for message in messages]
+            failure = parse_error(raw, prompts, key)
+            if failure is None:
+                kind = _MEDIA_TYPE.match(response.headers.get("content-type", ""))
+                raise _Again(
+                    f"{policy.place} answered with {kind[0] if kind else 'something else'}, "
+                    f"expected a chat completion; check {policy.section}.url"
+                )
+            if failure.status is not None:
+                self._raise_for(failure.status, response, raw)
+            raise _Again(f"{policy.place} answered with an error: {failure.reason}")
         self.usage.prompt_tokens += completion.prompt_tokens
         self.usage.completion_tokens += completion.completion_tokens
         return replace(completion, seconds=self._clock() - started)
@@ -313,29 +342,28 @@ class ChatClient:
         key = self.policy.api_key
         return await asyncio.to_thread(key.value) if isinstance(key, Renewed) else key
 
-    def _raise_for(self, response: httpx.Response, raw: bytes) -> None:
-        policy, status = self.policy, response.status_code
+    def _raise_for(self, status: int, response: httpx.Response, raw: bytes) -> None:
+        policy = self.policy
         if status in (400, 413, 422):
             raise _Refused(status, raw)
         if status in _OF_KEYS and self._answered and isinstance(policy.api_key, Renewed):
             # The key was good: it is being exchanged, and its file is read for each request.
             raise _Again(f"{policy.place} answered {status}")
         if status in (401, 402, 403, 407):
-            said = {402: "the account has no credit", 407: "the proxy wants a password"}
+            why = {402: "the account has no credit", 407: "the proxy wants a password"}
             raise SettingsError(
                 f"{policy.section}.api_key: {policy.place} answered {status}; "
-                f"{said.get(status, 'give a valid key')}"
+                f"{why.get(status, 'give a valid key')}"
             )
         if status in _MISDIRECTED:
             raise SettingsError(
                 f"{policy.section}.url, {policy.section}.model: {policy.place} answered {status} "
                 f"for model {policy.model}; check both"
+                + ("" if "/v1" in policy.completions.path else ", most servers want /v1 at the end")
             )
         if status < 500 and status not in _PASSING:
             raise Unanswerable(f"{policy.section}: {policy.place} answered {status}")
-        after: float | None = None
-        with suppress(ValueError):
-            after = max(0.0, float(response.headers.get("retry-after", "")))
+        after = retry_after(response.headers.get("retry-after", ""), time.time())
         raise _Again(f"{policy.place} answered {status}", after)
 
 
@@ -355,13 +383,21 @@ def check_url(field_name: str, address: str) -> None:
 
 
 def http_client(section: str, **arguments: Any) -> httpx.AsyncClient:
-    """An HTTP client; the environment's proxies are used.
+    """An HTTP client; the environment's proxies and authorities (SSL_CERT_FILE) are used. Its
+    answers are to be read with `read_answer`.
 
-    Raises SettingsError naming their variables where httpx cannot use one. Their values are not
-    shown, for they may hold a password.
+    Raises SettingsError naming their variables where httpx cannot use one. Values of proxies are
+    not shown, for they may hold a password.
     """
+    headers = {**ASKED_ENCODINGS, **arguments.pop("headers", {})}
     try:
-        return httpx.AsyncClient(**arguments)
+        return httpx.AsyncClient(headers=headers, **arguments)
+    except OSError as error:
+        # httpx asks the second where the first is not set.
+        named = next(filter(os.environ.get, _AUTHORITIES), "the authorities of this machine")
+        raise SettingsError(
+            f"{section}: {named}: cannot be read as certificates: {said(error)}"
+        ) from None
     except ImportError:
         reason = "a SOCKS proxy needs `pip install 'httpx[socks]'`"
     except (httpx.InvalidURL, ValueError):
@@ -388,13 +424,6 @@ class _Refused(Exception):
         self.raw = raw
 
 
-async def _read(response: httpx.Response) -> bytes:
-    try:
-        return await read_answer(response.aiter_bytes(), MAX_ANSWER_BYTES)
-    except AnswerTooLarge:
-        raise _Again(f"answered with more than {MAX_ANSWER_BYTES} bytes") from None
-
-
 def _unreached(error: BaseException) -> str:
     for cause in _causes(error):
         if isinstance(cause, ConnectionRefusedError):
@@ -402,7 +431,9 @@ def _unreached(error: BaseException) -> str:
         if isinstance(cause, socket.gaierror):
             return "no such host"
         if isinstance(cause, ssl.SSLError):
-            return f"TLS failed: {cause.reason or type(cause).__name__}"
+            reason = f"TLS failed: {cause.reason or type(cause).__name__}"
+            trusted = "; name the authority that signed its certificate in SSL_CERT_FILE"
+            return reason + trusted * isinstance(cause, ssl.SSLCertVerificationError)
     return "cannot be reached"
 
 

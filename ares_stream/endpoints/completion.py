@@ -20,6 +20,7 @@ _QUOTED: Final = 12
 _TOO_LONG: Final = re.compile(
     r"context[ _]length|context window|maximum context|too (?:long|large)|too many tokens", re.I
 )
+_FAILED: Final = range(400, 600)
 _TEXT_PARTS: Final = {"text", "output_text", "input_text"}
 
 
@@ -50,6 +51,15 @@ class Refusal:
     """It wants max_completion_tokens in the place of max_tokens."""
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error in the place of an answer. `status`: that of HTTP which it stands for, where it
+    names one; `reason` never quotes what was asked."""
+
+    reason: str
+    status: int | None
+
+
 def parse_completion(raw: bytes) -> Completion | None:
     """The first choice of a chat completion; None for what is none."""
     try:
@@ -77,6 +87,20 @@ def parse_completion(raw: bytes) -> Completion | None:
         _count(counts.get("prompt_tokens")),
         _count(counts.get("completion_tokens")),
     )
+
+
+def parse_error(raw: bytes, prompts: Sequence[str], secret: str | None = None) -> Failure | None:
+    """What a reply that is no completion says of an error, as gateways do with status 200; None
+    where it says nothing of one."""
+    try:
+        document = _json(raw)
+    except ValueError:
+        return None
+    if not isinstance(document, Mapping) or not document.get("error"):
+        return None
+    code = _error(document).get("code")
+    status = code if isinstance(code, int) and code in _FAILED else None
+    return Failure(parse_refusal(raw, (), prompts, secret).reason, status)
 
 
 def parse_refusal(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from email.utils import parsedate_to_datetime
 
 _MINUTE = 60.0
 
@@ -55,3 +57,16 @@ class RateLimiter:
     def hold(self, seconds: float) -> None:
         """Nobody starts for this long: the endpoint said so (Retry-After)."""
         self._next = max(self._next, self._clock() + seconds)
+
+
+def retry_after(header: str, now: float) -> float | None:
+    """Seconds that an endpoint asks to wait for, which says so as a number or as a date (RFC 9110,
+    section 10.2.3); None where it says neither. `now`: seconds since the epoch."""
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(header).timestamp() - now
+        except (ValueError, OverflowError):
+            return None
+    return None if math.isnan(seconds) else max(0.0, seconds)

@@ -17,7 +17,12 @@ An error names the file, the line where there is one, and the field; it quotes n
 of the error is the caller's (`error`), since a wrong setting and a broken run end differently.
 """
 
-from ares_stream.files.answers import AnswerTooLarge, read_answer
+from ares_stream.files.answers import (
+    ASKED_ENCODINGS,
+    AnswerError,
+    AnswerTooLarge,
+    read_answer,
+)
 from ares_stream.files.documents import (
     MAX_DOCUMENT_BYTES,
     read_json,
@@ -55,9 +60,11 @@ from ares_stream.files.writing import (
 from ares_stream.files.yaml_text import YamlDocument, parse_yaml
 
 __all__ = [
+    "ASKED_ENCODINGS",
     "MAX_DOCUMENT_BYTES",
     "MAX_LINE_BYTES",
     "STDIO",
+    "AnswerError",
     "AnswerTooLarge",
     "Fault",
     "Lines",

@@ -28,11 +28,29 @@ MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 ENDLESS_BYTES: Final = 1 << 30
 """A line that does not end within this is none: who waits for its end may wait for ever."""
 STDIO: Final = "-"
+_NOT_LINES: Final = (
+    "begins a JSON document over several lines; expected one object a line, as `jq -c .` writes, "
+    "or `jq -c '.[]'` of a list"
+)
 _CHUNK: Final = 1 << 20
 _UTF8_MARK: Final = b"\xef\xbb\xbf"
-_UTF16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
 _GZIP_MARK: Final = b"\x1f\x8b"
 _DAMAGED: Final = (EOFError, gzip.BadGzipFile, zlib.error)
+_FOREIGN: Final = {
+    b"\x28\xb5\x2f\xfd": "zstd; decompress it first, such as `zstd -dc FILE | ares ... -`",
+    b"BZh": "bzip2; decompress it first, such as `bzcat FILE | ares ... -`",
+    b"\xfd7zXZ": "xz; decompress it first, such as `xzcat FILE | ares ... -`",
+    b"\x04\x22\x4d\x18": "lz4; decompress it first, such as `lz4cat FILE | ares ... -`",
+    b"PK\x03\x04": "a zip archive; unpack it first",
+    b"PAR1": "Parquet; write its rows as JSON lines first",
+    b"ARROW1": "Arrow; write its rows as JSON lines first",
+    b"Obj\x01": "Avro; write its records as JSON lines first",
+    b"SQLite format 3": "a database of SQLite; write its rows as JSON lines first",
+    b"\xff\xfe": "UTF-16; write the file as UTF-8",
+    b"\xfe\xff": "UTF-16; write the file as UTF-8",
+}
+"""How files begin that hold no JSON lines as they are. None of it begins JSON."""
+_DOCUMENTS: Final = (b"[", b"{")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +85,8 @@ class Lines:
         """(number, line without its end and without a byte order mark). Of a line over
         MAX_LINE_BYTES, one byte more than that comes, so that whoever has a limit refuses it.
 
-        Raises FileFormatError for a damaged gzip file, for UTF-16 and for a line without an end.
+        Raises FileFormatError for a damaged gzip file, for a line without an end, and for a file
+        that is known not to be JSON lines: packed otherwise, UTF-16, a document over several lines.
         """
         self._stream.seek(0)
         number = 0
@@ -76,10 +95,10 @@ class Lines:
             whole = line.endswith(b"\n")
             if len(line) > MAX_LINE_BYTES and not whole:
                 self._skip_rest(number)
-            if number == 1:
-                if line.startswith(_UTF16_MARKS):
-                    raise FileFormatError(self.name, 1, "UTF-16; write the file as UTF-8")
-                line = line.removeprefix(_UTF8_MARK)
+            # Of each line: files that begin with one may have been written one behind another.
+            line = line.removeprefix(_UTF8_MARK)
+            if number == 1 and (what := _foreign(line)):
+                raise FileFormatError(self.name, 1, what)
             if line and not line.isspace():
                 yield number, line.rstrip(b"\r\n")
 
@@ -98,6 +117,16 @@ class Lines:
             raise FileFormatError(self.name, lines + 1, f"broken gzip: {reason}") from None
         except OSError as error:
             raise SettingsError(f"{self.name}: cannot be read: {said(error)}") from None
+
+
+def _foreign(line: bytes) -> str:
+    """What else than JSON lines a file is, by its first line; "" where it may be JSON lines."""
+    for mark, what in _FOREIGN.items():
+        if line.startswith(mark):
+            return what
+    if b"\0" in line[:4]:
+        return "UTF-16 or UTF-32; write the file as UTF-8"
+    return _NOT_LINES if line.endswith(b"\n") and line.strip() in _DOCUMENTS else ""
 
 
 @dataclass(slots=True)

@@ -6,8 +6,8 @@ varies who asks and how) or, where the tool kept the policy's answer, conversati
 
 | name | file | read |
 |---|---|---|
-| garak | hit log or report, JSON lines | goal, prompt, output or outputs, probe, detector |
-| pyrit | seed dataset, YAML | seeds[] (older files: prompts[]): value, role, sequence, group |
+| garak | hit log or report, JSON lines | goal, prompt, output, outputs or conversations, probe |
+| pyrit | seed dataset, YAML | seeds[] (older: prompts[]): value, role, sequence, group, type |
 | harmbench | behaviours, CSV | Behavior, SemanticCategory, ContextString, BehaviorID |
 | jailbreakbench | artefact, JSON | jailbreaks[].goal, prompt, response, category |
 | evals | openai/evals samples or log, JSON lines | input, or the sampling events |
@@ -36,7 +36,11 @@ _ROLES: Final = {"system", "developer", "user", "assistant", "tool"}
 _MEDIA: Final = re.compile(
     r"\S+\.(?:png|jpe?g|gif|webp|bmp|wav|mp3|ogg|flac|mp4|avi|mov|pdf)", re.I
 )
-_TEMPLATE: Final = re.compile(r"\{\{\s*\w+\s*\}\}")
+_TEMPLATE: Final = re.compile(
+    r"\{\{-?\s*[a-zA-Z_]\w*\s*(?:[|.\[(][^{}]*)?-?\}\}|\{%-?\s*[a-z]+\b[^{}]*%\}"
+)
+_PYRIT_DEFAULTS: Final = ("data_type", "seed_type", "is_objective")
+"""What a dataset may say once for all of its seeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +243,15 @@ def _garak(source: _Source, text: str) -> Iterator[_Row]:
 
 
 def _garak_row(row: dict[str, Any]) -> list[Seed]:
+    category = row.get("probe", row.get("probe_classname", ""))
+    said = _garak_conversations(row)
+    if any(len(turns) > 1 for turns, _ in said):
+        # Of an attempt of several turns, `prompt` is the first and `outputs` answer the last.
+        return [
+            seed
+            for number, (turns, answer) in enumerate(said)
+            for seed in _seeds(f"conversations.{number}", turns, category, answer)
+        ]
     prompt = row.get("prompt")
     if isinstance(prompt, dict):
         prompt = prompt.get("turns")
@@ -248,7 +261,27 @@ def _garak_row(row: dict[str, Any]) -> list[Seed]:
     answers = [_garak_output(output) for output in outputs]
     # Null stands for an answer that the generator did not give.
     given = [answer for answer in answers if answer is not None]
-    return _seeds("prompt", prompt, row.get("probe", row.get("probe_classname", "")), given)
+    return _seeds("prompt", prompt, category, given)
+
+
+def _garak_conversations(row: dict[str, Any]) -> list[tuple[list[Any], list[Any]]]:
+    """(turns that were asked, the answer to the last of them if there is one) of each conversation
+    that garak kept whole, as newer versions do."""
+    found: list[tuple[list[Any], list[Any]]] = []
+    kept = row.get("conversations")
+    for item in kept if isinstance(kept, list) else ():
+        turns = item.get("turns") if isinstance(item, dict) else None
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            raise _Unusable("conversations: expected turns of role and content")
+        last = len(turns) - 1
+        while last >= 0 and turns[last].get("role") != "assistant":
+            last -= 1
+        if last < 0:
+            found.append((turns, []))
+        else:
+            answer = _garak_output(turns[last].get("content"))
+            found.append((turns[:last], [] if answer is None else [answer]))
+    return found
 
 
 def _garak_output(output: Any) -> Any:
@@ -267,14 +300,18 @@ def _pyrit(source: _Source, text: str) -> Iterator[_Row]:
         raise source.bad(1, "expected a dataset with seeds")
     name = "prompts" if "prompts" in content else "seeds"
     rows = document.rows(name)
+    if rows is None and name not in content and "value" in content:
+        raise source.bad(1, "one template of PyRIT, not a dataset with seeds; render it first")
     if rows is None:
         raise source.bad(1, f"{name}: expected a list")
     groups: dict[object, list[tuple[int, str, dict[str, Any]]]] = {}
+    defaults = {key: content[key] for key in _PYRIT_DEFAULTS if key in content}
     for place, (line, row) in enumerate(rows):
         here = f"{name}.{place}"
         if not isinstance(row, dict):
             source.skipped.append(Skipped(line, f"{here}: expected fields such as value"))
             continue
+        row = defaults | row
         alias = row.get("prompt_group_alias", row.get("prompt_group_id"))
         group = f"group {alias}" if isinstance(alias, str | int) else place
         groups.setdefault(group, []).append((line, here, row))
@@ -286,11 +323,13 @@ def _pyrit_group(
     members: Sequence[tuple[int, str, dict[str, Any]]], dataset: dict[str, Any]
 ) -> list[Seed]:
     # A group's objective says what its prompts are after; alone it is a request itself.
-    prompts = [item for item in members if item[2].get("seed_type") != "objective"] or list(members)
+    prompts = [item for item in members if not _is_objective(item[2])] or list(members)
     turns: dict[int, list[dict[str, str]]] = {}
     for line, here, row in prompts:
         value = row.get("value")
-        kind = row.get("data_type", "text")
+        if row.get("seed_type") == "simulated_conversation":
+            raise _Unusable(f"{here}.seed_type: PyRIT makes its text only when it runs", line)
+        kind = row.get("data_type") or "text"
         if kind != "text":
             raise _Unusable(f"{here}.data_type: only text can be asked", line)
         if not isinstance(value, str) or not value.strip():
@@ -320,6 +359,13 @@ def _pyrit_group(
         ]
     said = [turn for place in sorted(turns) for turn in turns[place]]
     return _seeds(f"{first[1]}.value", said, label)
+
+
+def _is_objective(row: dict[str, Any]) -> bool:
+    """By seed_type, or by is_objective as before PyRIT 0.13."""
+    return row.get("seed_type") == "objective" or (
+        row.get("seed_type") is None and row.get("is_objective") is True
+    )
 
 
 def _harmbench(source: _Source, text: str) -> Iterator[_Row]:

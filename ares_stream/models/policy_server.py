@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ares_stream.errors import TargetError
-from ares_stream.files import AnswerTooLarge, read_answer, read_api_key
+from ares_stream.files import AnswerError, read_answer, read_api_key
 from ares_stream.models.releases import Log
 from ares_stream.records.release import Release, ReleaseState
 
@@ -106,9 +106,11 @@ class _Http:
 
         try:
             async with self._client.stream(method, url, json=body) as answer:
-                return answer.status_code, await read_answer(answer.aiter_bytes(), ANSWER_BYTES)
-        except AnswerTooLarge:
-            raise TargetError(f"policy server {url}: answers without an end") from None
+                packed = answer.headers.get("content-encoding", "")
+                content = await read_answer(answer.aiter_raw(), ANSWER_BYTES, packed)
+                return answer.status_code, content
+        except AnswerError as error:
+            raise TargetError(f"policy server {url}: {error}") from None
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise TargetError(
                 f"policy server {url}: {type(error).__name__}: {error}; once it is back, "

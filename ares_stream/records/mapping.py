@@ -204,7 +204,8 @@ class Mapping(_Part):
     def _search(self, document: Any, field: str) -> Any:
         try:
             return self._compiled[field].search(document)
-        except JMESPathError as error:
+        # Also what Python raises of text beside a number, or of 1e400, which jmespath lets through.
+        except Exception as error:
             # The message may quote the document; its class says enough.
             wrong = self._error(field, f"fails on this record ({type(error).__name__})")
         raise wrong

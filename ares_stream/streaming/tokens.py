@@ -4,6 +4,7 @@ by client credentials (RFC 6749, section 4.4)."""
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,16 @@ import httpx
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaError
 
-from ares_stream.errors import SettingsError
-from ares_stream.files import AnswerTooLarge, Renewed, read_answer, read_api_key
+from ares_stream.errors import DecodeError, SettingsError
+from ares_stream.files import (
+    ASKED_ENCODINGS,
+    AnswerError,
+    Renewed,
+    checked_api_key,
+    parse_json,
+    read_answer,
+    read_api_key,
+)
 from ares_stream.streaming.certificates import trusting
 
 TOKEN_SECONDS: Final = 10.0
@@ -96,15 +105,18 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
                 asyncio.timeout(TOKEN_SECONDS),
                 httpx.AsyncClient(verify=trusted) as client,
                 client.stream(
-                    "POST", self._url, data=form, auth=(self._client_id, secret)
+                    "POST",
+                    self._url,
+                    data=form,
+                    auth=(self._client_id, secret),
+                    headers=ASKED_ENCODINGS,
                 ) as answer,
             ):
-                body = await read_answer(answer.aiter_bytes(), MAX_ANSWER_BYTES)
+                packed = answer.headers.get("content-encoding", "")
+                body = await read_answer(answer.aiter_raw(), MAX_ANSWER_BYTES, packed)
                 status = answer.status_code
-        except AnswerTooLarge:
-            raise TokenRefused(
-                f"kafka.token_endpoint: {self._url}: an answer too large for a token"
-            ) from None
+        except AnswerError as error:
+            raise TokenRefused(f"kafka.token_endpoint: {self._url} {error}") from None
         except (ImportError, httpx.InvalidURL, ValueError):
             raise TokenRefused(
                 "kafka.token_endpoint: the proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY or "
@@ -120,13 +132,23 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
                 f"{self._url} answers {status}"
             )
         try:
-            fields = httpx.Response(status, content=body).json()
-            token, life = fields["access_token"], fields.get("expires_in", DEFAULT_LIFE_SECONDS)
-            self._until = self._clock() + RENEW_SHARE * float(life)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise TokenRefused(
-                f"kafka.token_endpoint: {self._url} answers without a token"
-            ) from None
+            fields = parse_json(body)
+            token = fields["access_token"]
+        except (DecodeError, KeyError, TypeError):
+            token = None
         if not isinstance(token, str) or not token:
             raise TokenRefused(f"kafka.token_endpoint: {self._url} answers without a token")
-        self._kept = token
+        try:
+            self._kept = checked_api_key(f"kafka.token_endpoint: the token of {self._url}", token)
+        except SettingsError as error:
+            raise TokenRefused(str(error)) from None
+        self._until = self._clock() + RENEW_SHARE * _life(fields.get("expires_in"))
+
+
+def _life(said: object) -> float:
+    """Seconds; what is no number says nothing, as if it were left out."""
+    try:
+        seconds = float(said) if isinstance(said, int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        seconds = math.nan
+    return max(0.0, seconds) if math.isfinite(seconds) else DEFAULT_LIFE_SECONDS

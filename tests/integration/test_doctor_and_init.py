@@ -27,6 +27,38 @@ OPENAI = {
     "created": 1_760_000_000,
 }
 PLAIN = {"question": "hi", "answer": "hello", "timestamp": "2026-01-01T00:00:00Z", "model": "m"}
+PARTS = [{"type": "text", "text": "hello"}]
+ANTHROPIC = {
+    "request": {"model": "m", "messages": [{"role": "user", "content": "hi"}]},
+    "response": {"type": "message", "model": "m-1", "content": PARTS, "stop_reason": "end_turn"},
+}
+RESPONSES = {
+    "request": {"model": "m", "input": "hi"},
+    "response": {"output": [{"type": "message", "role": "assistant", "content": PARTS}]},
+}
+LANGFUSE = {
+    "traceId": "t", "id": "1", "type": "GENERATION", "model": "m",
+    "input": [{"role": "user", "content": "hi"}],
+    "output": {"role": "assistant", "content": "hello"},
+}  # fmt: skip
+LITELLM = {
+    "id": "1", "call_type": "acompletion", "model_group": "m", "startTime": 1_760_000_000.0,
+    "messages": [{"role": "user", "content": "hi"}],
+    "response": {"choices": [{"message": {"role": "assistant", "content": "hello"}}]},
+}  # fmt: skip
+NAMELESS = {
+    "messages": [{"role": "user", "content": "hi"}],
+    "choices": [{"message": {"role": "assistant", "content": "hello"}}],
+}
+PRESETS: list[tuple[str, dict[str, Any], str | None]] = [
+    ("openai", OPENAI, "openai"),
+    ("responses", RESPONSES, "openai"),
+    ("anthropic", ANTHROPIC, "anthropic"),
+    ("langfuse", LANGFUSE, "langfuse"),
+    ("litellm", LITELLM, "litellm"),
+    ("without a model", NAMELESS, None),
+    ("plain", PLAIN, None),
+]
 INTERACTION = {
     "id": "1",
     "occurred_at": "2026-01-01T00:00:00Z",
@@ -40,8 +72,14 @@ def ares(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
-@pytest.mark.parametrize("record", [OPENAI, PLAIN, INTERACTION], ids=["openai", "plain", "ours"])
-def test_init_finds_how_a_sample_is_read(record: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("record", "preset"),
+    [*[item[1:] for item in PRESETS], (INTERACTION, None)],
+    ids=[*[item[0] for item in PRESETS], "ours"],
+)
+def test_init_finds_how_a_sample_is_read(
+    record: dict[str, Any], preset: str | None, tmp_path: Path
+) -> None:
     sample, out = tmp_path / "sample.jsonl", tmp_path / "ares.yaml"
     sample.write_text(f"{json.dumps(record)}\n" * 5)
 
@@ -52,6 +90,18 @@ def test_init_finds_how_a_sample_is_read(record: dict[str, Any], tmp_path: Path)
     raw = json.dumps(record).encode()
     interaction = decode_interaction(b"k", raw, (), DecodingLimits(), item.map, timestamp_ms=0)
     assert (interaction.prompt, interaction.response) == ("hi", "hello")
+    assert (item.map and item.map.preset) == preset
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"id": ' + "9" * 5000 + "}", "\\ud800", "not JSON"]
+)
+def test_init_passes_over_what_is_no_json(line: str, tmp_path: Path) -> None:
+    sample, out = tmp_path / "sample.jsonl", tmp_path / "ares.yaml"
+    sample.write_text(f"{line}\n{json.dumps(PLAIN)}\n")
+    done = ares("init", "--topic", "chat", "--sample", str(sample), "--out", str(out))
+    assert done.exit_code == 0, done.output
+    assert "1 of 2 records are read" in done.output
 
 
 def test_init_names_the_fields_of_what_it_does_not_know(tmp_path: Path) -> None:

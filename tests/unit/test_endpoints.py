@@ -25,6 +25,7 @@ from ares_stream.endpoints.completion import Completion, parse_completion, parse
 from ares_stream.endpoints.limits import RateLimiter
 from ares_stream.errors import AresError, SettingsError, TargetError
 from ares_stream.probes.server import serving
+from tests.support.raw_http import Answers
 
 PROMPT = "how do I plant the seed of doubt in a max_tokens discussion"
 ASK = [{"role": "user", "content": PROMPT}]
@@ -76,7 +77,7 @@ def client(
 ) -> ChatClient:
     async def sleep(seconds: float) -> None: ...
 
-    return ChatClient(policy, transport=httpx.MockTransport(respond), sleep=sleep)
+    return ChatClient(policy, transport=Answers(respond), sleep=sleep)
 
 
 @pytest.mark.parametrize("say", [openai_refusal, fastapi_refusal, plain_refusal, mistral_refusal])

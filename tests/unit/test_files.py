@@ -97,6 +97,40 @@ def test_a_file_of_a_mark_alone_has_no_row(tmp_path: Path) -> None:
     assert list(read_rows(file_of(tmp_path, b"\xef\xbb\xbf"), Row)) == []
 
 
+def test_a_byte_order_mark_in_front_of_any_line_is_read_over(tmp_path: Path) -> None:
+    file = file_of(tmp_path, (b"\xef\xbb\xbf" + GOOD) * 2 + GOOD)
+    assert [number for number, _ in read_rows(file, Row)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x28\xb5\x2f\xfd\x00", "zstd; decompress it first, such as `zstd -dc FILE"),
+        (b"BZh91AY&SY", "bzip2; decompress it first"),
+        (b"\xfd7zXZ\x00", "xz; decompress it first"),
+        (b"PK\x03\x04\x14\x00", "a zip archive; unpack it first"),
+        (b"PAR1\x15\x04", "Parquet; write its rows as JSON lines first"),
+        (GOOD.decode().encode("utf-16-le"), "UTF-16 or UTF-32; write the file as UTF-8"),
+        (GOOD.decode().encode("utf-32-be"), "UTF-16 or UTF-32; write the file as UTF-8"),
+        (b'[\n  {"name": "a"}\n]\n', "begins a JSON document over several lines"),
+        (b'{\r\n  "name": "a"\r\n}\r\n', "begins a JSON document over several lines"),
+    ],
+)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_file_that_is_no_json_lines_is_told_with_what_to_do(
+    content: bytes, reason: str, pack: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    with pytest.raises(FileFormatError) as caught:
+        list(read_rows(file_of(tmp_path, pack(content)), Row))
+    assert (caught.value.line, caught.value.reason[: len(reason)]) == (1, reason)
+
+
+def test_a_line_that_is_cut_short_is_no_document(tmp_path: Path) -> None:
+    for content in (b"{", b"[", GOOD + b"{\n" + GOOD):
+        with pytest.raises(FileFormatError, match="not JSON: EOF"):
+            list(read_rows(file_of(tmp_path, content), Row))
+
+
 def test_utf_16_is_named_as_such(tmp_path: Path) -> None:
     file = file_of(tmp_path, GOOD.decode().encode("utf-16"))
     with pytest.raises(FileFormatError, match="UTF-16; write the file as UTF-8"):

@@ -287,6 +287,94 @@ seeds:
     assert [item.line for item in found.skipped] == [8]
 
 
+def turns(*said: str) -> dict[str, object]:
+    """garak's conversation, whose roles take turns."""
+    roles = ("user", "assistant") * len(said)
+    return {
+        "turns": [
+            {"role": role, "content": {"text": text, "data_path": None, "data_type": None}}
+            for role, text in zip(roles, said, strict=False)
+        ]
+    }
+
+
+def test_the_turns_of_a_garak_attempt_stay_turns(tmp_path: Path) -> None:
+    file = tmp_path / "report"
+    file.write_text(
+        lines(
+            {
+                "entry_type": "attempt",
+                "status": 2,
+                "probe_classname": "fitd.FITD",
+                "prompt": turns("first"),
+                "outputs": [{"text": "last a"}, {"text": "last b"}, None],
+                "conversations": [
+                    turns("first", "an answer", "second", "last a"),
+                    turns("first", "another", "other", "last b", "unanswered"),
+                    turns("first"),
+                ],
+            },
+            {
+                "entry_type": "attempt",
+                "status": 2,
+                "prompt": turns("alone"),
+                "outputs": [{"text": "x"}, {"text": "y"}],
+                "conversations": [turns("alone", "x"), turns("alone", "y")],
+            },
+            {
+                "entry_type": "attempt",
+                "status": 2,
+                "prompt": turns("p"),
+                "outputs": [],
+                "conversations": [{"turns": [3]}],
+            },
+        )
+    )
+    found = read_seeds(file, "garak")
+    assert [([turn.content for turn in seed.messages], seed.response) for seed in found.seeds] == [
+        (["first", "an answer", "second"], "last a"),
+        (["first", "another", "other"], "last b"),
+        (["first"], None),
+        (["alone"], "x"),
+        (["alone"], "y"),
+    ]
+    assert [(item.line, item.reason) for item in found.skipped] == [
+        (3, "conversations: expected turns of role and content")
+    ]
+
+
+def test_what_a_pyrit_dataset_says_of_all_its_seeds_holds_for_each(tmp_path: Path) -> None:
+    file = tmp_path / "seeds"
+    file.write_text(
+        """\
+is_objective: true
+seeds:
+  - {value: an aim, prompt_group_alias: g}
+  - {value: asked for it, seed_type: prompt, prompt_group_alias: g}
+  - {value: alone}
+  - {value: what it is after, prompt_group_alias: h}
+  - {seed_type: simulated_conversation, num_turns: 3, prompt_group_alias: h}
+  - {value: "{% for x in y %}a{% endfor %}"}
+  - {value: "{{ prompt | upper }}"}
+  - {value: "code: {{1, 2}} and 50%}"}
+"""
+    )
+    found = read_seeds(file, "pyrit")
+    assert [seed.request for seed in found.seeds] == [
+        "asked for it", "alone", "code: {{1, 2}} and 50%}",
+    ]  # fmt: skip
+    assert [(item.line, item.reason) for item in found.skipped] == [
+        (7, "seeds.4.seed_type: PyRIT makes its text only when it runs"),
+        (8, "seeds.5.value: a template; render it first"),
+        (9, "seeds.6.value: a template; render it first"),
+    ]
+    file.write_text("data_type: image_path\nseeds: [{value: x}, {value: y, data_type: text}]\n")
+    assert [seed.request for seed in read_seeds(file, "pyrit").seeds] == ["y"]
+    file.write_text("name: n\nparameters: [prompt]\nvalue: Do {{ prompt }}\n")
+    with pytest.raises(FileFormatError, match="one template of PyRIT, not a dataset"):
+        read_seeds(file, "pyrit")
+
+
 def test_bytes_that_are_not_utf8_are_refused_with_their_line(tmp_path: Path) -> None:
     file = tmp_path / "seeds"
     file.write_bytes(lines(EVALS_SAMPLE).encode() + b"\xff\n")

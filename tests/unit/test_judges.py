@@ -31,6 +31,7 @@ from ares_stream.scoring.judges import (
     load_phrases,
 )
 from ares_stream.scoring.panel import Panel, Scores
+from tests.support.raw_http import Answers
 from tests.support.word_models import says, word_bundle
 
 POLICY = ConstitutionPolicy("http://judge.test/v1", "m", "Do no harm.", api_key="secret-key")
@@ -49,7 +50,7 @@ def judge_of(
     respond: Callable[[httpx.Request], httpx.Response], policy: ConstitutionPolicy = POLICY
 ) -> tuple[ConstitutionJudge, list[str]]:
     outcomes: list[str] = []
-    transport = httpx.MockTransport(respond)
+    transport = Answers(respond)
     return ConstitutionJudge(policy, transport=transport, on_outcome=outcomes.append), outcomes
 
 
@@ -213,7 +214,7 @@ async def test_after_failures_in_a_row_it_rests_and_then_asks_again() -> None:
         return httpx.Response(500) if now < 30 else completion('{"harm": 50}')
 
     policy = replace(POLICY, concurrency=1, failures=3, rest_seconds=30)
-    judge = ConstitutionJudge(policy, transport=httpx.MockTransport(respond), clock=lambda: now)
+    judge = ConstitutionJudge(policy, transport=Answers(respond), clock=lambda: now)
     assert await judge.probabilities([says("dull")] * 10) == [None] * 10
     assert asked == 3
     now = 31.0
@@ -224,7 +225,7 @@ async def test_no_more_requests_than_the_budget_of_a_minute() -> None:
     now, outcomes = 0.0, list[str]()
     judge = ConstitutionJudge(
         replace(POLICY, per_minute=4),
-        transport=httpx.MockTransport(lambda request: completion('{"harm": 50}')),
+        transport=Answers(lambda request: completion('{"harm": 50}')),
         clock=lambda: now,
         on_outcome=outcomes.append,
     )
@@ -245,7 +246,8 @@ async def test_at_most_so_many_requests_at_once() -> None:
             for _ in range(3):
                 await asyncio.sleep(0)
             running -= 1
-            return completion('{"harm": 50}')
+            answers = Answers(lambda _: completion('{"harm": 50}'))
+            return await answers.handle_async_request(request)
 
     judge = ConstitutionJudge(replace(POLICY, concurrency=3), transport=Counting())
     assert await judge.probabilities([says("dull")] * 9) == [0.5] * 9

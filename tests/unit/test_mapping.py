@@ -109,9 +109,27 @@ def test_a_document_that_is_no_object_finds_nothing(whole: object) -> None:
         mapping().apply(whole)
 
 
-def test_an_expression_that_fails_on_a_record_is_named() -> None:
-    with pytest.raises(MappingError, match=r"response: .*fails on this record"):
-        mapping(response="join('', choices)").apply(document())
+@pytest.mark.parametrize(
+    ("expression", "odd"),
+    [
+        ("join('', odd)", [{}]),
+        ("odd[?a > b].c", [{"a": 1, "b": "text"}]),
+        ("sort_by(odd, &a)", [{"a": 1}, {"a": "text"}]),
+        ("ceil(odd)", float("inf")),
+        ("floor(odd)", float("nan")),
+        ("to_string(odd)", 10**5000),
+        ("odd[::0]", [1]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("field", ["response", "where"])
+def test_an_expression_that_fails_on_a_record_is_named(
+    expression: str, odd: object, field: str
+) -> None:
+    rules = mapping(**{field: expression})
+    read = rules.selects if field == "where" else rules.apply
+    with pytest.raises(MappingError, match=rf"{field}: .*fails on this record"):
+        read(document(odd=odd))
 
 
 def test_mistakes_are_found_when_the_mapping_is_read(tmp_path: Path) -> None:

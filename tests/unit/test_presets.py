@@ -407,14 +407,113 @@ def test_a_preset_is_named_in_settings_in_a_file_and_on_the_command_line(tmp_pat
     with pytest.raises(MappingError, match="response: the preset openai maps it"):
         load_mapping(file)
     file.write_text("preset: opnai\n")
-    with pytest.raises(MappingError, match=r"preset: expected 'openai', 'litellm'"):
+    with pytest.raises(MappingError, match=r"preset: expected 'openai', 'anthropic'"):
         load_mapping(file)
     file.write_text("prompt: a\n")
     with pytest.raises(MappingError, match="response: missing; or name a preset"):
         load_mapping(file)
 
 
+MESSAGE = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude-x-2026",
+    "content": [
+        {"type": "thinking", "thinking": "nobody sees this"},
+        {"type": "text", "text": "ye"},
+        {"type": "text", "text": "s"},
+    ],
+    "stop_reason": "end_turn",
+    "usage": {"input_tokens": 1, "output_tokens": 1},
+}
+ASKED = {"model": "claude-x", "max_tokens": 9, "messages": REQUEST["messages"]}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"request": ASKED, "response": MESSAGE},
+        {"request": {"body": ASKED}, "response": {"body": MESSAGE}},
+        {"request": json.dumps(ASKED), "response": json.dumps(MESSAGE)},
+        {"custom_id": "r-1", "params": ASKED, "result": {"type": "succeeded", "message": MESSAGE}},
+        {**ASKED, "response": MESSAGE},
+    ],
+    ids=["side by side", "bodies", "as text", "batch joined", "in the request"],
+)  # fmt: skip
+def test_anthropics_messages_are_read_in_every_arrangement(document: Any) -> None:
+    found = one("anthropic", document)
+    assert said(found) == [("user", SECRET)]
+    assert (found.response, found.id) == ("yes", "msg_1")
+    assert (found.policy.name, found.policy.version) == ("claude-x", "claude-x-2026")
+    assert found.attributes == {}
+
+
+def test_what_anthropics_messages_hold_beside_text_is_read_or_named() -> None:
+    request = {
+        "model": "claude-x",
+        "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "look"},
+                                         {"type": "image", "source": {"type": "base64"}}]},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f",
+                                               "input": {}}]},
+            {"role": "user", "content": [
+                {"type": "tool_result", "tool_use_id": "t",
+                 "content": [{"type": "text", "text": "sunny"}, {"type": "image"}]},
+                {"type": "tool_result", "tool_use_id": "u", "content": "cold"}]},
+        ],
+    }  # fmt: skip
+    found = one("anthropic", {"request": request, "response": MESSAGE})
+    assert said(found) == [
+        ("system", "Be brief."), ("user", "look"), ("assistant", ""), ("user", "sunny\ncold"),
+    ]  # fmt: skip
+    assert found.attributes == {"left_out": "image,tool_use"}
+
+
+@pytest.mark.parametrize(
+    ("reason", "finish"),
+    [("max_tokens", "length"), ("tool_use", "tool_calls"), ("refusal", "content_filter"),
+     ("stop_sequence", None), ("pause_turn", "pause_turn"), (None, None), (3, "3")],
+)  # fmt: skip
+def test_why_anthropics_answer_ended_is_said_in_the_words_of_the_others(
+    reason: Any, finish: str | None
+) -> None:
+    answer = {**MESSAGE, "stop_reason": reason}
+    found = one("anthropic", {"request": ASKED, "response": answer})
+    assert found.attributes.get("finish") == finish
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        ({"request": ASKED, "response": {"type": "error", "error": {"type": "overloaded_error"}}},
+         "response: an error"),
+        ({"params": ASKED, "result": {"type": "errored", "error": {}}}, "response: an error"),
+        ({"params": ASKED, "result": {"type": "expired"}}, "response: an error"),
+        ({"result": {"type": "succeeded", "message": MESSAGE}}, "messages: missing; of a message"),
+        ({"request": ASKED, "response": {"type": "message"}}, "content: missing"),
+        ({"request": ASKED, "response": {**MESSAGE, "content": 3}}, "response.content: expected"),
+        ({"request": {"messages": ASKED["messages"]}, "response": {"content": "x"}}, "model: miss"),
+    ],
+)  # fmt: skip
+def test_what_holds_no_message_of_anthropics_is_refused(document: Any, reason: str) -> None:
+    with pytest.raises(MappingError, match=f"^{reason}"):
+        one("anthropic", document)
+
+
+@pytest.mark.parametrize("at", [10**400, -(10**400), float("inf"), True, [1], "9" * 400, "soon"],
+                         ids=["huge", "low", "inf", "true", "list", "digits", "word"])  # fmt: skip
+@pytest.mark.parametrize("name", ["openai", "anthropic"])
+def test_a_time_that_is_none_is_refused_by_its_field(name: str, at: Any) -> None:
+    answer: dict[str, Any] = MESSAGE if name == "anthropic" else completion({"content": "yes"})
+    document = {"request": ASKED, "response": {**answer, "created": None}, "timestamp": at}
+    with pytest.raises(MappingError, match=r"^occurred_at: "):
+        Mapping(preset=name).apply_all(document, key=KEY, timestamp_ms=1)  # type: ignore[arg-type]
+
+
 WHOLE: list[tuple[str, Any]] = [
+    ("anthropic", {"request": {**ASKED, "system": "x"}, "response": MESSAGE}),
     ("openai", {"request": REQUEST, "response": completion({"content": "yes"})}),
     ("litellm", LITELLM),
     ("langfuse", {"observations": [SPAN, GENERATION]}),
@@ -434,9 +533,18 @@ def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 PLACES = [(name, path) for name, document in WHOLE for path in places(document) if path]
+NAMES = st.text(max_size=4) | st.sampled_from(
+    ["content", "text", "type", "role", "values", "arrayValue", "kvlistValue", "intValue", "key",
+     "value", "events", "attributes", "gen_ai.prompt.\u00b2.content", "error", "message"]
+)  # fmt: skip
 ODD = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from([10**400, -(10**400), 10**4000, "\u00b2", "--1", "9" * 5000, "{", "[]"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
     max_leaves=6,
 )
 

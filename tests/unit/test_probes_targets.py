@@ -20,6 +20,7 @@ from ares_stream.probes.targets import (
     Result,
 )
 from ares_stream.records.interaction import Message, Policy
+from tests.support.raw_http import Answers
 
 HELLO = Query((Message(role="user", content="hello"),))
 ENDPOINT = EndpointPolicy("http://policy.test/v1", "tiny", version="7", api_key="secret-key")
@@ -55,7 +56,7 @@ async def asked(
     naps = Naps()
     target = OpenAITarget(
         endpoint,
-        transport=httpx.MockTransport(respond),
+        transport=Answers(respond),
         clock=lambda: naps.now,
         sleep=naps.sleep,
     )

@@ -29,6 +29,7 @@ from ares_stream.streaming import client
 from ares_stream.streaming.certificates import Certificates
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.tokens import ClientCredentials, FileToken, TokenRefused
+from tests.support.raw_http import Answers
 from tests.support.secured import certificates
 
 
@@ -270,7 +271,7 @@ async def test_client_credentials_are_given_with_the_secret_of_that_time(
 
     def mocked(**arguments: object) -> httpx.AsyncClient:
         assert isinstance(arguments.pop("verify"), ssl.SSLContext)
-        return whole(transport=httpx.MockTransport(answer), **arguments)  # type: ignore[arg-type]
+        return whole(transport=Answers(answer), **arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(httpx, "AsyncClient", mocked)
     tokens = ClientCredentials(
@@ -310,7 +311,7 @@ async def test_an_endpoint_is_asked_with_the_key_of_that_time(tmp_path: Path) ->
         api_key=renewed_api_key("target.api_key_file", file),
         backoff_seconds=0.0,
     )
-    chat = ChatClient(asked, transport=httpx.MockTransport(answer), sleep=exchanged)
+    chat = ChatClient(asked, transport=Answers(answer), sleep=exchanged)
     question = [{"role": "user", "content": "hello"}]
     assert (await chat.complete(question)).text == "yes"
     valid.clear()
@@ -322,7 +323,7 @@ async def test_an_endpoint_is_asked_with_the_key_of_that_time(tmp_path: Path) ->
         await chat.complete(question)
     assert "key-two" not in repr(asked)
     await chat.aclose()
-    first = ChatClient(asked, transport=httpx.MockTransport(answer), sleep=exchanged)
+    first = ChatClient(asked, transport=Answers(answer), sleep=exchanged)
     with pytest.raises(SettingsError, match="give a valid key"):
         await first.complete(question)
     await first.aclose()

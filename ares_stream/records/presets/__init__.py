@@ -3,6 +3,7 @@
 | preset | records |
 |---|---|
 | openai | chat completions and responses with their requests, batches joined, training files |
+| anthropic | messages with their requests, message batches joined |
 | litellm | StandardLoggingPayload |
 | langfuse | observations, traces with theirs, ingestion batches |
 | otel-genai | OTLP spans and events of the GenAI conventions |
@@ -24,12 +25,13 @@ from pydantic import ValidationError
 from ares_stream.errors import MappingError
 from ares_stream.records.base import decode_error
 from ares_stream.records.interaction import Interaction
-from ares_stream.records.presets import langfuse, litellm, openai, otel_genai
+from ares_stream.records.presets import anthropic, langfuse, litellm, openai, otel_genai
 from ares_stream.records.presets.chat import Conversation
 
-PresetName = Literal["openai", "litellm", "langfuse", "otel-genai"]
+PresetName = Literal["openai", "anthropic", "litellm", "langfuse", "otel-genai"]
 _READERS: Final[Mapping[PresetName, Callable[[Any], tuple[Conversation, ...]]]] = {
     "openai": openai.conversations,
+    "anthropic": anthropic.conversations,
     "litellm": litellm.conversations,
     "langfuse": langfuse.conversations,
     "otel-genai": otel_genai.conversations,
@@ -117,9 +119,12 @@ def _time(at: Any, timestamp_ms: int | None) -> Any:
         if not re.fullmatch(r"\d+(?:\.\d+)?", at):
             return at
         at = float(at)
-    if isinstance(at, bool) or not isinstance(at, int | float) or not math.isfinite(at):
+    try:
+        seconds = float(at) if isinstance(at, int | float) else math.nan
+    except OverflowError:  # JSON's whole numbers have no end.
+        seconds = math.nan
+    if not math.isfinite(seconds) or isinstance(at, bool):
         raise MappingError("occurred_at: expected a time")
-    seconds = float(at)
     for bound in (1e17, 1e14, 1e11):
         if seconds >= bound:
             seconds /= bound / 1e8

@@ -113,6 +113,10 @@ def content(value: Any, place: str, whole: bool = False) -> tuple[str, tuple[str
         elif kind == "tool_call_response":
             answer = part.get("response", part.get("result"))
             texts.append(answer if isinstance(answer, str) else _json(answer))
+        elif kind == "tool_result":  # Anthropic's, in a message of the user
+            said, inside = content(part.get("content"), f"{place}[{number}].content")
+            texts.append(said)
+            others += inside
         elif kind not in _THOUGHTS:
             others.append(kind[:32])
     return ("" if whole else "\n").join(texts), tuple(dict.fromkeys(others))

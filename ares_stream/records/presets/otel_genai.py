@@ -10,6 +10,7 @@ each of its answers; spans of other kinds (tools, agents, HTTP) are passed over.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ _ASKS: Final = {"chat", "text_completion", "generate_content", "completion"}
 _IN: Final = "gen_ai.input.messages"
 _OUT: Final = "gen_ai.output.messages"
 _SYSTEM: Final = "gen_ai.system_instructions"
+_WHOLE: Final = re.compile(r"-?[0-9]{1,20}")
 _MANY: Final = (
     "resourceSpans", "resource_spans", "scopeSpans", "scope_spans", "spans",
     "instrumentationLibrarySpans", "resourceLogs", "scopeLogs", "logRecords",
@@ -62,7 +64,7 @@ def _attributes(span: Mapping[str, Any]) -> dict[str, Any]:
     body = _value(span.get("body"))
     if isinstance(body, Mapping):
         known = {**body, **known}
-    for event in span.get("events") or []:
+    for event in _list(span.get("events")):
         if isinstance(event, Mapping):
             for name, value in _named(event.get("attributes")).items():
                 known.setdefault(name, value)
@@ -73,7 +75,7 @@ def _named(attributes: Any) -> dict[str, Any]:
     if isinstance(attributes, Mapping):
         return dict(attributes)
     found: dict[str, Any] = {}
-    for item in attributes if isinstance(attributes, list) else []:
+    for item in _list(attributes):
         if isinstance(item, Mapping) and isinstance(item.get("key"), str):
             found[item["key"]] = _value(item.get("value"))
     return found
@@ -84,15 +86,18 @@ def _value(value: Any) -> Any:
     if not isinstance(value, Mapping) or len(value) != 1:
         return value
     [(kind, inner)] = value.items()
-    if kind == "arrayValue":
-        return [_value(item) for item in (inner or {}).get("values", [])]
-    if kind == "kvlistValue":
-        return _named((inner or {}).get("values", []))
-    if kind == "intValue":
-        return int(inner) if isinstance(inner, str) and inner.lstrip("-").isdigit() else inner
+    if kind in ("arrayValue", "kvlistValue"):
+        values = _list(inner.get("values") if isinstance(inner, Mapping) else None)
+        return _named(values) if kind == "kvlistValue" else [_value(item) for item in values]
+    if kind == "intValue":  # 64 bits, which JSON writes as text
+        return int(inner) if isinstance(inner, str) and _WHOLE.fullmatch(inner) else inner
     if kind in ("stringValue", "boolValue", "doubleValue"):
         return inner
     return value
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _asks(known: Mapping[str, Any]) -> bool:
@@ -192,6 +197,6 @@ def _numbered(known: Mapping[str, Any], prefix: str) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for name, value in known.items():
         parts = name.removeprefix(prefix + ".").split(".")
-        if name.startswith(prefix + ".") and len(parts) == 2 and parts[0].isdigit():
+        if name.startswith(prefix + ".") and len(parts) == 2 and _WHOLE.fullmatch(parts[0]):
             found.setdefault(int(parts[0]), {})[parts[1]] = parsed(value)
     return [found[number] for number in sorted(found)]
