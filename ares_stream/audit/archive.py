@@ -152,14 +152,15 @@ class ArchiveReader:
     async def read(self, ranges: Sequence[OffsetRange]) -> AsyncIterator[InboundRecord]:
         """See RangeReader."""
         for item in ranges:
-            for record in self._read(item):
+            for record in self.records(item):
                 yield record
 
     def _since(self, covered: OffsetRange, since_ms: int) -> int:
-        young = (item.offset for item in self._read(covered) if item.timestamp_ms >= since_ms)
+        young = (item.offset for item in self.records(covered) if item.timestamp_ms >= since_ms)
         return next(young, covered.end)
 
-    def _read(self, wanted: OffsetRange) -> Iterator[InboundRecord]:
+    def records(self, wanted: OffsetRange) -> Iterator[InboundRecord]:
+        """One range's, in order. Raises ReadError as `read` does."""
         _, pq = _arrow()
         at = wanted.start
         if at >= wanted.end:

@@ -15,13 +15,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, Final, Literal
 
 from ares_stream import __version__
 from ares_stream.audit.forecast import errors_of
-from ares_stream.audit.notes import TreeHead
+from ares_stream.audit.heads import HeadChain
+from ares_stream.audit.notes import NoteKey
 from ares_stream.detection.ledger import Ledger, LedgerPolicy
-from ares_stream.errors import DecodeError, IntegrityError
+from ares_stream.errors import DecodeError
 from ares_stream.models.releases import Log
 from ares_stream.records import topics
 from ares_stream.records.alarm import Alarm, AlarmAcknowledgement, decode_told
@@ -103,7 +105,7 @@ MAPPING: Final[Mapping[str, Mapped]] = {
     ),
     "proofs": Mapped(
         ("Art. 12(1)", "Art. 19(1)"), ("MEASURE 2.8", "GOVERN 1.4"),
-        "signed tree heads: that the logs are what they were can be verified offline",
+        "signed tree heads, each checked: that the logs are what they were can be verified offline",
     ),
 }  # fmt: skip
 """By part of the document: articles of Regulation (EU) 2024/1689 and subcategories of the NIST AI
@@ -146,7 +148,11 @@ class Evidence:
         period: Period,
         ledger: LedgerPolicy,
         scored_high_when: Literal["either", "both"],
+        keys: Sequence[NoteKey] = (),
     ) -> None:
+        """`keys` are those that the notary's heads must be signed by; without any, no signature is
+        checked, and the document says so."""
+        self._keys = keys
         self._period = period
         self._when = scored_high_when
         self._ledger = Ledger(ledger)
@@ -163,7 +169,7 @@ class Evidence:
         self._earlier: dict[str, Alarm] = {}
         self._acknowledged: dict[str, AlarmAcknowledgement] = {}
         self._letters: Counter[tuple[str, str, str]] = Counter()
-        self._heads: dict[tuple[str, int], Checkpoint] = {}
+        self._heads: dict[tuple[str, int], HeadChain] = {}
 
     def take(self, name: str, record: InboundRecord) -> None:
         """One record of the topic whose name without prefix is `name`. Of another time, it is
@@ -188,7 +194,8 @@ class Evidence:
                 self._take_letter(record)
             elif name == topics.CHECKPOINTS:
                 head = Checkpoint.decode(record.value or b"")
-                self._heads[head.topic, head.partition] = head
+                place = head.topic, head.partition
+                self._heads.setdefault(place, HeadChain(self._keys)).take(head)
         except DecodeError:
             self._unreadable[record.topic] += 1
 
@@ -286,7 +293,7 @@ class Evidence:
                     for (topic, stage, kind), count in sorted(self._letters.items())
                 ],
             },
-            "proofs": [_proof(head) for _, head in sorted(self._heads.items())],
+            "proofs": [_proof(*item) for item in sorted(self._heads.items(), key=itemgetter(0))],
         }
         document = {
             "schema": "ares.evidence/1",
@@ -317,6 +324,7 @@ class Evidence:
                 for (topic, partition), part in sorted(self._partitions.items())
             ],
             "unreadable": dict(sorted(self._unreadable.items())),
+            "notary_keys": sorted(map(str, self._keys)),
         }
 
     def _versions(self, steps: Sequence[Release]) -> dict[str, Any]:
@@ -493,20 +501,26 @@ def _repair(report: RepairReport) -> dict[str, Any]:
     return report.model_dump(mode="json", exclude={"schema_"}, exclude_none=True)
 
 
-def _proof(head: Checkpoint) -> dict[str, Any]:
+def _proof(place: tuple[str, int], chain: HeadChain) -> dict[str, Any]:
+    """The newest head that holds, and how many did not."""
+    topic, partition = place
     row: dict[str, Any] = {
-        "topic": head.topic,
-        "partition": head.partition,
-        "end": head.end,
-        "issued_at": _time(head.issued_at),
-        "time_stamped": head.timestamp_token is not None,
-        "note": head.note,
+        "topic": topic,
+        "partition": partition,
+        "refused": chain.refused,
+        "first_refused_because": chain.reason,
     }
-    try:
-        tree = TreeHead.parse(head.note)
-    except IntegrityError as error:
-        return row | {"unreadable": str(error)}
-    return row | {"size": tree.size, "root": tree.root.hex()}
+    if chain.last is None or chain.head is None:
+        return row
+    return row | {
+        "end": chain.last.end,
+        "issued_at": _time(chain.last.issued_at),
+        "time_stamped": chain.last.timestamp_token is not None,
+        "note": chain.last.note,
+        "size": chain.head.size,
+        "root": chain.head.root.hex(),
+        "signed_by": sorted(map(str, chain.signed_by)),
+    }
 
 
 def _time(at: datetime) -> str:

@@ -121,9 +121,10 @@ def _sections(
                       [[row["topic"], row["stage"], row["kind"], str(row["count"])]
                        for row in document["dead_letters"]["by"]], about("dead_letters")),
         _table("Signed tree heads", ["topic", "partition", "leaves", "root", "issued",
-                                            "time stamp"],
+                                     "signed by", "time stamp", "refused"],
                       [_proof(row) for row in document["proofs"]], about("proofs")
-                      + " `ares audit verify` checks the topics against them."),
+                      + " Each head's leaves give its root and continue the head before it. "
+                      "`ares audit verify` checks the topics and the time stamps against them."),
         _table("What was read", ["topic", "partition", "deleted below offset"],
                       [[row["topic"], str(row["partition"]), str(row["end"])]
                        for row in document["covers"]["gaps"]], about("covers")),
@@ -221,8 +222,13 @@ def _alarm(row: Mapping[str, Any]) -> list[str]:
 
 
 def _proof(row: Mapping[str, Any]) -> list[str]:
-    return [row["topic"], str(row["partition"]), str(row.get("size", "-")), row.get("root", "-"),
-            row["issued_at"], "yes" if row["time_stamped"] else "no"]  # fmt: skip
+    names = ", ".join(key.rpartition("+")[0] for key in row.get("signed_by", ()))
+    refused = f"{row['refused']}: {row['first_refused_because']}" if row["refused"] else "none"
+    if "root" not in row:
+        return [row["topic"], str(row["partition"]), "-", "none that holds", "-", "-", "-", refused]
+    return [row["topic"], str(row["partition"]), str(row["size"]), row["root"], row["issued_at"],
+            names or "not checked: no key was named",
+            "there, not checked" if row["time_stamped"] else "no", refused]  # fmt: skip
 
 
 def _range(item: Mapping[str, Any] | None) -> str:

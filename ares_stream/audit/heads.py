@@ -66,6 +66,51 @@ def signed_head(checkpoint: Checkpoint, name: str, keys: Sequence[NoteKey]) -> S
     return SignedHead(checkpoint.topic, checkpoint.partition, tree, checkpoint.end, is_own)
 
 
+class HeadChain:
+    """Checkpoints of one partition in the order of their topic, from any of them on: each counts
+    that a key signed, whose leaves give its root, and that continues the one before it.
+
+    Without keys no signature is checked. `refused` counts the others, and `reason` is the first's.
+    """
+
+    def __init__(self, keys: Sequence[NoteKey]) -> None:
+        self._keys = keys
+        self._tree: MerkleRange | None = None
+        self.last: Checkpoint | None = None
+        self.head: TreeHead | None = None
+        """Of `last`."""
+        self.signed_by: tuple[NoteKey, ...] = ()
+        self.refused = 0
+        self.reason: str | None = None
+
+    def take(self, checkpoint: Checkpoint) -> None:
+        """The next one."""
+        try:
+            self._take(checkpoint)
+        except IntegrityError as error:
+            self.refused += 1
+            self.reason = self.reason or str(error)
+
+    def _take(self, checkpoint: Checkpoint) -> None:
+        text = checkpoint.note
+        signers: tuple[NoteKey, ...] = ()
+        if self._keys:
+            text, signers = open_note(checkpoint.note, self._keys)
+        head = TreeHead.parse(text)
+        name, slash, _ = head.origin.rpartition(f"/{checkpoint.topic}/{checkpoint.partition}")
+        if not slash or head.origin != tree_origin(name, checkpoint.topic, checkpoint.partition):
+            raise IntegrityError("of another partition")
+        signed = signed_head(checkpoint, name, self._keys)
+        if self._tree is not None:
+            before = self._tree.size, [peak.hex() for peak in self._tree.peaks]
+            added = 0 if signed is None else len(list(unpack(checkpoint.leaves)))
+            if before != (head.size - added, list(checkpoint.peaks)):
+                raise IntegrityError("it does not continue the one before it")
+        if signed is not None:
+            self._tree = signed.tree
+        self.last, self.head, self.signed_by = checkpoint, head, signers
+
+
 def continues(state: NotaryState, head: SignedHead | None) -> bool:
     """Whether the state's tree is the head's (None: no tree), and what is pending on top of it."""
     pending = state.pending

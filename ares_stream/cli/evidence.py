@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ares_stream.cli.options import SettingsFile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from ares_stream.audit.evidence import Evidence, Period
+    from ares_stream.audit.notes import NoteKey
     from ares_stream.audit.ranges import RangeReader
     from ares_stream.records.base import OffsetRange
     from ares_stream.services.settings import Settings
@@ -39,8 +42,8 @@ def command(
         typer.Option(
             "--key",
             metavar="KEY",
-            help="Public key, name+id+base64, that --compare's note must "
-            "be signed by; repeat for several.",
+            help="Public key of the notary, name+id+base64, that tree heads and --compare's note "
+            "must be signed by; repeat for several. [with --out: the public halves of notary.keys]",
         ),
     ] = None,
     archive: Annotated[
@@ -81,7 +84,11 @@ def command(
         kept = {name: _kept(compare, name) for name in (JSON_FILE, PAGE_FILE, NOTE_FILE)}
     settings = load_settings(settings_file)
     reader = TopicReader(settings.kafka) if archive is None else ArchiveReader(archive)
-    evidence = Evidence(period, ledger_policy(settings), settings.scorer.detection.scored_high_when)
+    trusted = _keys(keys)
+    heads_by = _own_keys(settings, trusted) if out is not None else _named_keys(kept[JSON_FILE])
+    evidence = Evidence(
+        period, ledger_policy(settings), settings.scorer.detection.scored_high_when, heads_by
+    )
     missing = asyncio.run(_read(settings, reader, period, evidence, archived=archive is not None))
     if missing and not allow_gaps:
         first = missing[0]
@@ -98,7 +105,8 @@ def command(
         _write(out, files, text, settings)
         return
     assert compare is not None  # noqa: S101 - one of the two, as was looked at above
-    if not _same(compare, kept, files, text, keys or ()):
+    same = _same(compare, kept, files, text, trusted)
+    if not (_are_signed(compare, document, trusted) and same):
         raise typer.Exit(1)
 
 
@@ -171,6 +179,45 @@ def _write(out: Path, files: dict[str, bytes], text: str, settings: Settings) ->
         typer.echo("not signed: notary.keys names no key (`ares audit key` makes one)", err=True)
 
 
+def _keys(texts: Iterable[str] | None) -> list[NoteKey]:
+    from ares_stream.audit.notes import NoteKey
+
+    return [NoteKey.parse(text) for text in texts or ()]
+
+
+def _own_keys(settings: Settings, named: list[NoteKey]) -> list[NoteKey]:
+    """Those that were named, else the public halves of the notary's."""
+    from ares_stream.audit.notes import NoteSigner
+
+    notary = settings.notary
+    return named or [NoteSigner.read(notary.name, file).key for file in notary.keys]
+
+
+def _named_keys(raw: bytes) -> list[NoteKey]:
+    """The keys that a report says its heads were checked by; none of what is no such report, which
+    is then another one."""
+    from ares_stream.errors import AresError
+    from ares_stream.files.rows import parse_json
+
+    try:
+        return _keys(map(str, parse_json(raw)["covers"]["notary_keys"]))
+    except (AresError, KeyError, TypeError):
+        return []
+
+
+def _are_signed(folder: Path, document: Mapping[str, Any], trusted: list[NoteKey]) -> bool:
+    """Whether each head of the report is signed by a key that was named, if any was."""
+    names = set(map(str, trusted))
+    wrong = [
+        f"{row['topic']} {row['partition']}"
+        for row in document["proofs"]
+        if trusted and names.isdisjoint(row.get("signed_by", ()))
+    ]
+    for place in wrong:
+        typer.echo(f"{folder / JSON_FILE}: the head of {place} is signed by no key that you named")
+    return not wrong
+
+
 def _kept(folder: Path, name: str) -> bytes:
     """A file of --compare's folder. Raises SettingsError."""
     from ares_stream.errors import SettingsError
@@ -187,11 +234,11 @@ def _same(
     kept: dict[str, bytes],
     files: dict[str, bytes],
     text: str,
-    keys: list[str] | tuple[()],
+    keys: list[NoteKey],
 ) -> bool:
     """Whether a folder, of which `kept` is what it holds, has these files, and a note of them that
     the keys signed."""
-    from ares_stream.audit.notes import NoteKey, open_note
+    from ares_stream.audit.notes import open_note
     from ares_stream.errors import IntegrityError
 
     same = True
@@ -202,7 +249,7 @@ def _same(
     note = kept[NOTE_FILE].decode(errors="replace")
     try:
         if keys:
-            said, signed = open_note(note, [NoteKey.parse(key) for key in keys])
+            said, signed = open_note(note, keys)
             typer.echo(f"{NOTE_FILE}: signed by {', '.join(key.name for key in signed)}")
         else:
             said = note.split("\n\n")[0].rstrip("\n") + "\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, help="What a candidate would do in production, and how right that was."
 )
+
+
+class Endpoint(NamedTuple):
+    """Who answers in a candidate's place: its own adapter, where no URL is given."""
+
+    url: str | None
+    model: str | None
+    key_file: Path | None
+    patience: float
+    """Seconds without any answer."""
+
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
@@ -60,6 +71,12 @@ def make(
         str | None, typer.Option(help="The model's name there; the candidate's by default.")
     ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="The endpoint's key.")] = None,
+    patience: Annotated[
+        float,
+        typer.Option(
+            min=1.0, help="Seconds without any answer of the endpoint after which to give up."
+        ),
+    ] = 120.0,
     serves: Annotated[
         str | None,
         typer.Option(
@@ -123,7 +140,7 @@ def make(
         batch=batch,
         answers=answers,
     )
-    asked = (target, target_model, api_key_file)
+    asked = Endpoint(target, target_model, api_key_file, patience)
     forecast = run(
         settings, selector, request, asked, archive=archive, who=who, dry_run=dry_run,
         offline=offline,
@@ -141,7 +158,7 @@ def run(
     settings: Settings,
     selector: str,
     request: Request,
-    asked: tuple[str | None, str | None, Path | None] = (None, None, None),
+    asked: Endpoint | None = None,
     *,
     archive: str | None = None,
     who: str | None = None,
@@ -149,7 +166,7 @@ def run(
     offline: bool = False,
 ) -> Forecast | None:
     """Make a forecast, keep it with the release and beside the repair's card, and announce it;
-    None of a dry run. `asked` is an endpoint's URL, the model's name there, and its key's file."""
+    None of a dry run. `asked` is the endpoint that serves the candidate."""
     import asyncio
     import getpass
 
@@ -186,7 +203,7 @@ async def _forecast(
     reader: RangeReader,
     request: Request,
     selector: str,
-    asked: tuple[str | None, str | None, Path | None],
+    asked: Endpoint | None,
     *,
     dry_run: bool,
 ) -> Forecast | None:
@@ -242,20 +259,20 @@ def _target(
     settings: Settings,
     models: Models,
     request: Request,
-    asked: tuple[str | None, str | None, Path | None],
+    asked: Endpoint | None,
 ) -> Target | None:
     """An endpoint where one is named, else the candidate's own adapter."""
     from ares_stream.probes.plan import EndpointSection
     from ares_stream.services.forecast import local_target
 
-    url, name, key = asked
-    if url is None:
+    if asked is None or asked.url is None:
         return local_target(settings, models, request)
     return EndpointSection(
-        url=url,
-        model=name or models.serves.name,
+        url=asked.url,
+        model=asked.model or models.serves.name,
         version=models.serves.version,
-        api_key_file=key,
+        api_key_file=asked.key_file,
+        patience_seconds=asked.patience,
         max_tokens=request.max_tokens,
         temperature=request.temperature,
     ).open("--target")

@@ -14,11 +14,13 @@ from ares_stream.console.policy import QueuePolicy
 from ares_stream.console.queue import DECISIONS, Item, Place, ReviewQueue
 from ares_stream.detection.correction import Cell
 from ares_stream.detection.decide import DetectionPolicy, is_scored_high
+from ares_stream.errors import DecodeError
+from ares_stream.files.rows import parse_json
 from ares_stream.models.releases import Author, Log
 from ares_stream.records import topics
 from ares_stream.records.alarm import Alarm, AlarmAcknowledgement, decode_told
 from ares_stream.records.interaction import Interaction
-from ares_stream.records.label import Label, ReviewItem
+from ares_stream.records.label import OTHERS_SHOWN_HEADER, Label, ReviewItem
 from ares_stream.records.rates import Rates, decode_held
 from ares_stream.records.release import Release
 from ares_stream.records.repair import CoupledFailure, RepairReport
@@ -91,7 +93,7 @@ class Outside(Protocol):
         ...
 
     async def undo(self, label: Label, by: str, at: datetime) -> None:
-        """Take a decision back."""
+        """Take a decision back; that its author has seen what others say stays known."""
         ...
 
     async def acknowledge(self, record: AlarmAcknowledgement) -> None:
@@ -179,9 +181,19 @@ class Desk:
 
     def _take_label(self, record: InboundRecord) -> None:
         if record.value is None:
-            self.queue.remove_label(record.key or b"")
+            self._take_undone(record)
         else:
             self.queue.add_label(record.key or b"", Label.decode(record.value))
+
+    def _take_undone(self, record: InboundRecord) -> None:
+        key = record.key or b""
+        self.queue.remove_label(key)
+        if OTHERS_SHOWN_HEADER not in record.header_map:
+            return
+        named = parse_json(key)
+        if not (isinstance(named, list) and len(named) == 2 and all(map(_is_text, named))):
+            raise DecodeError("its key names no interaction and reviewer")
+        self.queue.saw_others(*named)
 
     def _take_alarm(self, record: InboundRecord) -> None:
         told = decode_told(record.value)
@@ -202,6 +214,10 @@ class Desk:
     def _take_report(self, record: InboundRecord) -> None:
         report = RepairReport.decode(record.value or b"")
         _put(self.reports, report.plan_id, report, MAX_REPORTS)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _put(held: OrderedDict[K, V], key: K, value: V, most: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_left, insort
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -108,8 +108,9 @@ class ReviewQueue:
         self._labels: dict[str, dict[str, Label]] = {}
         self._keys: dict[bytes, tuple[str, str]] = {}
         self._leases: dict[str, list[Lease]] = defaultdict(list)
-        self._saw: dict[str, set[str]] = {}
-        """By interaction, who has seen what others said of it."""
+        self._saw: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """Interactions with a person who has seen what others say of it: also of interactions that
+        are in no item now, of which a later verdict may come."""
         self.dropped = 0
         """Items that nobody has seen and for which there was no room."""
 
@@ -135,6 +136,8 @@ class ReviewQueue:
         if former is not None and former.decided_at > label.decided_at:
             return
         held[label.reviewer] = label
+        if label.others_shown_at is not None:
+            self.saw_others(label.interaction_id, label.reviewer)
         self._keys[key] = (label.interaction_id, label.reviewer)
         if len(self._keys) > self._policy.max_labels:
             self._pop_label(next(iter(self._keys)))
@@ -174,14 +177,17 @@ class ReviewQueue:
         """Whether the person may decide it: an opinion is missing that nobody else is about to
         give, and theirs is not among those given."""
         given = self._labels.get(item.interaction, {})
-        if reviewer in self._saw.get(item.interaction, ()):
+        if (item.interaction, reviewer) in self._saw:
             return False  # Also after an undo: an opinion is blind, or it is none more.
         others = sum(held.reviewer != reviewer for held in self._held(item, now))
         return reviewer not in given and len(given) + others < self.needed(item)
 
-    def saw_others(self, item: Item, reviewer: str) -> None:
-        """The person has been shown what others said of the item."""
-        self._saw.setdefault(item.interaction, set()).add(reviewer)
+    def saw_others(self, interaction: str, reviewer: str) -> None:
+        """The person has been shown what others say of the interaction."""
+        self._saw[interaction, reviewer] = None
+        self._saw.move_to_end((interaction, reviewer))
+        if len(self._saw) > self._policy.max_labels:
+            self._saw.popitem(last=False)
 
     def find(self, name: str) -> Item | None:
         """The item of a verdict's id."""
@@ -282,7 +288,6 @@ class ReviewQueue:
     def _forget(self, name: str) -> None:
         item = self._items.pop(name)
         self._leases.pop(name, None)
-        self._saw.pop(item.interaction, None)
         if self._by_interaction.get(item.interaction) == name:
             del self._by_interaction[item.interaction]
         entry = (rank(item), name)

@@ -49,8 +49,12 @@ async def item(call: Call) -> Response:
     # An opinion is blind: what the judge and others say is told to who has given theirs and asks,
     # and that one stands or is taken back, but no other takes its place.
     said = bool(mine) and call.request.query_params.get("said") == "1"
-    if said:
-        queue.saw_others(found, call.person.name)
+    if said and mine[0].others_shown_at is None:
+        # Written before it is shown: another console, and this one after a restart, know it too.
+        seen = mine[0].model_copy(update={"others_shown_at": datetime.now(UTC)})
+        await call.desk.outside.label(seen)
+        queue.add_label(seen.key, seen)
+        call.site.told("others shown", {"verdict": found.id, "by": call.person.name})
     return call.page("item", item=found, text=text, why=why, free=free, mine=mine, said=said,
                      others=queue.labels(found.interaction) if said else mine,
                      reasons=REASONS)  # fmt: skip

@@ -16,7 +16,8 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -81,6 +82,9 @@ class EndpointPolicy:
     requests_per_minute: float = 0.0
     """0 means no limit."""
     timeout_seconds: float = 60.0
+    patience_seconds: float = 0.0
+    """A request ends, whatever attempts it has left, once it has waited so long and the endpoint
+    has answered no request for as long. 0 means twice `timeout_seconds`."""
     attempts: int = 4
     retry_share: float = 0.2
     backoff_seconds: float = 0.5
@@ -99,6 +103,8 @@ class EndpointPolicy:
         for name in ("concurrency", "timeout_seconds", "attempts", "max_tokens"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{self.section}.{name}: must be above 0")
+        if self.patience_seconds < 0:
+            raise SettingsError(f"{self.section}.patience_seconds: must not be below 0")
         remember_secrets_of(self.url)
         if isinstance(self.api_key, str):
             checked_api_key(f"{self.section}.api_key", self.api_key)
@@ -109,6 +115,12 @@ class EndpointPolicy:
         url = httpx.URL(self.url)
         base = url.path.rstrip("/").removesuffix(_COMPLETIONS)
         return url.copy_with(path=base + _COMPLETIONS)
+
+    @property
+    def patience(self) -> float:
+        """Seconds; besides them a request may have to wait for its turn."""
+        turn = 60.0 / self.requests_per_minute if self.requests_per_minute > 0 else 0.0
+        return (self.patience_seconds or 2 * self.timeout_seconds) + turn
 
     @property
     def place(self) -> str:
@@ -153,6 +165,8 @@ class ChatClient:
             limits=httpx.Limits(max_connections=policy.concurrency),
         )
         self._slots = asyncio.Semaphore(policy.concurrency)
+        self._waiting: set[asyncio.Timeout] = set()
+        self._progressed = float("-inf")
         self._limiter = RateLimiter(policy.requests_per_minute, clock=clock, sleep=sleep)
         self._clock = clock
         self._sleep = sleep
@@ -170,14 +184,41 @@ class ChatClient:
         Raises TargetError when no attempt succeeded, Unanswerable when this request is refused
         as it is, SettingsError when no request can work.
         """
-        async with self._slots:
-            try:
+        try:
+            async with self._patiently(), self._slots:
                 return await self._with_retries(messages, seed)
-            except TargetError as error:
-                self.usage.errors += 1
-                if not isinstance(error, Unanswerable):
-                    self._tell(error)
-                raise
+        except TargetError as error:
+            self.usage.errors += 1
+            if not isinstance(error, Unanswerable):
+                self._tell(error)
+            raise
+
+    @asynccontextmanager
+    async def _patiently(self) -> AsyncIterator[None]:
+        """Ends with TargetError once nothing was answered for as long as patience lasts: else each
+        of many requests would wait for its turn to find out the same."""
+        policy = self.policy
+        try:
+            async with asyncio.timeout(policy.patience) as patience:
+                self._waiting.add(patience)
+                try:
+                    yield
+                finally:
+                    self._waiting.discard(patience)
+        except TimeoutError:
+            raise TargetError(
+                f"{policy.section}: {policy.place} has answered nothing for {policy.patience:g} s"
+            ) from None
+
+    def _answers(self) -> None:
+        """The endpoint has answered something: whoever waits has their patience anew."""
+        now = asyncio.get_running_loop().time()
+        # Told once for many answers, which together move as many deadlines as there are requests.
+        if now - self._progressed > self.policy.patience / 100:
+            self._progressed = now
+            for patience in self._waiting:
+                if not patience.expired():
+                    patience.reschedule(now + self.policy.patience)
 
     def _tell(self, error: TargetError) -> None:
         """Whoever looks at the log learns at once why nothing comes; an outage of thousands of
@@ -309,6 +350,7 @@ class ChatClient:
             ):
                 packed = response.headers.get("content-encoding", "")
                 raw = await read_answer(response.aiter_raw(), MAX_ANSWER_BYTES, packed)
+                self._answers()
         except AnswerError as error:
             raise _Again(f"{policy.place} {error}") from None
         except TimeoutError:

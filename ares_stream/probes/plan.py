@@ -78,6 +78,8 @@ class EndpointSection(_Section):
     concurrency: int = Field(8, ge=1)
     requests_per_minute: float = Field(0.0, ge=0)
     timeout_seconds: float = Field(60.0, gt=0)
+    patience_seconds: float = Field(0.0, ge=0)
+    """Without any answer; 0 is twice timeout_seconds."""
     attempts: int = Field(4, ge=1)
     max_tokens: int = Field(256, ge=1)
     temperature: float = Field(0.7, ge=0)

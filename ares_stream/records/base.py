@@ -136,7 +136,9 @@ class Record(Part):
         Raises DecodeError that names the field and never quotes a value.
         """
         try:
-            return cls.model_validate_json(raw)
+            # What `model_validate_json` calls.
+            found: Self = cls.__pydantic_validator__.validate_json(raw)
+            return found
         except ValidationError as error:
             wrong = decode_error(error, cls)
         # Outside the block: an error raised inside would keep the first as its context, and with

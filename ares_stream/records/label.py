@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from pydantic import AwareDatetime, Field
 
 from ares_stream.records.base import Identifier, Record, canonical_json
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.verdict import Verdict
+
+OTHERS_SHOWN_HEADER: Final = "ares-others-shown-at"
+"""Of a label's deletion: its `others_shown_at`."""
 
 
 class ReviewItem(Record):
@@ -35,6 +38,9 @@ class Label(Record):
     decided_at: AwareDatetime
     reason: str = Field("", max_length=2000)
     """Why, in the reviewer's words."""
+    others_shown_at: AwareDatetime | None = None
+    """When the reviewer was shown, having decided, what others say: no decision of theirs that
+    follows is blind. A label that is taken back leaves it in a header of its deletion."""
 
     @property
     def key(self) -> bytes:

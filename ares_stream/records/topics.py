@@ -106,7 +106,8 @@ def specs(
         (VERDICTS, partitions, audit),
         (REPAIR, partitions, month | large),
         (REVIEW, partitions, month | large),
-        (LABELS, partitions, compact),
+        # As long as a review item: what a deletion says of its author is asked for until then.
+        (LABELS, partitions, compact | {"delete.retention.ms": month["retention.ms"]}),
         (RELEASES, 1, compact),
         (REPAIRS, 1, audit),
         (RATES, 1, compact),

@@ -39,7 +39,7 @@ from ares_stream.records import topics
 from ares_stream.records.alarm import AlarmAcknowledgement
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.interaction import Interaction
-from ares_stream.records.label import Label, ReviewItem
+from ares_stream.records.label import OTHERS_SHOWN_HEADER, Label, ReviewItem
 from ares_stream.records.release import Release
 from ares_stream.records.repair import CoupledFailure
 from ares_stream.records.topics import topic_name
@@ -299,8 +299,10 @@ class Writer:
 
     async def undo(self, label: Label, by: str, at: datetime) -> None:
         """Delete the label; who and when go with the deletion as headers."""
-        headers = (("ares-undone-by", by.encode()), ("ares-undone-at", at.isoformat().encode()))
-        await self._publish(topics.LABELS, label.key, None, headers)
+        headers = [("ares-undone-by", by.encode()), ("ares-undone-at", at.isoformat().encode())]
+        if label.others_shown_at is not None:
+            headers.append((OTHERS_SHOWN_HEADER, label.others_shown_at.isoformat().encode()))
+        await self._publish(topics.LABELS, label.key, None, tuple(headers))
 
     async def acknowledge(self, record: AlarmAcknowledgement) -> None:
         """See Outside."""

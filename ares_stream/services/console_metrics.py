@@ -26,8 +26,8 @@ class ConsoleMetrics:
         )
         self.decisions = Counter(
             "ares_console_decisions",
-            "What people did; kind: labelled, undone, text shown, release decided, alarm "
-            "acknowledged, log-in refused.",
+            "What people did; kind: labelled, others shown, undone, text shown, release decided, "
+            "alarm acknowledged, log-in refused.",
             ["kind"],
             registry=registry,
         )

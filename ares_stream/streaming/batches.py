@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -23,6 +23,7 @@ from aiokafka.record.util import calc_crc32c
 
 from ares_stream.streaming import codecs
 from ares_stream.streaming.codecs import Bytes, DamagedBytes, TooLarge
+from ares_stream.streaming.intact import REFUSALS, intact, joined
 from ares_stream.streaming.records import Damage, Headers, InboundRecord, ReadLimits
 
 _PREFIX: Final = struct.Struct(">qi")
@@ -31,9 +32,13 @@ _EPOCH: Final = struct.Struct(">i")
 _CRC_FROM: Final = 21
 _MAGIC_AT: Final = 16
 _LEGACY_HEADER: Final = struct.Struct(">qiIbb")
+_ATTRIBUTES: Final = 5
+"""Place among the header's fields."""
 _CODEC: Final = 0x07
 _LOG_APPEND_TIME: Final = 0x08
 _CONTROL: Final = 0x20
+_LONG: Final = 1 << 63
+_UNSIGNED: Final = 2 * _LONG - 1
 MAX_HEADERS: Final = 10_000
 """Of one record: each takes two bytes in a topic and a hundred times as much here."""
 MAX_LETTERS: Final = 1_000_000
@@ -166,7 +171,7 @@ class BatchReader:
         self._batch = batch
         self._limits = limits
         self._bytes: Bytes | None = None
-        self._window = 0
+        self._joined = self._window = 0
         self._expected = batch.start
         self._dense = True
         self._records = self._read()
@@ -186,7 +191,7 @@ class BatchReader:
     def held(self) -> int:
         """Bytes that decompression keeps now: a piece, and what it looks back to."""
         if self._bytes is None or not self.is_compressed:
-            return 0
+            return self._joined
         return self._bytes.held + min(self._window, self._bytes.produced)
 
     def _read(self) -> Iterator[InboundRecord]:
@@ -200,7 +205,7 @@ class BatchReader:
                 reason = f"its batch holds more than {limit} bytes when decompressed"
             except DamagedBytes as error:
                 reason = str(error)
-            self._bytes = None
+            self._bytes, self._joined = None, 0
         if reason is not None:
             yield from self._damaged_rest(reason)
 
@@ -212,9 +217,16 @@ class BatchReader:
         # Bytes that lie in memory already are not bounded once more.
         limit = self._limits.batch_bytes if codec else len(payload)
         self._window = codecs.held_bytes(codec, payload)
-        stream = self._bytes = Bytes(codecs.decompress(codec, payload, limit), limit)
         self._expected = base
         self._dense = count == last + 1
+        whole, pieces = joined(codecs.decompress(codec, payload, limit), bounded=bool(codec))
+        if whole is not None and len(whole) <= limit and count <= last + 1:
+            self._joined = len(whole) if codec else 0
+            if (yield from self._read_intact(header, whole)):
+                return
+        stream = self._bytes = Bytes(pieces, limit)
+        # What was handed out is passed over.
+        wanted, self._expected = max(self._batch.start, self._expected), base
         for _ in range(count):
             if self._expected >= self._batch.next_offset:
                 raise DamagedBytes("more records than offsets")
@@ -228,8 +240,33 @@ class BatchReader:
             if attributes & _LOG_APPEND_TIME:
                 record = replace(record, timestamp_ms=newest)
             self._expected = record.offset + 1
-            if record.offset >= self._batch.start:
+            if record.offset >= wanted:
                 yield record
+
+    def _read_intact(
+        self, header: tuple[int, ...], records: bytes
+    ) -> Generator[InboundRecord, None, bool]:
+        """What the compiled reader makes of the batch; whether that is all of it."""
+        batch, count = self._batch, header[-1]
+        plain = _HEADER.pack(*header[:_ATTRIBUTES], header[_ATTRIBUTES] & ~_CODEC,
+                             *header[_ATTRIBUTES + 1 :])  # fmt: skip
+        found = intact(plain, records, count, self._limits.record_bytes)
+        if found is None:
+            return False
+        try:
+            for item in found:
+                offset, headers = self._checked(item.offset), item.headers
+                if len(headers) > MAX_HEADERS:
+                    return False
+                self._expected = offset + 1
+                if offset >= batch.start:
+                    yield InboundRecord(
+                        batch.topic, batch.partition, offset, item.timestamp, item.key, item.value,
+                        tuple(headers),
+                    )  # fmt: skip
+        except (*REFUSALS, DamagedBytes):
+            return False
+        return True
 
     def _parse(self, body: bytes, base: int, first: int) -> InboundRecord:
         """A record, or its coordinates where its fields are wrong. The size in front of a record
@@ -238,7 +275,7 @@ class BatchReader:
         offset = self._expected
         try:
             delta, at = _varint(body, 1)
-            timestamp = first + delta
+            timestamp = _long(first + delta)
             delta, at = _varint(body, at)
             offset = self._checked(base + delta)
             key, at = _field(body, at)
@@ -335,7 +372,14 @@ def _varint(body: bytes, at: int) -> tuple[int, int]:
         shift += 7
         if shift > 70:
             raise DamagedBytes("a number of more than 64 bits")
+    value &= _UNSIGNED
     return (value >> 1) ^ -(value & 1), at + 1
+
+
+def _long(number: int) -> int:
+    """As the 64 bits of a long hold it: what is too large begins at the other end, as everywhere
+    where a record is read."""
+    return number if -_LONG <= number < _LONG else (number + _LONG) % (2 * _LONG) - _LONG
 
 
 def _field(body: bytes, at: int) -> tuple[bytes | None, int]:

@@ -280,18 +280,18 @@ def whole(records: Iterable[InboundRecord], unreadable: Unreadable) -> Iterator[
             unreadable(record, DecodeError(record.damage.reason))
 
 
-def record_lists(batch: RawBatch, limits: ReadLimits) -> Iterator[list[InboundRecord]]:
-    """The records of a batch in lists, those that cannot be read as their coordinates."""
-    records: list[InboundRecord] = []
+def record_lists(records: Iterable[InboundRecord]) -> Iterator[list[InboundRecord]]:
+    """Records in lists of LIST_BYTES, the last one as it comes."""
+    found: list[InboundRecord] = []
     size = 0
-    for record in BatchReader(batch, limits):
-        records.append(record)
+    for record in records:
+        found.append(record)
         size += record.size
         if size >= LIST_BYTES:
-            yield records
-            records, size = [], 0
-    if records:
-        yield records
+            yield found
+            found, size = [], 0
+    if found:
+        yield found
 
 
 async def end_consumer(consumer: AIOKafkaConsumer, seconds: float = END_SECONDS) -> None:

@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from ares_stream.errors import ReadError, TopicError
 from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.admin import count_partitions
+from ares_stream.streaming.batches import BatchReader
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.faults import client_faults, explained
 from ares_stream.streaming.fetching import (
@@ -274,7 +275,7 @@ async def _read(
         batches = await consumer.getbatches(*ends, timeout_ms=POLL_MS)
         for partition, fetched in batches.items():
             for batch in fetched:
-                for records in record_lists(batch, limits):
+                for records in record_lists(BatchReader(batch, limits)):
                     if records[-1].offset >= ends[partition]:
                         records = [item for item in records if item.offset < ends[partition]]
                     if records:

@@ -153,6 +153,12 @@ async def served(kafka: str, prefix: str, folder: Path, items: int = 4) -> Async
                                  row.encode()) for row in FAILURES),
             ]
         )  # fmt: skip
+    async with running(settings) as made:
+        yield made
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Served]:
     life = Life("console")
     service = ConsoleService(settings, life)
     work = asyncio.create_task(service.run())
@@ -229,6 +235,35 @@ async def test_a_decision_a_blind_look_an_undo_and_what_the_topics_say_of_it(
         name = topic_name(console.settings.topic_prefix, topics.LABELS)
         assert await read_latest(console.settings.kafka, name) == {}
         assert console.desk.queue.waiting == 4
+
+
+async def test_who_has_seen_what_others_say_is_known_to_another_console_also_after_an_undo(
+    console: Served,
+) -> None:
+    async with client(console, "ada") as ada:
+        form = {"form_token": token_of((await ada.get("/")).text)}
+        path = (await ada.post("/take", data=form)).url.path
+        await ada.post(path, data=form | {"decision": "safe", "reason": "harmless subject"})
+        shown = await ada.get(path, params={"said": "1"})
+        assert "Judge" in shown.text
+        (first, again) = await console.records(topics.LABELS)
+        before, after = (Label.decode(item.value or b"") for item in (first, again))
+        assert after.others_shown_at is not None
+        assert after == before.model_copy(update={"others_shown_at": after.others_shown_at})
+        # A second look says nothing new.
+        await ada.get(path, params={"said": "1"})
+        assert len(await console.records(topics.LABELS)) == 2
+        item = console.desk.queue.find(path.rpartition("/")[2])
+        assert item is not None
+        async with running(console.settings) as other:
+            assert not other.desk.queue.is_free(item, "ada", 0.0)
+            await ada.post(f"{path}/undo", data=form)
+            await other.until(lambda: other.desk.queue.waiting == 4)
+            assert not other.desk.queue.is_free(item, "ada", 0.0)
+        async with running(console.settings) as restarted:
+            assert restarted.desk.queue.waiting == 4
+            assert not restarted.desk.queue.is_free(item, "ada", 0.0)
+            assert restarted.desk.queue.is_free(item, "bob", 0.0)
 
 
 async def test_a_rejected_repair_shows_what_the_gate_said_though_no_release_names_it(

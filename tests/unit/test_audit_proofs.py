@@ -141,6 +141,60 @@ def test_what_the_notary_has_not_seen_is_told() -> None:
     assert not holds(prove(changed.offset, checkpoints, record=changed, salt=None))
 
 
+STRANGE: list[Any] = [
+    None, True, -1, 1 << 70, 1.5, float("inf"), float("nan"), "", "x", "\ud800", "0" * 5000,
+    [], {}, [1], [[1, 2]], {"a": 1}, "— a b", "a\n1\nb\n\n— x y\n", "\x1b[31m",
+]  # fmt: skip
+
+
+def places_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    items = value.items() if isinstance(value, dict) else ()
+    for name, item in enumerate(value) if isinstance(value, list) else items:
+        yield from places_of(item, (*path, name))
+
+
+def test_whatever_stands_in_a_file_the_verifier_ends_with_a_code_and_a_line_for_each_proof(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = {
+        "schema": "ares.proof/1",
+        "proofs": [proof_of(notarise(records_of(20), salted=True, keyed=True), 3)],
+    }
+    file = tmp_path / "proof.json"
+    texts = ["[" * 100_000, '{"a":' * 100_000, "", "1", "null", "[]", "\x1b"]
+    for place in places_of(document):
+        for value in STRANGE:
+            changed = copy.deepcopy(document)
+            at: Any = changed
+            for name in place[:-1]:
+                at = at[name]
+            at[place[-1]] = value
+            texts.append(json.dumps(changed))
+    for text in texts:
+        file.write_text(text)
+        code = verify_proof.main([str(file), "--key", str(SIGNER.key)])
+        said = capsys.readouterr()
+        assert code in (0, 1, 2), text[:200]
+        lines = [line for line in (said.out + said.err).splitlines() if line]
+        assert len(lines) == 1, text[:200]
+        assert "\x1b" not in lines[0]
+
+
+@pytest.mark.parametrize("kept", [b"\xff", b"", b"x", b"a\n1\nb\n\n\xe2\x80\x94 a\n"])
+def test_a_kept_head_that_is_none_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: bytes
+) -> None:
+    file, head = tmp_path / "proof.json", tmp_path / "head.txt"
+    proof = proof_of(notarise(records_of(20)), 3)
+    file.write_text(json.dumps({"schema": "ares.proof/1", "proofs": [proof]}))
+    head.write_bytes(kept)
+    asked = [str(file), "--key", str(SIGNER.key), "--known", str(head)]
+    assert verify_proof.main(asked) == 2
+    assert capsys.readouterr().err.startswith(f"--known {head}: ")
+
+
 def test_the_verifier_imports_the_standard_library_and_cryptography_alone() -> None:
     tree = ast.parse(SOURCE.read_text())
     roots = {

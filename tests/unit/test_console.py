@@ -9,6 +9,7 @@ import hmac
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -416,11 +417,31 @@ def test_whoever_has_seen_what_others_say_decides_it_no_more() -> None:
     assert first is not None
     mine = label(0, "ada")
     desk.add_label(mine.key, mine)
-    desk.saw_others(first, "ada")
+    desk.saw_others(first.interaction, "ada")
     desk.remove_label(mine.key)
     assert desk.take("ada", 1.0) is None
     assert desk.take("bob", 1.0) == first
     assert desk.waiting == 1
+
+
+def test_a_look_stays_known_when_a_later_verdict_takes_the_items_place() -> None:
+    desk = queue(1, second_opinions=1.0)
+    mine = label(0, "ada").model_copy(update={"others_shown_at": NOON})
+    desk.add_label(mine.key, mine)
+    desk.remove_label(mine.key)
+    later = item(1)
+    renamed = later.verdict.model_copy(update={"interaction_id": "interaction-0"})
+    desk.add(replace(later, verdict=renamed))
+    assert desk.item_of("interaction-0") is not None
+    assert desk.take("ada", 1.0) is None
+    assert desk.take("bob", 1.0) is not None
+
+
+def test_looks_fill_no_memory() -> None:
+    desk = queue(1, max_labels=5)
+    for number in range(100):
+        desk.saw_others(f"interaction-{number}", "ada")
+    assert len(desk._saw) == 5
 
 
 def test_without_a_way_in_the_service_does_not_start() -> None:

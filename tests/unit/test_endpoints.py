@@ -3,6 +3,7 @@ and shows neither key nor prompt."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -343,6 +344,63 @@ async def test_every_status_is_a_stop_a_refusal_or_a_failure(
     with pytest.raises(kind, match=f"answered {status}") as caught:
         await asked.complete(ASK)
     assert type(caught.value) is kind
+
+
+class Silent(httpx.AsyncBaseTransport):
+    """Takes requests; answers one of them, when it is let."""
+
+    def __init__(self) -> None:
+        self.asked, self.came, self.let = 0, asyncio.Event(), asyncio.Event()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked += 1
+        self.came.set()
+        await (self.let if self.asked == 1 else asyncio.Event()).wait()
+        return reply({"content": "yes"})
+
+
+async def _ask_all(endpoint: ChatClient, many: int) -> list[Completion | BaseException]:
+    try:
+        return await asyncio.gather(
+            *(endpoint.complete(ASK) for _ in range(many)), return_exceptions=True
+        )
+    finally:
+        await endpoint.aclose()
+
+
+async def test_many_requests_to_an_endpoint_that_never_answers_end_together() -> None:
+    policy = replace(POLICY, timeout_seconds=60.0, patience_seconds=0.2, concurrency=2)
+    silent = Silent()
+    async with asyncio.timeout(50):
+        found = await _ask_all(ChatClient(policy, transport=silent), 40)
+    assert {type(item) for item in found} == {TargetError}
+    assert str(found[-1]) == ("target: http://policy.test/v1 has answered nothing for 0.2 s")
+    # The others were never sent.
+    assert silent.asked <= 2
+
+
+async def test_patience_is_counted_from_the_last_answer_and_not_from_the_first_question() -> None:
+    policy = replace(POLICY, timeout_seconds=600.0, concurrency=1)
+    silent = Silent()
+    endpoint = ChatClient(policy, transport=silent)
+    first, second = (asyncio.create_task(endpoint.complete(ASK)) for _ in range(2))
+    await silent.came.wait()
+    before = [patience.when() for patience in endpoint._waiting]
+    silent.let.set()
+    assert (await first).text == "yes"
+    (after,) = (patience.when() for patience in endpoint._waiting)
+    assert after is not None
+    assert all(when is not None and when < after for when in before)
+    second.cancel()
+    await asyncio.wait([second])
+    await endpoint.aclose()
+
+
+def test_patience_is_twice_the_timeout_and_a_request_may_wait_for_its_turn() -> None:
+    assert replace(POLICY, timeout_seconds=600.0).patience == 1200
+    assert replace(POLICY, patience_seconds=20.0, requests_per_minute=2).patience == 50
+    with pytest.raises(SettingsError, match=r"target\.patience_seconds"):
+        replace(POLICY, patience_seconds=-1.0)
 
 
 class Clock:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -24,6 +25,7 @@ from ares_stream.audit.evidence import (
     note_text,
 )
 from ares_stream.audit.evidence_page import evidence_page
+from ares_stream.audit.notes import NoteKey, NoteSigner
 from ares_stream.detection.intervals import wilson
 from ares_stream.detection.ledger import LedgerPolicy
 from ares_stream.detection.tallies import CELLS
@@ -31,6 +33,7 @@ from ares_stream.models.releases import Log
 from ares_stream.records import topics
 from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
 from ares_stream.records.base import OffsetRange, Record
+from ares_stream.records.checkpoint import Checkpoint
 from ares_stream.records.label import Label
 from ares_stream.records.release import Release
 from ares_stream.records.repair import RepairReport
@@ -39,7 +42,7 @@ from ares_stream.repair.gate import GatePolicy, Table, decide
 from ares_stream.streaming.records import InboundRecord
 from tests.support.forecasts import forecast_of, place
 from tests.support.gate_tables import INCUMBENT, REPAIRED
-from tests.support.notarised import notarise
+from tests.support.notarised import SIGNER, notarise, records_of
 from tests.support.verdicts import NOON, verdict
 
 ROOT = Path(__file__).parents[2]
@@ -230,6 +233,71 @@ def test_what_is_said_is_what_was_recorded_in_the_period() -> None:
     assert found["covers"]["unreadable"] == {"ares.verdicts": 1}
     covered = {(row["topic"], row["partition"]): row for row in found["covers"]["topics"]}
     assert covered["ares.verdicts", 1]["records"] == 30
+
+
+def heads(*checkpoints: Checkpoint, keys: Sequence[NoteKey] = (SIGNER.key,)) -> dict[str, Any]:
+    evidence = Evidence(PERIOD, EVERY, "either", keys)
+    for offset, head in enumerate(checkpoints):
+        evidence.take(*record(topics.CHECKPOINTS, offset, head))
+    document = evidence.document(LOG)
+    assert evidence_page(document)
+    (row,) = document["proofs"]
+    assert isinstance(row, dict)
+    return row
+
+
+def signed(*signers: NoteSigner, count: int = 30) -> list[Checkpoint]:
+    made = notarise(records_of(count), signers=signers or (SIGNER,))
+    return [head for _, head in made.checkpoints]
+
+
+def test_a_head_that_was_forged_takes_no_place_of_one_that_holds() -> None:
+    good = signed()
+    assert heads(*good)["size"] == 30
+    assert heads(*good)["signed_by"] == [str(SIGNER.key)]
+    assert heads(*good)["refused"] == 0
+    other = signed(NoteSigner.generate("example.com/other"))
+    last = good[-1]
+    wrong = {
+        "signed by no trusted key": other[-1],
+        "the signature of": last.model_copy(update={"note": last.note.replace("\n30\n", "\n31\n")}),
+        "not a signed note": last.model_copy(update={"note": "30 leaves"}),
+        "its leaves do not give its root": last.model_copy(update={"leaves": good[0].leaves}),
+        "its leaves cannot be read": last.model_copy(update={"leaves": last.leaves[:-1]}),
+        "its size is not that of its leaves": last.model_copy(update={"leaves": b""}),
+        "of another partition": last.model_copy(update={"partition": 2, "topic": "ares.labels"}),
+    }
+    for reason, head in wrong.items():
+        if reason == "of another partition":
+            continue
+        row = heads(*good[:2], head)
+        assert (row["size"], row["refused"]) == (20, 1), reason
+        assert str(row["first_refused_because"]).startswith(reason), row
+        # The next one continues the one that holds.
+        assert heads(*good[:2], head, good[2])["size"] == 30
+    alone = heads(wrong["of another partition"])
+    assert alone["first_refused_because"] == "of another partition"
+    assert "root" not in alone
+
+
+def test_a_head_that_does_not_continue_the_one_before_it_is_refused() -> None:
+    good = signed()
+    row = heads(good[0], good[2], good[1])
+    assert (row["size"], row["refused"]) == (20, 1)
+    assert row["first_refused_because"] == "it does not continue the one before it"
+    # A period begins in the middle of a log.
+    assert heads(*good[1:])["size"] == 30
+
+
+def test_without_keys_no_signature_is_checked_and_the_report_says_so() -> None:
+    row = heads(*signed(NoteSigner.generate("example.com/other")), keys=())
+    assert (row["signed_by"], row["size"]) == ([], 30)
+    evidence = Evidence(PERIOD, EVERY, "either")
+    for offset, head in enumerate(signed()):
+        evidence.take(*record(topics.CHECKPOINTS, offset, head))
+    document = evidence.document(LOG)
+    assert document["covers"]["notary_keys"] == []
+    assert b"not checked: no key was named" in evidence_page(document)
 
 
 def test_an_alarm_without_an_end_is_an_incident_of_every_period_until_somebody_takes_note() -> None:

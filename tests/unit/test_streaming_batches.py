@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import struct
 import tracemalloc
 from collections.abc import Sequence
+from unittest import mock
 
 import lz4.frame
 import pytest
@@ -12,6 +14,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ares_stream.streaming import intact
 from ares_stream.streaming.batches import MAX_HEADERS, Batches, BatchReader, RawBatch
 from ares_stream.streaming.records import InboundRecord, ReadLimits
 from tests.support.raw_batches import (
@@ -104,6 +107,80 @@ def test_however_a_payload_is_bent_every_offset_is_a_record_or_coordinates(
     got = read(batch([], codec, payload=bytes(payload), count=9) + batch([RawRecord()], base=9))
     assert [record.offset for record in got] == list(range(10))
     assert got[-1].damage is None
+
+
+def carefully(data: bytes, limits: ReadLimits | None = None) -> list[InboundRecord]:
+    """As it is read where aiokafka was built without a compiler."""
+    with mock.patch.object(intact, "_compiled", None):
+        return read(data, limits)
+
+
+BENT = st.lists(st.tuples(st.integers(0, 10_000), st.binary(min_size=1, max_size=11)), max_size=4)
+
+
+@given(records=RECORDS, codec=st.sampled_from(CODECS), bent=BENT, more=st.integers(-2, 2))
+def test_the_compiled_reader_and_the_careful_one_find_the_same_in_bent_batches(
+    records: list[RawRecord], codec: str, bent: list[tuple[int, bytes]], more: int
+) -> None:
+    raw = bytearray(b"".join(item.encoded(n) for n, item in enumerate(records)))
+    for place, piece in bent:
+        at = place % len(raw)
+        raw[at : at + len(piece)] = piece
+    count = max(1, len(records) + more)
+    data = batch([], codec, payload=compressed(codec, bytes(raw)), count=count)
+    assert read(data) == carefully(data)
+    limits = ReadLimits(record_bytes=200, batch_bytes=500)
+    assert read(data, limits) == carefully(data, limits)
+
+
+NUMBERS = st.integers(-(1 << 63), (1 << 63) - 1)
+
+
+@given(delta=NUMBERS, offset=NUMBERS, sizes=st.lists(NUMBERS, min_size=5, max_size=5))
+def test_the_largest_numbers_are_read_alike_by_both(
+    delta: int, offset: int, sizes: list[int]
+) -> None:
+    """Sizes near the end of 64 bits must not make the compiled one read behind its bytes."""
+    bodies = [
+        b"\0" + varint(delta) + varint(0) + field(b"k") + field(b"v") + varint(0),
+        b"\0" + varint(0) + varint(offset) + field(b"k") + field(b"v") + varint(0),
+        b"\0" + varint(0) + varint(2) + varint(sizes[0]) + b"k",
+        b"\0" + varint(0) + varint(3) + field(b"k") + varint(sizes[1]) + b"v",
+        b"\0" + varint(0) + varint(4) + field(b"k") + field(b"v") + varint(sizes[2]),
+        b"\0" + varint(0) + varint(5) + field(b"k") + field(b"v") + varint(1) + varint(sizes[3]),
+        b"\0" + varint(0) + varint(6) + field(b"k") + field(b"v") + varint(1) + field(b"h")
+        + varint(sizes[4]),
+    ]  # fmt: skip
+    for order in (bodies, bodies[:1], *([item] for item in bodies[2:])):
+        payload = b"".join(varint(len(item)) + item for item in order)
+        data = batch([], "none", payload=payload, count=len(order))
+        assert read(data) == carefully(data)
+
+
+def test_a_time_that_no_long_holds_is_what_its_64_bits_say() -> None:
+    body = b"\0" + varint((1 << 63) - 1) + varint(0) + field(b"k") + field(b"v") + varint(0)
+    data = batch([], "none", payload=varint(len(body)) + body, count=1)
+    (record,) = read(data)
+    struct.pack(">q", record.timestamp_ms)
+    assert record.timestamp_ms == 1_700_000_000_000 - (1 << 63) - 1
+    assert [record] == carefully(data)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_usual_batches_are_read_by_the_compiled_reader(codec: str) -> None:
+    data = batch([RawRecord(headers=((b"h", b"1"),)) for _ in range(9)], codec)
+    with mock.patch.object(BatchReader, "_parse", side_effect=AssertionError):
+        assert len(read(data)) == 9
+        with pytest.raises(AssertionError):
+            carefully(data)
+
+
+def test_attributes_that_are_no_single_byte_to_the_compiled_reader_are_for_the_careful_one() -> (
+    None
+):
+    body = b"\x80" + varint(0) + varint(0) + field(b"k") + field(b"v") + varint(0)
+    data = batch([], "none", payload=varint(len(body)) + body, count=1)
+    assert [(item.key, item.value) for item in read(data)] == [(b"k", b"v")]
 
 
 def test_reading_begins_at_the_position_in_the_middle_of_a_batch() -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ares_stream.audit.archive import ArchiveReader
 from ares_stream.audit.replay.spec import Job, ReplaySpec, Selection
-from ares_stream.streaming.fetching import LIST_BYTES
+from ares_stream.streaming.fetching import record_lists
 from ares_stream.streaming.reader import SteadyReader
 from ares_stream.streaming.records import Damage, InboundRecord
 
@@ -31,16 +31,10 @@ class Source:
         Raises ReadError and TopicError as readers do.
         """
         if self._archive is not None:
-            found: list[InboundRecord] = []
-            size = 0
-            async for record in self._archive.read([job.range]):
-                found.append(_limited(record, self._limits.record_bytes))
-                size += record.size
-                if size >= LIST_BYTES:
-                    yield found
-                    found, size = [], 0
-            if found:
-                yield found
+            limit = self._limits.record_bytes
+            archived = self._archive.records(job.range)
+            for records in record_lists(_limited(record, limit) for record in archived):
+                yield records
         elif self._topics is not None:
             async with aclosing(self._topics.read(job.range, limits=self._limits)) as lists:
                 async for records in lists:
