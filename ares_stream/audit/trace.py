@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from ares_stream.audit.replay.findings import finding
 from ares_stream.errors import AresError, DecodeError
 from ares_stream.records import topics
+from ares_stream.records.base import instant
 from ares_stream.records.decoding import DecodingLimits, decode_interaction
 from ares_stream.records.label import Label, ReviewItem
 from ares_stream.records.mapping import Mapping as FieldMapping
@@ -48,7 +49,7 @@ class Step:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        time = datetime.fromtimestamp(self.timestamp_ms / 1000, UTC)
+        time = instant(self.timestamp_ms)
         place = f"{self.topic} {self.partition}@{self.offset}"
         return f"{time:%Y-%m-%d %H:%M:%S}  {self.kind:12} {place:38} {self.summary}"
 

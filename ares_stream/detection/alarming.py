@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, NamedTuple
 
 from ares_stream.detection.anchors import AnchorTally, Answers
@@ -32,7 +32,7 @@ from ares_stream.detection.tallies import (
 )
 from ares_stream.detection.watches import Counts, Peak, bounded, peak
 from ares_stream.records.alarm import Alarm, AlarmKind, Attribution, EvidenceRecord
-from ares_stream.records.base import Interval, OffsetRange, digest
+from ares_stream.records.base import Interval, OffsetRange, digest, instant
 from ares_stream.records.interaction import Lane
 
 DAY_WINDOWS: Final = 86_400 // WINDOW_SECONDS
@@ -423,4 +423,4 @@ def _identity(kind: str, of: str, changed_at: int) -> str:
 
 
 def _time(seconds: int) -> datetime:
-    return datetime.fromtimestamp(max(0, seconds), UTC)
+    return instant(1000 * max(0, seconds))

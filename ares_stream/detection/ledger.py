@@ -11,7 +11,7 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, NamedTuple
 
 from ares_stream.detection.anchors import AnchorTally
@@ -32,7 +32,7 @@ from ares_stream.detection.tallies import (
     decision_of,
 )
 from ares_stream.errors import DecodeError
-from ares_stream.records.base import OffsetRange
+from ares_stream.records.base import OffsetRange, instant
 from ares_stream.records.interaction import Lane, Policy
 from ares_stream.records.label import Label
 from ares_stream.records.observation import Observation
@@ -463,10 +463,7 @@ class Ledger:
             unreadable=dict(sorted(self.unreadable.items())),
             folded=dict(sorted(self.folded.items())),
             unmatched=self.unmatched,
-            lanes={
-                lane: datetime.fromtimestamp(stamp / 1000, UTC)
-                for lane, stamp in sorted(self.lanes.items())
-            },
+            lanes={lane: instant(stamp) for lane, stamp in sorted(self.lanes.items())},
             deadletters=tuple(
                 Window(start=start, total=count)
                 for start, count in sorted(self.deadletters.items())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 import numpy as np
@@ -29,7 +29,7 @@ from ares_stream.detection.intervals import (
     wilson,
 )
 from ares_stream.detection.watches import Counts, fold
-from ares_stream.records.base import Interval
+from ares_stream.records.base import Interval, instant
 from ares_stream.records.observation import CLASSES, Observation
 from ares_stream.records.rates import (
     CorrectedFigure,
@@ -490,7 +490,7 @@ def _group_cells(group: list[int], labels: dict[Cell, Sampled]) -> dict[Cell, Sa
 
 
 def _time(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(max(0, milliseconds) / 1000, UTC)
+    return instant(max(0, milliseconds))
 
 
 def _millis(time: datetime) -> int:

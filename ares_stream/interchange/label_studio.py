@@ -13,11 +13,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ares_stream.errors import InputError
 from ares_stream.files import fault, parse_json
-from ares_stream.records.base import Identifier, digest
+from ares_stream.records.base import Identifier, Instant, digest
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.label import Label, ReviewItem
 
@@ -114,8 +114,8 @@ class _Annotation(_Part):
     result: tuple[_Region, ...] = ()
     was_cancelled: bool = False
     completed_by: int | _Person | None = None
-    created_at: AwareDatetime | None = None
-    updated_at: AwareDatetime | None = None
+    created_at: Instant | None = None
+    updated_at: Instant | None = None
 
 
 class _Task(_Part):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, TypeAlias, get_args
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from ares_stream.records.base import (
     Identifier,
+    Instant,
     Interval,
     OffsetRange,
     Part,
@@ -51,8 +52,8 @@ class Alarm(Record):
     id: Identifier
     kind: AlarmKind
     slice: RateSlice | None = None
-    raised_at: AwareDatetime
-    changed_at: AwareDatetime
+    raised_at: Instant
+    changed_at: Instant
     rate: Interval | None = None
     baseline: float | None = None
     baseline_source: str = ""
@@ -73,7 +74,7 @@ class AlarmAcknowledgement(Record):
     )
     alarm_id: Identifier
     by: Identifier
-    at: AwareDatetime
+    at: Instant
     note: str = Field("", max_length=2000)
 
 

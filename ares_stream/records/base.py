@@ -18,7 +18,16 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic_core import PydanticCustomError
 
 from ares_stream.errors import DecodeError
@@ -58,6 +67,33 @@ _FLAT = frozenset((str, int, float, bool, type(None)))
 """Types of values that hold no other."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = datetime.max.replace(tzinfo=UTC)
+"""A later one can be written, with an offset, and not be told in UTC."""
+_FIRST = datetime.min.replace(tzinfo=UTC)
+_FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
+
+
+def instant(milliseconds: int) -> datetime:
+    """Of a time of Kafka, which is any 64 bits that a producer wrote: what lies outside of the
+    years 1 to 9999, which no datetime holds, is their first or last moment."""
+    return datetime.fromtimestamp(max(_FIRST_MS, min(milliseconds, _LAST_MS)) / 1000, UTC)
+
+
+def _in_utc(value: datetime) -> datetime:
+    if not _FIRST <= value <= LATEST:
+        raise refusal("lies outside of the years 1 to 9999 in UTC")
+    return value
+
+
+def refusal(reason: str) -> PydanticCustomError:
+    """What a validator raises. A ValueError in its place would be kept by pydantic where no
+    garbage collector looks, with its traceback and every object of every caller, for as long as
+    a frame of that traceback keeps the validation's error."""
+    return PydanticCustomError("refused", reason)
+
+
+Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+"""A moment with a time zone, which can be told in UTC."""
 
 
 class Part(BaseModel):
@@ -168,13 +204,6 @@ def decode_one_of(raw: bytes | None, kinds: Iterable[type[RecordT]]) -> RecordT:
     if kind is None:
         raise DecodeError(f"expected {' or '.join(by_schema)}", field="schema")
     return kind.decode(raw)
-
-
-def refusal(reason: str) -> PydanticCustomError:
-    """What a validator raises. A ValueError in its place would be kept by pydantic where no
-    garbage collector looks, with its traceback and every object of every caller, for as long as
-    a frame of that traceback keeps the validation's error."""
-    return PydanticCustomError("refused", reason)
 
 
 def decode_error(error: ValidationError, form: object = None) -> DecodeError:

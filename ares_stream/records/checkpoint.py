@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Final, Literal, Self
 
-from pydantic import AwareDatetime, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from ares_stream.records.base import (
     Identifier,
+    Instant,
     OffsetRange,
     Part,
     Record,
@@ -42,7 +43,7 @@ class Checkpoint(Record):
     leaves: bytes
     peaks: tuple[Sha256, ...]
     gaps: tuple[OffsetRange, ...] = ()
-    issued_at: AwareDatetime
+    issued_at: Instant
     timestamp_token: bytes | None = None
 
     @property
@@ -107,7 +108,7 @@ class Salt(Record):
     salt: bytes | None = None
     subject: Sha256 | None = None
     """HMAC of the record's key under the salt: finds the salts of a key, and goes with the salt."""
-    erased_at: AwareDatetime | None = None
+    erased_at: Instant | None = None
     erased_by: Identifier | None = None
     reason: str | None = None
 

@@ -47,6 +47,8 @@ def decode_interaction(
     Raises MappingError also for a record of several conversations, as Mapping.apply does;
     otherwise as decode_interactions.
     """
+    if mapping is None:
+        return _decoded(_guarded(value, headers, limits))
     return only(
         decode_interactions(record_key, value, headers, limits, mapping, timestamp_ms=timestamp_ms)
     )
@@ -68,6 +70,19 @@ def decode_interactions(
     or MappingError with a reason for people, and LeftOut for what the mapping's `where` leaves
     out. An error holds neither another one nor the bytes.
     """
+    value = _guarded(value, headers, limits)
+    if mapping is None:
+        return (_decoded(value),)
+    document = parse_json(value)
+    if not mapping.selects(document):
+        raise LeftOut("left out by the mapping's where")
+    return mapping.apply_all(document, key=record_key, timestamp_ms=timestamp_ms)
+
+
+def _guarded(
+    value: bytes | None, headers: Sequence[tuple[str, bytes | None]], limits: DecodingLimits
+) -> bytes:
+    """The value of a record in which nothing hurts."""
     _refuse_headers(headers, limits)
     if value is None:
         raise DecodeError("the value is null (a tombstone); expected an interaction")
@@ -77,13 +92,12 @@ def decode_interactions(
         raise DecodeError(f"{len(value)} bytes; the limit is {limits.max_bytes} bytes")
     _refuse_structure(value, limits)
     _refuse_encoding(value)
-    if mapping is not None:
-        document = parse_json(value)
-        if not mapping.selects(document):
-            raise LeftOut("left out by the mapping's where")
-        return mapping.apply_all(document, key=record_key, timestamp_ms=timestamp_ms)
+    return value
+
+
+def _decoded(value: bytes) -> Interaction:
     try:
-        return (Interaction.decode(value),)
+        return Interaction.decode(value)
     except DecodeError as error:
         if error.field != "schema":
             raise

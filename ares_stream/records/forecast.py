@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
-from ares_stream.records.base import Identifier, Interval, OffsetRange, Part, Sha256, Slice
+from ares_stream.records.base import (
+    Identifier,
+    Instant,
+    Interval,
+    OffsetRange,
+    Part,
+    Sha256,
+    Slice,
+)
 from ares_stream.records.interaction import Policy
 
 FIGURES: Final = ("cfr", "policy_harm", "contested", "over_refusal")
@@ -41,7 +49,7 @@ class Forecast(Part):
     reward model that scored its answers, `present` those that scored the recorded answers.
     """
 
-    made_at: AwareDatetime
+    made_at: Instant
     policy: Policy
     ranges: tuple[OffsetRange, ...]
     seed: int = Field(ge=0)

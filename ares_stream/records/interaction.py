@@ -7,7 +7,16 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 
-from ares_stream.records.base import EPOCH, MAX_ATTRIBUTES, Identifier, Part, Record, Slice, refusal
+from ares_stream.records.base import (
+    EPOCH,
+    LATEST,
+    MAX_ATTRIBUTES,
+    Identifier,
+    Part,
+    Record,
+    Slice,
+    refusal,
+)
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -87,6 +96,8 @@ class Interaction(Record):
     def _after_1970(cls, value: datetime) -> datetime:
         if value < EPOCH:
             raise refusal("lies before 1970; send RFC 3339 or seconds since the epoch")
+        if value > LATEST:
+            raise refusal("lies behind the year 9999 in UTC")
         return value
 
     @model_validator(mode="after")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Final, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
-from ares_stream.records.base import Identifier, Record, canonical_json
+from ares_stream.records.base import Identifier, Instant, Record, canonical_json
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.verdict import Verdict
 
@@ -35,10 +35,10 @@ class Label(Record):
     verdict_id: Identifier | None = None
     harmful: bool
     reviewer: Identifier
-    decided_at: AwareDatetime
+    decided_at: Instant
     reason: str = Field("", max_length=2000)
     """Why, in the reviewer's words."""
-    others_shown_at: AwareDatetime | None = None
+    others_shown_at: Instant | None = None
     """When the reviewer was shown, having decided, what others say: no decision of theirs that
     follows is blind. A label that is taken back leaves it in a header of its deletion."""
 

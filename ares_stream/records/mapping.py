@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -40,7 +39,7 @@ from pydantic import (
 
 from ares_stream.errors import MappingError
 from ares_stream.files.documents import read_yaml
-from ares_stream.records.base import MAX_ATTRIBUTES, Slice, decode_error
+from ares_stream.records.base import MAX_ATTRIBUTES, Slice, decode_error, instant
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.presets import PRESETS, PresetName, apply_preset
 
@@ -261,7 +260,7 @@ class Mapping(_Part):
             return value
         if timestamp_ms is None or timestamp_ms < 0:
             raise MappingError("occurred_at: not mapped, and the record has no timestamp")
-        return datetime.fromtimestamp(timestamp_ms / 1000, UTC)
+        return instant(timestamp_ms)
 
     def _error(self, field: str, reason: str) -> MappingError:
         return MappingError(f"{field}: {self._compiled[field].expression!r} {reason}")

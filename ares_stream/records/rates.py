@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from ares_stream.errors import DecodeError
 from ares_stream.records.base import (
     Identifier,
+    Instant,
     Interval,
     OffsetRange,
     Part,
@@ -145,8 +146,8 @@ class Rates(Record):
     SCHEMA: ClassVar[str] = "ares.rates/1"
     schema_: Literal["ares.rates/1"] = Field("ares.rates/1", alias="schema")
     slice: RateSlice
-    since: AwareDatetime
-    until: AwareDatetime
+    since: Instant
+    until: Instant
     tallies: Tallies
     windows: tuple[Window, ...]
     late: int = 0
@@ -276,11 +277,11 @@ class MonitorState(Record):
     unreadable: dict[str, int] = Field(default_factory=dict)
     folded: dict[str, int] = Field(default_factory=dict)
     unmatched: int = 0
-    lanes: dict[str, AwareDatetime] = Field(default_factory=dict)
+    lanes: dict[str, Instant] = Field(default_factory=dict)
     """Time of each lane's last verdict."""
     deadletters: tuple[Window, ...] = ()
     watches: dict[str, Watch] = Field(default_factory=dict)
-    updated_at: AwareDatetime
+    updated_at: Instant
     review_shares: dict[str, float] = Field(default_factory=dict)
     """Share of each cell that people should see, keyed "flagged,liked": the scorer's setting
     that would narrow the corrected rate most for the same number of labels."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import ClassVar, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
-from ares_stream.records.base import Identifier, Record, Sha256
+from ares_stream.records.base import Identifier, Instant, Record, Sha256
 from ares_stream.records.forecast import Forecast
 
 
@@ -31,7 +31,7 @@ class Release(Record):
     digest: Sha256
     uri: str
     state: ReleaseState
-    changed_at: AwareDatetime
+    changed_at: Instant
     changed_by: Identifier
     reason: str = ""
     plan_id: Identifier | None = None

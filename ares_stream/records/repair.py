@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
-from ares_stream.records.base import Identifier, Interval, OffsetRange, Record, Sha256, Slice
+from ares_stream.records.base import (
+    Identifier,
+    Instant,
+    Interval,
+    OffsetRange,
+    Record,
+    Sha256,
+    Slice,
+)
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.verdict import Verdict
 
@@ -34,5 +42,5 @@ class RepairReport(Record):
     after: dict[str, Interval]
     releases: dict[Slice, Sha256] = Field(default_factory=dict)
     gate_report: Sha256 | None = None
-    started_at: AwareDatetime
-    finished_at: AwareDatetime
+    started_at: Instant
+    finished_at: Instant

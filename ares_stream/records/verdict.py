@@ -8,10 +8,11 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import ClassVar, Literal
 
-from pydantic import AwareDatetime, Field, FiniteFloat
+from pydantic import Field, FiniteFloat
 
 from ares_stream.records.base import (
     Identifier,
+    Instant,
     Part,
     Probability,
     Record,
@@ -129,7 +130,7 @@ class Verdict(Record):
     interaction_id: Identifier
     lane: Lane
     source: SourceCoordinates
-    occurred_at: AwareDatetime
+    occurred_at: Instant
     policy: Policy
     attributes: dict[Slice, Slice] = Field(default_factory=dict)
     harm: Harm

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from ares_stream.audit.replay.comparing import AGREEMENTS
 from ares_stream.audit.replay.findings import SCHEMA
 from ares_stream.audit.replay.run import Replayed
 from ares_stream.audit.replay.spec import CHANGES, LISTED, BlockResult, Cell, ReplaySpec, combined
+from ares_stream.records.base import instant
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def place_of(item: Mapping[str, Any]) -> tuple[str, int, int]:
 
 
 def _time(at_ms: int | None) -> str | None:
-    return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).isoformat()
+    return None if at_ms is None else instant(at_ms).isoformat()
 
 
 def _partitions(results: Sequence[BlockResult]) -> Iterator[dict[str, Any]]:

@@ -17,13 +17,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
 from ares_stream.errors import MappingError
-from ares_stream.records.base import decode_error
+from ares_stream.records.base import decode_error, instant
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.presets import anthropic, langfuse, litellm, openai, otel_genai
 from ares_stream.records.presets.chat import Conversation
@@ -112,7 +111,7 @@ def _time(at: Any, timestamp_ms: int | None) -> Any:
     if at is None or at == "":
         if timestamp_ms is None or timestamp_ms < 0:
             raise MappingError("occurred_at: missing, and the record has no timestamp")
-        return datetime.fromtimestamp(timestamp_ms / 1000, UTC)
+        return instant(timestamp_ms)
     if isinstance(at, str):
         if _NAIVE.match(at):
             return at.replace(" ", "T") + "Z"
