@@ -25,7 +25,7 @@ TARGETS: Final = {
     "detection/decide.py": ("test_detection.py",),
     "detection/correction.py": ("test_correction.py", "test_clusters.py"),
     "detection/clusters.py": ("test_clusters.py",),
-    "detection/alarms.py": ("test_statistics.py", "test_drift.py"),
+    "detection/watches.py": ("test_watches.py",),
     "streaming/watermark.py": ("test_streaming_watermark.py",),
     "repair/gate.py": ("test_gate.py",),
     "repair/plan.py": ("test_plan.py",),

@@ -17,14 +17,13 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from ares_stream.detection.alarms import BETS, evidence
 from ares_stream.detection.tallies import (
     KEPT_WINDOWS,
     WINDOW_SECONDS,
     WatchState,
     decision_of,
 )
-from ares_stream.detection.watches import Peak
+from ares_stream.detection.watches import BETS, Peak, evidence
 from ares_stream.records.base import digest
 from ares_stream.records.observation import Observation
 from ares_stream.records.rates import AnchorAnswers, AnchorFigures, AnchorModel, AnchorWindow

@@ -13,13 +13,13 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from ares_stream.detection.alarms import BETS
 from ares_stream.detection.tallies import (
     CLUSTER_GROUPS,
     NAMED_HITS,
     WINDOW_SECONDS,
     SliceTally,
 )
+from ares_stream.detection.watches import BETS
 from ares_stream.errors import DecodeError
 from ares_stream.records.rates import (
     AnchorAnswers,

@@ -18,9 +18,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from ares_stream.detection.alarms import BETS, evidence, no_evidence
 from ares_stream.detection.drift import Floats
 
+BETS = np.geomspace(0.01, 0.6, 14)
+"""Shares of what could be lost on one event: small bets find small changes, slowly."""
 LOWEST_BASELINE: Final = 1e-4
 """Below it two hits in any number of days would be an alarm."""
 HIGHEST_BASELINE: Final = 0.999
@@ -43,6 +44,11 @@ class Peak(NamedTuple):
     changed_at: int
 
 
+def evidence(state: Floats) -> Floats:
+    """Log of the evidence that the mean has risen: the bets' average, over the last axis."""
+    return np.asarray(np.logaddexp.reduce(state, axis=-1) - math.log(len(BETS)), float)
+
+
 def bounded(baseline: float) -> float:
     """A baseline that bets can be made against."""
     return min(HIGHEST_BASELINE, max(LOWEST_BASELINE, baseline))
@@ -56,7 +62,7 @@ def _gains(windows: Sequence[Counts], baseline: float) -> Floats:
 
 def fold(before: Floats | None, windows: Sequence[Counts], baseline: float) -> Floats:
     """The evidence after the windows, in their order: log wealth per bet."""
-    state = no_evidence() if before is None else before
+    state = np.full(len(BETS), -np.inf) if before is None else before
     for gain in _gains(windows, baseline):
         state = np.logaddexp(state, 0.0) + gain
     return np.asarray(state, float)
