@@ -5,21 +5,26 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from ares_stream.cli.streams import guard_terminals
-from ares_stream.processes.signals import end_at_once_on_sigterm
+from ares_stream.cli.streams import guard_terminals, prepare_streams
+from ares_stream.processes.signals import INTERRUPTED, end_at_once, end_in_order
 
 SERVICES: Final = ("scorer", "repairer", "prober", "monitor", "notary", "console")
-"""Commands that run until SIGTERM."""
+"""Commands that run until SIGTERM or SIGINT."""
 
 
 def main() -> None:
     """Run the command that the arguments name."""
+    # Before the commands are imported, which takes a good part of a second.
     if sys.argv[1:2] and sys.argv[1] in SERVICES:
-        # Before the commands are imported, which takes a good part of a second.
-        end_at_once_on_sigterm()
+        end_at_once()
+    else:
+        end_in_order()
+    prepare_streams()
     guard_terminals()
-    from ares_stream.cli.main import app
-
+    try:
+        from ares_stream.cli.main import app
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     app(prog_name="ares")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ares_stream.errors import InputError
+from ares_stream.files import unwritable
 from ares_stream.probes.targets import Answer, Query, Result, Target
 from ares_stream.records.base import digest
 from ares_stream.records.interaction import Policy
@@ -68,7 +69,7 @@ class KeptAnswers:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise InputError(f"{self._file}: cannot be written: {error.strerror}") from None
+            raise unwritable(self._file, error, InputError) from None
 
 
 def _read(file: Path) -> dict[str, str]:

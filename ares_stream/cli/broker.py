@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -29,12 +30,25 @@ def command(
     from ares_stream.processes.broker import EmbeddedBroker
 
     stop = threading.Event()
+    running = False
+
+    def end(*_: object) -> None:
+        stop.set()
+        if not running:
+            raise _Stopped
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    typer.echo("starting Kafka", err=True)
-    with EmbeddedBroker(nodes=nodes, data_dir=data_dir, port=port) as broker:
-        typer.echo(broker.bootstrap)
-        typer.echo("running; Ctrl-C stops it", err=True)
-        while not stop.wait(CHECK_SECONDS):
-            broker.check()
+        signal.signal(number, end)
+    with suppress(_Stopped):
+        typer.echo("starting Kafka", err=True)
+        with EmbeddedBroker(nodes=nodes, data_dir=data_dir, port=port) as broker:
+            running = True
+            typer.echo(broker.bootstrap)
+            typer.echo("running; Ctrl-C stops it", err=True)
+            while not stop.wait(CHECK_SECONDS):
+                broker.check()
     typer.echo("stopped", err=True)
+
+
+class _Stopped(BaseException):
+    """A signal while Kafka is fetched or starts, which may take minutes."""

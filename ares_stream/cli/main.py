@@ -84,7 +84,11 @@ class _Root(TyperGroup):
 
     def main(self, *args: object, **kwargs: object) -> object:
         try:
-            return super().main(*args, **kwargs)  # type: ignore[arg-type]
+            try:
+                return super().main(*args, **kwargs)  # type: ignore[arg-type]
+            finally:
+                # What could not be written is told now, and not by the interpreter as it ends.
+                sys.stdout.flush()
         except AresError as error:
             _end(str(error), error.exit_code)
         except OSError as error:

@@ -1,11 +1,15 @@
-"""Standard output and error of a command at a terminal."""
+"""Standard input, output and error of a command."""
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from ares_stream.errors import ResourceError
 from ares_stream.visible import visible
 
 if TYPE_CHECKING:
@@ -14,6 +18,65 @@ if TYPE_CHECKING:
 
 _COLOURS: Final = re.compile(r"(\x1b\[(?:31|0)m)")
 """What commands write of their own: an error is red."""
+
+
+CLOSED_PIPE: Final = 141
+"""Whoever read the output has closed it, as `head` does: 128 + SIGPIPE, as a shell counts it."""
+
+
+class _Output(io.FileIO):
+    """Standard output. What cannot be written there is told from the errors of files and sockets,
+    and ends the command; after that nothing more is written."""
+
+    ended = False
+
+    def write(self, data: Any) -> int | None:
+        if self.ended:
+            return len(data)
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.ended = True
+            if error.errno == errno.EPIPE:
+                raise SystemExit(CLOSED_PIPE) from None
+            reason = error.strerror
+        raise ResourceError(f"standard output: cannot be written: {reason}")
+
+
+class _Errors(io.FileIO):
+    """Standard error. A command whose messages nobody can get does its work all the same."""
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def prepare_streams() -> None:
+    """Standard streams that are there, are written whole or not at all, and take any text: files
+    and pipes get UTF-8 whatever the locale."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Else the next file that is opened would stand in its place.
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for the whole process
+    sys.stdout = _text(_Output(1, "wb", closefd=False), sys.stdout)
+    sys.stderr = _text(_Errors(2, "wb", closefd=False), sys.stderr)
+
+
+def _text(raw: io.FileIO, before: TextIO | None) -> TextIO:
+    terminal = raw.isatty()
+    known = before.encoding if before is not None and terminal else "utf-8"
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=known,
+        errors="backslashreplace",
+        line_buffering=terminal or raw.fileno() == 2,
+    )
 
 
 class Terminal:

@@ -20,9 +20,8 @@ from ares_stream.demo.monitor import Monitored, monitor_settings, monitored
 from ares_stream.demo.page import demo_page
 from ares_stream.demo.proof import Proven, prove_and_replay
 from ares_stream.detection.decide import DetectionPolicy
-from ares_stream.errors import AresError, SettingsError
-from ares_stream.files import written_whole
-from ares_stream.files.reasons import said
+from ares_stream.errors import AresError
+from ares_stream.files import unwritable, written_whole
 from ares_stream.lab.streams import (
     PREFIX,
     Held,
@@ -76,7 +75,7 @@ async def run_demo(
     try:
         work.mkdir(parents=True)
     except OSError as problem:
-        raise SettingsError(f"--out {options.out}: cannot be written: {said(problem)}") from None
+        raise unwritable(f"--out {options.out}", problem) from None
     view.step("models: make or load policy, reward model and judge, export them to ONNX")
     stream = await asyncio.to_thread(read_stream, options)
     lap("models")

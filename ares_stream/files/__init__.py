@@ -31,7 +31,7 @@ from ares_stream.files.documents import (
     validated,
 )
 from ares_stream.files.outputs import check_new_folder, check_outputs
-from ares_stream.files.reasons import said
+from ares_stream.files.reasons import said, unwritable
 from ares_stream.files.renewed import (
     Renewed,
     Validity,
@@ -91,6 +91,7 @@ __all__ = [
     "renewed_values",
     "said",
     "staging_folder",
+    "unwritable",
     "validated",
     "write_document",
     "write_whole",

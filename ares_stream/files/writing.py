@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from ares_stream.errors import AresError, SettingsError
-from ares_stream.files.reasons import said
+from ares_stream.files.reasons import unwritable
 
 _DISK: Final = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS}
 
@@ -47,7 +47,7 @@ def written_whole(
         flags = os.O_WRONLY | (0 if special else os.O_CREAT | os.O_EXCL)
         stream = os.fdopen(os.open(target if special else temporary, flags, mode), "wb")
     except OSError as problem:
-        raise error(f"{file}: cannot be written: {said(problem)}") from None
+        raise unwritable(file, problem, error) from None
     try:
         with stream:
             yield stream
@@ -59,7 +59,7 @@ def written_whole(
     except OSError as problem:
         if problem.errno not in _DISK:
             raise
-        raise error(f"{file}: cannot be written: {said(problem)}") from None
+        raise unwritable(file, problem, error) from None
     finally:
         if not special:
             temporary.unlink(missing_ok=True)
@@ -73,7 +73,7 @@ def staging_folder(out: Path, *, error: type[AresError] = SettingsError) -> Iter
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=out.parent))
     except OSError as problem:
-        raise error(f"{out}: cannot be written: {said(problem)}") from None
+        raise unwritable(out, problem, error) from None
     try:
         yield staging
     finally:
@@ -93,7 +93,7 @@ def written_folder(out: Path, *, error: type[AresError] = SettingsError) -> Iter
             staging.chmod(0o755)
             staging.rename(out)
         except OSError as problem:
-            raise error(f"{out}: cannot be written: {said(problem)}") from None
+            raise unwritable(out, problem, error) from None
 
 
 def _sync(file: Path) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from ares_stream.errors import BundleError, IntegrityError, SettingsError
+from ares_stream.files import unwritable
 from ares_stream.models.bundles import MANIFEST, SIGNATURE, Check, load_bundle
 
 CURVES = "an EC key in PEM, without password, on P-256, P-384 or P-521"
@@ -42,7 +43,7 @@ def sign_bundle(path: Path, private_key: Path) -> Path:
             config.sign(path, fresh)
             fresh.replace(signature)
     except OSError as error:
-        raise BundleError(f"{signature}: cannot be written: {error.strerror}") from None
+        raise unwritable(signature, error, BundleError) from None
     return signature
 
 

@@ -28,7 +28,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ares_stream.errors import AresError, BundleError, IntegrityError, RegistryError
-from ares_stream.files import staging_folder
+from ares_stream.files import staging_folder, unwritable
 from ares_stream.models import releases
 from ares_stream.models.adapters import ADAPTER, MAX_RANK, adapter_digest, check_adapter
 from ares_stream.models.bundles import MANIFEST, load_bundle
@@ -246,7 +246,7 @@ class ReleaseStore:
             except FileExistsError:
                 continue  # Somebody else took this step; what is allowed may have changed.
             except OSError as error:
-                raise RegistryError(f"{self.root}: cannot be written: {error}") from error
+                raise unwritable(self.root, error, RegistryError) from error
             return Log((*log.steps, step), hashlib.sha256(raw).hexdigest())
         raise RegistryError(f"{self.root}: others kept writing at the same time; try again")
 
@@ -276,7 +276,7 @@ class ReleaseStore:
         except FileExistsError:
             self.gate_report(digest)
         except OSError as error:
-            raise RegistryError(f"{self.root}: cannot be written: {error}") from error
+            raise unwritable(self.root, error, RegistryError) from error
 
     def _gate(self, digest: str) -> str:
         return f"{self._path}/gates/{digest}.json"

@@ -31,7 +31,7 @@ from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from ares_stream.errors import AresError, DefectError, ResourceError, root_cause
-from ares_stream.processes.signals import end_at_once_on_sigterm
+from ares_stream.processes.signals import end_at_once
 from ares_stream.services import logs
 from ares_stream.services.health import health_app, serve_health
 from ares_stream.services.renewals import RenewalMetrics, refusals, watch_renewals
@@ -271,7 +271,7 @@ def serve(
     settle_seconds: float = SETTLE_SECONDS,
 ) -> None:
     """A service's whole process, from its logs to its last line. Raises AresError."""
-    end_at_once_on_sigterm()
+    end_at_once()
     logs.configure(level=settings.log_level)
 
     async def main() -> None:
@@ -281,5 +281,5 @@ def serve(
     try:
         asyncio.run(main())
     finally:
-        # The loop gave the signal back to the system, which would end the process with -15.
-        end_at_once_on_sigterm()
+        # The loop gave the signals back to the system, which would end the process with -15.
+        end_at_once()

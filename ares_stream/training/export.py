@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from ares_stream.errors import BundleError
+from ares_stream.files import unwritable
 from ares_stream.models.bundles import (
     MODEL,
     Bundle,
@@ -138,7 +139,7 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BundleError(f"{out}: cannot be written: {error.strerror or error}") from None
+        raise unwritable(out, error, BundleError) from None
 
 
 def base_identity(source: str | Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 from tokenizers import Tokenizer
 
 from ares_stream.errors import BundleError
+from ares_stream.files import unwritable
 from ares_stream.models.bundles import (
     PAIR,
     TOKENIZER,
@@ -134,14 +135,12 @@ class Inputs:
         )
 
     def encoder(self) -> InputEncoder:
-        """The scorer's encoder. Raises BundleError where the disk is full."""
+        """The scorer's encoder. Raises ResourceError where the disk is full."""
         try:
             with tempfile.TemporaryDirectory(prefix="ares-inputs-") as folder:
                 return InputEncoder(self.draft(Path(folder)))
         except OSError as error:
-            raise BundleError(
-                f"{tempfile.gettempdir()}: cannot be written: {error.strerror}"
-            ) from None
+            raise unwritable(tempfile.gettempdir(), error, BundleError) from None
 
     def draft(self, folder: Path, kind: Kind = "harm") -> Bundle:
         """Enough of a bundle to make inputs with. Writes tokenizer.json to the folder."""

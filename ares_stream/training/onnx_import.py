@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares_stream.errors import BundleError, ScoringError
+from ares_stream.files import unwritable
 from ares_stream.models.bundles import (
     MODEL,
     Activation,
@@ -330,7 +331,7 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BundleError(f"{out}: cannot be written: {error.strerror or error}") from None
+        raise unwritable(out, error, BundleError) from None
 
 
 def _config(*folders: Path) -> dict[str, Any]:

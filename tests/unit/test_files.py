@@ -24,6 +24,7 @@ from ares_stream.errors import (
     FileFormatError,
     InputError,
     RepairError,
+    ResourceError,
     SettingsError,
 )
 from ares_stream.files import (
@@ -356,13 +357,13 @@ def test_a_file_is_written_through_a_link_and_into_a_device(tmp_path: Path) -> N
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None:
     file = file_of(tmp_path, b"old")
-    with pytest.raises(SettingsError, match="cannot be written: No space left"):  # noqa: SIM117
+    with pytest.raises(ResourceError, match="cannot be written: No space left"):  # noqa: SIM117
         with written_whole(file):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
     if Path("/dev/full").exists():
-        with pytest.raises(SettingsError, match="/dev/full: cannot be written"):
+        with pytest.raises(ResourceError, match="/dev/full: cannot be written"):
             write_whole(Path("/dev/full"), b"x" * 100)
 
 
