@@ -64,8 +64,11 @@ def prepare_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for the whole process
-    sys.stdout = _text(_Output(1, "wb", closefd=False), sys.stdout)
-    sys.stderr = _text(_Errors(2, "wb", closefd=False), sys.stderr)
+    # What somebody has put in their place stays.
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _text(_Output(1, "wb", closefd=False), sys.stdout)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _text(_Errors(2, "wb", closefd=False), sys.stderr)
 
 
 def _text(raw: io.FileIO, before: TextIO | None) -> TextIO:
