@@ -30,7 +30,7 @@ class _Output(io.FileIO):
 
     ended = False
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any, /) -> int:
         if self.ended:
             return len(data)
         try:
@@ -46,7 +46,7 @@ class _Output(io.FileIO):
 class _Errors(io.FileIO):
     """Standard error. A command whose messages nobody can get does its work all the same."""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError:
