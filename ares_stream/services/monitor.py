@@ -137,7 +137,8 @@ class MonitorService:
                     leader = _Leader(self._settings, self._life, self.metrics, queue, self)
                     await leader.run()
                     self._stand_by()
-                else:
+                elif queue.is_joined:
+                    # Who begins anew again and again joins each time: that alone is no progress.
                     self._missing = None
                     self._patience.progressed()
                 await self._life.pause(STANDBY_SECONDS)

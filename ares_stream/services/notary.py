@@ -228,7 +228,8 @@ class NotaryService:
                 if leads:
                     await self._lead(queue)
                     self.metrics.stand_by()
-                else:
+                elif queue.is_joined:
+                    # Who begins anew again and again joins each time: that alone is no progress.
                     self._progressed()
                 await self._life.pause(STANDBY_SECONDS)
         finally:
@@ -273,6 +274,8 @@ class NotaryService:
             if due or late or taken >= ROUND_LEAVES - POLL_RECORDS:
                 self._move(follower)
                 await self._round(journal)
+                if not follower.behind():
+                    self._progressed()
                 written, taken, due = time.monotonic(), 0, False
             if now - looked > STANDBY_SECONDS:
                 looked = now
@@ -350,8 +353,8 @@ class NotaryService:
             await journal.append(records)
             self._salts.clear()
             await self._sign(journal)
+            self._progressed()
         self.metrics.last.set(time.time())
-        self._progressed()
 
     async def _sign(self, journal: Journal) -> None:
         """Sign what stands on the notary topic and in no checkpoint yet."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
+    KafkaConnectionError,
     KafkaError,
+    NodeNotReadyError,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
     for_code,
@@ -18,19 +20,36 @@ from aiokafka.errors import (
 
 from ares_stream.errors import BrokerError, TopicError
 from ares_stream.records.topics import ActualTopic, TopicSpec
+from ares_stream.streaming.client import ExistingTopics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.faults import client_faults, explained, forbidden, missing_topics
+from ares_stream.streaming.topic_ids import nodes_of
 
 ADMIN_SECONDS: Final = 30.0
 """Bounds a whole command: aiokafka waits for ever for a controller that never answers."""
 POLL_SECONDS: Final = 0.05
 _UNKNOWN_TOPIC: Final = 3
+_NOTHING: Final[Mapping[str, Any]] = {"error_code": _UNKNOWN_TOPIC}
 _FORBIDDEN_TOPIC: Final = TopicAuthorizationFailedError.errno
 
 
+class _Admin(AIOKafkaAdminClient):  # type: ignore[misc]
+    """What any broker may answer is asked of those that are there: aiokafka draws one, and fails
+    where that one is down."""
+
+    async def _send_request(self, request: Any, node_id: int | None = None) -> Any:
+        failure: KafkaError = KafkaError("no broker is known")
+        for node in nodes_of(self._client) if node_id is None else [node_id]:
+            try:
+                return await super()._send_request(request, node)
+            except (NodeNotReadyError, KafkaConnectionError) as error:
+                failure = error
+        raise failure
+
+
 @asynccontextmanager
-async def _admin(connection: KafkaConnection, seconds: float) -> AsyncIterator[AIOKafkaAdminClient]:
-    client = AIOKafkaAdminClient(**connection.client_arguments())
+async def _admin(connection: KafkaConnection, seconds: float) -> AsyncIterator[_Admin]:
+    client = _Admin(**connection.client_arguments())
     try:
         with client_faults():
             async with asyncio.timeout(seconds):
@@ -43,7 +62,8 @@ async def _admin(connection: KafkaConnection, seconds: float) -> AsyncIterator[A
     except (KafkaError, OSError) as error:
         raise explained(error, connection.bootstrap, on_topic="Describe") from error
     finally:
-        await client.close()
+        with suppress(KafkaError, OSError, TimeoutError), client_faults():
+            await client.close()
 
 
 async def create_topics(
@@ -73,7 +93,8 @@ async def create_topics(
                 raise TopicError(f"{name}: cannot be created: {reason}")
         # Creation returns before every broker knows the topic: a client that asks too early
         # is told that it does not exist.
-        while await _absent(client, connection.bootstrap, [spec.name for spec in wanted]):  # noqa: ASYNC110
+        names = [spec.name for spec in wanted]
+        while await _absent(client, connection.bootstrap, names, anywhere=True):  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)
     return created
 
@@ -90,7 +111,7 @@ async def describe_topics(
 ) -> Mapping[str, ActualTopic]:
     """What exists of the named topics, by name; a missing topic is not in the answer."""
     async with _admin(connection, seconds) as client:
-        described = await client.describe_topics(list(names))
+        described = await _described(client, list(names))
         codes = ((topic["topic"], topic["error_code"]) for topic in described)
         _refuse_forbidden(connection.bootstrap, codes)
         found = {
@@ -125,7 +146,7 @@ async def count_partitions(
     async with _admin(connection, seconds) as client:
         if absent := await _absent(client, connection.bootstrap, wanted):
             raise missing_topics(connection.bootstrap, absent)
-        topics = await client.describe_topics(wanted)
+        topics = await _described(client, wanted)
     return {topic["topic"]: len(topic["partitions"]) for topic in topics}
 
 
@@ -152,9 +173,12 @@ def _refuse_forbidden(
         raise forbidden(where, f"{right} on topic {', '.join(hidden)}")
 
 
-async def _absent(client: AIOKafkaAdminClient, where: str, names: Sequence[str]) -> list[str]:
-    """Topics that cannot be used; another reason than absence stands behind the name."""
-    topics: list[dict[str, Any]] = await client.describe_topics(list(names))
+async def _absent(
+    client: _Admin, where: str, names: Sequence[str], *, anywhere: bool = False
+) -> list[str]:
+    """Topics that cannot be used, or (`anywhere`) of which some broker does not know yet; another
+    reason than absence stands behind the name."""
+    topics = await _described(client, names, anywhere=anywhere)
     _refuse_forbidden(where, ((topic["topic"], topic["error_code"]) for topic in topics))
     return sorted(
         topic["topic"]
@@ -163,3 +187,29 @@ async def _absent(client: AIOKafkaAdminClient, where: str, names: Sequence[str])
         for topic in topics
         if topic["error_code"] != 0
     )
+
+
+async def _described(
+    client: _Admin, names: Sequence[str], *, anywhere: bool = False
+) -> list[dict[str, Any]]:
+    """The best that a broker says of each topic, or (`anywhere`) the worst. One that is down is
+    not waited for, and what one does not know is asked of the others: who comes back hears late of
+    what is new."""
+    found: dict[str, dict[str, Any]] = {}
+    failure: Exception | None = None
+    for node in nodes_of(client._client):
+        wanted = [name for name in names if anywhere or found.get(name, _NOTHING)["error_code"]]
+        if not wanted:
+            break
+        try:
+            answer = await client._send_request(ExistingTopics(wanted), node)
+        except KafkaError as error:
+            failure = error
+            continue
+        for topic in answer.to_object()["topics"]:
+            known = found.get(topic["topic"], _NOTHING)
+            if known is _NOTHING or bool(topic["error_code"]) == anywhere:
+                found[topic["topic"]] = topic
+    if failure is not None and len(found) < len(names):
+        raise failure
+    return list(found.values())

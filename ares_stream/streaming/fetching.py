@@ -196,7 +196,7 @@ class _BatchFetcher(Fetcher):  # type: ignore[misc]
             for topic, partitions in request.topics
             for number, offset, _ in partitions
         }
-        wake = any_came = False
+        wake = any_came = any_failed = False
         for topic, partitions in response.topics:
             for number, code, highwater, *details in partitions:
                 any_came = any_came or bool(details[-1])
@@ -212,7 +212,10 @@ class _BatchFetcher(Fetcher):  # type: ignore[misc]
                     aborted = details[2] if response.API_VERSION >= 11 else details[-2]
                     wake |= self._keep(assignment, partition, state, details[-1], aborted)
                 else:
+                    any_failed = True
                     wake |= self._failed(partition, state, kind)
+        if any_failed and not any_came:
+            await asyncio.sleep(self._retry_backoff)
         self._ask_next(any_came=any_came)
         return wake
 
@@ -256,6 +259,9 @@ class _BatchFetcher(Fetcher):  # type: ignore[misc]
             self._set_error(partition, kind(partition.topic))
             return True
         else:
+            # Such as KafkaStorageError: a folder of the broker's is gone, and another one may lead
+            # by now, while this one says the same for ever.
+            self._client.force_metadata_update()
             _log.warning("Unexpected error while fetching data: %s", kind.__name__)
         return False
 

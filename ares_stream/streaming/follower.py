@@ -24,8 +24,8 @@ from ares_stream.streaming.unreadable import Unreadable, log_unreadable
 
 REQUEST_SECONDS: Final = 30.0
 """A consumer that cannot start or answer in this time is cut off."""
-PARTITIONS_SECONDS: Final = 30.0
-"""How soon a partition that was added is read."""
+PARTITIONS_SECONDS: Final = 10.0
+"""How soon a partition that was added is read, and a broker that is gone is told."""
 AHEAD_MS: Final = 6 * 3_600_000
 """How far one partition is read ahead of another that still has records, by their time."""
 
@@ -194,17 +194,22 @@ class Follower:
     def _id(self, item: TopicPartition) -> str:
         return self._ids.get(item.topic, "")
 
-    async def _ask_ids(self) -> None:
+    async def _ask_topics(self) -> Mapping[str, int]:
+        """Ask which topics are there now; how many partitions each has. Raises TopicError."""
         with faults_as(self._failed):
             async with asyncio.timeout(REQUEST_SECONDS):
-                self._ids = (await self._consumer.known_topics(self._topics)).ids
+                known = await self._consumer.known_topics(self._topics)
+        self._ids = known.ids
+        if known.partitions.keys() >= set(self._topics):
+            return known.partitions
+        # Which is missing or forbidden, or that this broker gives no ids.
+        return await count_partitions(self._connection, self._topics)
 
     async def _assign(self) -> None:
         """Take partitions that were added, and those of topics that were made anew."""
-        counts = await count_partitions(self._connection, self._topics)
+        counts = await self._ask_topics()
         self._counted = time.monotonic()
         wanted = {TopicPartition(name, k) for name in counts for k in range(counts[name])}
-        await self._ask_ids()
         assigned = self._consumer.assignment()
         fresh = wanted - assigned
         fresh |= {item for item in wanted if self._known(item).change(self._id(item), None)}
@@ -220,7 +225,7 @@ class Follower:
         """Put partitions (all, where none is named) where their reading goes on: retention may
         have been faster, the log truncated or another one."""
         broken = list(items) or list(self._consumer.assignment())
-        await self._ask_ids()
+        await self._ask_topics()
         with faults_as(self._failed):
             async with asyncio.timeout(REQUEST_SECONDS):
                 starts = await self._consumer.beginning_offsets(broken)

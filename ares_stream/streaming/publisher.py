@@ -20,7 +20,7 @@ from aiokafka.errors import (
 
 from ares_stream.errors import BrokerError, InputError, TopicError
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import TIMES, explained, faults_as, first_refusal
+from ares_stream.streaming.faults import TIMES, client_faults, explained, faults_as, first_refusal
 from ares_stream.streaming.records import OutboundRecord
 
 PUBLISH_SECONDS: Final = 30.0
@@ -179,12 +179,13 @@ async def end_producer(producer: AIOKafkaProducer) -> None:
 
 
 async def _ended(producer: AIOKafkaProducer) -> None:
-    with contextlib.suppress(KafkaError, OSError, TimeoutError):
+    # Its sender may have ended of an error of its own bookkeeping, which stopping it raises.
+    with contextlib.suppress(KafkaError, OSError, TimeoutError), client_faults():
         async with asyncio.timeout(END_SECONDS):
             await producer.stop()
             return
     producer._message_accumulator.fail_all(ProducerClosed())
     for close in (producer._sender.close, producer.client.close):
-        with contextlib.suppress(KafkaError, OSError, TimeoutError):
+        with contextlib.suppress(KafkaError, OSError, TimeoutError), client_faults():
             async with asyncio.timeout(END_SECONDS):
                 await close()

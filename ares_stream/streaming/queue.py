@@ -52,9 +52,16 @@ class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
         self._group = group
         self._consumer: Any = None
         """Of one start; after a failed one there is another."""
+        self._joined = False
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the group has told this member what it owns: who owns nothing then stands by."""
+        return self._joined
 
     async def start(self) -> None:
         """Join the group. After an error it may be called again."""
+        self._joined = False
         self._consumer = AIOKafkaConsumer(
             **self._connection.client_arguments(),
             group_id=self._group,
@@ -121,10 +128,12 @@ class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """Nothing is fetched."""
+        self._joined = True
         self._consumer.pause(*assigned)
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         """Work that was begun goes on: whoever does it must tell the next owner by other means."""
+        self._joined = False
 
     def _failed(self, error: BaseException) -> StreamError:
         return explained(error, self._where, name=self._group)

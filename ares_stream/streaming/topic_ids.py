@@ -9,6 +9,7 @@ ids (Metadata, API 3, before version 10; brokers have it since Kafka 2.8).
 from __future__ import annotations
 
 import asyncio
+import random
 import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -29,7 +30,8 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
-ANSWER_SECONDS: Final = 8.0
+ANSWER_SECONDS: Final = 3.0
+"""Of one broker; then the next is asked."""
 _NONE: Final = uuid.UUID(int=0)
 
 
@@ -127,29 +129,41 @@ class KnownTopics:
 
 
 async def known_topics(client: AIOKafkaClient, topics: Collection[str]) -> KnownTopics:
-    """What a broker says of these topics now; of none where none is named.
+    """What brokers say of these topics now; of none where none is named. One that is down is not
+    waited for, and a topic that one does not know is asked of the others: who comes back hears
+    late of what is new.
 
     Raises KafkaError or TimeoutError where no broker answers.
     """
-    answer = await _asked(client, topics)
-    there = [(name, found, parts) for code, name, found, _, parts, *_ in answer if not code]
-    absent = [name for code, name, *_ in answer if code == UnknownTopicOrPartitionError.errno]
+    found: dict[str, Any] = {}
+    failure: Exception = KafkaError("no broker is known")
+    for node in nodes_of(client):
+        wanted = [name for name in topics if name not in found or found[name][0]]
+        if not wanted:
+            break
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                answer: Any = await client.send(node, _TopicIds(wanted))
+        except NotImplementedError:
+            return KnownTopics()
+        except (KafkaError, TimeoutError) as error:
+            failure = error
+        else:
+            # Code and name come first.
+            found |= {item[1]: item for item in answer.topics}
+    if topics and not found:
+        raise failure
+    there = {name: item for name, item in found.items() if not item[0]}
+    absent = [n for n, item in found.items() if item[0] == UnknownTopicOrPartitionError.errno]
     return KnownTopics(
-        {name: str(found) for name, found, _ in there if found.int},
-        {name: len(parts) for name, _, parts in there},
+        {name: str(item[2]) for name, item in there.items() if item[2].int},
+        {name: len(item[4]) for name, item in there.items()},
         tuple(sorted(absent)),
     )
 
 
-async def _asked(client: AIOKafkaClient, topics: Collection[str]) -> list[Any]:
-    if not topics:
-        return []
-    node = client.get_random_node()
-    if node is None:
-        raise KafkaError("no broker is known")
-    try:
-        async with asyncio.timeout(ANSWER_SECONDS):
-            answer: Any = await client.send(node, _TopicIds(topics))
-    except NotImplementedError:
-        return []
-    return list(answer.topics)
+def nodes_of(client: AIOKafkaClient) -> list[int]:
+    """The brokers that a client knows, each once, in any order."""
+    nodes = [int(node.nodeId) for node in client.cluster.brokers()]
+    random.shuffle(nodes)
+    return nodes

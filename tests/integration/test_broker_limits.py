@@ -4,25 +4,30 @@ the name of what a person must change; what can go on goes on, and nothing is lo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from confluent_kafka.admin import AdminClient
 
-from ares_stream.errors import BrokerError, LimitError, TopicError
+from ares_stream.errors import BrokerError, InputError, LimitError, TopicError
 from ares_stream.processes.broker import EmbeddedBroker
 from ares_stream.records.topics import TopicSpec, specs
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.journal import Journal
+from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.queue import Queue
 from ares_stream.streaming.reader import read, snapshot
-from ares_stream.streaming.records import OutboundRecord
+from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
 from tests.support.raw_batches import RawRecord, batch, produce
 from tests.support.service_process import MonitorProcess
-from tests.support.sessions import Copying, Seen, running, until
+from tests.support.sessions import Copy, Copying, Seen, running, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
 
@@ -31,6 +36,7 @@ TRANSACTIONS = "refuses transactions .* transaction.max.timeout.ms"
 SESSIONS = "scorer.processing.session_seconds.* group.max.session.timeout.ms"
 COUNT = 30
 STALL_SECONDS = 1.5
+HOUR_MS = 3_600_000
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +226,43 @@ async def test_a_journal_whose_topic_is_gone_fails_in_time_and_is_entered_again(
     async with Journal(copying.direct, f"{prefix}journal") as journal:
         await journal.append([record])
     assert await committed_copies(copying) == [1]
+
+
+class CopyOfAnotherHour(Copy):
+    """As a machine whose clock is two hours ahead."""
+
+    async def handle(self, records: Sequence[InboundRecord]) -> Sequence[Outcome]:
+        ahead = int(time.time() * 1000) + 2 * HOUR_MS
+        found = await super().handle(records)
+        return [
+            tuple(replace(item, timestamp_ms=ahead) for item in outcome)
+            for outcome in found
+            if not isinstance(outcome, Rejection)
+        ]
+
+
+async def widen(bootstrap: str, topic: str) -> None:
+    limit = {"message.timestamp.after.max.ms": str(3 * HOUR_MS)}
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, limit)])
+    await admin.close()
+
+
+async def test_times_that_a_broker_refuses_are_told_and_waited_for(kafka: str, prefix: str) -> None:
+    """An hour ahead is what a broker takes by default: a clock may be set right, or the limit."""
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    seen = Seen()
+    processor = copying.processor(seen, handler=CopyOfAnotherHour(copying.output))
+    async with running(processor):
+        await copying.send(COUNT)
+        await until(lambda: "refuses the time of a record" in (processor.missing() or ""))
+        await widen(kafka, copying.output)
+        await until(lambda: seen.records == COUNT)
+        await until(lambda: processor.missing() is None)
+    assert await committed_copies(copying) == [*range(COUNT)]
+    late = OutboundRecord(copying.input, b"1", b"", timestamp_ms=int(time.time() * 1000) * 2)
+    async with Publisher(copying.direct) as publisher:
+        with pytest.raises(InputError, match="refuses the time of a record"):
+            await publisher.publish([late])

@@ -16,7 +16,7 @@ from ares_stream.lab.experiments.chaos.proxy import Proxy
 from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.contract import ProcessorObserver, ProcessorPolicy
+from ares_stream.streaming.contract import Handler, ProcessorObserver, ProcessorPolicy
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.publisher import Publisher
@@ -100,14 +100,19 @@ class Copying:
             )
 
     def processor(
-        self, seen: Seen, patience: Patience | None = None, **policy: object
+        self,
+        seen: Seen,
+        patience: Patience | None = None,
+        *,
+        handler: Handler | None = None,
+        **policy: object,
     ) -> Processor:
         return Processor(
             self.connection,
             service="copier",
             group=self.group,
             topics=[self.input],
-            handler=Copy(self.output),
+            handler=handler or Copy(self.output),
             deadletter_topic=self.dead,
             output_topics=[self.output],
             id_prefix=self.prefix,

@@ -49,6 +49,11 @@ class Proxy:
         """Where it listens."""
         return self._port
 
+    @property
+    def connections(self) -> int:
+        """How many clients and brokers it holds together now."""
+        return len(self._writers)
+
     def mute(self, *api_keys: int) -> None:
         """Swallow requests of these Kafka APIs."""
         self._muted = frozenset(api_keys)
