@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
 from aiokafka.protocol.types import Int32
 
@@ -14,7 +15,7 @@ from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.fetching import BatchConsumer
 from ares_stream.streaming.follower import Follower
 from ares_stream.streaming.journal import Journal
-from ares_stream.streaming.publisher import Publisher
+from ares_stream.streaming.publisher import Publisher, end_producer
 from ares_stream.streaming.queue import Queue
 from ares_stream.streaming.records import OutboundRecord
 
@@ -58,3 +59,29 @@ async def test_who_starts_a_client_is_told_what_failed(
         monkeypatch.setattr(kind, "start", start)
     with pytest.raises(told, match=r"127\.0\.0\.1:9092"):
         await use()
+
+
+class Batch:
+    tp = TopicPartition("out", 0)
+
+    def failure(self, error: BaseException) -> None:
+        """It will never be sent."""
+
+
+async def test_a_producer_is_ended_whatever_its_sender_ends_of() -> None:
+    """Where a broker goes away the client loses its own count of batches (KeyError), and raises
+    that from its stop: a service ended with a defect."""
+    producer = AIOKafkaProducer(bootstrap_servers="127.0.0.1:1")
+
+    async def send() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            producer._message_accumulator.reenqueue(Batch())
+
+    sending = asyncio.create_task(send())
+    await asyncio.sleep(0)
+    producer._closed = False
+    producer._sender._sender_task = sending
+    await end_producer(producer)
+    assert isinstance(sending.exception(), KeyError)
