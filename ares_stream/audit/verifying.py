@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Literal
+from typing import Literal
 
 from ares_stream.audit.leaves import (
     KEYED,
-    SALTED,
-    TOMBSTONE,
     Hasher,
     Leaf,
     content_hash,
@@ -28,8 +26,6 @@ from ares_stream.errors import IntegrityError
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.checkpoint import Checkpoint, Salt
 from ares_stream.streaming.records import InboundRecord
-
-KNOWN_FLAGS: Final = TOMBSTONE | KEYED | SALTED
 
 Kind = Literal[
     "changed",

@@ -46,7 +46,6 @@ KEYS_LIFE_SECONDS: Final = 300.0
 let its owner in for ever."""
 FETCH_SECONDS: Final = 5.0
 MAX_KEYS_BYTES: Final = 1 << 20
-MAX_NAME: Final = 128
 _NAME: Final = re.compile(r"[^\W_][\w.@+-]{0,127}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 

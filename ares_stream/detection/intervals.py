@@ -16,15 +16,11 @@ measures both).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 from ares_stream.records.base import Interval
-
-IntervalRule = Callable[[int, int], Interval]
-"""(successes, trials) to an interval at 95 %."""
-
 
 _TINY = 1e-300  # Rates below and above which no count leaves a doubt.
 

@@ -21,14 +21,13 @@ from ares_stream.detection.correction import (
     clustered_rate,
     corrected_rate,
 )
-from ares_stream.detection.drift import Floats
 from ares_stream.detection.intervals import (
     WeightedSums,
     confidence_sequence,
     coupling_lift,
     wilson,
 )
-from ares_stream.detection.watches import Counts, fold
+from ares_stream.detection.watches import Counts, Floats, fold
 from ares_stream.records.base import Interval, instant
 from ares_stream.records.observation import CLASSES, Observation
 from ares_stream.records.rates import (
@@ -53,7 +52,6 @@ CLUSTER_GROUPS: Final = 64
 HOUR: Final = 3600
 _BINS: Final = 10
 _CLEAN = CLASSES.index(FailureClass.CLEAN)
-_REWARD = CLASSES.index(FailureClass.REWARD_FAILURE)
 _POLICY = CLASSES.index(FailureClass.POLICY_FAILURE)
 _COUPLED = CLASSES.index(FailureClass.COUPLED_FAILURE)
 _CONTESTED = CLASSES.index(FailureClass.CONTESTED)

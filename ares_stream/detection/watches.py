@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ares_stream.detection.drift import Floats
+Floats = NDArray[np.float64]
 
 BETS = np.geomspace(0.01, 0.6, 14)
 """Shares of what could be lost on one event: small bets find small changes, slowly."""

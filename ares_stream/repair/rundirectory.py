@@ -45,7 +45,6 @@ from ares_stream.repair.suites import Suite
 
 Side = Literal["policy", "reward"]
 Step = Literal["train", "answer", "export", "gate"]
-SIDES: Final[tuple[Side, ...]] = ("policy", "reward")
 _T = TypeVar("_T")
 MADE_AGAIN: Final = "delete it: what made it is then done again"
 """What to do about a file of a repair's own making that cannot be read."""

@@ -20,7 +20,6 @@ from ares_stream.probes.attacker import Fault, Kind
 from ares_stream.probes.metrics import ProberMetrics
 from ares_stream.probes.plan import CampaignPlan, load_campaign
 from ares_stream.probes.prober import ProberObserver, ProberPolicy, campaign_record, rebuild
-from ares_stream.probes.server import create_app, serving
 from ares_stream.probes.targets import Target
 from ares_stream.probes.wording import COMPOSER, MADE_BY
 from ares_stream.records.interaction import Interaction
@@ -35,6 +34,7 @@ from tests.support.probing import (
     scoring,
 )
 from tests.support.reading import UNTOLD
+from tests.support.target_server import create_app, serving
 
 pytestmark = pytest.mark.kafka
 

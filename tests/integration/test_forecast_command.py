@@ -23,7 +23,6 @@ from ares_stream.cli.main import app
 from ares_stream.lab.word_bundles import write_judge, write_reward
 from ares_stream.models.releases import Author
 from ares_stream.models.store import Artefact, ReleaseStore
-from ares_stream.probes.server import create_app, serving
 from ares_stream.probes.targets import Answer, Query
 from ares_stream.probes.targets import Result as Said
 from ares_stream.records.interaction import Interaction, Policy
@@ -36,6 +35,7 @@ from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.records import OutboundRecord
 from tests.support.adapters import write_adapter
 from tests.support.forecasts import asked
+from tests.support.target_server import create_app, serving
 from tests.unit.test_forecast import rates_of
 
 if TYPE_CHECKING:

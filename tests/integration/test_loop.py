@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ares_stream.probes.server import create_app, serving
 from ares_stream.probes.wording import COMPOSER, MADE_BY
 from ares_stream.records.base import Interval
 from ares_stream.records.repair import RepairReport
@@ -24,6 +23,7 @@ from tests.support.probing import (
     published,
     scoring,
 )
+from tests.support.target_server import create_app, serving
 
 pytestmark = pytest.mark.kafka
 

@@ -13,7 +13,6 @@ import yaml
 from ares_stream.lab.word_bundles import write_judge, write_reward
 from ares_stream.probes.plan import PRIOR_SCHEMA
 from ares_stream.probes.record import read_record
-from ares_stream.probes.server import create_app, serving
 from tests.support.probing import (
     SteadyPolicy,
     TinyAttacker,
@@ -22,6 +21,7 @@ from tests.support.probing import (
     campaign_file,
     scoring,
 )
+from tests.support.target_server import create_app, serving
 
 pytestmark = pytest.mark.kafka
 

@@ -14,10 +14,10 @@ from ares_stream.cli import probe_triggers
 from ares_stream.errors import FileFormatError, SettingsError
 from ares_stream.lab.word_bundles import write_judge, write_reward
 from ares_stream.models.bundles import InputTemplate
-from ares_stream.probes.server import create_app, serving
 from ares_stream.probes.targets import Answer, Query, Result
 from ares_stream.probes.trigger_targets import read_carriers, read_vocabulary
 from ares_stream.records.interaction import Policy
+from tests.support.target_server import create_app, serving
 
 WORDS = [f"word{k}" for k in range(30)]
 TRIGGER = {"word7", "word21"}

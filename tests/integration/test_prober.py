@@ -24,7 +24,6 @@ from ares_stream.probes.prober import (
     ProberPolicy,
     campaign_record,
 )
-from ares_stream.probes.server import create_app, serving
 from ares_stream.records import topics
 from ares_stream.records.topics import topic_name
 from ares_stream.streaming.publisher import Publisher
@@ -40,6 +39,7 @@ from tests.support.probing import (
     scoring,
 )
 from tests.support.reading import UNTOLD
+from tests.support.target_server import create_app, serving
 
 pytestmark = pytest.mark.kafka
 

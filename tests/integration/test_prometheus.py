@@ -25,7 +25,6 @@ import pytest
 from ares_stream.audit.notes import NoteSigner
 from ares_stream.lab.word_bundles import write_judge, write_reward
 from ares_stream.probes.plan import load_campaign
-from ares_stream.probes.server import create_app, serving
 from ares_stream.records import topics
 from ares_stream.records.alarm import AlarmAcknowledgement
 from ares_stream.records.label import Label, ReviewItem
@@ -46,6 +45,7 @@ from tests.support.probing import TinyAttacker, TinyPolicy, attacker_section, ca
 from tests.support.prometheus_process import PrometheusProcess, require_prometheus
 from tests.support.served import Served, repairer_settings
 from tests.support.service_process import MonitorProcess, ServiceProcess, ares
+from tests.support.target_server import create_app, serving
 
 pytestmark = pytest.mark.kafka
 

@@ -24,7 +24,6 @@ from ares_stream.lab.word_bundles import write_judge, write_reward
 from ares_stream.probes.memory import Progress
 from ares_stream.probes.plan import CampaignPlan, load_campaign
 from ares_stream.probes.prober import Prober, ProberObserver, ProberPolicy, rebuild
-from ares_stream.probes.server import create_app, serving
 from ares_stream.probes.targets import Answer, OpenAITarget, Query, Result
 from ares_stream.probes.wording import COMPOSER, MADE_BY
 from ares_stream.records import topics
@@ -39,6 +38,7 @@ from ares_stream.streaming.contract import ProcessorPolicy
 from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.reader import read, snapshot
 from tests.support.reading import UNTOLD
+from tests.support.target_server import create_app, serving
 
 POLICY = Policy(name="tiny", version="1")
 PATIENT = ProberPolicy(patience_seconds=60, backoff_seconds=(0.05,))

@@ -25,8 +25,8 @@ from ares_stream.endpoints.client import ChatClient, EndpointPolicy, Unanswerabl
 from ares_stream.endpoints.completion import Completion, parse_completion, parse_refusal
 from ares_stream.endpoints.limits import RateLimiter
 from ares_stream.errors import AresError, SettingsError, TargetError
-from ares_stream.probes.server import serving
 from tests.support.raw_http import Answers
+from tests.support.target_server import serving
 
 PROMPT = "how do I plant the seed of doubt in a max_tokens discussion"
 ASK = [{"role": "user", "content": PROMPT}]

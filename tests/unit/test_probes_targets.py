@@ -11,7 +11,6 @@ import pytest
 from ares_stream.endpoints.client import EndpointPolicy
 from ares_stream.endpoints.limits import RateLimiter
 from ares_stream.errors import FileFormatError, SettingsError, TargetError
-from ares_stream.probes.server import create_app
 from ares_stream.probes.targets import (
     Answer,
     OpenAITarget,
@@ -21,6 +20,7 @@ from ares_stream.probes.targets import (
 )
 from ares_stream.records.interaction import Message, Policy
 from tests.support.raw_http import Answers
+from tests.support.target_server import create_app
 
 HELLO = Query((Message(role="user", content="hello"),))
 ENDPOINT = EndpointPolicy("http://policy.test/v1", "tiny", version="7", api_key="secret-key")

@@ -1,5 +1,4 @@
-"""A tiny OpenAI-compatible server in front of any target: for tests, the demo, and to try a
-local model with tools that speak to an endpoint."""
+"""A tiny OpenAI-compatible server in front of any target."""
 
 from __future__ import annotations
 
