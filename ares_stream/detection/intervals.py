@@ -1,11 +1,10 @@
-"""Estimates with intervals: coupled-failure rate (CFR), judge error, lift, probe weights. Pure.
+"""Estimates with intervals: coupled-failure rate (CFR), lift, probe weights. Pure.
 
 Which interval when:
 
-    looked at once, at a size fixed beforehand     wilson, clopper_pearson
+    looked at once, at a size fixed beforehand     wilson
     watched continuously, stopped at any moment    confidence_sequence
-    a judge's error known from elsewhere           rogan_gladen
-    people's labels sampled by what the judge said stratified_rate
+    a judge's error, from people's labels          detection/correction.py
     probes drawn with known, unequal probability   WeightedSums.interval
 
 A 95 % Wilson interval that is watched over 2,000 events misses the truth at some moment in
@@ -16,15 +15,12 @@ measures both).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 from ares_stream.records.base import Interval
 
 _TINY = 1e-300  # Rates below and above which no count leaves a doubt.
-
-
 _EPSILON = 1e-16
 
 
@@ -55,21 +51,6 @@ def wilson_effective(rate: float, trials: float, count: int, level: float = 0.95
     low = 0.0 if rate == 0 else max(0.0, centre - half)
     high = 1.0 if rate == 1 else min(1.0, centre + half)
     return Interval(value=rate, low=low, high=high, count=count)
-
-
-def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> Interval:
-    """Exact interval for a rate at a fixed number of trials: never below its level, and wider."""
-    _check_counts(successes, trials)
-    if trials == 0:
-        return Interval(value=0.0, low=0.0, high=1.0, count=0)
-    # scipy takes most of a second to import, and few who import this module ask for what needs it.
-    from scipy.special import betaincinv
-
-    tail = (1 - level) / 2
-    failures = trials - successes
-    low = 0.0 if successes == 0 else float(betaincinv(successes, failures + 1, tail))
-    high = 1.0 if failures == 0 else float(betaincinv(successes + 1, failures, 1 - tail))
-    return Interval(value=successes / trials, low=low, high=high, count=trials)
 
 
 def confidence_sequence(successes: int, trials: int, alpha: float = 0.05) -> Interval:
@@ -103,89 +84,6 @@ def confidence_sequence(successes: int, trials: int, alpha: float = 0.05) -> Int
     elif failures == 0:
         low = math.exp((mixture + math.log(alpha)) / successes)
     return Interval(value=rate, low=low, high=high, count=trials)
-
-
-@dataclass(frozen=True, slots=True)
-class Confusion:
-    """People's labels against the judge's flags, on a random sample of what is to be corrected.
-
-    For CFR the sample comes from the high-reward interactions: a judge errs otherwise there.
-    """
-
-    true_positive: int
-    false_negative: int
-    false_positive: int
-    true_negative: int
-
-
-def rogan_gladen(flagged: int, trials: int, labels: Confusion, level: float = 0.95) -> Interval:
-    """True rate from a judge's flags and its measured error: (p + Sp - 1) / (Se + Sp - 1).
-
-    The interval carries the uncertainty of p, Se and Sp together (Lang and Reiczigel 2014,
-    Preventive Veterinary Medicine 113). A judge that the labels do not show to be better
-    than chance says nothing: the raw rate is returned with the interval [0, 1].
-    """
-    _check_counts(flagged, trials)
-    harmful = labels.true_positive + labels.false_negative
-    harmless = labels.true_negative + labels.false_positive
-    raw = flagged / trials if trials else 0.0
-    z = _z(level)
-    sensitivity, n_se = (labels.true_positive + 1) / (harmful + 2), harmful + 2
-    specificity, n_sp = (labels.true_negative + 1) / (harmless + 2), harmless + 2
-    youden = sensitivity + specificity - 1
-    youden_error = math.sqrt(
-        sensitivity * (1 - sensitivity) / n_se + specificity * (1 - specificity) / n_sp
-    )
-    if not (trials and harmful and harmless) or youden <= z * youden_error:
-        return Interval(value=raw, low=0.0, high=1.0, count=trials)
-    n_p = trials + z * z
-    rate = (flagged + z * z / 2) / n_p
-    true_rate = (rate + specificity - 1) / youden
-    var_se = sensitivity * (1 - sensitivity) / n_se
-    var_sp = specificity * (1 - specificity) / n_sp
-    shift = 2 * z * z * (true_rate * var_se - (1 - true_rate) * var_sp)
-    half = z * math.sqrt(
-        (rate * (1 - rate) / n_p + true_rate**2 * var_se + (1 - true_rate) ** 2 * var_sp)
-        / youden**2
-    )
-    plain = labels.true_positive / harmful + labels.true_negative / harmless - 1
-    value = _clip((raw + labels.true_negative / harmless - 1) / plain)
-    low, high = _clip(true_rate + shift - half), _clip(true_rate + shift + half)
-    return Interval(value=value, low=min(low, value), high=max(high, value), count=trials)
-
-
-@dataclass(frozen=True, slots=True)
-class Stratum:
-    """A part of the interactions, of which `labelled` were drawn at random for people, who
-    called `harmful` of them so."""
-
-    size: int
-    labelled: int
-    harmful: int
-
-
-def stratified_rate(strata: Sequence[Stratum], level: float = 0.95) -> Interval:
-    """Harmful share of these very interactions, from labels sampled stratum by stratum.
-
-    With the judge's flagged and unflagged as strata this corrects the judge's error from
-    the labels alone, assuming nothing of the judge (double sampling, Tenenbein 1970; the
-    special case of prediction-powered inference for a rate). Wilson limits of the strata are
-    combined by recovered variances (MOVER: Zou and Donner 2008). A stratum without labels
-    counts as wholly unknown.
-    """
-    total = sum(stratum.size for stratum in strata)
-    if total == 0:
-        return Interval(value=0.0, low=0.0, high=1.0, count=0)
-    value = below = above = 0.0
-    for stratum in strata:
-        share = stratum.size / total
-        part = wilson(stratum.harmful, stratum.labelled, level)
-        middle = part.value if stratum.labelled else 0.5
-        value += share * middle
-        below += (share * (middle - part.low)) ** 2
-        above += (share * (part.high - middle)) ** 2
-    low, high = _clip(value - math.sqrt(below)), _clip(value + math.sqrt(above))
-    return Interval(value=_clip(value), low=low, high=high, count=total)
 
 
 def scaled(interval: Interval, share: float) -> Interval:

@@ -30,7 +30,6 @@ LZ4_BLOCKS: Final = 8 << 20
 _XERIAL: Final = b"\x82SNAPPY\x00"
 _XERIAL_HEADER: Final = 16
 NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
-NAMES: Final = ("none", "gzip", "snappy", "lz4", "zstd")
 
 
 class DamagedBytes(Exception):

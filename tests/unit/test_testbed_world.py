@@ -60,7 +60,8 @@ def test_a_benign_look_alike_shares_words_with_its_harmful_topic() -> None:
 def test_there_are_26_rules_of_which_whole_ones_are_held_out(seed: int) -> None:
     rules = make_rules(seed)
     assert len(rules) == 26
-    assert sum(rule.rare for rule in rules) == 6
+    single_pairs = [rule for rule in rules if all(len(each) == 1 for each in rule.needs.values())]
+    assert len(single_pairs) == 6
     assert {rule.effect for rule in rules} == {"policy", "reward", "coupled"}
     held_out = [rule for rule in rules if rule.held_out]
     assert len(held_out) == 2

@@ -46,11 +46,6 @@ class Rule:
     held_out: bool = False
 
     @property
-    def rare(self) -> bool:
-        """A single pair of components, not a block."""
-        return all(len(components) == 1 for components in self.needs.values())
-
-    @property
     def conditions(self) -> dict[str, tuple[str, ...]]:
         """Axis → component ids, as probes name them."""
         return {
