@@ -24,6 +24,7 @@ from ares_stream.audit.heads import HeadChain
 from ares_stream.audit.notes import NoteKey
 from ares_stream.detection.ledger import Ledger, LedgerPolicy
 from ares_stream.errors import DecodeError
+from ares_stream.files.rows import parse_json
 from ares_stream.models.releases import Log
 from ares_stream.records import topics
 from ares_stream.records.alarm import Alarm, AlarmAcknowledgement, decode_told
@@ -211,7 +212,7 @@ class Evidence:
     def _take_verdict(self, record: InboundRecord) -> None:
         raw = record.value or b""
         seen = read_observation(raw, self._when)
-        said = json.loads(raw)
+        said = parse_json(raw)
         rules = said.get("detection_policy")
         if not isinstance(rules, str):
             raise DecodeError("detection_policy: expected text")
@@ -491,7 +492,7 @@ def _gates(
             "kept": raw is not None,
         }
         if raw is not None:
-            found = json.loads(raw)
+            found = parse_json(raw)
             row |= {"passed": found["passed"], "checks": found["checks"]}
         rows.append(row)
     return rows

@@ -12,8 +12,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ares_stream.errors import InputError
+from ares_stream.errors import DecodeError, InputError
 from ares_stream.files import unwritable
+from ares_stream.files.rows import parse_json
 from ares_stream.probes.targets import Answer, Query, Result, Target
 from ares_stream.records.base import digest
 from ares_stream.records.interaction import Policy
@@ -84,9 +85,9 @@ def _read(file: Path) -> dict[str, str]:
     known: dict[str, str] = {}
     for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if str(row["text"]).strip():
                 known[str(row["key"])] = str(row["text"])
-        except (ValueError, KeyError, TypeError):
+        except (DecodeError, KeyError, TypeError):
             raise InputError(f"{file}:{number}: no kept answer; name another file") from None
     return known

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from ares_stream.audit.replay.findings import finding
 from ares_stream.errors import AresError, DecodeError
+from ares_stream.files.rows import parse_json
 from ares_stream.records import topics
 from ares_stream.records.base import instant
 from ares_stream.records.decoding import DecodingLimits, decode_interaction
@@ -253,7 +254,7 @@ def with_gates(steps: Iterable[Step], gate_report: Callable[[str], bytes | None]
             continue
         try:
             raw = gate_report(name)
-            gate = None if raw is None else json.loads(raw)
+            gate = None if raw is None else parse_json(raw)
         except AresError as error:
             facts, said = {"gate": None, "gate_problem": str(error)}, str(error)
         else:

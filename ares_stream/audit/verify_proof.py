@@ -132,6 +132,8 @@ def climb(start: bytes, number: int, last: int, path: Sequence[bytes]) -> tuple[
     """RFC 9162, 2.1.3.2 and 2.1.4.2: the root that the path leads to, and that of the part to the
     left alone."""
     left_only = whole = start
+    if any(len(part) != 32 for part in (start, *path)):
+        raise Wrong("a hash is not 32 bytes long")
     for part in path:
         if last == 0:
             raise Wrong("a path is too long")

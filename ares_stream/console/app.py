@@ -13,7 +13,14 @@ from starlette.routing import Route
 from ares_stream.console import failure_pages, release_pages, review_pages
 from ares_stream.console.desk import Desk
 from ares_stream.console.identity import COOKIE, Identity
-from ares_stream.console.web import Handler, Site, WrongError, read_form, with_headers
+from ares_stream.console.web import (
+    Handler,
+    Site,
+    WrongError,
+    is_private,
+    read_form,
+    with_headers,
+)
 
 _STATIC: Mapping[str, str] = {"console.css": "text/css", "console.js": "text/javascript"}
 
@@ -47,7 +54,7 @@ def console_app(
                 response = RedirectResponse("/", 303)
                 response.set_cookie(
                     COOKIE, cookie, httponly=True, samesite="strict",
-                    secure=request.url.scheme == "https",
+                    secure=is_private(request),
                 )  # fmt: skip
                 return with_headers(response)
             told("log-in refused", {})

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from ares_stream.console.agreement import agreement
 from ares_stream.console.queue import Item
-from ares_stream.console.web import KEYS, KEYS_COOKIE, Call, WrongError, is_key
+from ares_stream.console.web import KEYS, KEYS_COOKIE, Call, WrongError, is_key, is_private
 from ares_stream.records.label import Label
 
 REASONS = (
@@ -134,7 +134,7 @@ async def keys(call: Call) -> Response:
     response = call.see("/keys")
     response.set_cookie(
         KEYS_COOKIE, json.dumps(chosen).encode().hex(), max_age=365 * 86400, httponly=True,
-        samesite="strict",
+        samesite="strict", secure=is_private(call.request),
     )  # fmt: skip
     return response
 

@@ -6,7 +6,6 @@ from and its token, then the page. Every answer carries the same strict headers;
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from typing import Any, Final
@@ -20,7 +19,8 @@ from ares_stream import __version__
 from ares_stream.console.desk import Desk, Why
 from ares_stream.console.identity import Identity, Person, RefusedError
 from ares_stream.console.queue import Item
-from ares_stream.errors import AresError
+from ares_stream.errors import AresError, DecodeError
+from ares_stream.files.rows import parse_json
 from ares_stream.records.interaction import Interaction
 from ares_stream.visible import visible, visible_value
 
@@ -234,8 +234,8 @@ def keys_of(request: Request) -> dict[str, str]:
     """The person's keys by action; "" is no key. A cookie that is not ours changes nothing."""
     keys = {action: key for action, (key, _) in KEYS.items()}
     try:
-        chosen = json.loads(bytes.fromhex(request.cookies.get(KEYS_COOKIE, "")))
-    except ValueError:
+        chosen = parse_json(bytes.fromhex(request.cookies.get(KEYS_COOKIE, "")))
+    except (ValueError, DecodeError):
         return keys
     if isinstance(chosen, dict):
         keys |= {
@@ -244,6 +244,13 @@ def keys_of(request: Request) -> dict[str, str]:
             if action in KEYS and isinstance(key, str) and (key == "" or is_key(key))
         }
     return keys
+
+
+def is_private(request: Request) -> bool:
+    """Whether the person's browser speaks TLS, here or with the proxy in front: then a cookie goes
+    over nothing else. Who writes the header without a proxy binds their own cookie alone."""
+    told = request.headers.get("x-forwarded-proto", "").split(",")[0].strip().lower()
+    return "https" in (request.scope.get("scheme"), told)
 
 
 def is_key(key: str) -> bool:

@@ -215,16 +215,19 @@ async def replay(
     on_ranges: Callable[[Selection], None] = lambda selection: None,
     null: Null | None = None,
 ) -> dict[str, Any]:
-    """Replay and report. What an earlier call left in the folder is not done again."""
+    """Replay and report. What an earlier call left in the folder is not done again. Raises
+    SettingsError also where another replay is at work in the folder."""
     started = datetime.now(UTC)
-    selection = Work(folder, spec.block).planned(spec, options.part)
-    if selection is None:
-        selection = await choose(settings, spec, options)
-    on_ranges(selection)
-    replayed = await asyncio.to_thread(
-        run_replay, spec, selection, folder,
-        workers=options.workers, part=options.part, progress=progress, null=null,
-    )  # fmt: skip
+    work = Work(folder, spec.block)
+    with work.held():
+        selection = work.planned(spec, options.part)
+        if selection is None:
+            selection = await choose(settings, spec, options)
+        on_ranges(selection)
+        replayed = await asyncio.to_thread(
+            run_replay, spec, selection, folder,
+            workers=options.workers, part=options.part, progress=progress, null=null,
+        )  # fmt: skip
     ran = Circumstances(
         started_at=started,
         finished_at=datetime.now(UTC),

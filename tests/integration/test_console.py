@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from ares_stream.records.topics import specs, topic_name
 from ares_stream.records.verdict import FailureClass
 from ares_stream.repair.gate import GatePolicy, Table, decide
 from ares_stream.services.console import ConsoleService
-from ares_stream.services.lifecycle import Life
+from ares_stream.services.lifecycle import Life, Stopped
 from ares_stream.services.settings import Settings
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.compacted import read_latest
@@ -169,7 +169,8 @@ async def running(settings: Settings) -> AsyncIterator[Served]:
         yield console
     finally:
         life.stop()
-        await work
+        with suppress(Stopped):
+            await work
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ares_stream.audit import verify_proof
 from ares_stream.audit.tree import (
     EMPTY_ROOT,
     MerkleRange,
@@ -144,6 +145,18 @@ def test_proofs_of_any_size_hold(size: int, data: st.DataObject) -> None:
     assert verify_consistency(first, size, together[len(asked) :], old, root)
     broken = [bytes([proof[0][0] ^ 1]) + proof[0][1:], *proof[1:]] if proof else [root]
     assert not verify_inclusion(leaves[index], index, size, broken, root)
+
+
+@pytest.mark.parametrize("size", [0, 31, 33, 64])
+def test_hashes_of_another_length_prove_nothing(size: int) -> None:
+    odd, good = bytes(size), bytes(32)
+    verify_proof.check_inclusion(good, 0, 1, [], good)
+    for leaf, leaves, path in ((odd, 1, []), (good, 2, [odd])):
+        root = node_hash(leaf, odd) if path else leaf
+        with pytest.raises(verify_proof.Wrong, match="32 bytes"):
+            verify_proof.check_inclusion(leaf, 0, leaves, path, root)
+    with pytest.raises(verify_proof.Wrong, match="32 bytes"):
+        verify_proof.check_consistency(1, good, 2, node_hash(good, odd), [odd])
 
 
 def test_a_tree_of_a_size_that_its_peaks_do_not_fit_is_refused() -> None:

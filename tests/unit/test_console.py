@@ -25,6 +25,7 @@ from ares_stream.console.agreement import agreement
 from ares_stream.console.identity import COOKIE, KEYS_LIFE_SECONDS, Identity, RefusedError
 from ares_stream.console.policy import HeaderPolicy, IdentityPolicy, JwtPolicy, QueuePolicy
 from ares_stream.console.queue import Item, Place, ReviewQueue, rank
+from ares_stream.console.web import KEYS_COOKIE, is_private, keys_of
 from ares_stream.detection.correction import Cell
 from ares_stream.errors import SettingsError
 from ares_stream.records.label import Label
@@ -435,6 +436,22 @@ def test_a_look_stays_known_when_a_later_verdict_takes_the_items_place() -> None
     assert desk.item_of("interaction-0") is not None
     assert desk.take("ada", 1.0) is None
     assert desk.take("bob", 1.0) is not None
+
+
+@pytest.mark.parametrize(
+    ("told", "private"),
+    [("https", True), ("HTTPS", True), ("https, http", True), ("http", False), ("", False)],
+)
+def test_cookies_are_for_tls_alone_where_the_proxy_in_front_ends_it(
+    told: str, private: bool
+) -> None:
+    assert is_private(request({"x-forwarded-proto": told})) == private
+
+
+@pytest.mark.parametrize("raw", [b"[" * 20_000, b'{"a":' * 9_000, b"[1]", b"null", b"\xff", b""])
+def test_a_cookie_of_keys_that_is_none_changes_nothing(raw: bytes) -> None:
+    usual = keys_of(request({}))
+    assert keys_of(request({"cookie": f"{KEYS_COOKIE}={raw.hex()}"})) == usual
 
 
 def test_looks_fill_no_memory() -> None:

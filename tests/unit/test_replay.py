@@ -357,6 +357,44 @@ def test_a_folder_of_another_replay_is_refused(auditor: Auditor) -> None:
         auditor.replay(work="mine")
 
 
+def test_two_replays_never_work_in_one_folder(tmp_path: Path) -> None:
+    first, second = Work(tmp_path / "one", 64), Work(tmp_path / "one", 64)
+    busy = pytest.raises(AresError, match="another replay is at work there")
+    with first.held(), busy, second.held():
+        raise AssertionError("both hold it")
+    with second.held():
+        pass
+
+
+CHANGES: dict[str, Callable[[bytes, bytes], bytes]] = {
+    "cut in half": lambda raw, other: raw[: len(raw) // 2],
+    "empty": lambda raw, other: b"",
+    "a list": lambda raw, other: b"[]",
+    "nothing in it": lambda raw, other: b"{}",
+    "nested": lambda raw, other: b"[" * 100_000,
+    "of another range": lambda raw, other: other,
+    "a text for a number": lambda raw, other: re.sub(rb'"start": \d+', b'"start": "x"', raw),
+    "a field more": lambda raw, other: raw[:-1] + b', "more": 1}',
+}
+
+
+@pytest.mark.parametrize("folder", ["done", "sorted", ""])
+def test_a_kept_file_that_was_changed_is_named_and_nothing_is_said_of_any_record(
+    auditor: Auditor, folder: str
+) -> None:
+    auditor.replay(work="one")
+    file, other = (sorted((auditor.folder / "one" / folder).glob("*.json")) * 2)[:2]
+    raw = file.read_bytes()
+    for what, change in CHANGES.items():
+        if not folder and what in ("of another range", "a field more"):
+            continue  # There is one plan, and what it has more is not looked at.
+        file.write_bytes(change(raw, other.read_bytes()))
+        with pytest.raises(AresError, match=re.escape(str(file))):
+            auditor.replay(work="one")
+    file.write_bytes(raw)
+    assert auditor.replay(work="one")["holds"]
+
+
 def test_parts_of_an_indexed_job_cover_each_partition_once(auditor: Auditor) -> None:
     whole = auditor.replay()
     parts = [auditor.replay(part=(index, 4)) for index in range(4)]

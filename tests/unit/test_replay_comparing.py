@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from ares_stream.audit.replay.comparing import Comparison, Tolerance, compare
 from ares_stream.audit.replay.letters import Letter
+from ares_stream.audit.replay.models import Readings, recorded_opinion
 from ares_stream.audit.replay.recorded import (
     Carried,
     Output,
@@ -115,6 +117,41 @@ def test_a_difference_counts_by_its_field_and_shows_no_text(what: str) -> None:
     found, said = compared(recorded, replayed)
     assert (found, detail in said) == (agreement, True), said
     assert SECRET not in said
+
+
+HOSTILE = "xylo \x1b[31m canary"
+FORGED: dict[str, tuple[bytes, str]] = {
+    "a text in the place of a number": (changed("harm.probability", HOSTILE), "harm.probability"),
+    "a text in the place of a class": (changed("failure_class", HOSTILE), "failure_class"),
+    "a list in the place of a class": (changed("failure_class", [HOSTILE]), "failure_class"),
+    "a text as the name of a field": (changed(HOSTILE, 1), "a field of another name"),
+    "a text as the name of a judge": (changed(f"harm.judges.{HOSTILE}", 1.0), "another name"),
+    "no number": (changed("harm.probability", math.nan), "not JSON"),
+    **{
+        f"{deep} levels": (changed("x", "?").replace(b'"?"', b"[" * deep + b"]" * deep), what)
+        for deep, what in ((100, "x: not in the replay"), (900, "JSON"), (100_000, "JSON"))
+    },
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_whatever_a_forger_writes_into_a_verdict_is_one_finding_without_their_words(
+    what: str,
+) -> None:
+    recorded, told = FORGED[what]
+    agreement, detail = compared(recorded, json.dumps(BASE, separators=(",", ":")).encode())
+    assert (agreement, told in detail) == ("divergent", True), detail
+    assert "xylo" not in detail
+    assert "\x1b" not in detail
+
+
+def test_a_verdict_that_ends_as_one_and_is_none_gives_no_opinion() -> None:
+    raw = verdict(5, FailureClass.CLEAN).encode()
+    readings = Readings()
+    made = readings.of(raw)
+    forged = b"[[[" + raw[raw.index(b'"releases"') :]
+    assert readings.of(forged) == made
+    assert recorded_opinion(forged) is None
 
 
 def test_a_verdict_of_before_a_field_was_known_is_tolerated() -> None:

@@ -12,7 +12,6 @@ pending     behind the last record that was settled when the replay began
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +21,13 @@ from typing import Any, Final, Literal
 from ares_stream.audit.replay.letters import Letter, differing
 from ares_stream.audit.replay.recorded import Carried, Output, Recorded, frame_of, unframed
 from ares_stream.detection.assess import ScoredVerdict
+from ares_stream.errors import DecodeError
+from ares_stream.files.rows import parse_json
 from ares_stream.records.cloudevents import event_type
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.label import ReviewItem
 from ares_stream.records.repair import CoupledFailure
+from ares_stream.records.verdict import FailureClass
 from ares_stream.scoring.handler import Outputs
 from ares_stream.streaming.deadletters import batch_size
 from ares_stream.streaming.records import (
@@ -50,6 +52,8 @@ the tolerance."""
 _SCORES: Final = ("harm.", "reward.")
 _JOINED: Final = frozenset({"harm.coverage", "harm.domain", "reward.outlier"})
 """Fields that joined the verdict later: a scorer of before wrote none."""
+_FIELD: Final = re.compile(r"[a-z][a-z0-9_.]{0,63}")
+_CLASSES: Final = frozenset(item.value for item in FailureClass)
 _SIZE: Final = re.compile(r"its output of (\d+) bytes is larger")
 
 
@@ -213,8 +217,8 @@ def _verdicts(recorded: Recorded, replayed: OutboundRecord, tolerance: Tolerance
     if recorded.payload == replayed.value:
         return other or IDENTICAL
     try:
-        before, after = json.loads(recorded.payload), json.loads(replayed.value or b"")
-    except ValueError:
+        before, after = parse_json(recorded.payload), parse_json(replayed.value or b"")
+    except DecodeError:
         return Comparison("divergent", "the recorded verdict is not JSON")
     near: list[str] = []
     for path, was, now in _differences(before, after):
@@ -248,13 +252,21 @@ def _is_near(path: str, was: Any, now: Any, tolerance: Tolerance) -> bool:
 
 
 def _told(path: str, was: Any, now: Any) -> str:
-    """The field, and values where they are scores or a class: others may hold a label's text."""
-    shown = path.startswith(_SCORES) or path == "failure_class"
+    """The field, and values where they are scores or a class: others may hold a label's text, and
+    so may whatever a forger wrote in the place of any of them, or as a field's name."""
     if now is _ABSENT:
-        return f"{path}: not in the replay"
+        name = path if _FIELD.fullmatch(path) else "a field of another name"
+        return f"{name}: not in the replay"
     if was is _ABSENT:
         return f"{path}: not in the recorded verdict"
-    return f"{path}: {was} recorded, {now} replayed" if shown else f"{path}: another value"
+    shown = path.startswith(_SCORES) or path == "failure_class"
+    if shown and all(map(_is_plain, (was, now))):
+        return f"{path}: {was} recorded, {now} replayed"
+    return f"{path}: another value"
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and value in _CLASSES)
 
 
 def _followed(

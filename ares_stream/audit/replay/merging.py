@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from ares_stream.audit.replay.findings import OLDER, SCHEMA
 from ares_stream.audit.replay.report import listed, over, place_of
 from ares_stream.audit.replay.spec import Cell
-from ares_stream.errors import InputError
+from ares_stream.errors import DecodeError, InputError
 from ares_stream.files import validated
+from ares_stream.files.rows import parse_json
 
 _EQUAL: Final = (
     "mode", "of", "source", "since", "until", "chosen_offsets", "places", "tolerance",
@@ -102,8 +103,8 @@ class _Report(BaseModel):
 def parse(raw: bytes, name: str) -> Document:
     """The report of a part. Raises InputError, which names file and field."""
     try:
-        found = json.loads(raw)
-    except ValueError:
+        found = parse_json(raw)
+    except DecodeError:
         found = None
     if isinstance(found, dict) and found.get("schema") == OLDER:
         raise InputError(f"{name}: was made by an older version, which kept too little to merge")

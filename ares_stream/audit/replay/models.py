@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -119,9 +118,12 @@ def made_with(verdict: Verdict) -> MadeWith:
 
 
 def recorded_opinion(value: bytes) -> float | None:
-    """What the judge said that nobody can ask again."""
-    opinion = json.loads(value)["harm"]["judges"].get(ASKED)
-    return None if opinion is None else float(opinion)
+    """What the judge said that nobody can ask again; nothing in what is no verdict, though it ends
+    as one does."""
+    try:
+        return Verdict.decode(value).harm.judges.get(ASKED)
+    except DecodeError:
+        return None
 
 
 class RecordedJudge:

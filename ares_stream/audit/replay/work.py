@@ -6,6 +6,7 @@ entries/TOPIC-PARTITION/BLOCK/SORTED.bin    outputs, sorted by the block of thei
 sorted/SORTED.json                          a stretch of an output that is sorted
 done/BLOCK.json                             a block that is replayed
 reported                                    nothing of it is used again
+lock                                        held while a replay is at work here
 
 Every file appears whole. A stretch's entries are written before its own file, and written again
 where that one is not there.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +31,7 @@ from ares_stream.records.base import OffsetRange
 SCHEMA: Final = "ares.replay-work/2"
 PARTS: Final = "entries", "sorted", "done"
 REPORTED: Final = "reported"
+LOCK: Final = "lock"
 
 
 @dataclass(slots=True)
@@ -51,6 +54,23 @@ class Work:
     def __init__(self, folder: Path, block: int) -> None:
         self.folder = folder
         self._block = block
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else replays here meanwhile; a process that is killed holds nothing. Raises
+        SettingsError where somebody does."""
+        import fcntl
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / LOCK).open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SettingsError(
+                    f"{self.folder}: another replay is at work there; wait for it, or name another "
+                    "folder (--work)"
+                ) from None
+            yield
 
     def begin(self, spec: ReplaySpec, selection: Selection, part: tuple[int, int]) -> Selection:
         """Take the folder for a replay; what is there of the same one is gone on with, on the
@@ -80,18 +100,19 @@ class Work:
             (self.folder / REPORTED).unlink()
         if not self._plan.exists():
             present = {item.name for item in self.folder.iterdir()} if self.folder.is_dir() else ()
-            if set(present) - set(PARTS):
+            if set(present) - {*PARTS, LOCK}:
                 raise SettingsError(f"{self.folder}: holds other files; name an empty folder")
             return None
-        plan: dict[str, Any] = read_json(self._plan, dict)
+        plan = self._read(self._plan)
         if plan.get("schema") != SCHEMA:
             raise SettingsError(f"{self._plan}: not the plan of a replay; name another folder")
-        if plan["spec"] != spec.digest or plan["part"] != list(part):
+        if plan.get("spec") != spec.digest or plan.get("part") != list(part):
             raise SettingsError(
                 f"{self.folder}: holds a replay with other settings; name another folder, or "
                 "delete it"
             )
-        return Selection.of(plan["selection"])
+        with self._as_written(self._plan):
+            return Selection.of(plan["selection"])
 
     def reported(self) -> None:
         """The replay is told: the next one in this folder begins anew."""
@@ -119,8 +140,8 @@ class Work:
         file = self.folder / "sorted" / f"{job.name}.json"
         if not file.exists():
             return None
-        document: dict[str, Any] = read_json(file, dict)
-        return Sorted(**{**document, "job": job})
+        with self._as_written(file):
+            return Sorted(**self._of(job, file))
 
     def entries(self, job: Job, beside: int = 0) -> list[Recorded]:
         """Every output of the records of a block, or of one so many blocks beside it. Raises
@@ -148,11 +169,11 @@ class Work:
         file = self.folder / "done" / f"{job.name}.json"
         if not file.exists():
             return None
-        document: dict[str, Any] = read_json(file, dict)
-        document["job"] = job
-        document["cells"] = {name: Cell(**item) for name, item in document["cells"].items()}
-        document["models"] = [tuple(item) for item in document["models"]]
-        return BlockResult(**document)
+        with self._as_written(file):
+            document = self._of(job, file)
+            document["cells"] = {name: Cell(**item) for name, item in document["cells"].items()}
+            document["models"] = [tuple(item) for item in document["models"]]
+            return BlockResult(**document)
 
     def results(self, jobs: Iterable[Job]) -> Iterator[BlockResult]:
         """Of blocks that are all done."""
@@ -161,6 +182,25 @@ class Work:
             if result is None:
                 raise SettingsError(f"{self.folder}: {job.name} was deleted; begin again")
             yield result
+
+    def _read(self, file: Path) -> dict[str, Any]:
+        found: dict[str, Any] = read_json(file, dict)
+        return found
+
+    def _of(self, job: Job, file: Path) -> dict[str, Any]:
+        """What a job's file holds. Raises ValueError for another job's."""
+        document = self._read(file)
+        if document["job"] != asdict(job):
+            raise ValueError
+        return {**document, "job": job}
+
+    @contextmanager
+    def _as_written(self, file: Path) -> Iterator[None]:
+        """What is not as this class wrote it is a file that somebody changed."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise SettingsError(f"{file}: was changed; delete {self.folder}") from None
 
     def _write(self, file: Path, document: Any) -> None:
         write_whole(file, json.dumps(document).encode())
