@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_left, insort
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -105,6 +105,8 @@ class ReviewQueue:
         self._items: dict[str, Item] = {}
         self._by_interaction: dict[str, str] = {}
         self._open: list[tuple[float, str]] = []
+        self._waiting: Counter[Cell] = Counter()
+        """Open items by cell: counted as they come and go, since every page shows it."""
         self._labels: dict[str, dict[str, Label]] = {}
         self._keys: dict[bytes, tuple[str, str]] = {}
         self._leases: dict[str, list[Lease]] = defaultdict(list)
@@ -223,10 +225,7 @@ class ReviewQueue:
 
     def waiting_by_cell(self) -> dict[Cell, int]:
         """Items that lack an opinion, by cell."""
-        counts: dict[Cell, int] = defaultdict(int)
-        for _, name in self._open:
-            counts[self._items[name].cell] += 1
-        return counts
+        return dict(+self._waiting)
 
     def progress(self) -> list[Progress]:
         """One row per person, the busiest first."""
@@ -273,8 +272,9 @@ class ReviewQueue:
         listed = place < len(self._open) and self._open[place] == entry
         if self._is_open(item) and not listed:
             insort(self._open, entry)
+            self._waiting[item.cell] += 1
         elif listed and not self._is_open(item):
-            del self._open[place]
+            self._close(place, item)
             self._leases.pop(item.id, None)
 
     def _sort_in_interaction(self, interaction: str) -> None:
@@ -293,7 +293,11 @@ class ReviewQueue:
         entry = (rank(item), name)
         place = bisect_left(self._open, entry)
         if place < len(self._open) and self._open[place] == entry:
-            del self._open[place]
+            self._close(place, item)
+
+    def _close(self, place: int, item: Item) -> None:
+        del self._open[place]
+        self._waiting[item.cell] -= 1
 
     def _pop_label(self, key: bytes) -> str | None:
         found = self._keys.pop(key, None)

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -37,6 +38,7 @@ NOW = 1_800_000_000.0
 
 
 FIRST = Cell("contested", True)
+CELLS = (FIRST, Cell("flagged", True), Cell("unflagged", False))
 
 
 def item(number: int, cell: Cell = FIRST) -> Item:
@@ -132,12 +134,14 @@ def test_whatever_comes_in_whatever_order_open_items_are_those_that_lack_an_opin
         elif what == "undo":
             desk.remove_label(said.key)
         elif what == "add":
-            desk.add(item(number))
+            desk.add(item(number, CELLS[place % len(CELLS)]))
         else:
             desk.take(who, NOW + place)
         held = [found for n in range(10) if (found := desk.item_of(f"interaction-{n}"))]
         wanted = {x.id for x in held if len(desk.labels(x.interaction)) < desk.needed(x)}
         assert {name for _, name in desk._open} == wanted
+        cells = Counter(x.cell for x in held if x.id in wanted)
+        assert desk.waiting_by_cell() == dict(cells)
         assert len(held) <= 6
 
 
