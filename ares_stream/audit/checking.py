@@ -36,6 +36,8 @@ class PartitionReport:
     root: str
     note: str
     checkpoints: int
+    others: int
+    """Checkpoints of a notary of another name, passed over."""
     stamps: int
     stamped_size: int
     stamped_at: str | None
@@ -85,6 +87,8 @@ class Report:
                 f"{part.topic} {part.partition}: {part.leaves} leaves in {part.checkpoints} "
                 f"checkpoints: {counts}"
             )
+            if part.others:
+                yield f"  {part.others} checkpoints of a notary of another name, passed over"
             if part.stamped_at is not None:
                 yield f"  {part.stamped_size} of them stood at {part.stamped_at}, by time stamp"
             elif part.stamps:
@@ -180,6 +184,7 @@ def _part(
         root=chain.root,
         note=next((item.note for _, item in reversed(items) if item.size == chain.size), ""),
         checkpoints=chain.checkpoints,
+        others=chain.others,
         stamps=chain.stamps,
         stamped_size=chain.stamped_size,
         stamped_at=None if chain.stamped_at is None else chain.stamped_at.isoformat(),

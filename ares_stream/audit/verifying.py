@@ -76,6 +76,8 @@ class Chain:
     gaps: list[OffsetRange] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     checkpoints: int = 0
+    others: int = 0
+    """Checkpoints that a trusted key of another name signed: another notary's, passed over."""
     size: int = 0
     end: int = 0
     root: str = ""
@@ -120,18 +122,23 @@ def check_chain(
     stamped_at: Callable[[str, bytes], datetime] | None = None,
 ) -> Chain:
     """Check a partition's checkpoints, given with their offsets on the checkpoints topic and in
-    that order. `name` is the notary's; `known` are heads that the auditor kept from before: one
+    that order. `name` is the notary's; what keys of other names signed under theirs is passed over.
+    `known` are heads that the auditor kept from before: one
     that the topic no longer has tells that it was cut or made anew. `stamped_at` gives the time
     of a note's token and raises IntegrityError; without it time stamps are only counted."""
     chain = Chain(topic, partition)
     origin = tree_origin(name, topic, partition)
+    own = [key for key in keys if key.name == name]
     wanted = {head.size: head for head in known if head.origin == origin}
     tree: MerkleRange | None = MerkleRange()
     hasher = Hasher(topic, partition)
     for place, item in checkpoints:
+        if _is_of_another(item, name, keys):
+            chain.others += 1
+            continue
         chain.checkpoints += 1
         try:
-            before, after, head = _opened(item, origin, keys, hasher)
+            before, after, head = _opened(item, origin, own, hasher)
         except IntegrityError as error:
             chain.differences.append(
                 Difference(
@@ -209,6 +216,19 @@ def _check_stamp(
                 "bad_stamp", f"checkpoint at offset {place}: {error}",
             )
         )  # fmt: skip
+
+
+def _is_of_another(item: Checkpoint, name: str, keys: Sequence[NoteKey]) -> bool:
+    """Whether a trusted key of another name signed it under that name."""
+    others = [key for key in keys if key.name != name]
+    if not others:
+        return False
+    try:
+        text, signed = open_note(item.note, others)
+        origin = TreeHead.parse(text).origin
+    except IntegrityError:
+        return False
+    return origin in {tree_origin(key.name, item.topic, item.partition) for key in signed}
 
 
 def _opened(

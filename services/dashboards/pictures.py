@@ -149,6 +149,8 @@ def _lines(panel: Panel, width: int, shown: Sequence[Series]) -> str:
         f'<line x1="{left}" x2="{right}" y1="{y:.0f}" y2="{y:.0f}" stroke="#e6e8ec"/>'
         + _text(left - 6, y + 4, _shown(value, panel.unit), 10, "#666", "end")
         for y, value in ((bottom, low), ((top + bottom) / 2, (low + high) / 2), (top, high))
+        # Between yes and no there is nothing.
+        if panel.unit != "bool" or value in (low, high)
     ]
     for place, line in reversed(list(enumerate(drawn))):
         colour = COLOURS[place % len(COLOURS)]
@@ -181,7 +183,7 @@ def _stacked(shown: Sequence[Series]) -> list[Series]:
 
 
 def _legend(shown: Sequence[Series], width: int) -> str:
-    named = [line.name for line in shown[:LEGEND]]
+    named = _distinct([line.name for line in shown])[:LEGEND]
     room = (width - 24) / max(1, len(named))
     parts = []
     for place, name in enumerate(named):
@@ -283,6 +285,14 @@ def _shown(value: float, unit: str) -> str:
         if abs(value) >= factor:
             return f"{value / factor:.3g} {suffix}{after.strip()}".strip()
     return f"{value:.3g}{after}"
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names without the words that all of them begin with."""
+    first, last = min(names), max(names)
+    same = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    words = max(first.rfind(mark, 0, same) for mark in ". -") + 1
+    return [name[words:] for name in names]
 
 
 def _cut(text: str, room: float) -> str:

@@ -34,6 +34,7 @@ def notarise(
     salted: bool = False,
     keyed: bool = False,
     signers: Sequence[NoteSigner] = (SIGNER,),
+    name: str = NAME,
 ) -> Notarised:
     """A checkpoint after each `every` records and at the end."""
     topic, partition = records[0].topic, records[0].partition
@@ -53,7 +54,7 @@ def notarise(
                 subject=subject_hash(salt, record.key),
             )  # fmt: skip
         if number % every == 0 or number == len(records):
-            made.append((len(made) * 2, grown.checkpoint(NAME, signers, NOON)))
+            made.append((len(made) * 2, grown.checkpoint(name, signers, NOON)))
             grown.signed()
     return Notarised(list(records), made, salts)
 

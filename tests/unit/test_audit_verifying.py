@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ares_stream.audit.leaves import Hasher, Leaf, content_hash, unpack
-from ares_stream.audit.notes import NoteSigner, TreeHead, open_note
+from ares_stream.audit.notes import NoteKey, NoteSigner, TreeHead, open_note
 from ares_stream.audit.verifying import Chain, Comparison, check_chain, compare
 from ares_stream.errors import IntegrityError
 from ares_stream.records.checkpoint import Checkpoint, Salt
@@ -320,3 +320,29 @@ def test_a_time_stamp_says_how_many_leaves_stood_and_a_bad_one_is_found() -> Non
     chain = checked(signed, stamped_at=stamped_at)
     assert [(x.kind, x.start) for x in chain.differences] == [("bad_stamp", item.start)]
     assert chain.stamped_size == 40
+
+
+def test_a_notary_of_another_name_is_passed_over_where_its_key_is_trusted() -> None:
+    """As the notary tells whose topic was made anew: it goes on under another name."""
+    other = NoteSigner.generate("notary.example/ares-2")
+    before, after = (
+        notarise(records_of(30)),
+        notarise(records_of(50), signers=[other], name=other.key.name),
+    )
+    both = [*before.checkpoints, *((100 + at, item) for at, item in after.checkpoints)]
+    first = records_of(1)[0]
+
+    def chain(*keys: NoteKey) -> Chain:
+        return check_chain(first.topic, first.partition, both, name=keys[0].name, keys=keys)
+
+    new, old = chain(other.key, SIGNER.key), chain(SIGNER.key, other.key)
+    assert (new.size, new.others, new.differences) == (50, 3, [])
+    assert (old.size, old.others, old.differences) == (30, 5, [])
+    # Nobody's word is taken for it.
+    assert {item.kind for item in chain(other.key).differences} == {"forged"}
+    # Nor is a trusted key's word for a name that is not its own.
+    strange = notarise(records_of(50), signers=[other])
+    alone = check_chain(
+        first.topic, first.partition, strange.checkpoints, name=NAME, keys=[SIGNER.key, other.key]
+    )
+    assert {item.kind for item in alone.differences} == {"forged"}

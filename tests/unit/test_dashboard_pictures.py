@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -79,3 +80,19 @@ def test_what_is_gone_by_now_is_not_shown_as_present(kind: str) -> None:
     shown = texts(draw(page(kind=kind), {"One <panel>": found}, ""))
     assert "here" in shown
     assert "gone" not in shown
+
+
+def test_a_legend_leaves_out_what_all_its_series_begin_with() -> None:
+    found = [series(f"ares.interactions.{lane}", 1.0, 2.0) for lane in ("probe", "production")]
+    one = page(kind="lines")
+    shown = texts(draw(one, {"One <panel>": found}, ""))
+    assert {"probe", "production"} <= set(shown)
+    alone = texts(draw(one, {"One <panel>": found[:1]}, ""))
+    assert "ares.interactions.probe" in " ".join(alone)
+
+
+def test_between_yes_and_no_an_axis_has_nothing() -> None:
+    one = page(kind="lines")
+    one = replace(one, rows=(Row("A row", (replace(one.rows[0].panels[0], unit="bool"),)),))
+    shown = texts(draw(one, {"One <panel>": [series("a", 0.0, 1.0)]}, ""))
+    assert (shown.count("yes"), shown.count("no")) == (1, 1)
