@@ -143,7 +143,12 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
             reason = await self._other_protocol(error)
             if reason is None:
                 raise
+            self.close()
             raise LoginError(reason) from error
+        except asyncio.CancelledError:
+            # aiokafka lets go of what it asks first and is told to stop: it would stay open.
+            self.close()
+            raise
 
     async def _other_protocol(self, error: BaseException) -> str | None:
         """That the port speaks another protocol than this connection, where it says so."""

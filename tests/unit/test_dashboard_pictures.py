@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -92,7 +91,7 @@ def test_a_legend_leaves_out_what_all_its_series_begin_with() -> None:
 
 
 def test_between_yes_and_no_an_axis_has_nothing() -> None:
-    one = page(kind="lines")
-    one = replace(one, rows=(Row("A row", (replace(one.rows[0].panels[0], unit="bool"),)),))
-    shown = texts(draw(one, {"One <panel>": [series("a", 0.0, 1.0)]}, ""))
+    panel = Panel("One", "bool", "What it shows.", (Query("up{@}", "{{job}}"),))
+    one = Page("x", "a page", "About it.", (Row("A row", (panel,)),))
+    shown = texts(draw(one, {"One": [series("a", 0.0, 1.0)]}, ""))
     assert (shown.count("yes"), shown.count("no")) == (1, 1)

@@ -115,6 +115,39 @@ async def test_a_connection_that_its_broker_ended_is_closed_when_it_is_asked_for
         await broker.wait_closed()
 
 
+async def test_a_client_that_is_told_to_stop_before_its_first_answer_leaves_no_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held: list[client.Connection] = []
+
+    async def any_version(self: client.Connection) -> None:
+        self._versions = {3: (0, 1)}
+        held.append(self)  # Whoever logs the error, or waits for it, holds it as well.
+
+    monkeypatch.setattr(client.Connection, "_do_version_lookup", any_version)
+    asked: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+
+    async def broker(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(4)
+        await asked.put((reader, writer))
+
+    server = await asyncio.start_server(broker, "127.0.0.1")
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        kafka = aiokafka.client.AIOKafkaClient(bootstrap_servers=f"127.0.0.1:{port}")
+        task = asyncio.create_task(kafka.bootstrap())
+        reader, writer = await asked.get()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with asyncio.timeout(10):
+            await reader.read()  # Ends where the client has closed its side.
+        assert not held[0].connected()
+        writer.close()
+        await writer.wait_closed()
+        await kafka.close()
+
+
 def test_a_producer_that_a_broker_calls_fenced_is_fenced() -> None:
     assert client.PRODUCER_FENCED == 90
     assert for_code(90) is InvalidProducerEpoch
