@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -67,6 +68,9 @@ MAX_BENIGN: Final = 5_000
 """Rows of `console.reference` that are compared; memory grows with their text."""
 READ_SECONDS: Final = 10.0
 """A person waits no longer for a text."""
+READERS: Final = 4
+"""Texts that are read at once, each by a consumer of its own: who opens fifty tabs opens no fifty
+connections to each broker."""
 
 
 class ConsoleService:
@@ -185,6 +189,7 @@ class Writer:
         self._registry = Registry(settings.registry.store())
         self._publishing = asyncio.Lock()
         self._explaining = asyncio.Lock()
+        self._reading = asyncio.Semaphore(READERS)
         self._reward: ScoringModel | None = None
         self._benign: BenignIndex | None = None
         self._search: asyncio.Task[None] | None = None
@@ -205,10 +210,12 @@ class Writer:
         where = OffsetRange(
             topic=place.topic, partition=place.partition, start=place.offset, end=place.offset + 1
         )
-        async for record in read(self._settings.kafka, [where], stall_seconds=READ_SECONDS):
-            is_failure = place.topic == topic_name(self._settings.topic_prefix, topics.REPAIR)
-            decode = CoupledFailure.decode if is_failure else ReviewItem.decode
-            return decode(record.value or b"").interaction
+        found = read(self._settings.kafka, [where], stall_seconds=READ_SECONDS)
+        async with self._reading, aclosing(found) as records:
+            async for record in records:
+                is_failure = place.topic == topic_name(self._settings.topic_prefix, topics.REPAIR)
+                decode = CoupledFailure.decode if is_failure else ReviewItem.decode
+                return decode(record.value or b"").interaction
         raise ReadError(f"{place.topic} {place.partition}@{place.offset}: is no longer there")
 
     async def why(self, interaction: Interaction) -> Why:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -29,7 +29,7 @@ from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.topics import specs, topic_name
 from ares_stream.records.verdict import FailureClass
 from ares_stream.repair.gate import GatePolicy, Table, decide
-from ares_stream.services.console import ConsoleService
+from ares_stream.services.console import READERS, ConsoleService
 from ares_stream.services.lifecycle import Life, Stopped
 from ares_stream.services.settings import Settings
 from ares_stream.streaming.admin import create_topics
@@ -265,6 +265,31 @@ async def test_who_has_seen_what_others_say_is_known_to_another_console_also_aft
             assert restarted.desk.queue.waiting == 4
             assert not restarted.desk.queue.is_free(item, "ada", 0.0)
             assert restarted.desk.queue.is_free(item, "bob", 0.0)
+
+
+async def test_who_opens_many_tabs_gets_every_text_by_a_few_readers(
+    console: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = most = 0
+
+    async def counted(*arguments: Any, **named: Any) -> AsyncIterator[InboundRecord]:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        try:
+            async for record in read(*arguments, **named):
+                yield record
+        finally:
+            now -= 1
+
+    monkeypatch.setattr("ares_stream.services.console.read", counted)
+    async with client(console, "ada") as ada:
+        form = {"form_token": token_of((await ada.get("/")).text)}
+        path = (await ada.post("/take", data=form)).url.path
+        shown = await asyncio.gather(*(ada.get(path, params={"text": "1"}) for _ in range(20)))
+    assert {page.status_code for page in shown} == {200}
+    assert all("question" in page.text for page in shown)
+    assert (now, most <= READERS) == (0, True)
 
 
 async def test_a_rejected_repair_shows_what_the_gate_said_though_no_release_names_it(
