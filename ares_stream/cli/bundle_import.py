@@ -174,6 +174,10 @@ def _templates(first: Path | None, second: Path | None) -> tuple[str, str | None
 
 
 def _tell(found: Candidate, readings: Sequence[Reading]) -> None:
+    import numpy as np
+
+    from ares_stream.training.onnx_import import ENDS_IN_ONE, looks_like_probabilities
+
     outputs = found.outputs
     read = ", ".join(found.labels[number] for number in outputs.labels)
     pair = found.inputs.template.second is not None
@@ -182,4 +186,6 @@ def _tell(found: Candidate, readings: Sequence[Reading]) -> None:
     for number, item in enumerate(readings, 1):
         given = ", ".join(f"{value:.4f}" for value in item.outputs)
         typer.echo(f"{number:>2}  {item.tokens:>5} tokens  [{given}]  {item.value:.4f}")
+    if found.assumed and looks_like_probabilities(np.array([item.outputs for item in readings])):
+        typer.echo(f"note        {ENDS_IN_ONE}")
     typer.echo("nothing was written")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
@@ -24,10 +25,13 @@ warnings are about graph details nobody can change."""
 _NO_MEMORY: Final = ("failed to allocate", "bad allocation", "bad_alloc", "out of memory")
 """How ONNX Runtime and CUDA say it; there is no class of its own."""
 
+INPUTS: Final = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
+_NUMBERS: Final = {"tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"}
 POOLED: Final = "pooled"
 """The output that a domain is about: the mean of the tokens' last hidden states, [n, hidden]."""
 
 Array = npt.NDArray[np.float32]
+_LONGEST_REASON: Final = 300
 _DTYPES: Final = {"float": "float32", "double": "float64"}
 """Names of ONNX Runtime that numpy has others for."""
 
@@ -86,9 +90,7 @@ class OnnxModel:
                 provider_options=[{"use_tf32": str(int(tf32))} if provider == "cuda" else {}],
             )
         except Exception as error:  # ORT raises classes of a private module
-            raise BundleError(
-                f"{bundle.model}: cannot be loaded: {type(error).__name__}"
-            ) from error
+            raise BundleError(f"{bundle.model}: cannot be loaded: {_reason(error)}") from error
         active = self._session.get_providers()[0]
         if active != wanted:
             raise ProviderError(f"asked for {wanted}, {active} is in use; check the CUDA libraries")
@@ -97,15 +99,19 @@ class OnnxModel:
             item.name: np.dtype(np.int32 if item.type == "tensor(int32)" else np.int64)
             for item in self._session.get_inputs()
         }
-        unknown = self._inputs.keys() - {"input_ids", "attention_mask", "token_type_ids"}
+        unknown = self._inputs.keys() - INPUTS
         if unknown or "input_ids" not in self._inputs:
             raise BundleError(
                 f"{bundle.model}: takes {', '.join(sorted(self._inputs))}; a classifier takes "
-                "input_ids, attention_mask and perhaps token_type_ids"
+                "input_ids, attention_mask and perhaps token_type_ids and position_ids"
             )
         types = {item.name: item.type for item in self._session.get_outputs()}
-        outputs = list(types)
-        self._outputs = ["logits" if "logits" in outputs else outputs[0]]
+        # Beside them some give the label's number, or a map of all.
+        outputs = [name for name, kind in types.items() if kind in _NUMBERS]
+        given = [name for name in outputs if name != POOLED]
+        if not given:
+            raise BundleError(f"{bundle.model}: gives no tensor of real numbers")
+        self._outputs = ["logits" if "logits" in given else given[0]]
         kind = types[self._outputs[0]].removeprefix("tensor(").removesuffix(")")
         self.dtype: str = _DTYPES.get(kind, kind)
         """Number type of the logits, such as float32."""
@@ -164,6 +170,8 @@ class OnnxModel:
                     value[row, : len(item)] = item.ids
                 elif name == "attention_mask":
                     value[row, : len(item)] = 1
+                elif name == "position_ids":
+                    value[row, : len(item)] = np.arange(len(item))
                 else:
                     value[row, : len(item)] = item.types
         return feed
@@ -176,6 +184,15 @@ class OnnxModel:
             binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(binding)
         return binding.copy_outputs_to_cpu()
+
+
+def _reason(error: Exception) -> str:
+    """What ONNX Runtime says of a file, without its own code, source lines and the file's name."""
+    said = " ".join(str(error).split())
+    said = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", said)
+    said = re.sub(r"^Load model from .*? failed: ?", "", said)
+    said = re.sub(r"^/\S+:\d+ .*?\) (?=[A-Z])", "", said)
+    return said[:_LONGEST_REASON] or type(error).__name__
 
 
 def _is_short_of_memory(reason: str) -> bool:

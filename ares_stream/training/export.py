@@ -45,6 +45,7 @@ from ares_stream.training.checkpoints import (
 )
 from ares_stream.training.domain import MIN_REFERENCE, DomainRows, fit_domain
 from ares_stream.training.inputs import Inputs
+from ares_stream.training.labels import harmful_labels
 from ares_stream.training.parity import check_tokens, check_words, measure
 from ares_stream.training.samples import sample_conversations
 
@@ -158,24 +159,10 @@ def _outputs(kind: Kind, checkpoint: Checkpoint, labels: Sequence[str]) -> Outpu
         if len(names) != 1:
             raise BundleError(f"{checkpoint.source}: {len(names)} labels; a reward model has one")
         return Outputs(activation="identity", labels=(0,))
-    chosen = tuple(_label(label, names, checkpoint.source) for label in labels)
+    chosen = harmful_labels(checkpoint.source, names, labels)
     several = checkpoint.model.config.problem_type == "multi_label_classification"
-    if len(names) == 1:
-        return Outputs(activation="sigmoid", labels=(0,))
-    if not chosen and len(names) > 2:
-        raise BundleError(
-            f"{checkpoint.source}: which labels are harmful? Name them with --label: "
-            f"{', '.join(names)}"
-        )
-    return Outputs(activation="sigmoid" if several else "softmax", labels=chosen or (1,))
-
-
-def _label(label: str, names: Sequence[str], source: str) -> int:
-    if label in names:
-        return names.index(label)
-    if label.isdecimal() and int(label) < len(names):
-        return int(label)
-    raise BundleError(f"{source}: no label {label}; there are {', '.join(names)}")
+    one = several or len(names) == 1
+    return Outputs(activation="sigmoid" if one else "softmax", labels=chosen)
 
 
 @contextlib.contextmanager

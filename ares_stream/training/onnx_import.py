@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,7 +25,11 @@ from numpy.typing import NDArray
 from ares_stream.errors import BundleError, ScoringError
 from ares_stream.files import unwritable
 from ares_stream.models.bundles import (
+    DOMAIN,
+    MANIFEST,
     MODEL,
+    SIGNATURE,
+    TOKENIZER,
     Activation,
     Bundle,
     Kind,
@@ -44,10 +50,21 @@ from ares_stream.scoring.tokenising import InputEncoder, Tokens
 from ares_stream.training.domain import DomainRows, fit_domain
 from ares_stream.training.examples import Expected
 from ares_stream.training.inputs import MAX_UNKNOWN, Inputs, share_of_unknown, texts
+from ares_stream.training.labels import harmful_labels, label_number
 from ares_stream.training.samples import sample_conversations
 
 TOLERANCE: Final = 1e-3
 """Of a logit; the same as at export."""
+SUM_SLACK: Final = 1e-3
+"""Of probabilities of 16 bits."""
+LEAST_ROWS: Final = 3
+"""Fewer may lie between 0 and 1 by chance."""
+ENDS_IN_ONE: Final = (
+    "its outputs look like probabilities already; say --activation probability, or softmax or "
+    "sigmoid if they are logits"
+)
+_LOCATION: Final = re.compile(rb"\x0a\x08location\x12")
+_ONE_BYTE: Final = 0x7F
 _PLACES: Final = ("model.onnx", "onnx/model.onnx")
 _DRY: Final = 6
 
@@ -74,13 +91,7 @@ class OnnxSource:
         else:
             raise BundleError(f"{path}: no such file; name an ONNX file or its directory")
         check_fetched(model)
-        weights = tuple(
-            file
-            for suffix in (".data", "_data")
-            if (file := model.with_name(model.name + suffix)).is_file()
-        )
-        for file in weights:
-            check_fetched(file)
+        weights = tuple(_weights(model, name) for name in sorted(external_files(model)))
         homes = (model.parent, model.parent.parent) if tokenizer is None else (tokenizer,)
         for home in homes:
             file = home if home.is_file() else home / "tokenizer.json"
@@ -104,6 +115,19 @@ class OnnxSource:
             return []
 
 
+def _weights(model: Path, name: str) -> Path:
+    file = model.with_name(name) if name == Path(name).name else None
+    if file is None or name in (MODEL, TOKENIZER, DOMAIN, MANIFEST, SIGNATURE):
+        raise BundleError(
+            f"{model}: keeps weights in {name[:128]!r}; save it with its weights in one file "
+            "beside it, such as model.onnx.data"
+        )
+    if not file.is_file():
+        raise BundleError(f"{model}: its weights {name} are not beside it; fetch them")
+    check_fetched(file)
+    return file
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """One conversation in a dry run: tokens, the model's outputs, and the number read of them."""
@@ -122,6 +146,8 @@ class Candidate:
     inputs: Inputs
     outputs: Outputs
     labels: list[str]
+    assumed: bool = False
+    """Whether nobody said what makes probabilities of the outputs."""
 
 
 def candidate(
@@ -143,7 +169,9 @@ def candidate(
         raise BundleError(
             f"{source.model}: gives {width} outputs, config.json names {len(names)} labels"
         )
-    return Candidate(source, kind, inputs, _outputs(source, kind, names, labels, activation), names)
+    outputs = _outputs(source, kind, names, labels, activation)
+    assumed = kind == "harm" and activation is None
+    return Candidate(source, kind, inputs, outputs, names, assumed)
 
 
 def try_out(found: Candidate, sample: Sequence[Interaction] = ()) -> list[Reading]:
@@ -228,13 +256,24 @@ def _compare(
             f"{found.source.model}: differs from expected row {place} by {worst:.2g} (allowed "
             f"{tolerance:g}); see with --dry-run which template, label or activation it is"
         )
+    # Scores prove how outputs are read, the outputs themselves do not.
+    if (
+        found.assumed
+        and any(item.logits is not None for item in expected)
+        and looks_like_probabilities(logits)
+    ):
+        raise BundleError(f"{found.source.model}: {ENDS_IN_ONE}")
     return Parity(max_abs_difference=worst, cases=len(expected))
 
 
 def _logits(draft: Bundle, rows: Sequence[Tokens]) -> NDArray[np.float32]:
     """Each alone; as a batch it must say the same."""
-    onnx = OnnxModel(draft, "cpu")
     name = draft.manifest.name
+    try:
+        onnx = OnnxModel(draft, "cpu")
+    except BundleError as error:
+        reason = error.unmasked.replace(str(draft.model), name)
+        raise BundleError(reason) from None
     try:
         alone = np.concatenate([onnx.run([row]) for row in rows])
         together = onnx.run(rows)
@@ -289,29 +328,47 @@ def _outputs(
     labels: Sequence[str],
     activation: Activation | None,
 ) -> Outputs:
-    chosen = tuple(_label(label, names, source.model) for label in labels)
     if kind == "reward":
-        if len(names) != 1 and len(chosen) != 1:
+        wanted = tuple(label_number(source.model, names, label) for label in labels)
+        if len(names) != 1 and len(wanted) != 1:
             raise BundleError(
                 f"{source.model}: gives {len(names)} outputs; name the one that is the reward "
                 "(--label)"
             )
-        return Outputs(activation="identity", labels=chosen or (0,))
-    if not chosen and len(names) > 2:
-        raise BundleError(
-            f"{source.model}: which labels are harmful? Name them with --label: {', '.join(names)}"
-        )
+        return Outputs(activation="identity", labels=wanted or (0,))
+    chosen = harmful_labels(source.model, names, labels)
     several = source.config.get("problem_type") == "multi_label_classification"
     usual: Activation = "sigmoid" if several or len(names) == 1 else "softmax"
-    return Outputs(activation=activation or usual, labels=chosen or (len(names) - 1,))
+    return Outputs(activation=activation or usual, labels=chosen)
 
 
-def _label(label: str, names: Sequence[str], source: Path) -> int:
-    if label in names:
-        return names.index(label)
-    if label.isdecimal() and int(label) < len(names):
-        return int(label)
-    raise BundleError(f"{source}: no label {label}; there are {', '.join(names)}")
+def looks_like_probabilities(logits: NDArray[np.float32]) -> bool:
+    """Whether outputs [rows, labels] are probabilities already: rows that add up to 1, or numbers
+    that differ and all lie inside of 0 and 1. Logits of several texts hardly do."""
+    if len(logits) < LEAST_ROWS or logits.min() < 0.0 or logits.max() > 1.0:
+        return False
+    if logits.shape[1] > 1 and bool(np.all(np.abs(logits.sum(axis=1) - 1.0) < SUM_SLACK)):
+        return True
+    return float(np.ptp(logits, axis=0).max()) > SUM_SLACK
+
+
+def external_files(model: Path) -> set[str]:
+    """Names of the files that an ONNX model keeps its weights in, beside it: the values of
+    `location` among the external data of its tensors (onnx.proto3, TensorProto)."""
+    if not model.stat().st_size:
+        return set()
+    found: set[str] = set()
+    with (
+        model.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        for entry in _LOCATION.finditer(content):
+            size, place = content[entry.end()], entry.end() + 1
+            if size > _ONE_BYTE:  # A length of two bytes: a name is no longer.
+                size, place = size - _ONE_BYTE - 1 + (content[place] << 7), place + 1
+            with contextlib.suppress(UnicodeDecodeError):
+                found.add(content[place : place + size].decode())
+    return found
 
 
 @contextlib.contextmanager

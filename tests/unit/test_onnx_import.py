@@ -192,6 +192,122 @@ def test_inputs_of_32_bits_are_fed(model: Path, tmp_path: Path, write: Callable[
     run(model, "--out", tmp_path / "out", "--expected", expected)
 
 
+def end_in_probabilities(model: Path, operator: str) -> None:
+    proto = onnx.load(model / "model.onnx")
+    (last,) = [node for node in proto.graph.node if "logits" in node.output]
+    last.output[0] = "raw"
+    proto.graph.node.append(helper.make_node(operator, ["raw"], ["logits"]))
+    onnx.save(proto, model / "model.onnx")
+
+
+def probabilities(said: str, operator: str) -> list[float]:
+    raw = np.array([0.0, logit(said)])
+    found = np.exp(raw) / np.exp(raw).sum() if operator == "Softmax" else 1 / (1 + np.exp(-raw))
+    return [float(value) for value in found]
+
+
+@pytest.mark.parametrize("operator", ["Softmax", "Sigmoid"])
+def test_a_model_that_ends_in_probabilities_is_not_read_as_logits_without_a_word(
+    operator: str, model: Path, tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    end_in_probabilities(model, operator)
+    expected = write([row(said, logits=probabilities(said, operator)) for said in SAID])
+    options = ["--out", tmp_path / "out", "--expected", expected]
+    said = run(model, *options, code=2)
+    assert "its outputs look like probabilities already; say --activation probability" in said
+    assert not (tmp_path / "out").exists()
+    assert "note its outputs look like probabilities" in run(
+        model, "--dry-run", "--expected", expected
+    )
+    run(model, *options, "--activation", "probability")
+    judge = ScoringModel(load_bundle(tmp_path / "out"), "cpu")
+    assert raw_scores(judge.bundle, [conversation("dull", "bad")]) == pytest.approx(
+        [probabilities("bad", operator)[1]], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (["unsafe", "safe"], None), (["TOXIC", "non-toxic"], None), (["hate", "nothate"], None),
+        (["jailbreak", "benign"], None), (["flagged", "Not_Flagged"], None), (["bad", "OK"], None),
+        (["safe", "unsafe"], "unsafe"), (["neutral", "toxic"], "toxic"),
+        (["LABEL_0", "LABEL_1"], "LABEL_1"), (["ok", "inappropriate"], "inappropriate"),
+    ],
+)  # fmt: skip
+def test_a_label_that_is_called_harmless_is_not_taken_for_harm(
+    names: list[str], read: str | None, model: Path
+) -> None:
+    (model / "config.json").write_text(json.dumps({"id2label": dict(enumerate(names))}))
+    if read is None:
+        said = run(model, "--dry-run", code=2)
+        assert f"of its labels {', '.join(names)} the second" in said
+        read = names[0]
+        assert f"read: {read} by" in run(model, "--dry-run", "--label", read)
+    else:
+        assert f"read: {read} by" in run(model, "--dry-run")
+
+
+def apart(model: Path, location: str) -> None:
+    """Keep the model's table in a file of its own."""
+    proto = onnx.load(model / "model.onnx")
+    (table,) = [item for item in proto.graph.initializer if item.name == "table"]
+    (model / location).parent.mkdir(exist_ok=True)
+    (model / location).write_bytes(table.raw_data)
+    onnx.external_data_helper.set_external_data(table, location)
+    table.ClearField("raw_data")
+    (model / "model.onnx").write_bytes(proto.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "location", ["model.onnx.data", "weights.bin", "onnx::MatMul_123", "w" * 200]
+)
+def test_weights_beside_the_model_come_along_whatever_their_name(
+    location: str, model: Path, tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    apart(model, location)
+    expected = write([row(said, logits=[0.0, logit(said)]) for said in SAID])
+    run(model, "--out", tmp_path / "out", "--expected", expected)
+    found = load_bundle(tmp_path / "out")
+    assert location in found.manifest.files
+    assert ScoringModel(found, "cpu").opinions([(conversation("dull", "bad"), "bad")])
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("folder/weights.bin", "keeps weights in 'folder/weights.bin'; save it with its weights"),
+        ("tokenizer.json", "keeps weights in 'tokenizer.json'"),
+        ("gone.bin", "its weights gone.bin are not beside it; fetch them"),
+        ("../outside.bin", "keeps weights in '../outside.bin'"),
+    ],
+)
+def test_weights_that_cannot_come_along_are_named(location: str, reason: str, model: Path) -> None:
+    tokenizer = (model / "tokenizer.json").read_bytes()
+    apart(model, location)
+    (model / "tokenizer.json").write_bytes(tokenizer)
+    (model / "gone.bin").unlink(missing_ok=True)
+    assert reason in run(model, "--dry-run", code=2)
+
+
+def test_the_label_that_some_models_give_beside_their_numbers_is_not_read(
+    model: Path, tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    proto = onnx.load(model / "model.onnx")
+    proto.graph.node.append(helper.make_node("ArgMax", ["logits"], ["label"], axis=1, keepdims=0))
+    proto.graph.node.append(helper.make_node("Identity", ["logits"], ["scores"]))
+    del proto.graph.output[:]
+    proto.graph.output.extend(
+        [
+            helper.make_tensor_value_info("label", TensorProto.INT64, ["batch"]),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 2]),
+        ]
+    )
+    onnx.save(proto, model / "model.onnx")
+    expected = write([row(said, logits=[0.0, logit(said)]) for said in SAID])
+    run(model, "--out", tmp_path / "out", "--expected", expected)
+
+
 def fixed_shape(model: Path) -> None:
     proto = onnx.load(model / "model.onnx")
     for item in proto.graph.input:
@@ -212,6 +328,12 @@ def deaf_to_the_mask(model: Path) -> None:
     onnx.save(proto, model / "model.onnx")
 
 
+def of_a_later_version(model: Path) -> None:
+    proto = onnx.load(model / "model.onnx")
+    proto.ir_version = 99
+    (model / "model.onnx").write_bytes(proto.SerializeToString())
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no model": (lambda model: (model / "model.onnx").unlink(), "holds no model.onnx"),
     "no tokenizer": (lambda model: (model / "tokenizer.json").unlink(), "holds no tokenizer.json"),
@@ -223,7 +345,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "model of noise": (
         lambda model: (model / "model.onnx").write_bytes(b"\x00\x01" * 40),
-        "cannot be loaded",
+        "model/model.onnx: cannot be loaded: Protobuf parsing failed",
+    ),
+    "of a later version": (
+        of_a_later_version,
+        "model/model.onnx: cannot be loaded: Unsupported model IR version: 99",
     ),
     "tokenizer of noise": (
         lambda model: (model / "tokenizer.json").write_text("{"),
