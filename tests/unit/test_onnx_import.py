@@ -212,7 +212,7 @@ def test_a_model_that_ends_in_probabilities_is_not_read_as_logits_without_a_word
 ) -> None:
     end_in_probabilities(model, operator)
     expected = write([row(said, logits=probabilities(said, operator)) for said in SAID])
-    options = ["--out", tmp_path / "out", "--expected", expected]
+    options: list[str | Path] = ["--out", tmp_path / "out", "--expected", expected]
     said = run(model, *options, code=2)
     assert "its outputs look like probabilities already; say --activation probability" in said
     assert not (tmp_path / "out").exists()

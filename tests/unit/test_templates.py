@@ -10,6 +10,7 @@ from transformers.utils.chat_template_utils import render_jinja_template as unty
 
 from ares_stream.errors import BundleError, ScoringError
 from ares_stream.records.interaction import Interaction, Message, Policy, Role
+from ares_stream.scoring import interpreter
 from ares_stream.scoring.templates import compile_template, with_special_tokens
 
 render_jinja_template: Any = untyped
@@ -43,6 +44,16 @@ TEMPLATES = {
     "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
     "{% endfor %}{{ ns.n }}",
     "trimmed": "{% for m in messages %}{{ m['content'] | trim }}{{ '\\n' }}{% endfor %}",
+    "looks ahead": "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{% if not loop.last %}"
+    "{{ loop.nextitem.role }}{% endif %}{% if loop.first %}{{ loop.revindex0 }}{% endif %}"
+    "{{ loop.previtem is defined }}{% else %}none{% endfor %}",
+    "chosen": "{% for m in messages[::-1] if m.role == 'user' %}{{ loop.cycle('a', 'b') }}"
+    "{{ m.content }}{% else %}nobody{% endfor %}",
+    "items": "{% for k, v in messages[0].items() %}{{ k }}={{ v }}{% endfor %}",
+    "recursive": "{% for m in [[1, [2, [3]]]] recursive %}{% if m is iterable %}({{ loop(m) }})"
+    "{% else %}{{ m }}{% endif %}{% endfor %}",
+    "of nothing": "{% for t in tools or [] %}{{ t }}{% endfor %}{% for x in absent %}{% endfor %}.",
+    "products": "{{ '=' * 20 }}{{ 2 ** 10 }}{{ 3 * 4 }}{{ [1] * 3 }}{{ 1.5 * 2 }}{{ 2 ** -1 }}",
     "no prompt": "{% if add_generation_prompt %}x{% endif %}{{ messages | length }}",
 }
 
@@ -80,7 +91,16 @@ def test_the_day_is_that_of_the_conversation_whenever_it_is_read() -> None:
     assert render(item, "") == "2025-03-01"
 
 
-@pytest.mark.parametrize("source", ["{% if", "{% endgeneration %}", "{{ x | nothing }}"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% if", "{% endgeneration %}", "{{ x | nothing }}",
+        "{% if true %}" * 3000 + "{% endif %}", "{% if true %}" * 3000 + "{% endif %}" * 3000,
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+        "{% for a in b %}" * 30 + "{% endfor %}" * 30,
+    ],
+    ids=["open", "block", "filter", "unclosed", "deep", "parentheses", "loops"],
+)  # fmt: skip
 def test_what_is_no_template_is_refused_when_it_is_read(source: str) -> None:
     with pytest.raises(BundleError, match="input template is wrong"):
         compile_template(source)
@@ -96,3 +116,52 @@ def test_a_refusal_quotes_nothing_of_the_conversation(source: str) -> None:
         compile_template(source)(item, "")
     assert caught.value.__context__ is None
     assert caught.value.__cause__ is None
+
+
+def test_a_template_without_measure_is_refused_when_it_is_read() -> None:
+    with pytest.raises(BundleError, match="has 262,145 characters; the limit is 262,144"):
+        compile_template("a" * (1 + (256 << 10)))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+        "{{ f(40) }}",
+        "{% for a in range(99999) %}{% set x = range(9) %}{% for b in messages * 40 %}"
+        "{% endfor %}{% endfor %}",
+    ],
+    ids=["loops", "calls", "both"],
+)  # fmt: skip
+def test_a_template_that_does_not_end_is_refused(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interpreter, "MAX_STEPS", 20_000)
+    item = interaction([("user", "a secret")], datetime(2025, 3, 1, tzinfo=UTC))
+    with pytest.raises(ScoringError, match="does not end within 20,000 steps") as caught:
+        compile_template(source)(item, "")
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'x' * 10**9 }}", "{{ 10**9 * 'x' }}", "{{ [1] * 10**9 }}", "{{ 9 ** (9 ** 9) }}",
+        "{{ (2 ** 900000) * (2 ** 900000) }}", "{{ (-9) ** 99999999 }}",
+        "{% include '/etc/passwd' %}", "{% import 'x' as y %}", "{% extends 'a' %}",
+    ],
+)  # fmt: skip
+def test_a_template_that_fills_the_memory_or_reads_files_is_refused(source: str) -> None:
+    item = interaction([("user", "a secret")], datetime(2025, 3, 1, tzinfo=UTC))
+    with pytest.raises(ScoringError, match="refuses this conversation"):
+        compile_template(source)(item, "")
+
+
+def test_a_long_conversation_that_looks_back_from_each_turn_is_within_bounds() -> None:
+    item = interaction([("user", "x")] * 900, datetime(2025, 3, 1, tzinfo=UTC))
+    source = (
+        "{% for m in messages %}{% for n in messages[:loop.index0] %}{% endfor %}{{ m.content }}"
+        "{% endfor %}"
+    )
+    assert compile_template(source)(item, "") == "x" * 900
