@@ -69,10 +69,10 @@ def command(
 
     if out.exists():
         raise SettingsError(f"--out {out}: exists; name another, or remove it")
-    records = _of_file(sample) if sample else asyncio.run(_of_topic(topic, bootstrap))
+    records = sampled(sample) if sample else asyncio.run(_of_topic(topic, bootstrap))
     if not records:
         raise SettingsError(f"{sample or topic}: holds no records; send some, or give --sample")
-    read, mapping = _best(records)
+    read, mapping = usual_mapping(records)
     if not read:
         typer.echo(f"none of {len(records)} records is of a usual form; its fields:", err=True)
         for name in _fields(records):
@@ -94,7 +94,8 @@ def command(
     )
 
 
-def _of_file(path: Path) -> list[bytes]:
+def sampled(path: Path) -> list[bytes]:
+    """The first records of a file. Raises InputError where it cannot be read."""
     from ares_stream.files import open_lines
 
     with open_lines(path) as lines:
@@ -113,7 +114,7 @@ async def _of_topic(topic: str, bootstrap: str) -> list[bytes]:
     return [record.value async for record in read(connection, last) if record.value]
 
 
-def _best(records: Sequence[bytes]) -> tuple[int, dict[str, Any] | str | None]:
+def usual_mapping(records: Sequence[bytes]) -> tuple[int, dict[str, Any] | str | None]:
     """How many records are read by the mapping that reads most, and the mapping; None where the
     records are Interactions already."""
     best: tuple[int, dict[str, Any] | str | None] = (_count(records, None), None)

@@ -121,6 +121,8 @@ def command(
         )  # fmt: skip
     _write_outputs(result, report, json_file)
     _say(result)
+    if not result.scored and mapping is None and file.is_file():
+        _say_how_to_read(file)
     if result.bad_count:
         raise typer.Exit(1)
 
@@ -264,6 +266,29 @@ def _write_outputs(result: ScanResult, report: Path | None, json_file: Path | No
             return
         with written_whole(json_file) as out:
             out.write(content.encode())
+
+
+def _say_how_to_read(file: Path) -> None:
+    """Of a file that holds no Interactions: what would read it."""
+    import yaml
+
+    from ares_stream.cli.init import sampled, usual_mapping
+
+    records = sampled(file)
+    if not records:
+        return
+    read, found = usual_mapping(records)
+    share = f"{read} of the first {len(records)} lines are read with --map"
+    if isinstance(found, str):
+        told = f"{share} {found}"
+    elif found is not None:
+        content = yaml.safe_dump(found, sort_keys=False).rstrip()
+        told = f"{share} FILE, of this content:\n{content}"
+    elif records[0].startswith(b"["):
+        told = "each line is a list; `jq -c '.[]'` writes one object a line"
+    else:
+        told = "no line is an Interaction; say with --map how to read them (`ares map --help`)"
+    typer.echo(told, err=True)
 
 
 def _say(result: ScanResult) -> None:

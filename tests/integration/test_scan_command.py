@@ -177,6 +177,37 @@ def test_bad_lines_and_unusable_scores_leave_their_neighbours_alone(
     assert len((tmp_path / "v.jsonl").read_bytes().splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (conversation("poison nice", secret="word"), "are read with --map FILE, of this content:"),
+        (
+            b'{"request": {"model": "m", "messages": [{"role": "user", "content": "question"}]}, '
+            b'"response": {"choices": [{"message": {"content": "poison"}}]}}',
+            "2 of the first 2 lines are read with --map openai",
+        ),
+        (b'[{"prompt": "secret"}]', "each line is a list; `jq -c '.[]'` writes one object a line"),
+        (b"secret,words", "no line is an Interaction; say with --map how to read them"),
+    ],
+    ids=["plain", "openai", "list", "CSV"],
+)
+def test_a_file_of_another_form_is_told_what_would_read_it(
+    bundles: Path, tmp_path: Path, line: bytes, said: str
+) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(line + b"\n" + line)
+    result = scan(bundles, str(file), tmp_path)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert "secret" not in result.stderr
+    told = result.stderr.partition("of this content:\n")[2] or said.rpartition("--map ")[2]
+    if "are read" in said:
+        mapping = tmp_path / "told.yaml" if "content" in said else Path(told)
+        if "content" in said:
+            mapping.write_text(told)
+        assert scan(bundles, str(file), tmp_path, "--map", str(mapping)).exit_code == 0
+
+
 def test_what_is_wrong_from_the_start_writes_nothing(
     bundles: Path, mapping: Path, tmp_path: Path
 ) -> None:
