@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import IO, Final, Self
 
 from ares_stream.errors import BrokerError, SettingsError
+from ares_stream.files import read_json
 from ares_stream.processes.parent import die_with_parent
 
 KAFKA: Final = "org.apache.kafka:kafka_2.13:4.3.1+org.slf4j:slf4j-simple:1.7.36"
@@ -269,7 +270,7 @@ class EmbeddedBroker:
         remembers where its voters listen."""
         root.mkdir(parents=True, exist_ok=True)
         known = root / "ports.json"
-        ports: list[int] = json.loads(known.read_text()) if known.exists() else []
+        ports = read_json(known, list[int]) if known.exists() else []
         if len(ports) != 2 * self._count:
             if ports:
                 raise SettingsError(f"{root} holds {len(ports) // 2} nodes, not {self._count}")

@@ -64,7 +64,8 @@ def interpreted(source: str) -> Callable[[Interaction, str], str]:
         for loop in parsed.find_all(nodes.For):
             counted = nodes.Call(nodes.Name(_COUNTED, "load"), [loop.iter], [], None, None)
             loop.iter = counted.set_lineno(loop.lineno)
-        template = environment.from_string(parsed.set_environment(environment))
+        parsed.set_environment(environment)
+        template = environment.from_string(parsed)
     except TemplateError as error:
         raise BundleError(f"its input template is wrong: {error}") from None
     except (RecursionError, SyntaxError):  # Of the Python that jinja makes of it.

@@ -9,7 +9,6 @@ Weights are safetensors, remote code is never run.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Any, Final, Literal
 import torch
 
 from ares_stream.errors import BundleError
+from ares_stream.files import read_json
 from ares_stream.models.weights import check_fetched, check_safetensors
 
 Use = Literal["classifier", "base", "policy"]
@@ -133,10 +133,11 @@ def check_files(folder: Path) -> None:
     for file in sorted(folder.iterdir()):
         if file.suffix in (".json", ".txt", ".model", ".jinja") and file.is_file():
             check_fetched(file)
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json", dict[str, Any], error=BundleError)
     for part in (config, *(item for item in config.values() if isinstance(item, dict))):
-        if part.get("quantization_config"):
-            method = part["quantization_config"].get("quant_method", "a quantisation method")
+        if kept := part.get("quantization_config"):
+            named = kept.get("quant_method") if isinstance(kept, dict) else None
+            method = named or "a quantisation method"
             raise BundleError(
                 f"{folder}: is quantised ({method}); take the checkpoint in full precision"
             )
@@ -305,24 +306,16 @@ def _weights(folder: Path) -> Iterable[Path]:
                 else "no model.safetensors: holds no weights"
             )
         )
-    shards = _json(index).get("weight_map")
+    shards = read_json(index, dict[str, Any], error=BundleError).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise BundleError(f"{index}: weight_map: names no file")
-    files = [folder / str(name) for name in sorted(set(shards.values()))]
+    if not all(isinstance(name, str) and name == Path(name).name for name in shards.values()):
+        raise BundleError(f"{index}: weight_map: names what is no file of its folder")
+    files = [folder / name for name in sorted(set(shards.values()))]
     for file in files:
-        if file.name not in shards.values() or not file.is_file():
+        if not file.is_file():
             raise BundleError(f"{index}: names {file.name}, which is not there; fetch it")
     return files
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise BundleError(f"{file}: is no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise BundleError(f"{file}: is no JSON object")
-    return content
 
 
 def _names(items: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 from tokenizers import Tokenizer
 
 from ares_stream.errors import BundleError
-from ares_stream.files import unwritable
+from ares_stream.files import read_json, read_text, unwritable
 from ares_stream.models.bundles import (
     PAIR,
     TOKENIZER,
@@ -77,16 +77,14 @@ class Inputs:
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             settings |= _object(tokenizer.with_name(name))
         special = {
-            name: str(token["content"] if isinstance(token, dict) else token)
+            name: _special(name, token, tokenizer)
             for name, token in settings.items()
             if name in _SPECIAL and token
         }
-        chat = settings.get("chat_template")
-        if isinstance(chat, list):
-            chat = {item["name"]: item["template"] for item in chat}
+        chat = _chat_template(settings.get("chat_template"), tokenizer)
         own = tokenizer.with_name("chat_template.jinja")
         if own.is_file():
-            chat = own.read_text()
+            chat = read_text(own, error=BundleError)
         core = _object(tokenizer)
         if "model" not in core:
             raise BundleError(f"{tokenizer}: is no tokenizer of the tokenizers library")
@@ -204,10 +202,25 @@ def _object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     check_fetched(file)
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise BundleError(f"{file}: is no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise BundleError(f"{file}: is no JSON object")
-    return content
+    return read_json(file, dict[str, Any], error=BundleError)
+
+
+def _special(name: str, token: Any, file: Path) -> str:
+    """The text of a special token, which may be an object of its own."""
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise BundleError(f"{file.parent}: {name}: expected a token, or an object with content")
+    return text
+
+
+def _chat_template(given: Any, file: Path) -> str | dict[str, str] | None:
+    """One template, or several by name, which files hold as a list of name and template."""
+    if isinstance(given, list):
+        objects = [item if isinstance(item, dict) else {} for item in given]
+        given = {str(item.get("name")): item.get("template") for item in objects}
+    texts = [given] if not isinstance(given, dict) else [*given, *given.values()]
+    if given is not None and not all(isinstance(text, str) for text in texts):
+        raise BundleError(
+            f"{file.parent}: chat_template: expected text, or objects of name and template"
+        )
+    return given or None

@@ -8,7 +8,6 @@ give what each conversation gives alone, and the tokenizer must know the words.
 from __future__ import annotations
 
 import contextlib
-import json
 import mmap
 import re
 import shutil
@@ -23,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ares_stream.errors import BundleError, ScoringError
-from ares_stream.files import unwritable
+from ares_stream.files import read_json, unwritable
 from ares_stream.models.bundles import (
     DOMAIN,
     MANIFEST,
@@ -395,9 +394,5 @@ def _config(*folders: Path) -> dict[str, Any]:
     for folder in folders:
         file = folder / "config.json"
         if file.is_file():
-            try:
-                content = json.loads(file.read_bytes())
-            except ValueError:
-                raise BundleError(f"{file}: is no JSON") from None
-            return content if isinstance(content, dict) else {}
+            return read_json(file, dict[str, Any], error=BundleError)
     return {}

@@ -100,6 +100,14 @@ def lost_shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def shards(names: object) -> Damage:
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+    return change
+
+
 def quantised(folder: Path) -> None:
     rewrite(folder / "config.json", quantization_config={"quant_method": "bitsandbytes"})
 
@@ -155,10 +163,31 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "weights of noise": (write("model.safetensors", b"\xff" * 99), "is no safetensors file"),
     "weights in a pickle": (pickled, "pytorch_model.bin, which would have to be unpickled"),
     "a shard missing": (lost_shard, "names model-00001-of-00002.safetensors, which is not there"),
+    "shards without names": (
+        shards({"a": 1, "b": [], "c": "model.safetensors"}),
+        "weight_map: names what is no file of its folder",
+    ),
+    "shards of another folder": (
+        shards({"a": "../model.safetensors"}),
+        "weight_map: names what is no file of its folder",
+    ),
+    "no shards": (shards([]), "weight_map: names no file"),
+    "weights nested too deep": (
+        write("model.safetensors", (200_008).to_bytes(8, "little") + b'{"a":' * 40_002),
+        "is no safetensors file",
+    ),
+    "quantised in a word": (
+        lambda folder: rewrite(folder / "config.json", quantization_config="int4"),
+        "is quantised (a quantisation method)",
+    ),
+    "configuration nested too deep": (
+        write("config.json", b'{"a":' * 40_000),
+        "config.json: not JSON: recursion limit",
+    ),
     "quantised": (quantised, "is quantised (bitsandbytes)"),
     "an adapter": (write("adapter_config.json", b"{}"), "holds an adapter"),
-    "configuration no JSON": (write("config.json", b"{'a': 1}"), "config.json: is no JSON"),
-    "configuration a list": (write("config.json", b"[]"), "config.json: is no JSON object"),
+    "configuration no JSON": (write("config.json", b"{'a': 1}"), "config.json: not JSON: "),
+    "configuration a list": (write("config.json", b"[]"), "config.json: expected an object"),
     "unknown architecture": (
         lambda folder: rewrite(folder / "config.json", model_type="novel"),
         "cannot be loaded: The checkpoint you are trying to load has model type `novel`",

@@ -351,9 +351,33 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         of_a_later_version,
         "model/model.onnx: cannot be loaded: Unsupported model IR version: 99",
     ),
+    "configuration nested too deep": (
+        lambda model: (model / "config.json").write_text('{"a":' * 40_000),
+        "config.json: not JSON: recursion limit",
+    ),
+    "configuration of another encoding": (
+        lambda model: (model / "config.json").write_bytes(b'{"a": "\xe9"}'),
+        "config.json:1: not UTF-8",
+    ),
+    "chat template of a number": (
+        lambda model: (model / "tokenizer_config.json").write_text('{"chat_template": 3}'),
+        "chat_template: expected text, or objects of name and template",
+    ),
+    "chat templates without names": (
+        lambda model: (model / "tokenizer_config.json").write_text('{"chat_template": [{}, 3]}'),
+        "chat_template: expected text, or objects of name and template",
+    ),
+    "chat template of another encoding": (
+        lambda model: (model / "chat_template.jinja").write_bytes(b"\xe9"),
+        "chat_template.jinja:1: not UTF-8",
+    ),
+    "special token without text": (
+        lambda model: (model / "tokenizer_config.json").write_text('{"bos_token": {"x": 1}}'),
+        "bos_token: expected a token, or an object with content",
+    ),
     "tokenizer of noise": (
         lambda model: (model / "tokenizer.json").write_text("{"),
-        "tokenizer.json: is no JSON",
+        "tokenizer.json: not JSON: ",
     ),
     "another number of labels": (
         lambda model: (model / "config.json").write_text(
