@@ -141,3 +141,37 @@ def test_the_command_prints_its_address_and_leaves_no_kafka_behind(number: signa
     assert address.startswith("127.0.0.1:")
     assert code == (0 if number is signal.SIGTERM else -signal.SIGKILL)
     assert ends(kafka)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_kafka_starts_ends_the_command(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    command = subprocess.Popen(
+        [
+            "env", f"--default-signal={number.name[3:]}", sys.executable, "-m", "ares_stream",
+            "broker", "--data-dir", str(tmp_path / "kafka"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    try:
+        assert command.stderr is not None
+        assert command.stderr.readline() == "starting Kafka\n"
+        command.send_signal(number)
+        out, said = command.communicate(timeout=60)
+    finally:
+        command.kill()
+    assert (command.returncode, out) == (0, "")
+    assert said.splitlines()[-1] == "stopped"
+
+
+def test_ports_that_are_none_are_one_line(tmp_path: Path) -> None:
+    for content in ("{", "[1, 2", '["a", 1]', "[" * 40_000):
+        (tmp_path / "ports.json").write_text(content)
+        with (
+            pytest.raises(SettingsError, match=r"ports\.json: "),
+            EmbeddedBroker(data_dir=tmp_path),
+        ):
+            pass

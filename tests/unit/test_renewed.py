@@ -289,6 +289,71 @@ async def test_client_credentials_are_given_with_the_secret_of_that_time(
     assert given[0] != given[1] == given[2]
 
 
+def mocked_client(
+    answer: Callable[[httpx.Request], httpx.Response], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever makes a client gets one that these answers come from."""
+    whole = httpx.AsyncClient
+    monkeypatch.setattr(
+        httpx,
+        "AsyncClient",
+        lambda **arguments: whole(transport=Answers(answer), timeout=arguments.get("timeout")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("life", "kept"),
+    [
+        ("3600", True), (60, True), (0.001, False), (0, False), (-5, False), (None, True),
+        ("soon", True), ([], True), (10**400, True), ("nan", True), ("inf", True),
+    ],
+)  # fmt: skip
+async def test_a_token_lives_as_long_as_its_endpoint_says_or_a_while(
+    life: object, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_text("secret-of-it")
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(
+            200, content=json.dumps({"access_token": f"token-{len(asked)}", "expires_in": life})
+        )
+
+    mocked_client(answer, monkeypatch)
+    now = iter(range(100))
+    tokens = ClientCredentials(
+        "https://login.example.org/token",
+        "client",
+        renewed_secret("kafka.token_client_secret_file", tmp_path / "secret"),
+        clock=lambda: float(next(now)),
+    )
+    assert await tokens.token() == "token-1"
+    assert await tokens.token() == ("token-1" if kept else "token-2")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b"{}", b'{"access_token": 3}', b'{"access_token": ""}', b"[" * 50_000,
+        b'{"access_token": "a\\u0001b"}', b'{"access_token": "\\u2013"}', b"\xff",
+    ],
+)  # fmt: skip
+async def test_an_answer_without_a_token_is_refused_in_one_line(
+    body: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_text("secret-of-it")
+    mocked_client(lambda _: httpx.Response(200, content=body), monkeypatch)
+    tokens = ClientCredentials(
+        "https://login.example.org/token",
+        "client",
+        renewed_secret("kafka.token_client_secret_file", tmp_path / "secret"),
+    )
+    with pytest.raises(TokenRefused, match=r"kafka\.token_endpoint: ") as caught:
+        await tokens.token()
+    assert "\n" not in str(caught.value)
+
+
 async def test_an_endpoint_is_asked_with_the_key_of_that_time(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text("key-one")
