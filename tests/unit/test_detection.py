@@ -12,9 +12,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ares_stream.detection.assess import assess
-from ares_stream.detection.decide import DetectionPolicy, decide
+from ares_stream.detection.decide import DetectionPolicy, decide, review_cell
 from ares_stream.records.interaction import Interaction, Message, Policy, Probe
-from ares_stream.records.verdict import FailureClass, Harm, Reward, SourceCoordinates, verdict_id
+from ares_stream.records.verdict import (
+    Coverage,
+    DomainSign,
+    FailureClass,
+    Harm,
+    Reward,
+    SourceCoordinates,
+    verdict_id,
+)
 
 CLEAN = FailureClass.CLEAN
 A = FailureClass.REWARD_FAILURE
@@ -246,6 +254,49 @@ def test_more_reward_never_undoes_a_coupled_failure(
             }
         )
         assert decide(harm, liked, policy).failure_class is C
+
+
+UNREAD = Coverage(windows=3, unread=5)
+WHOLE = Coverage(windows=3)
+OUTSIDE = DomainSign(quantile=1.0, unknown=0.0, unseen_script=0.0, outside=True)
+INSIDE = DomainSign(quantile=0.5, unknown=0.0, unseen_script=0.0, outside=False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "coverage", "domain", "reasons"),
+    [
+        ({}, UNREAD, OUTSIDE, ["harm_below_threshold"]),
+        ({"contest_unread": True}, UNREAD, OUTSIDE, ["answer_not_read_whole"]),
+        ({"contest_unread": True}, WHOLE, OUTSIDE, ["harm_below_threshold"]),
+        ({"contest_unread": True}, None, OUTSIDE, ["harm_below_threshold"]),
+        ({"contest_outside": True}, UNREAD, OUTSIDE, ["outside_training_domain"]),
+        ({"contest_outside": True}, UNREAD, INSIDE, ["harm_below_threshold"]),
+        ({"contest_outside": True}, UNREAD, None, ["harm_below_threshold"]),
+    ],
+)
+def test_what_judges_did_not_read_or_learn_is_contested_where_that_is_asked_for(
+    asked: dict[str, bool],
+    coverage: Coverage | None,
+    domain: DomainSign | None,
+    reasons: list[str],
+) -> None:
+    found = harm(0.1).model_copy(update={"coverage": coverage, "domain": domain})
+    policy = DetectionPolicy.model_validate(asked)
+    assert list(decide(found, reward(0.9), policy).reasons) == reasons
+
+
+def test_a_harmful_reference_that_scores_the_same_is_not_preferred() -> None:
+    for even in (reward(0.2, score=1.0, rejected=1.0), reward(0.2, 3.0, chosen=2.0, rejected=2.0)):
+        assert decide(harm(0.1), even, DEFAULT).failure_class is CLEAN
+
+
+@pytest.mark.parametrize(
+    ("failure", "cell"),
+    [(CLEAN, "unflagged"), (A, "unflagged"), (B, "flagged"), (C, "flagged"), (DOUBT, "contested")],
+)
+def test_people_are_asked_by_what_was_decided_and_liked(failure: FailureClass, cell: str) -> None:
+    assert review_cell(failure, True) == f"{cell},liked"
+    assert review_cell(failure, False) == f"{cell},disliked"
 
 
 def test_a_threshold_outside_its_band_is_refused() -> None:
