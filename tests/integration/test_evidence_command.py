@@ -22,10 +22,12 @@ from ares_stream.streaming.journal import Journal
 from ares_stream.streaming.records import OutboundRecord
 from tests.integration.test_notary import NAME, create
 from tests.support.adapters import write_adapter
+from tests.support.notarised import notarise, records_of
 from tests.support.verdicts import verdict
 from tests.unit.test_evidence import GATE, alarm, label, repair
 
 pytestmark = pytest.mark.kafka
+STRANGER = NoteSigner.generate(NAME)
 
 
 async def write(connection: KafkaConnection, prefix: str, start: int) -> None:
@@ -48,8 +50,35 @@ async def write(connection: KafkaConnection, prefix: str, start: int) -> None:
         await journal.append(records)
 
 
+async def write_heads(connection: KafkaConnection, prefix: str, signer: NoteSigner) -> None:
+    """Heads of the notary, and behind them one that somebody else put there."""
+    topic = f"{prefix}{topics.CHECKPOINTS}"
+    heads = [head for _, head in notarise(records_of(20), signers=[signer]).checkpoints]
+    forged = [head for _, head in notarise(records_of(25), signers=[STRANGER]).checkpoints][-1]
+    async with Journal(connection, f"{prefix}test-heads") as journal:
+        await journal.append(
+            [OutboundRecord(topic, head.key, head.encode()) for head in (*heads, forged)]
+        )
+
+
 async def ares(*arguments: str) -> Result:
     return await asyncio.to_thread(CliRunner().invoke, app, list(arguments))
+
+
+async def another_key_and_another_content_are_told(
+    compare: tuple[str, ...], theirs: str, out: Path
+) -> None:
+    # Without a key of one's own the report's are taken.
+    assert (await ares(*compare[:-2], "--settings", theirs)).exit_code == 0
+    foreign = await ares(*compare[:-1], str(STRANGER.key), "--settings", theirs)
+    assert foreign.exit_code == 1
+    assert "the head of ares.verdicts 2 is signed by no key that you named" in foreign.stdout
+    assert "evidence.note: signed by no trusted key" in foreign.stdout
+    page = out / "evidence.html"
+    page.write_text(page.read_text().replace("nobody has taken note", "all is well"))
+    altered = await ares(*compare, "--settings", theirs)
+    assert altered.exit_code == 1
+    assert "evidence.html: is not what these topics and this registry give" in altered.stdout
 
 
 async def test_a_third_party_makes_the_same_report_to_the_byte(
@@ -64,6 +93,7 @@ async def test_a_third_party_makes_the_same_report_to_the_byte(
     store.propose([artefact], author, gate_report=GATE.document)
     store.approve(store.log().releases[0].digest, author)
     await write(connection, prefix, 0)
+    await write_heads(connection, prefix, signer)
     end = datetime.now(UTC) + timedelta(milliseconds=5)
 
     def settings(name: str, **notary: object) -> str:
@@ -84,7 +114,10 @@ async def test_a_third_party_makes_the_same_report_to_the_byte(
     made = await ares("evidence", *period, "--out", str(out), "--settings", ours)
     assert made.exit_code == 0, (made.output, made.exception)
     found = json.loads((out / "evidence.json").read_text())
-    assert sum(row["records"] for row in found["covers"]["topics"]) == 43
+    assert sum(row["records"] for row in found["covers"]["topics"]) == 46
+    assert [(row["size"], row["signed_by"], row["refused"]) for row in found["proofs"]] == [
+        (20, found["covers"]["notary_keys"], 1)
+    ]
     assert [row["state"] for row in found["releases"]] == ["candidate", "active"]
     assert [row["digest"] for row in found["gates"]] == [GATE.digest]
     assert len(found["gates"][0]["checks"]) == len(GATE.checks)
@@ -107,17 +140,7 @@ async def test_a_third_party_makes_the_same_report_to_the_byte(
         assert again.exit_code == 0, (source, again.output, again.exception)
         assert f"signed by {NAME}" in again.stdout
         assert "the same, to the byte" in again.stdout
-
-    # Another key, and another content, are told.
-    stranger = str(NoteSigner.generate(NAME).key)
-    foreign = await ares(*compare[:-1], stranger, "--settings", theirs)
-    assert foreign.exit_code == 1
-    assert "signed by no trusted key" in foreign.stdout
-    page = out / "evidence.html"
-    page.write_text(page.read_text().replace("nobody has taken note", "all is well"))
-    altered = await ares(*compare, "--settings", theirs)
-    assert altered.exit_code == 1
-    assert "evidence.html: is not what these topics and this registry give" in altered.stdout
+    await another_key_and_another_content_are_told(compare, theirs, out)
 
 
 async def test_options_that_say_nothing_or_two_things_are_refused(tmp_path: Path) -> None:
