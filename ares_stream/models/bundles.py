@@ -13,9 +13,10 @@ files that the manifest does not name, and never unpickles anything.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, Self
 
@@ -194,6 +195,11 @@ class Manifest(_Part):
         return self
 
 
+Stamp = tuple[int, int]
+"""Size and time of the last change of a file (ctime): writing, replacing and linking move it, and
+nobody can set it back. Inodes tell less: some network file systems number them anew."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bundle:
     """A verified bundle."""
@@ -201,6 +207,21 @@ class Bundle:
     path: Path
     manifest: Manifest
     digest: str
+    stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
+    """How each file was when it was verified; nothing of a draft."""
+
+    def check_unchanged(self) -> None:
+        """Raise IntegrityError where a file is another one than was verified, or was written to:
+        whoever reads the files after `load_bundle` may have read what nobody verified."""
+        for name, stamp in self.stamps.items():
+            try:
+                now = _stamp((self.path / name).stat(follow_symlinks=False))
+            except OSError:
+                now = None
+            if now != stamp:
+                raise IntegrityError(
+                    f"{self.path / name}: changed while the bundle was loaded; load it again"
+                )
 
     @property
     def model(self) -> Path:
@@ -237,25 +258,33 @@ def load_bundle(path: Path, kind: Kind | None = None, signed: Check | None = Non
             f"{path}: a bundle of kind {manifest.kind}, expected {kind}; "
             "judges and reward models cannot stand in for each other"
         )
-    _verify_files(path, manifest)
+    stamps = _verify_files(path, manifest)
     if signed is not None:
         signed(path)
-    return Bundle(path, manifest, hashlib.sha256(raw).hexdigest())
+    return Bundle(path, manifest, hashlib.sha256(raw).hexdigest(), stamps)
 
 
-def _verify_files(path: Path, manifest: Manifest) -> None:
+def _verify_files(path: Path, manifest: Manifest) -> dict[str, Stamp]:
     for needed in (MODEL, TOKENIZER):
         if needed not in manifest.files:
             raise IntegrityError(f"{path / MANIFEST}: does not name {needed}")
     present = {item.name for item in path.iterdir()} - {MANIFEST, SIGNATURE}
     if extra := sorted(present - set(manifest.files)):
         raise IntegrityError(f"{path}: holds files the manifest does not name: {', '.join(extra)}")
+    stamps: dict[str, Stamp] = {}
     for name, expected in manifest.files.items():
         file = path / name
         if file.is_symlink() or not file.is_file():
             raise IntegrityError(f"{file}: missing, or not a plain file")
+        # Before it is read: what is written meanwhile is seen.
+        stamps[name] = _stamp(file.stat(follow_symlinks=False))
         if file_digest(file) != expected:
             raise IntegrityError(f"{file}: its SHA-256 is not the manifest's; fetch it again")
+    return stamps
+
+
+def _stamp(found: os.stat_result) -> Stamp:
+    return found.st_size, found.st_ctime_ns
 
 
 def file_digest(file: Path) -> str:

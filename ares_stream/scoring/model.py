@@ -76,7 +76,11 @@ class ScoringModel:
         draft: bool = False,
         tf32: bool = False,
     ) -> None:
-        """A `draft` has neither calibration nor reference yet: it gives raw outputs."""
+        """A `draft` has neither calibration nor reference yet: it gives raw outputs.
+
+        Raises BundleError for what cannot be used, IntegrityError where a file has changed since
+        it was verified.
+        """
         self.bundle = bundle
         self.name = bundle.manifest.name
         self._outputs = bundle.manifest.outputs
@@ -93,6 +97,7 @@ class ScoringModel:
         self._reference = bundle.manifest.reference
         self._domain = bundle.manifest.domain
         self._space = None if self._domain is None else Space.read(bundle)
+        bundle.check_unchanged()
         self._answered: Tokens | None = None
         self.reads_decoded = bundle.manifest.kind == "harm"
         """Whether it also reads what is encoded in an answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -132,6 +133,11 @@ def word_bundle(
         made = made.model_copy(update={"domain": domain})
         files[DOMAIN] = draft / DOMAIN
     return write_bundle(folder / name, made, files)
+
+
+def as_draft(bundle: Bundle) -> Bundle:
+    """A bundle whose files a test has changed: nobody has verified them."""
+    return replace(bundle, stamps={})
 
 
 def rewritten(bundle: Bundle, **changes: object) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from ares_stream.models.bundles import (
     write_bundle,
 )
 from ares_stream.records.base import canonical_json
+from ares_stream.scoring.model import ScoringModel
 from tests.support.word_models import rewritten, word_bundle
 
 
@@ -192,3 +195,51 @@ def test_a_judge_of_the_reward_models_base_or_data_is_refused(
     kin = word_bundle(tmp_path, "kin", lineage=theirs)
     with pytest.raises(BundleError, match=f"judge kin and reward model rm share {shared}"):
         refuse_shared_lineage([independent, kin], reward)
+
+
+def rewrite_in_place(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content)
+
+
+def replace_by_a_copy(file: Path) -> None:
+    copy = file.with_name("copy")
+    copy.write_bytes(file.read_bytes())
+    os.utime(copy, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
+    copy.replace(file)
+
+
+def replace_by_a_link(file: Path) -> None:
+    kept = file.rename(file.with_name("kept"))
+    file.symlink_to(kept)
+
+
+def until_the_clock_of_files_has_moved(folder: Path) -> None:
+    """Some file systems count time in steps of milliseconds."""
+    first = max(item.stat().st_ctime_ns for item in folder.iterdir())
+    probe = folder.parent / "probe"
+    for _ in range(1_000_000):
+        probe.touch()
+        if probe.stat().st_ctime_ns > first:
+            return
+    raise AssertionError("the clock of files stands still")
+
+
+@pytest.mark.parametrize(
+    "change", [rewrite_in_place, replace_by_a_copy, replace_by_a_link, Path.unlink]
+)
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
+def test_a_file_that_changes_between_verification_and_loading_is_noticed(
+    change: Callable[[Path], object], name: str, tmp_path: Path
+) -> None:
+    found = word_bundle(tmp_path, "judge")
+    folder = found.path
+    found.check_unchanged()
+    ScoringModel(found, "cpu")
+    until_the_clock_of_files_has_moved(folder)
+    change(folder / name)
+    with pytest.raises(IntegrityError, match=f"{name}: changed while the bundle was loaded"):
+        found.check_unchanged()
+    if change is not Path.unlink:
+        with pytest.raises(IntegrityError, match="changed while the bundle was loaded"):
+            ScoringModel(found, "cpu")

@@ -15,7 +15,7 @@ from ares_stream.models.bundles import Bundle
 from ares_stream.records.interaction import Interaction, Message
 from ares_stream.scoring.model import Opinion, ScoringModel
 from ares_stream.scoring.occlusion import BEAM, EDITS, PAIRED, WORDS, explain
-from tests.support.word_models import says, word_bundle
+from tests.support.word_models import as_draft, says, word_bundle
 
 
 def reward(folder: Path, weights: dict[str, float], at_most: float | None = None) -> ScoringModel:
@@ -23,7 +23,7 @@ def reward(folder: Path, weights: dict[str, float], at_most: float | None = None
     bundle = word_bundle(folder, "rm", "reward", weights)
     if at_most is not None:
         capped(bundle, at_most)
-    return ScoringModel(bundle, "cpu")
+    return ScoringModel(as_draft(bundle), "cpu")
 
 
 def capped(bundle: Bundle, at_most: float) -> None:

@@ -14,7 +14,7 @@ from ares_stream.models.bundles import Calibration, Lineage
 from ares_stream.records.interaction import Interaction
 from ares_stream.scoring.contract import ScoringObserver
 from ares_stream.scoring.panel import Panel, Scores, ScoringConfig, pool
-from tests.support.word_models import CRASH, NAN, PAIR, reference, says, word_bundle
+from tests.support.word_models import CRASH, NAN, PAIR, as_draft, reference, says, word_bundle
 
 TWO_THREADS = ScoringConfig(threads=2)
 
@@ -227,7 +227,7 @@ async def test_the_number_type_is_that_of_each_models_session(tmp_path: Path) ->
     model.graph.node.append(onnx.helper.make_node("Cast", ["wide_logits"], ["logits"], to=half))
     model.graph.output[0].type.tensor_type.elem_type = half
     onnx.save(model, judge.model)
-    panel = Panel.open([judge], reward, ScoringConfig(threads=1))
+    panel = Panel.open([as_draft(judge)], reward, ScoringConfig(threads=1))
     assert panel.dtypes == {"judge": "float16", "reward": "float32"}
     await panel.warm_up()
     await panel.aclose()

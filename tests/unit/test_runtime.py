@@ -18,7 +18,7 @@ from ares_stream.models.bundles import Bundle, Calibration, Outputs, RewardRefer
 from ares_stream.scoring.model import ScoringModel, calibrate, logit, quantile, read_outputs
 from ares_stream.scoring.runtime import OnnxModel
 from ares_stream.scoring.tokenising import Tokens
-from tests.support.word_models import CRASH, WEIGHTS, WORDS, word_bundle, word_model
+from tests.support.word_models import CRASH, WEIGHTS, WORDS, as_draft, word_bundle, word_model
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def wide(folder: Path, labels: int) -> ScoringModel:
     """A model that takes 4 bytes a token and label, twice."""
     bundle = word_bundle(folder, "judge")
     bundle.model.write_bytes(word_model(WEIGHTS, labels))
-    return ScoringModel(bundle, "cpu")
+    return ScoringModel(as_draft(bundle), "cpu")
 
 
 def test_a_batch_that_memory_does_not_hold_is_halved_until_it_does(tmp_path: Path) -> None:
