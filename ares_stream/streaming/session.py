@@ -27,9 +27,11 @@ from ares_stream.streaming.partition import (
     PartitionWorker,
 )
 from ares_stream.streaming.patience import Patience
+from ares_stream.streaming.publisher import retrieve
 from ares_stream.streaming.records import Damage, InboundRecord, Outcome, Rejection
 from ares_stream.streaming.resume import ForeignCommit, OffsetLoss, resume
 from ares_stream.streaming.shared_clients import SharedClients
+from ares_stream.streaming.topic_ids import KnownTopics
 from ares_stream.streaming.unread import Unread
 from ares_stream.streaming.watch import Watch
 
@@ -42,6 +44,10 @@ STOP_SECONDS: Final = 5.0
 """After the drain: for what hangs on a broker that is gone."""
 MAX_IDLE_SHARE: Final = 0.25
 """Of the poll interval: then a member that has nothing to read shows itself."""
+ID_SECONDS: Final = 1.0
+"""How long a topic's id is taken for known by partitions that open for the first time."""
+FIRST_OPENING: Final = 1
+"""Epoch of a worker that opens for the first time."""
 NOBODY: Final = TopicPartition("", -1)
 """Asking for it fetches nothing and counts as a poll."""
 PASSING: Final = (KafkaError, PartitionLost, OSError, TimeoutError)
@@ -109,6 +115,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         self._polled = 0.0
         self._settled: dict[TopicPartition, tuple[int, LogIdentity]] = {}
         self._reported_topics: set[str] = set()
+        self._ids: dict[str, tuple[float, asyncio.Future[KnownTopics]]] = {}
         # The three defaults of aiokafka that lose or invent records are set right here.
         self._consumer = BatchConsumer(
             **spec.connection.client_arguments(),
@@ -451,6 +458,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             # aiokafka would look for a commit itself, and end the session where there is none.
             self._consumer.seek(partition, 0)
         self._joined = True
+        self._ids.clear()
         self._polled = asyncio.get_running_loop().time()
         assert self._tasks is not None  # noqa: S101 - subscribe comes after the group is open
         # What is fetched is held twice at most, here and in aiokafka, of every partition.
@@ -509,8 +517,9 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             settled = self._settled.get(partition, (0, LogIdentity()))
             last, before = max(here, settled, key=lambda pair: pair[0])
             committed = last or None
-        topics = await self._consumer.known_topics([worker.topic])
-        now = topics.ids.get(worker.topic, "")
+        if worker.epoch > FIRST_OPENING:
+            self._ids.pop(worker.topic, None)  # It opens again since something has changed.
+        now = await self._topic_id(worker.topic)
         if committed is not None and now and before == LogIdentity():
             # Commits of ours name the topic's id.
             self._tell_foreign(
@@ -544,6 +553,22 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer.resume(partition)
         self._room.set()
         return offset
+
+    async def _topic_id(self, topic: str) -> str:
+        """The topic's id, asked once for the partitions that open together: an answer names every
+        partition of the topic, and thousands that each read it take minutes."""
+        now = asyncio.get_running_loop().time()
+        asked, answer = self._ids.get(topic, (float("-inf"), None))
+        if answer is None or now - asked > ID_SECONDS:
+            answer = asyncio.ensure_future(self._consumer.known_topics([topic]))
+            answer.add_done_callback(retrieve)
+            self._ids[topic] = now, answer
+        try:
+            # Whoever gives up leaves it to the others that wait for it.
+            return (await asyncio.shield(answer)).ids.get(topic, "")
+        except Exception:
+            self._ids.pop(topic, None)
+            raise
 
     def _tell_loss(self, loss: OffsetLoss) -> None:
         _log.error("%s", loss)

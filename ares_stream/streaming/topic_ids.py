@@ -30,8 +30,9 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
-ANSWER_SECONDS: Final = 3.0
-"""Of one broker; then the next is asked."""
+ANSWER_SECONDS: Final = 8.0
+NEXT_SECONDS: Final = 3.0
+"""After which the next broker is asked, where there is one."""
 _NONE: Final = uuid.UUID(int=0)
 
 
@@ -137,12 +138,14 @@ async def known_topics(client: AIOKafkaClient, topics: Collection[str]) -> Known
     """
     found: dict[str, Any] = {}
     failure: Exception = KafkaError("no broker is known")
-    for node in nodes_of(client):
+    nodes = nodes_of(client)
+    while nodes:
         wanted = [name for name in topics if name not in found or found[name][0]]
         if not wanted:
             break
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            node = nodes.pop()
+            async with asyncio.timeout(NEXT_SECONDS if nodes else ANSWER_SECONDS):
                 answer: Any = await client.send(node, _TopicIds(wanted))
         except NotImplementedError:
             return KnownTopics()

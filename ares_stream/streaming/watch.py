@@ -27,10 +27,9 @@ ANSWER_SECONDS: Final = 8.0
 
 
 class Watch:
-    """Looks after the workers of one session. `buffered` says whether records of a partition
-    were fetched and not yet added to its worker, `is_paused` whether a topic is not read on
-    purpose, `has_joined` whether the group's balance has
-    come to this member."""
+    """Looks after the workers of one session. `buffered` says whether records of a partition were
+    fetched and not yet added to its worker, `is_paused` whether a topic is not read on purpose,
+    `has_joined` whether the group's balance has come to this member."""
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 import pytest
@@ -21,12 +21,14 @@ from ares_stream.processes.broker import EmbeddedBroker
 from ares_stream.streaming.admin import count_partitions, describe_topics
 from ares_stream.streaming.client import Connection, create_connection
 from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.fetching import BatchConsumer
 from ares_stream.streaming.log_identity import LogIdentity
 from ares_stream.streaming.partition import OPENINGS, PartitionWorker
 from ares_stream.streaming.patience import Patience
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import OutboundRecord
+from ares_stream.streaming.topic_ids import KnownTopics
 from ares_stream.streaming.transactions import TransactionalProducer
 from tests.support.sessions import Copying, Seen, rerouted, running, until
 
@@ -324,9 +326,16 @@ async def test_an_offset_of_another_topic_of_the_name_is_known_after_a_restart(
 async def test_many_partitions_open_a_few_at_a_time(
     kafka: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broker that a thousand producers ask at once answers none of them in time."""
+    """A broker that a thousand producers ask at once answers none of them in time; and an answer
+    that names every partition of a topic is not asked for by each of them."""
     starting, most = 0, 0
     start = TransactionalProducer.start
+    asked: list[list[str]] = []
+    known = BatchConsumer.known_topics
+
+    async def told(self: BatchConsumer, topics: Collection[str]) -> KnownTopics:
+        asked.append([*topics])
+        return await known(self, topics)
 
     async def counted(self: TransactionalProducer) -> None:
         nonlocal starting, most
@@ -338,6 +347,8 @@ async def test_many_partitions_open_a_few_at_a_time(
             starting -= 1
 
     monkeypatch.setattr(TransactionalProducer, "start", counted)
+    monkeypatch.setattr(BatchConsumer, "known_topics", told)
+    monkeypatch.setattr("ares_stream.streaming.session.ID_SECONDS", 1000.0)
     copying = Copying(kafka, prefix, partitions=3 * OPENINGS)
     await copying.create()
     seen = Seen()
@@ -347,6 +358,7 @@ async def test_many_partitions_open_a_few_at_a_time(
         await copying.send(200)
         await until(lambda: seen.records == 200)
     assert 1 < most <= OPENINGS
+    assert asked.count([copying.input]) == 1
 
 
 async def test_a_coordinator_that_cannot_be_reached_ends_readiness_and_then_the_patience(

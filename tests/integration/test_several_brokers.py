@@ -12,7 +12,7 @@ from ares_stream.streaming.admin import count_partitions, create_topics, describ
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.reader import ids_of
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
 TRIES = 8
 """Which broker is asked first is drawn."""
