@@ -130,7 +130,10 @@ def continues(state: NotaryState, head: SignedHead | None) -> bool:
     low = max(pending.start, 0 if head is None else head.end)
     if not _lie_in(offsets, low, state.end):
         return False
-    tree = _grown(state, before, peaks, leaves)
+    try:
+        tree = _grown(state, before, peaks, leaves)
+    except IntegrityError:
+        return False
     return tuple(tree.peaks) == tuple(map(bytes.fromhex, state.peaks))
 
 

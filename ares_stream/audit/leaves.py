@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ares_stream.audit.tree import leaf_hash
+from ares_stream.errors import IntegrityError
 from ares_stream.records import topics
 from ares_stream.streaming.records import InboundRecord
 
@@ -104,6 +105,9 @@ class Hasher:
     """Hashes the leaves of one partition."""
 
     def __init__(self, topic: str, partition: int) -> None:
+        """Raises IntegrityError for a number that no partition has, as a forged record names it."""
+        if not 0 <= partition < 1 << 32:
+            raise IntegrityError("of a partition that no topic has")
         name = topic.encode()
         self._prefix = PREFIX + _LENGTH.pack(len(name)) + name
         self._partition = partition

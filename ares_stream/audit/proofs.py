@@ -84,8 +84,9 @@ def _continued(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     they say themselves; who signed them is for the verifier to check."""
     tree, kept = MerkleRange(), list[Checkpoint]()
     for item in checkpoints:
-        hasher, after = Hasher(item.topic, item.partition), tree.copy()
+        after = tree.copy()
         try:
+            hasher = Hasher(item.topic, item.partition)
             head = TreeHead.parse(item.note)
             for leaf in unpack(item.leaves):
                 after.append(hasher.hash(leaf))

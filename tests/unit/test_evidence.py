@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,14 @@ from ares_stream.audit.evidence import (
     note_text,
 )
 from ares_stream.audit.evidence_page import evidence_page
-from ares_stream.audit.notes import NoteKey, NoteSigner
+from ares_stream.audit.heads import HeadChain, signed_head
+from ares_stream.audit.leaves import Hasher
+from ares_stream.audit.notes import NoteKey, NoteSigner, TreeHead
+from ares_stream.audit.proofs import prove
 from ares_stream.detection.intervals import wilson
 from ares_stream.detection.ledger import LedgerPolicy
 from ares_stream.detection.tallies import CELLS
+from ares_stream.errors import AresError, DecodeError, IntegrityError
 from ares_stream.models.releases import Log
 from ares_stream.records import topics
 from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
@@ -42,7 +47,7 @@ from ares_stream.repair.gate import GatePolicy, Table, decide
 from ares_stream.streaming.records import InboundRecord
 from tests.support.forecasts import forecast_of, place
 from tests.support.gate_tables import INCUMBENT, REPAIRED
-from tests.support.notarised import SIGNER, notarise, records_of
+from tests.support.notarised import NAME, SIGNER, notarise, records_of
 from tests.support.verdicts import NOON, verdict
 
 ROOT = Path(__file__).parents[2]
@@ -287,6 +292,47 @@ def test_a_head_that_does_not_continue_the_one_before_it_is_refused() -> None:
     assert row["first_refused_because"] == "it does not continue the one before it"
     # A period begins in the middle of a log.
     assert heads(*good[1:])["size"] == 30
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_whatever_a_forger_writes_into_a_checkpoint_the_head_that_holds_stays(
+    data: st.DataObject,
+) -> None:
+    good = signed()
+    fields = json.loads(good[-1].encode())
+    for name in data.draw(st.lists(st.sampled_from(sorted(fields)), min_size=1, max_size=2)):
+        fields[name] = data.draw(
+            st.sampled_from([-1, 0, 1, 1 << 32, 1 << 63, 1 << 70, "", "x", "A" * 64, None, []])
+            | st.text(max_size=30)
+        )
+    try:
+        forged = Checkpoint.decode(json.dumps(fields).encode())
+    except DecodeError:
+        return
+    forged = forged.model_copy(update={"topic": good[0].topic})
+    for number in {forged.partition, good[0].partition}:
+        for keys in ((), (SIGNER.key,)):
+            chain = HeadChain(keys)
+            for head in (*good[:2], forged.model_copy(update={"partition": number}), good[2]):
+                chain.take(head)
+            assert chain.head is not None
+            assert chain.head.size == 30
+        with suppress(AresError):
+            prove(3, [*good, forged], record=None, salt=None)
+
+
+def test_a_checkpoint_of_a_partition_that_no_topic_has_is_refused_by_whoever_reads_it() -> None:
+    number = 1 << 63
+    text = TreeHead(f"{NAME}/ares.verdicts/{number}", 0, bytes(32)).text()
+    forged = signed()[0].model_copy(update={"partition": number, "note": text})
+    with pytest.raises(IntegrityError):
+        signed_head(forged, NAME, [SIGNER.key])
+    chain = HeadChain(())
+    chain.take(forged)
+    assert (chain.refused, chain.last) == (1, None)
+    with pytest.raises(IntegrityError, match="a partition that no topic has"):
+        Hasher("ares.verdicts", number)
 
 
 def test_without_keys_no_signature_is_checked_and_the_report_says_so() -> None:
