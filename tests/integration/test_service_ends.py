@@ -100,6 +100,8 @@ async def test_a_leader_that_can_write_nothing_is_not_ready_and_ends_with_its_pa
     """It began anew again and again, and each time the moment before the group had told it what it
     owns counted as progress: ready for ever, with nothing written."""
     monkeypatch.setattr("ares_stream.streaming.journal.TRANSACTION_SECONDS", 1.0)
+    monkeypatch.setattr("ares_stream.streaming.journal.ABORT_SECONDS", 0.5)
+    monkeypatch.setattr("ares_stream.streaming.publisher.END_SECONDS", 0.5)
     connection = KafkaConnection(bootstrap=kafka)
     await create_topics(connection, specs(prefix, partitions=1, replication=1))
     item = verdict(1, FailureClass.CLEAN)
