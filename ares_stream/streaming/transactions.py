@@ -134,7 +134,12 @@ class TransactionalProducer:
         """Write the records, and the group's offsets, each with its metadata. Returns what became
         of the records that were not written, by their place: a transaction that lacks one must not
         be committed."""
-        refused, _ = await _together(self._refused(), self._write_offsets(offsets))
+        # One after the other: a broker asks the coordinator whether each of the two belongs to the
+        # transaction, and of two questions of one id that it has at a time it refuses the first
+        # (KIP-890), which costs a pause.
+        refused = await self._refused()
+        if not refused:
+            await self._write_offsets(offsets)
         return {
             place: Unsent(error, len(batch.places) > 1)
             for batch, error in refused

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.produce import ProduceRequest
 from confluent_kafka import Consumer as StockConsumer
 from confluent_kafka import TopicPartition as StockPartition
 
@@ -37,6 +39,8 @@ pytestmark = pytest.mark.kafka
 INIT_PRODUCER_ID = 22
 ADD_PARTITIONS_TO_TXN = 24
 FETCH = 1
+NOT_ENOUGH_REPLICAS = 19
+"""What a broker says for a question of its own that the next one took the place of."""
 
 
 def stock_lag(copying: Copying, partition: int = 0) -> int:
@@ -359,6 +363,31 @@ async def test_many_partitions_open_a_few_at_a_time(
         await until(lambda: seen.records == 200)
     assert 1 < most <= OPENINGS
     assert asked.count([copying.input]) == 1
+
+
+async def test_a_brokers_own_questions_do_not_hinder_each_other(
+    kafka: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records and offsets that were written at once were refused in one of seven transactions, and
+    tried again a tenth of a second later."""
+    answers: list[int] = []
+    send = AIOKafkaClient.send
+
+    async def noted(self: AIOKafkaClient, node: int, request: Any, **more: Any) -> Any:
+        response = await send(self, node, request, **more)
+        if isinstance(request, ProduceRequest):
+            answers.extend(code for _, parts in response.topics for _, code, *_ in parts)
+        return response
+
+    monkeypatch.setattr(AIOKafkaClient, "send", noted)
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    seen = Seen()
+    async with running(copying.processor(seen, commit_records=1)):
+        await copying.send(100)
+        await until(lambda: seen.records == 100)
+        await until(lambda: len(answers) >= 50)
+    assert NOT_ENOUGH_REPLICAS not in answers
 
 
 async def test_a_coordinator_that_cannot_be_reached_ends_readiness_and_then_the_patience(
