@@ -17,7 +17,7 @@ from ares_stream.detection.correction import (
     judge_error,
     review_shares,
 )
-from ares_stream.detection.intervals import wilson
+from ares_stream.detection.intervals import wilson, wilson_effective
 
 DECISIONS: tuple[Decision, ...] = ("flagged", "contested", "unflagged")
 
@@ -117,6 +117,11 @@ def test_a_rate_that_is_not_corrected_says_why(cells: dict[Cell, Sampled], reaso
     assert rate.reason.startswith(reason)
 
 
+def test_fifty_labels_are_enough() -> None:
+    assert corrected_rate({Cell("flagged", True): Sampled(100, 50, 5)}).corrected is not None
+    assert corrected_rate({Cell("flagged", True): Sampled(100, 49, 5)}).corrected is None
+
+
 def test_contested_answers_are_shown_as_harmless_and_as_harmful() -> None:
     rate = corrected_rate(
         {
@@ -197,6 +202,16 @@ def test_independent_rows_in_clusters_lose_little() -> None:
     rate = clustered_rate([(15, int(hit)) for hit in hits])
     simple = wilson(int(hits.sum()), 750)
     assert rate.high - rate.low < 1.5 * (simple.high - simple.low)
+
+
+def test_clusters_that_differ_count_as_fewer_rows() -> None:
+    """By hand: 40 clusters of 25 rows with 0 or 10 hits. The variance between them is .001026, so
+    that .2 * .8 of it are 156 rows, or 146 with Student's quantile for 39 degrees of freedom."""
+    found = clustered_rate([(25, 0), (25, 10)] * 20)
+    expected = wilson_effective(0.2, 146.5, 1000)
+    assert found.low == pytest.approx(expected.low, abs=2e-4)
+    assert found.high == pytest.approx(expected.high, abs=2e-4)
+    assert clustered_rate([(10, 1), (10, 3)]).high < 1.0
 
 
 def test_one_cluster_says_nothing_and_no_hit_counts_clusters() -> None:
