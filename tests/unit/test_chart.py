@@ -349,6 +349,28 @@ def test_one_value_switches_a_lane_to_the_gpu() -> None:
         assert provider == ("cuda" if lane == "production" else "cpu")
 
 
+@pytest.mark.parametrize(
+    ("own", "surge", "unavailable"),
+    [
+        ({}, 1, 0),
+        ({"provider": "cuda"}, 0, 1),
+        ({"maxSurge": 0}, 0, 1),
+        ({"maxSurge": 2}, 2, 0),
+        ({"provider": "cuda", "gpu": {"maxSurge": 1}}, 1, 0),
+        ({"provider": "cuda", "maxSurge": 2}, 0, 1),
+    ],
+)
+def test_an_update_needs_no_gpu_that_its_fellows_hold(
+    own: dict[str, Any], surge: int, unavailable: int
+) -> None:
+    resources = rendered(merged(NEEDED, {"scorer": {"lanes": {"production": own}}}))
+    spec = named(resources, "Deployment", "demo-ares-stream-scorer-production")["spec"]
+    assert spec["strategy"]["rollingUpdate"] == {
+        "maxSurge": surge,
+        "maxUnavailable": unavailable,
+    }
+
+
 def test_the_group_that_keda_watches_is_the_group_that_the_scorer_joins() -> None:
     resources = rendered(merged(NEEDED, KEDA, {"topics": {"prefix": "team."}}))
     for lane in ("production", "probe", "anchor"):
