@@ -249,7 +249,7 @@ async def erase_salts(
                 erased.append(
                     Salt(
                         topic=item.topic, partition=item.partition, offset=item.offset,
-                        erased_at=now, erased_by=by, reason=reason,
+                        topic_id=item.topic_id, erased_at=now, erased_by=by, reason=reason,
                     )
                 )  # fmt: skip
     if not erased:

@@ -108,6 +108,8 @@ class Salt(Record):
     salt: bytes | None = None
     subject: Sha256 | None = None
     """HMAC of the record's key under the salt: finds the salts of a key, and goes with the salt."""
+    topic_id: str | None = None
+    """Which topic of that name the offset is of, where the broker gives ids."""
     erased_at: Instant | None = None
     erased_by: Identifier | None = None
     reason: str | None = None

@@ -14,7 +14,6 @@ kills and replicas. Of several replicas one leads, the owner of the notary topic
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -25,15 +24,9 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 
 from ares_stream.audit.heads import SignedHead, continues, signed_head
-from ares_stream.audit.leaves import (
-    COMPACTED,
-    SALT_BYTES,
-    WITH_TEXT,
-    Hasher,
-    leaf_of,
-    subject_hash,
-)
+from ares_stream.audit.leaves import COMPACTED, WITH_TEXT, Hasher, leaf_of
 from ares_stream.audit.notes import NoteSigner, TreeHead, sign_note, tree_origin
+from ares_stream.audit.salts import Salts
 from ares_stream.audit.stamps import StampAuthority
 from ares_stream.audit.tree import MerkleRange
 from ares_stream.errors import (
@@ -184,9 +177,14 @@ class NotaryService:
         self._releases = topic_name(prefix, topics.RELEASES)
         self._grown: dict[Place, Grown] = {}
         self._hashers: dict[Place, Hasher] = {}
-        self._salts: list[Salt] = []
-        self._erased: set[tuple[str, int, int]] = set()
-        """Offsets that are read again and whose salts were erased meanwhile: they get none."""
+        self._with_text = {name for name, kind in self._followed.items() if kind in WITH_TEXT}
+        self._salts = Salts()
+        self._drawn: list[Salt] = []
+        """To be written with the next round."""
+        self._taken_up: set[Place] = set()
+        """Partitions that are read on from where their state ends; of others each record may have
+        been read before."""
+        self._has_recalled = False
 
     @property
     def registry(self) -> CollectorRegistry:
@@ -265,8 +263,9 @@ class NotaryService:
             records = await follower.poll()
             for loss in follower.take_losses():
                 self._lose(loss)
+            await self._recall(records)
             for record in records:
-                self._take(record)
+                self._take(record, follower.topic_ids.get(record.topic))
                 due = due or record.topic == self._releases
             taken += len(records)
             now = time.monotonic()
@@ -294,7 +293,23 @@ class NotaryService:
             grown = self._grown[place] = Grown(*place, MerkleRange(), 0, 0, [])
         return grown
 
-    def _take(self, record: InboundRecord) -> None:
+    async def _recall(self, records: Sequence[InboundRecord]) -> None:
+        """Read the salts of before, once, as soon as a record comes that may have one."""
+        if self._has_recalled or not any(
+            item.topic in self._with_text and (item.topic, item.partition) not in self._taken_up
+            for item in records
+        ):
+            return
+        kafka = self._settings.kafka
+        async with self._life.breaking_off():
+            async for record in read(kafka, await snapshot(kafka, [self._salt_topic])):
+                with suppress(DecodeError):
+                    salt = Salt.decode(record.value or b"")
+                    if (salt.topic, salt.partition) not in self._taken_up:
+                        self._salts.recall(salt)
+        self._has_recalled = True
+
+    def _take(self, record: InboundRecord, topic_id: str | None) -> None:
         place = (record.topic, record.partition)
         grown = self._of(place)
         if record.offset < grown.end:
@@ -302,23 +317,16 @@ class NotaryService:
                 f"{record.topic} {record.partition}: offset {record.offset} came again after "
                 f"{grown.end - 1}: {ANOTHER_LOG}"
             )
-        name = self._followed[record.topic]
-        salt = secrets.token_bytes(SALT_BYTES) if name in WITH_TEXT else None
-        leaf = leaf_of(record, salt=salt, keyed=name in COMPACTED)
+        salt = None
+        if record.topic in self._with_text:
+            salt, drawn = self._salts.of(record, topic_id)
+            if drawn is not None:
+                self._drawn.append(drawn)
+        leaf = leaf_of(record, salt=salt, keyed=self._followed[record.topic] in COMPACTED)
         hasher = self._hashers.get(place) or self._hashers.setdefault(place, Hasher(*place))
         grown.tree.append(hasher.hash(leaf))
         grown.leaves.append(leaf.pack())
         grown.end = record.offset + 1
-        if salt is not None and (*place, record.offset) not in self._erased:
-            self._salts.append(
-                Salt(
-                    topic=record.topic,
-                    partition=record.partition,
-                    offset=record.offset,
-                    salt=salt,
-                    subject=subject_hash(salt, record.key),
-                )
-            )
 
     def _lose(self, loss: OffsetLoss) -> None:
         gap = loss.gap
@@ -349,9 +357,9 @@ class NotaryService:
                 _outbound(self._state_topic, state)
                 for state in (item.state(signed=False) for item in news)
             ]
-            records += [_outbound(self._salt_topic, salt) for salt in self._salts]
+            records += [_outbound(self._salt_topic, salt) for salt in self._drawn]
             await journal.append(records)
-            self._salts.clear()
+            self._drawn.clear()
             await self._sign(journal)
             self._progressed()
         self.metrics.last.set(time.time())
@@ -408,7 +416,9 @@ class NotaryService:
 
     async def _restore(self) -> None:
         self._grown.clear()
-        self._salts.clear()
+        self._drawn.clear()
+        self._salts, self._has_recalled = Salts(), False
+        self._taken_up.clear()
         kafka = self._settings.kafka
         states = {
             (item.topic, item.partition): item
@@ -416,7 +426,6 @@ class NotaryService:
             if item.topic in self._followed
         }
         heads = await self._heads(states.keys())
-        again: set[Place] = set()
         for place in sorted(states.keys() | heads.keys()):
             state, signed = states.get(place), heads.get(place, [])
             # An old key's head, or one that nobody signed, vouches for a state and for no more.
@@ -424,16 +433,12 @@ class NotaryService:
             follows = [item for item in candidates if state is not None and continues(state, item)]
             if state is None or not follows:
                 self._go_back(place, signed)
-                again.add(place)
                 continue
             head = next((item for item in follows if item is not None and item.is_own), follows[0])
             if state.begins != (0 if head is None else head.end):
                 self._grow_from(state, head)
             else:
                 self._take_up(state)
-                continue
-            again.add(place)
-        self._erased = await self._erasures(again)
 
     def _grow_from(self, state: NotaryState, head: SignedHead | None) -> None:
         """On from the offset that the signed head ends at: a state that goes on from another one
@@ -464,19 +469,6 @@ class NotaryService:
         if own is not None:
             peaks = list(own.tree.peaks)
             self._grown[place] = Grown(*place, own.tree.copy(), own.end, own.end, peaks)
-
-    async def _erasures(self, places: Collection[Place]) -> set[tuple[str, int, int]]:
-        """Whose salts of these partitions were erased."""
-        found: set[tuple[str, int, int]] = set()
-        if not places:
-            return found
-        kafka = self._settings.kafka
-        async for record in read(kafka, await snapshot(kafka, [self._salt_topic])):
-            with suppress(DecodeError):
-                salt = Salt.decode(record.value or b"")
-                if salt.erased_at is not None and (salt.topic, salt.partition) in places:
-                    found.add((salt.topic, salt.partition, salt.offset))
-        return found
 
     async def _heads(self, wanted: Collection[Place]) -> dict[Place, list[SignedHead]]:
         """The largest heads of each partition: those of one size. Read from the topic's end
@@ -522,6 +514,7 @@ class NotaryService:
             grown.leaves = [state.pending.leaves] if state.pending.leaves else []
             grown.gaps = list(state.pending.gaps)
         self._grown[state.topic, state.partition] = grown
+        self._taken_up.add((state.topic, state.partition))
 
 
 def _outbound(topic: str, item: NotaryState | Salt | Checkpoint) -> OutboundRecord:

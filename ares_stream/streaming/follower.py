@@ -111,6 +111,11 @@ class Follower:
         """What is known of the log that each position is of; to be kept beside it."""
         return {place: str(known) for place, known in self._logs.items()}
 
+    @property
+    def topic_ids(self) -> Mapping[str, str]:
+        """Of the topics, where the broker gives ids."""
+        return self._ids
+
     def take_losses(self) -> list[OffsetLoss]:
         """Positions found since the last call that the log does not hold, or that another held."""
         losses, self._losses = self._losses, []

@@ -16,7 +16,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
-from ares_stream.audit.checking import verify_topics
+from ares_stream.audit.checking import erase_salts, verify_topics
 from ares_stream.audit.leaves import Hasher, Leaf, unpack
 from ares_stream.audit.notes import NoteKey, NoteSigner
 from ares_stream.audit.ranges import TopicReader
@@ -290,6 +290,67 @@ async def test_a_state_of_the_signed_tree_with_another_end_skips_and_repeats_no_
     assert report.differences == []
     assert sum(part.equal for part in report.partitions) == 149
     assert sum(part.erased for part in report.partitions) == 1
+
+
+@pytest.mark.timeout(240)
+async def test_notaries_of_two_names_give_a_record_one_salt_and_an_erased_one_none(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    """Each reads from the beginning what the other one has signed: the second finds the first
+    one's state, and the first, when it comes back, none."""
+    connection = await create(kafka, prefix)
+    first, second = NoteSigner.generate(NAME), NoteSigner.generate("other.example/ares")
+    names = [topic_name(prefix, name) for name in OUTPUTS]
+    states, salts = topic_name(prefix, topics.NOTARY), topic_name(prefix, topics.SALTS)
+
+    async def found(own: NoteSigner, others: Sequence[NoteSigner]) -> tuple[int, int, int]:
+        keys = [own.key, *(item.key for item in others)]
+        report = await verify_topics(TopicReader(connection), prefix, names, keys, {})
+        assert report.differences == []
+        counts = [(part.equal, part.erased, part.later) for part in report.partitions]
+        equal, erased, later = map(sum, zip(*counts, strict=True))
+        return equal, erased, later
+
+    async def life(signer: NoteSigner, size: int) -> None:
+        group = f"{prefix}{signer.key.key_id.hex()}"
+        with NotaryProcess(kafka, prefix, tmp_path, [signer], group=group) as notary:
+            await notary.said("leading")
+            deadline = time.monotonic() + SECONDS
+            while (
+                sum(await found(signer, [first, second])) < size
+                or ((await found(signer, [first, second]))[2])
+            ):
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.3)
+            assert notary.stop() == 0
+
+    await write(connection, prefix, 0, 20)
+    await life(first, 100)
+    drawn = {item.key: item.value for item in await content(connection, salts)}
+    assert len(drawn) == 40
+    erased = await erase_salts(connection, prefix, "key-1", by="ann", reason="request-9")
+    assert len(erased) == 10
+    gone = {item.key for item in erased}
+    assert await found(first, [second]) == (90, 10, 0)
+    for number, (own, other) in enumerate([(second, first), (first, second)]):
+        if own is first:
+            known = await read_latest(connection, states)
+            async with Publisher(connection) as publisher:
+                await publisher.publish(
+                    [OutboundRecord(states, key, None, partition=0) for key in known]
+                )
+        await write(connection, prefix, 20 + 10 * number, 10)
+        written = 150 + 50 * number
+        await life(own, written)
+        assert await found(own, [other]) == (written - 10, 10, 0)
+        # The other one's proofs hold of all that it had signed.
+        signed_before = 100 if number == 0 else 150
+        assert await found(other, [own]) == (signed_before - 10, 10, written - signed_before)
+        now = await read_latest(connection, salts)
+        assert {key: now[key].value for key in drawn if key not in gone} == {
+            key: value for key, value in drawn.items() if key not in gone
+        }
+        assert all(b"erased_at" in (now[key].value or b"") for key in gone)
 
 
 async def test_a_gap_that_was_signed_and_no_record_after_it_is_found_again_and_harms_nothing(
