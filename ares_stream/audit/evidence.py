@@ -34,6 +34,7 @@ from ares_stream.records.label import Label
 from ares_stream.records.observation import read_observation
 from ares_stream.records.release import Release, ReleaseState
 from ares_stream.records.repair import RepairReport
+from ares_stream.repair.gate import GateVerdict
 from ares_stream.streaming.deadletters import PREFIX, source_of
 from ares_stream.streaming.records import InboundRecord
 
@@ -471,8 +472,8 @@ def _gates(
     gate_report: Callable[[str], bytes | None],
 ) -> list[dict[str, Any]]:
     """Of each report that these steps or repairs name, every check: those of repairs that were
-    rejected as well. `kept` is false where the registry does not have it: one of an older version,
-    or of a release that a person put there."""
+    rejected as well. `kept` is false where the registry does not have it, or has something else
+    under its digest: one of an older version, or of a release that a person put there."""
     named: dict[str, set[tuple[str, str]]] = {}
     plans: dict[str, set[str]] = {}
     for item in steps:
@@ -492,8 +493,13 @@ def _gates(
             "kept": raw is not None,
         }
         if raw is not None:
-            found = parse_json(raw)
-            row |= {"passed": found["passed"], "checks": found["checks"]}
+            try:
+                found = GateVerdict.decode(raw).model_dump(
+                    mode="json", include={"passed", "checks"}
+                )
+            except DecodeError:
+                found = {"kept": False}
+            row |= found
         rows.append(row)
     return rows
 

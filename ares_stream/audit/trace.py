@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from ares_stream.audit.replay.findings import finding
 from ares_stream.errors import AresError, DecodeError
-from ares_stream.files.rows import parse_json
 from ares_stream.records import topics
 from ares_stream.records.base import instant
 from ares_stream.records.decoding import DecodingLimits, decode_interaction
@@ -22,6 +21,7 @@ from ares_stream.records.mapping import Mapping as FieldMapping
 from ares_stream.records.release import Release
 from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.verdict import Verdict
+from ares_stream.repair.gate import GateVerdict
 from ares_stream.streaming.deadletters import source_of
 from ares_stream.streaming.records import InboundRecord
 
@@ -247,6 +247,7 @@ def with_gates(steps: Iterable[Step], gate_report: Callable[[str], bytes | None]
     """The steps; those of repairs with what the gate said of them, which may be why there is no
     release. `gate_report` gives the registry's report of a digest, None where it has none."""
     found = []
+    facts: dict[str, Any]
     for step in steps:
         name = step.facts.get("gate_report") if step.kind == "report" else None
         if name is None:
@@ -254,23 +255,24 @@ def with_gates(steps: Iterable[Step], gate_report: Callable[[str], bytes | None]
             continue
         try:
             raw = gate_report(name)
-            gate = None if raw is None else parse_json(raw)
+            gate = None if raw is None else GateVerdict.decode(raw)
         except AresError as error:
             facts, said = {"gate": None, "gate_problem": str(error)}, str(error)
         else:
-            facts, said = {"gate": gate}, _gate(gate)
+            facts = {"gate": None if gate is None else gate.model_dump(mode="json")}
+            said = _gate(gate)
         found.append(
             replace(step, summary=f"{step.summary}; gate: {said}", facts=step.facts | facts)
         )
     return found
 
 
-def _gate(gate: Any) -> str:
+def _gate(gate: GateVerdict | None) -> str:
     if gate is None:
         return "its report is not in the registry"
-    if gate["passed"]:
+    if gate.passed:
         return "passed"
-    failed = [item["reason"] for item in gate["checks"] if not item["passed"]]
+    failed = [item.reason for item in gate.checks if not item.passed]
     more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
     return f"did not pass: {failed[0] if failed else 'no check'}{more}"
 

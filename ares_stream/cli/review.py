@@ -116,11 +116,11 @@ def import_(
     topic = topic_name(settings.topic_prefix, LABELS)
 
     async def work() -> tuple[int, int]:
-        passed_over, known = PassedOver(tell), dict[str, str]()
+        passed_over, known = PassedOver(tell), dict[str, set[str]]()
         labels = await read_present_labels(connection, settings.topic_prefix, passed_over)
 
         def take(item: ReviewItem) -> None:
-            known[item.interaction.id] = item.verdict.id
+            known.setdefault(item.interaction.id, set()).add(item.verdict.id)
 
         await read_items(connection, settings.topic_prefix, take, passed_over)
         found = await asyncio.to_thread(read_annotations, file, known, names)

@@ -7,7 +7,7 @@ the conversation and nothing of what the models said: who sees an opinion has no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ares_stream.errors import InputError
+from ares_stream.errors import DecodeError, InputError
 from ares_stream.files import fault, parse_json
 from ares_stream.records.base import Identifier, Instant, digest
 from ares_stream.records.interaction import Interaction
@@ -94,11 +94,6 @@ class _Source(_Part):
     content: str
 
 
-class _Data(_Part):
-    conversation: list[dict[str, str]]
-    ares: _Source
-
-
 class _Region(_Part):
     from_name: str = ""
     type: str = ""
@@ -107,38 +102,43 @@ class _Region(_Part):
 
 class _Person(_Part):
     id: int
-    email: str = ""
+    email: str | None = None
 
 
 class _Annotation(_Part):
-    result: tuple[_Region, ...] = ()
-    was_cancelled: bool = False
+    result: tuple[_Region, ...] | None = None
+    was_cancelled: bool | None = None
     completed_by: int | _Person | None = None
     created_at: Instant | None = None
     updated_at: Instant | None = None
 
 
 class _Task(_Part):
-    data: _Data
-    annotations: tuple[_Annotation, ...]
+    data: dict[str, Any]
+    annotations: tuple[dict[str, Any], ...]
 
 
 def read_annotations(
-    file: Path, known: Mapping[str, str], reviewers: Mapping[str, str] | None = None
+    file: Path,
+    known: Mapping[str, Collection[str]],
+    reviewers: Mapping[str, str] | None = None,
 ) -> Export:
     """Labels of a JSON export. `known` maps the ids of interactions on the review topic to the
     verdicts that asked for them; `reviewers` maps a Label Studio user's e-mail or number to the
     name that the labels are to bear.
 
-    A task that is not of this queue, or whose text was changed, and an annotation that was skipped
-    are passed with the reason. Raises InputError naming the file and the task's place for what is
-    no JSON export.
+    A task that is not of this queue, or that was changed, and an annotation that was skipped or is
+    none of this interface are passed with the reason; their neighbours count. Raises InputError
+    naming the file and the task's place for what is no JSON export.
     """
     with file.open("rb") as stream:
         raw_document = stream.read(MAX_BYTES + 1)
     if len(raw_document) > MAX_BYTES:
         raise InputError(f"{file}: larger than {MAX_BYTES:,} bytes; export in parts")
-    document = parse_json(raw_document)
+    try:
+        document = parse_json(raw_document)
+    except DecodeError as error:
+        raise InputError(f"{file}: {error}; export from Label Studio as JSON") from None
     if not isinstance(document, list):
         raise InputError(f"{file}: expected a list of tasks; export from Label Studio as JSON")
     found = Export()
@@ -149,7 +149,7 @@ def read_annotations(
         except ValidationError as error:
             raise InputError(
                 f"{file}: {place}: {fault(error, _Task)}; export from Label Studio as JSON, not "
-                "JSON-MIN, a project whose tasks come from `ares review export`"
+                "JSON-MIN"
             ) from None
         _take(task, place, known, reviewers or {}, found)
     return found
@@ -158,20 +158,27 @@ def read_annotations(
 def _take(
     task: _Task,
     place: str,
-    known: Mapping[str, str],
+    known: Mapping[str, Collection[str]],
     reviewers: Mapping[str, str],
     found: Export,
 ) -> None:
-    source = task.data.ares
-    if known.get(source.interaction_id) != source.verdict_id:
+    try:
+        source = _Source.model_validate(task.data.get("ares"))
+    except ValidationError:
+        found.passed.append(Passed(place, "is no task of `ares review export`"))
+        return
+    if source.verdict_id not in known.get(source.interaction_id, ()):
         found.passed.append(Passed(place, "is not of this queue"))
         return
-    if digest(task.data.conversation) != source.content:
+    if digest(task.data.get("conversation", [])) != source.content:
         found.passed.append(Passed(place, "its text was changed since it was exported"))
         return
-    for number, annotation in enumerate(task.annotations, start=1):
+    for number, raw in enumerate(task.annotations, start=1):
         here = f"{place}, annotation {number}"
-        label = _label(annotation, source, reviewers)
+        try:
+            label = _label(_Annotation.model_validate(raw), source, reviewers)
+        except ValidationError as error:
+            label = f"cannot be read: {fault(error, _Annotation)}"
         if isinstance(label, Label):
             found.labels.append(label)
         else:
@@ -184,7 +191,7 @@ def _label(annotation: _Annotation, source: _Source, reviewers: Mapping[str, str
         return "was skipped"
     decisions = [
         choice
-        for region in annotation.result
+        for region in annotation.result or ()
         if region.from_name == DECISION
         for choice in _strings(region.value.get("choices"))
     ]
@@ -200,12 +207,12 @@ def _label(annotation: _Annotation, source: _Source, reviewers: Mapping[str, str
         harmful=decisions[0] == HARMFUL,
         reviewer=_name(who, reviewers),
         decided_at=at,
-        reason=_reason(annotation.result)[:MAX_REASON],
+        reason=_reason(annotation.result or ())[:MAX_REASON],
     )
 
 
 def _name(who: int | _Person, reviewers: Mapping[str, str]) -> str:
-    names = [str(who)] if isinstance(who, int) else [who.email, str(who.id)]
+    names = [str(who)] if isinstance(who, int) else [who.email or "", str(who.id)]
     for name in names:
         if name in reviewers:
             return reviewers[name]

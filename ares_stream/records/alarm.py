@@ -10,8 +10,10 @@ from ares_stream.records.base import (
     Identifier,
     Instant,
     Interval,
+    Offset,
     OffsetRange,
     Part,
+    PartitionNumber,
     Record,
     decode_one_of,
 )
@@ -34,8 +36,8 @@ class EvidenceRecord(Part):
     """A record that contributed: a verdict that is a coupled failure, or contested."""
 
     topic: Identifier
-    partition: int
-    offset: int
+    partition: PartitionNumber
+    offset: Offset
 
 
 class Alarm(Record):

@@ -96,6 +96,20 @@ Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 """A moment with a time zone, which can be told in UTC."""
 
 
+def _counted_in(bits: int) -> AfterValidator:
+    def check(value: int) -> int:
+        if not 0 <= value < 1 << bits:
+            raise refusal("is none that Kafka has")
+        return value
+
+    return AfterValidator(check)
+
+
+PartitionNumber = Annotated[int, _counted_in(31)]
+Offset = Annotated[int, _counted_in(63)]
+"""Not in the schemas, whose bounds must not become narrower: no broker gave another one."""
+
+
 class Part(BaseModel):
     """A frozen piece of a record."""
 
@@ -217,9 +231,9 @@ class OffsetRange(Part):
     """Offsets start (inclusive) to end (exclusive) of one partition."""
 
     topic: Identifier
-    partition: int = Field(ge=0)
-    start: int = Field(ge=0)
-    end: int = Field(ge=0)
+    partition: PartitionNumber = Field(ge=0)
+    start: Offset = Field(ge=0)
+    end: Offset = Field(ge=0)
 
 
 class Interval(Part):

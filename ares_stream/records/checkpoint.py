@@ -9,8 +9,10 @@ from pydantic import ConfigDict, Field, model_validator
 from ares_stream.records.base import (
     Identifier,
     Instant,
+    Offset,
     OffsetRange,
     Part,
+    PartitionNumber,
     Record,
     Sha256,
     canonical_json,
@@ -35,9 +37,9 @@ class Checkpoint(Record):
     SCHEMA: ClassVar[str] = "ares.checkpoint/1"
     schema_: Literal["ares.checkpoint/1"] = Field("ares.checkpoint/1", alias="schema")
     topic: Identifier
-    partition: int = Field(ge=0)
-    start: int = Field(ge=0)
-    end: int = Field(ge=0)
+    partition: PartitionNumber = Field(ge=0)
+    start: Offset = Field(ge=0)
+    end: Offset = Field(ge=0)
     size: int = Field(ge=0)
     note: str
     leaves: bytes
@@ -57,7 +59,7 @@ class PendingLeaves(Part):
 
     model_config = _BINARY
 
-    start: int = Field(ge=0)
+    start: Offset = Field(ge=0)
     leaves: bytes
     peaks: tuple[Sha256, ...]
     """Of the tree before them."""
@@ -72,8 +74,8 @@ class NotaryState(Record):
     SCHEMA: ClassVar[str] = "ares.notary-state/1"
     schema_: Literal["ares.notary-state/1"] = Field("ares.notary-state/1", alias="schema")
     topic: Identifier
-    partition: int = Field(ge=0)
-    end: int = Field(ge=0)
+    partition: PartitionNumber = Field(ge=0)
+    end: Offset = Field(ge=0)
     size: int = Field(ge=0)
     peaks: tuple[Sha256, ...]
     pending: PendingLeaves | None = None
@@ -103,8 +105,8 @@ class Salt(Record):
     SCHEMA: ClassVar[str] = "ares.salt/1"
     schema_: Literal["ares.salt/1"] = Field("ares.salt/1", alias="schema")
     topic: Identifier
-    partition: int = Field(ge=0)
-    offset: int = Field(ge=0)
+    partition: PartitionNumber = Field(ge=0)
+    offset: Offset = Field(ge=0)
     salt: bytes | None = None
     subject: Sha256 | None = None
     """HMAC of the record's key under the salt: finds the salts of a key, and goes with the salt."""

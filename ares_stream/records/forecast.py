@@ -5,9 +5,9 @@ It stands in the release. It holds no text.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ares_stream.records.base import (
     Identifier,
@@ -17,6 +17,7 @@ from ares_stream.records.base import (
     Part,
     Sha256,
     Slice,
+    refusal,
 )
 from ares_stream.records.interaction import Policy
 
@@ -40,6 +41,19 @@ class ForecastPlace(Part):
     nothing at all (the rule of three), so a forecast of 0 means "below this"."""
     observed: dict[str, Interval]
     forecast: dict[str, Interval]
+
+    @model_validator(mode="after")
+    def _has_all_figures(self) -> Self:
+        if self.floor == 0.0:
+            raise refusal("floor: is 0; no number of prompts shows as little")
+        for name in FIGURES:
+            for found in (self.observed, self.forecast):
+                if name not in found:
+                    raise refusal(f"has no figure {name}, before or as forecast")
+                figure = found[name]
+                if not all(0.0 <= part <= 1.0 for part in (figure.low, figure.value, figure.high)):
+                    raise refusal(f"{name}: is no share with its bounds")
+        return self
 
 
 class Forecast(Part):

@@ -16,8 +16,10 @@ from ares_stream.records.base import (
     Identifier,
     Instant,
     Interval,
+    Offset,
     OffsetRange,
     Part,
+    PartitionNumber,
     Record,
     Slice,
     canonical_json,
@@ -255,8 +257,8 @@ class Position(Part):
     """How far one partition was followed; `log` says of which log the offset is."""
 
     topic: Identifier
-    partition: int
-    offset: int
+    partition: PartitionNumber
+    offset: Offset
     log: str = ""
 
 

@@ -13,7 +13,9 @@ from pydantic import Field, FiniteFloat
 from ares_stream.records.base import (
     Identifier,
     Instant,
+    Offset,
     Part,
+    PartitionNumber,
     Probability,
     Record,
     Sha256,
@@ -37,8 +39,8 @@ class SourceCoordinates(Part):
     """Where a record was read."""
 
     topic: Identifier
-    partition: int = Field(ge=0)
-    offset: int = Field(ge=0)
+    partition: PartitionNumber = Field(ge=0)
+    offset: Offset = Field(ge=0)
     timestamp_ms: int = Field(ge=0)
 
 

@@ -18,9 +18,9 @@ from __future__ import annotations
 import hashlib
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ares_stream.records.base import Identifier, Interval, canonical_json
+from ares_stream.records.base import Identifier, Interval, canonical_json, decode_error
 
 Kind = Literal["fall", "hold_low", "hold_high", "stay_below"]
 
@@ -116,6 +116,16 @@ class GateVerdict(_Part):
     passed: bool
     checks: tuple[Check, ...]
     policy: GatePolicy
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Self:
+        """From `document`, as a registry keeps it. Raises DecodeError: any file may bear the digest
+        that a release names."""
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            wrong = decode_error(error, cls)
+        raise wrong
 
     @property
     def reasons(self) -> tuple[str, ...]:

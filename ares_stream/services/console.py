@@ -373,7 +373,7 @@ class Writer:
         names = {item.gate_report for item in log.releases if item.plan_id == plan} | {named}
         for name in filter(None, names):
             if (raw := await self._registry.gate_report(name)) is not None:
-                return GateVerdict.model_validate_json(raw)
+                return GateVerdict.decode(raw)
         return None
 
     async def pairs(self, plan: str) -> Sequence[tuple[str, str, str]]:

@@ -28,7 +28,7 @@ def item(number: int) -> ReviewItem:
     )
 
 
-KNOWN = {f"interaction-{number}": verdict(number).id for number in range(5)}
+KNOWN = {f"interaction-{number}": {verdict(number).id} for number in range(5)}
 
 
 def annotation(*choices: str, **changed: Any) -> dict[str, Any]:
@@ -128,6 +128,14 @@ def test_two_opinions_of_one_task_are_two_labels(tmp_path: Path) -> None:
         ((1, [annotation("unsure")]), "decides 1 times; expected once harmful or safe"),
         ((1, [annotation("safe", completed_by=None)]), "says not who decided, or when"),
         ((1, [annotation("safe", created_at=None, updated_at=None)]), "says not who decided"),
+        ((1, [annotation("safe", result=None)]), "decides 0 times"),
+        ((1, [annotation("safe", result="safe")]), "cannot be read: result"),
+        ((1, [annotation("safe", completed_by={"email": "x"})]), "cannot be read: completed_by"),
+        ((1, [annotation("safe", updated_at="yesterday")]), "cannot be read: updated_at"),
+        (
+            (1, [annotation("safe", completed_by={"id": 7, "email": "a" * 300 + "@b"})]),
+            "cannot be read: reviewer",
+        ),
         ((99, [annotation("safe")]), "is not of this queue"),
     ],
 )
@@ -150,12 +158,74 @@ def test_a_task_whose_text_was_changed_labels_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"conversation": [{"role": "user", "content": None}]}, "its text was changed"),
+        ({"conversation": "x"}, "its text was changed"),
+        ({"conversation": None}, "its text was changed"),
+        ({"ares": {}}, "is no task of"),
+        ({"ares": None}, "is no task of"),
+        ({"ares": {"interaction_id": "", "verdict_id": "v", "content": "c"}}, "is no task of"),
+    ],
+)
+def test_a_task_of_somebody_elses_or_one_that_was_bent_costs_its_neighbours_nothing(
+    tmp_path: Path, changed: dict[str, Any], reason: str
+) -> None:
+    file = exported(tmp_path / "e.json", (1, [annotation("safe")]), (2, [annotation("safe")]))
+    tasks = json.loads(file.read_text())
+    tasks[0]["data"] |= changed
+    file.write_text(json.dumps([*tasks, {"id": 9, "data": {"text": "mine"}, "annotations": []}]))
+    found = read_annotations(file, KNOWN)
+    assert [label.interaction_id for label in found.labels] == ["interaction-2"]
+    assert [item.place for item in found.passed] == ["task 1", "task 3"]
+    assert found.passed[0].reason.startswith(reason)
+
+
+def test_an_earlier_verdict_on_an_interaction_is_of_this_queue_too(tmp_path: Path) -> None:
+    file = exported(tmp_path / "e.json", (1, [annotation("safe")]))
+    known = {"interaction-1": {verdict(1).id, "a later one"}}
+    assert len(read_annotations(file, known).labels) == 1
+
+
+def test_what_label_studio_writes_beside_an_annotation_changes_nothing(tmp_path: Path) -> None:
+    """The fields that version 1.23.2 exports: a draft and a prediction are nobody's decision, and
+    a relation between regions is none."""
+    more: dict[str, Any] = {
+        "draft_created_at": None, "lead_time": None, "prediction": {}, "result_count": 2,
+        "unique_id": "2eed684b-2a03-4a08-a525-802511ef7b5c", "import_id": None,
+        "last_action": None, "bulk_created": False, "task": 20, "project": 2, "updated_by": 3,
+        "parent_prediction": None, "parent_annotation": None, "last_created_by": None,
+    }  # fmt: skip
+    said = annotation("harmful", **more)
+    said["result"].append(
+        {"type": "relation", "from_id": "r1", "to_id": "r2", "direction": "right"}
+    )
+    file = exported(tmp_path / "e.json", (1, [said]), (2, []))
+    tasks = json.loads(file.read_text())
+    for task in tasks:
+        task |= {
+            "drafts": [{"id": 2, "user": "ann@example.com", "result": said["result"]}],
+            "predictions": [2], "meta": {}, "inner_id": 2, "total_annotations": 1,
+            "cancelled_annotations": 0, "comment_count": 1, "comment_authors": [3],
+        }  # fmt: skip
+    file.write_text(json.dumps(tasks))
+    found = read_annotations(file, KNOWN)
+    assert found.passed == []
+    assert [(item.interaction_id, item.harmful) for item in found.labels] == [
+        ("interaction-1", True)
+    ]
+
+
+@pytest.mark.parametrize(
     ("content", "said"),
     [
         ("{}", "expected a list of tasks"),
         ("[", "JSON"),
         ('[{"id": 1, "decision": "safe", "annotator": 7}]', "task 1: data"),
-        ('[{"data": {"text": "other project"}, "annotations": []}]', "task 1: data.conversation"),
+        ('[{"data": {"text": "other project"}}]', "task 1: annotations"),
+        ('[{"data": [], "annotations": []}]', "task 1: data"),
+        ("id,decision\n1,safe", "e.json: not JSON"),
+        ("PK\x03\x04", "e.json: not JSON"),
     ],
 )
 def test_a_file_of_another_form_is_refused_and_quotes_nothing(

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import struct
+from ast import literal_eval
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from enum import IntEnum
@@ -122,30 +123,14 @@ class Carried:
 
 
 def frame_of(key: bytes | None, headers: Headers) -> bytes:
-    """Key and headers, each name and value with its length (null: -1): equal bytes of equal ones
-    alone."""
-    parts = [key]
-    for name, value in headers:
-        parts += (name.encode("utf-8", "surrogatepass"), value)
-    if None in parts:
-        sizes = [-1 if part is None else len(part) for part in parts]
-        return struct.pack(f">I{len(parts)}i", len(parts), *sizes) + b"".join(filter(None, parts))
-    # Of nearly every record, and made twice for it.
-    return struct.pack(f">I{len(parts)}i", len(parts), *map(len, parts)) + b"".join(parts)  # type: ignore[arg-type]
+    """Key and headers as Python writes them: equal bytes of equal ones."""
+    return repr((key, headers)).encode("utf-8", "surrogatepass")
 
 
 def unframed(frame: bytes) -> tuple[bytes | None, Headers]:
-    """Of `frame_of`. Raises struct.error for other bytes."""
-    (count,) = struct.unpack_from(">I", frame)
-    sizes = struct.unpack_from(f">{count}i", frame, 4)
-    parts: list[bytes | None] = []
-    at = 4 + 4 * count
-    for size in sizes:
-        parts.append(None if size < 0 else frame[at : at + size])
-        at += max(size, 0)
-    key, *rest = parts
-    names = ((name or b"").decode("utf-8", "surrogatepass") for name in rest[::2])
-    return key, tuple(zip(names, rest[1::2], strict=True))
+    """Of `frame_of`. Raises ValueError for other bytes."""
+    key, headers = literal_eval(frame.decode("utf-8", "surrogatepass"))
+    return key, headers
 
 
 def _sha256(raw: bytes) -> str:

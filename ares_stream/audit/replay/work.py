@@ -28,7 +28,7 @@ from ares_stream.errors import DecodeError, SettingsError
 from ares_stream.files import read_json, write_whole
 from ares_stream.records.base import OffsetRange
 
-SCHEMA: Final = "ares.replay-work/3"
+SCHEMA: Final = "ares.replay-work/2"
 PARTS: Final = "entries", "sorted", "done"
 REPORTED: Final = "reported"
 LOCK: Final = "lock"
