@@ -15,6 +15,7 @@ from aiokafka.errors import (
     InvalidTransactionTimeout,
     KafkaConnectionError,
     KafkaError,
+    LeaderNotAvailableError,
     NodeNotReadyError,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
@@ -89,9 +90,17 @@ def said(error: BaseException) -> str:
         )
     if isinstance(error, InvalidTimestampError):
         return TIMES
+    if isinstance(error, LeaderNotAvailableError) and error.args:
+        return without_leader(error.args[0])
     if isinstance(error, KafkaError):
         return str(error)
     return f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+def without_leader(partitions: Iterable[TopicPartition]) -> str:
+    """Which partitions nobody can read or write now, and why."""
+    names = ", ".join(f"{item.topic}-{item.partition}" for item in partitions)
+    return f"no broker that holds {names} is up (no leader)"
 
 
 def first_refusal(errors: Iterable[BaseException | None]) -> Exception | None:

@@ -12,13 +12,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, OffsetResetStrategy
 from aiokafka.errors import (
     KafkaError,
+    KafkaTimeoutError,
     LeaderNotAvailableError,
     NoError,
     NotLeaderForPartitionError,
@@ -36,11 +37,13 @@ from ares_stream.streaming.faults import client_faults
 from ares_stream.streaming.log_identity import LogChange, LogIdentity
 from ares_stream.streaming.publisher import retrieve
 from ares_stream.streaming.records import InboundRecord, ReadLimits
-from ares_stream.streaming.topic_ids import KnownTopics, known_topics
+from ares_stream.streaming.topic_ids import NO_LEADER, KnownTopics, known_topics
 from ares_stream.streaming.unreadable import Unreadable
 
 END_SECONDS: Final = 5.0
 """A consumer says goodbye at once, to a broker that is there."""
+LEADER_SECONDS: Final = 3.0
+"""An election is over within this."""
 CLOSE_SECONDS: Final = 1.0
 """What is cancelled and closed has ended."""
 READ_UNCOMMITTED: Final = 0
@@ -114,8 +117,8 @@ class BatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     async def _record_at(self, partition: TopicPartition, offset: int) -> InboundRecord | None:
         """What stands at an offset, or behind it in its batch; None where there is nothing."""
         node = self._client.cluster.leader_for_partition(partition)
-        if node is None or node == -1:
-            raise LeaderNotAvailableError(str(partition))
+        if node is None or node == NO_LEADER:
+            raise LeaderNotAvailableError([partition])
         place = [(partition.topic, [(partition.partition, offset, 1)])]
         # One byte at most: then the batch comes that holds the offset, and no other (KIP-74).
         response = await self._client.send(node, FetchRequest(0, 0, 1, READ_UNCOMMITTED, place))
@@ -175,6 +178,33 @@ class _BatchFetcher(Fetcher):  # type: ignore[misc]
         self._fetch_min_bytes, self._fetch_max_wait_ms = (
             (ENOUGH_BYTES, self._gather_ms) if gathers else self._usual
         )
+
+    async def _retrieve_offsets(
+        self, timestamps: Mapping[TopicPartition, int], timeout_ms: int | None = None
+    ) -> Any:
+        """As in aiokafka, which asks for a partition without a leader until the time is up, and
+        then does not say which one it was. Raises LeaderNotAvailableError."""
+        leader, now = self._client.cluster.leader_for_partition, asyncio.get_running_loop().time
+        deadline = now() + LEADER_SECONDS
+        while missing := [item for item in timestamps if leader(item) in (None, NO_LEADER)]:
+            if now() > deadline:
+                self._raise_leaderless(missing)
+                break
+            for item in missing:
+                self._client.add_topic(item.topic)
+            await asyncio.wait([self._client.force_metadata_update()], timeout=LEADER_SECONDS)
+            if any(leader(item) in (None, NO_LEADER) for item in missing):
+                await asyncio.sleep(self._retry_backoff)
+        try:
+            return await super()._retrieve_offsets(timestamps, timeout_ms)
+        except KafkaTimeoutError:
+            self._raise_leaderless(timestamps)
+            raise
+
+    def _raise_leaderless(self, partitions: Iterable[TopicPartition]) -> None:
+        leader = self._client.cluster.leader_for_partition
+        if leaderless := [item for item in partitions if leader(item) == NO_LEADER]:
+            raise LeaderNotAvailableError(leaderless)
 
     async def _proc_fetch_request(self, assignment: Any, node_id: int, request: Any) -> bool:
         """Send one fetch and keep what came back. Returns whether a waiting reader should look.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
     InvalidProducerEpoch,
     KafkaError,
@@ -20,7 +20,7 @@ from ares_stream.errors import BrokerError, InputError, StreamError
 from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.faults import client_faults, explained, faults_as
-from ares_stream.streaming.fetching import end_consumer
+from ares_stream.streaming.fetching import BatchConsumer, end_consumer
 from ares_stream.streaming.publisher import (
     MAX_REQUEST_BYTES,
     end_producer,
@@ -149,7 +149,7 @@ async def group_lag(connection: KafkaConnection, group: str, topics: Sequence[st
     """
     counts = await count_partitions(connection, topics)
     partitions = [TopicPartition(name, k) for name in counts for k in range(counts[name])]
-    consumer = AIOKafkaConsumer(
+    consumer = BatchConsumer(
         **connection.client_arguments(), group_id=group, enable_auto_commit=False
     )
     try:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
     InvalidTimestampError,
     KafkaError,
@@ -20,8 +20,16 @@ from aiokafka.errors import (
 
 from ares_stream.errors import BrokerError, InputError, TopicError
 from ares_stream.streaming.connection import KafkaConnection
-from ares_stream.streaming.faults import TIMES, client_faults, explained, faults_as, first_refusal
+from ares_stream.streaming.faults import (
+    TIMES,
+    client_faults,
+    explained,
+    faults_as,
+    first_refusal,
+    without_leader,
+)
 from ares_stream.streaming.records import OutboundRecord
+from ares_stream.streaming.topic_ids import NO_LEADER
 
 PUBLISH_SECONDS: Final = 30.0
 """A broker that restarts is back within this."""
@@ -121,12 +129,23 @@ class Publisher:
         if isinstance(error, InvalidTimestampError):
             return InputError(f"Kafka at {where} {TIMES}")
         if isinstance(error, TimeoutError):
-            return BrokerError(
-                f"Kafka at {where} did not take the records within {self._seconds:.0f} s"
-            )
+            said = f"Kafka at {where} did not take the records within {self._seconds:.0f} s"
+            leaderless = self._leaderless({record.topic for record in records})
+            return BrokerError(f"{said}: {without_leader(leaderless)}" if leaderless else said)
         # A user that may write nothing at all is refused before a topic is named.
         named = ", ".join(sorted({record.topic for record in records}))
         return explained(error, where, on_topic="Write", name=named)
+
+    def _leaderless(self, topics: Iterable[str]) -> list[TopicPartition]:
+        if self._producer is None:
+            return []
+        cluster = self._producer.client.cluster
+        return sorted(
+            TopicPartition(topic, number)
+            for topic in topics
+            for number in (cluster.partitions_for_topic(topic) or ())
+            if cluster.leader_for_partition(TopicPartition(topic, number)) == NO_LEADER
+        )
 
 
 def retrieve(future: asyncio.Future[Any]) -> None:

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from ares_stream.errors import StreamError
 from ares_stream.records.base import OffsetRange
 from ares_stream.streaming.connection import KafkaConnection
 from ares_stream.streaming.faults import client_faults, explained, faults_as, missing_topics
-from ares_stream.streaming.fetching import end_consumer
+from ares_stream.streaming.fetching import BatchConsumer, end_consumer
 from ares_stream.streaming.topic_ids import known_topics
 
 SESSION_TIMEOUT_MS: Final = 30_000
@@ -62,7 +62,7 @@ class Queue(ConsumerRebalanceListener):  # type: ignore[misc]
     async def start(self) -> None:
         """Join the group. After an error it may be called again."""
         self._joined = False
-        self._consumer = AIOKafkaConsumer(
+        self._consumer = BatchConsumer(
             **self._connection.client_arguments(),
             group_id=self._group,
             enable_auto_commit=False,

@@ -29,10 +29,12 @@ from aiokafka.protocol.types import (
     Schema,
     TaggedFields,
 )
+from aiokafka.structs import TopicPartition
 
 ANSWER_SECONDS: Final = 8.0
 NEXT_SECONDS: Final = 3.0
 """After which the next broker is asked, where there is one."""
+NO_LEADER: Final = -1
 _NONE: Final = uuid.UUID(int=0)
 
 
@@ -121,12 +123,14 @@ class _TopicIds(Request[_Question]):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class KnownTopics:
-    """What a broker says of topics: the id and the number of partitions of each that is there, and
-    the names of which it knows none. All empty from a broker that gives no ids."""
+    """What a broker says of topics: the id and the number of partitions of each that is there, the
+    names of which it knows none, and the partitions that have no leader, since no broker that holds
+    them is up. All empty from a broker that gives no ids."""
 
     ids: Mapping[str, str] = field(default_factory=dict)
     partitions: Mapping[str, int] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
+    leaderless: tuple[TopicPartition, ...] = ()
 
 
 async def known_topics(client: AIOKafkaClient, topics: Collection[str]) -> KnownTopics:
@@ -162,6 +166,14 @@ async def known_topics(client: AIOKafkaClient, topics: Collection[str]) -> Known
         {name: str(item[2]) for name, item in there.items() if item[2].int},
         {name: len(item[4]) for name, item in there.items()},
         tuple(sorted(absent)),
+        tuple(
+            sorted(
+                TopicPartition(name, number)
+                for name, item in there.items()
+                for _, number, leader, *_ in item[4]
+                if leader == NO_LEADER
+            )
+        ),
     )
 
 

@@ -44,8 +44,10 @@ from aiokafka.protocol.transaction import (
 )
 
 from ares_stream.streaming.connection import REQUEST_TIMEOUT_MS
+from ares_stream.streaming.faults import said, without_leader
 from ares_stream.streaming.records import OutboundRecord
 from ares_stream.streaming.sending import Batch, Unsent, batches_of
+from ares_stream.streaming.topic_ids import NO_LEADER
 
 RETRY_SECONDS: Final = 0.1
 """A coordinator or a leader moves within some of these."""
@@ -93,6 +95,7 @@ class TransactionalProducer:
         self._group = ""
         self._batches: dict[TopicPartition, list[Batch]] = {}
         self._unanswered = False
+        self._waits_for = ""
 
     @property
     def client(self) -> AIOKafkaClient:
@@ -104,6 +107,11 @@ class TransactionalProducer:
         """Whether a request was lost on its way or back. The broker may still do what it was asked,
         in a later transaction of the same epoch (KAFKA-17754, KAFKA-14402): start another."""
         return self._unanswered
+
+    @property
+    def waits_for(self) -> str:
+        """What is asked, and why it is asked again; "" while nothing is asked again."""
+        return self._waits_for
 
     async def start(self) -> None:
         """Take the name: end what its last owner left open, and refuse whatever that one still
@@ -206,11 +214,12 @@ class TransactionalProducer:
         refused: list[tuple[Batch, KafkaError]] = []
         waiting = {partition: several[::-1] for partition, several in self._batches.items()}
         while waiting:
-            by_leader, known = self._by_leader(waiting)
+            by_leader, leaderless = self._by_leader(waiting)
+            self._waits_for = without_leader(leaderless) if leaderless else ""
             answers = await asyncio.gather(
                 *(self._produce(leader, found) for leader, found in by_leader.items())
             )
-            later = not known
+            later = bool(leaderless)
             for partition, error in (pair for several in answers for pair in several):
                 batch = waiting[partition][-1]
                 if error is None:
@@ -231,18 +240,19 @@ class TransactionalProducer:
 
     def _by_leader(
         self, waiting: Mapping[TopicPartition, list[Batch]]
-    ) -> tuple[dict[int, dict[TopicPartition, bytes]], bool]:
-        """The next batch of each partition by its leader; whether all leaders are known."""
-        known = True
+    ) -> tuple[dict[int, dict[TopicPartition, bytes]], list[TopicPartition]]:
+        """The next batch of each partition by its leader; the partitions whose leader is not
+        known."""
+        leaderless: list[TopicPartition] = []
         found: dict[int, dict[TopicPartition, bytes]] = defaultdict(dict)
         for partition, several in waiting.items():
             leader = self._client.cluster.leader_for_partition(partition)
-            if leader is None or leader == -1:
-                known = False
+            if leader in (None, NO_LEADER):
+                leaderless.append(partition)
                 continue
             sequence = self._sequences.get(partition, 0)
             found[leader][partition] = several[-1].encoded(self._id, self._epoch, sequence)
-        return found, known
+        return found, leaderless
 
     async def _produce(
         self, leader: int, batches: Mapping[TopicPartition, bytes]
@@ -290,20 +300,26 @@ class TransactionalProducer:
                     node, request, group=ConnectionGroup.COORDINATION
                 )
                 check(response)
-            except ConcurrentTransactions:
+            except ConcurrentTransactions as error:
+                reason: KafkaError = error
                 pause = MARKERS_SECONDS
-            except (*_MOVED, NodeNotReadyError):
+            except (*_MOVED, NodeNotReadyError) as error:
+                reason = error
                 self._coordinators.pop(kind, None)
             except _NO_ANSWER as error:
+                reason = error
                 self._note(error)
                 if not again:
                     raise
                 self._coordinators.pop(kind, None)
             except BrokerResponseError as error:
+                reason = error
                 if not error.retriable:
                     raise
             else:
+                self._waits_for = ""
                 return
+            self._waits_for = f"{type(request).__name__}: {said(reason)}"
             await asyncio.sleep(pause)
 
     async def _coordinator(self, kind: int, key: str) -> int:

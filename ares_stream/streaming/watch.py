@@ -15,7 +15,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from ares_stream.streaming.contract import SessionSpec
-from ares_stream.streaming.faults import client_faults, missing_topics
+from ares_stream.streaming.faults import client_faults, missing_topics, without_leader
 from ares_stream.streaming.fetching import BatchConsumer
 from ares_stream.streaming.partition import PartitionWorker
 from ares_stream.streaming.patience import Patience
@@ -52,6 +52,8 @@ class Watch:
         self._silence: str | None = None
         self._absent: tuple[str, ...] = ()
         """Topics that are no longer there."""
+        self._leaderless: tuple[TopicPartition, ...] = ()
+        """Partitions that no broker holds now."""
         self._moves: dict[TopicPartition, tuple[tuple[int, int], float]] = {}
         self._stable: dict[TopicPartition, int] = {}
         self._commits = 0
@@ -59,21 +61,36 @@ class Watch:
         """Most workers that were open at once: hundreds take longer to open than one may stand
         still."""
         self._missing_since: float | None = None
+        self._was_joined = False
         self._checked = float("-inf")
 
     def missing(self) -> str | None:
         """What keeps the session from reading and committing now; None while nothing does."""
-        if self._silence is not None:
-            return self._silence
+        return self._silence or self._gone() or self._stuck()
+
+    def _gone(self) -> str | None:
+        """What this session lacks and no other one would have."""
         if self._absent:
             return str(missing_topics(self._spec.connection.bootstrap, self._absent))
+        return without_leader(self._leaderless) if self._leaderless else None
+
+    def _stuck(self) -> str | None:
+        """What another session may mend."""
         if not self._has_joined():
             return f"the group {self._spec.group} is being joined or balanced"
         for partition, worker in list(self._workers.items()):
-            reason = worker.missing() or self._stalled(partition, worker)
-            if reason is not None:
-                return reason
+            if partition not in self._leaderless:
+                reason = worker.missing() or self._stalled(partition, worker)
+                if reason is not None:
+                    return reason
         return None
+
+    def _mendable(self) -> str | None:
+        """Why another session should be tried, if one should: not while outputs cannot be written,
+        which brings every partition to a stop."""
+        if self._absent or any(item.topic not in self._spec.topics for item in self._leaderless):
+            return None
+        return self._silence or self._stuck()
 
     async def run(self) -> None:
         """Look every second. Raises BrokerError when the patience ends, KafkaError when a new
@@ -88,22 +105,23 @@ class Watch:
             self._judge()
 
     async def _look(self) -> None:
-        """Ask for the ends up to which transactions are settled. A standby asks for one of what
-        it subscribed to, to know that the broker is there."""
-        partitions = [tp for tp, worker in self._workers.items() if worker.is_open]
+        """Ask which topics are there, and for the ends up to which transactions are settled. A
+        standby asks for one of what it subscribed to, to know that the broker is there."""
+        any_partition = TopicPartition(self._spec.topics[0], 0)
         try:
             with client_faults():
                 async with asyncio.timeout(ANSWER_SECONDS):
-                    ends = await self._consumer.end_offsets(
-                        partitions or [TopicPartition(self._spec.topics[0], 0)]
-                    )
                     known = await self._consumer.known_topics(self._spec.all_topics)
+                    partitions = [tp for tp, worker in self._workers.items() if worker.is_open]
+                    ends = await self._consumer.end_offsets(
+                        set(partitions or [any_partition]) - set(known.leaderless)
+                    )
         except (KafkaError, OSError, TimeoutError) as error:
             where = self._spec.connection.bootstrap
             self._silence = f"Kafka at {where} does not answer: {type(error).__name__}"
         else:
             self._silence = None
-            self._absent = known.absent
+            self._absent, self._leaderless = known.absent, known.leaderless
             self._stable.update(ends)
             for partition in partitions:
                 worker = self._workers.get(partition)
@@ -156,10 +174,12 @@ class Watch:
         moved, self._commits = commits > self._commits, commits
         opened = sum(worker.is_open for worker in self._workers.values())
         opens, self._opened = opened > self._opened, max(opened, self._opened)
-        missing = self.missing()
-        if missing is None:
+        missing, mendable = self.missing(), self._mendable()
+        joined = self._has_joined()
+        joins, self._was_joined = joined and not self._was_joined, joined
+        if mendable is None:
             self._missing_since = None
-        elif self._missing_since is None or opens:
+        elif self._missing_since is None or opens or joins:
             self._missing_since = now
         if moved:
             self._patience.progressed()
@@ -169,8 +189,14 @@ class Watch:
             self._patience.waits(f"{busy.topic}-{busy.partition}: nothing is committed")
         else:
             self._patience.progressed()
-        # Another session brings no topic back.
-        if self._missing_since is not None and not moved and not self._absent:
+        if self._missing_since is not None and not moved:
             waited = now - self._missing_since
-            if waited > 2 * self._spec.policy.stall_seconds:
-                raise KafkaError(f"{missing} (for {waited:.0f} s)")
+            if waited > self._bearable_seconds(joined=joined):
+                raise KafkaError(f"{mendable} (for {waited:.0f} s)")
+
+    def _bearable_seconds(self, *, joined: bool) -> float:
+        """How long a session may lack something. A group is joined once its other members have let
+        go, or are given up: who leaves before that has them wait once more."""
+        policy = self._spec.policy
+        twice = 2 * policy.stall_seconds
+        return twice if joined else max(twice, policy.stall_seconds + policy.rebalance_seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Collection
@@ -411,6 +412,49 @@ async def test_a_coordinator_that_cannot_be_reached_ends_readiness_and_then_the_
                 async with asyncio.timeout(40):
                     await task
     assert seen.records == 0
+
+
+MEMBER = """
+import sys
+from confluent_kafka import Consumer
+
+bootstrap, group, topic = sys.argv[1:]
+consumer = Consumer(
+    {
+        "bootstrap.servers": bootstrap,
+        "group.id": group,
+        "session.timeout.ms": 6000,
+        "partition.assignment.strategy": "roundrobin",
+        "enable.auto.commit": False,
+    }
+)
+consumer.subscribe([topic])
+while not consumer.assignment():
+    consumer.poll(0.1)
+print("joined", flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_a_session_waits_until_the_group_has_given_a_dead_member_up(
+    kafka: str, prefix: str
+) -> None:
+    """Who leaves before that comes back as somebody else, and the group waits for that one too."""
+    copying = Copying(kafka, prefix)
+    await copying.create()
+    pipe = asyncio.subprocess.PIPE
+    member = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", MEMBER, kafka, copying.group, copying.input, stdin=pipe, stdout=pipe
+    )
+    assert member.stdout is not None
+    async with asyncio.timeout(60):
+        assert await member.stdout.readline() == b"joined\n"
+    member.kill()
+    await member.wait()
+    seen = Seen()
+    async with running(copying.processor(seen, stall_seconds=0.5)):
+        await until(lambda: seen.held)
+    assert seen.restarts == []
 
 
 async def test_a_black_hole_is_told_and_survived(kafka: str, prefix: str) -> None:

@@ -23,7 +23,9 @@ from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome
 from ares_stream.streaming.resume import OffsetLoss
 
-QUICK = ProcessorPolicy(commit_seconds=0.02, session_seconds=6.0, stall_seconds=2.0)
+QUICK = ProcessorPolicy(
+    commit_seconds=0.02, session_seconds=6.0, rebalance_seconds=8.0, stall_seconds=2.0
+)
 
 
 class Seen(ProcessorObserver):

@@ -31,8 +31,8 @@ class Cluster:
         says = self._brokers[node]
         if isinstance(says, Exception):
             raise says
-        topics = [
-            (0, name, ID, False, [None] * says[name])
+        topics: list[tuple[Any, ...]] = [
+            (0, name, ID, False, [(0, k, 1, 0, [1], [1], [], {}) for k in range(says[name])])
             if name in says
             else (MISSING, name, UUID(int=0), False, [])
             for name in request._topics
