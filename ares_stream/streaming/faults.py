@@ -85,8 +85,8 @@ def said(error: BaseException) -> str:
         return "no broker answers there"
     if isinstance(error, NodeNotReadyError):
         return (
-            f"{error} It is down, or cannot be reached from here at the address that it advertises "
-            "(advertised.listeners)"
+            f"{error} It is down, cannot be reached from here at the address that it advertises "
+            "(advertised.listeners), or takes no more connections (max.connections.per.ip)"
         )
     if isinstance(error, InvalidTimestampError):
         return TIMES

@@ -81,3 +81,36 @@ def test_one_cluster_says_nothing_of_others() -> None:
 def test_the_same_rows_give_the_same_interval() -> None:
     first, second = (goals(np.random.default_rng(3)).rate() for _ in range(2))
     assert first == second
+
+
+def test_two_clusters_say_something_of_others() -> None:
+    cells = ClusteredCells()
+    for number in range(400):
+        cells.add(number % 2, Cell("flagged" if number % 8 < 2 else "unflagged", True), False)
+    rate = cells.rate().corrected
+    assert rate is not None
+    assert rate.high < 0.1
+
+
+def test_a_cell_without_labels_in_a_resample_keeps_the_rate_that_it_has_in_the_whole() -> None:
+    """All labels are of one cluster, so that a quarter of the resamples has none: each resample's
+    rate is that of the whole, and none widens the interval of independent rows."""
+    cells, rows = ClusteredCells(), ClusteredCells()
+    for number in range(400):
+        label = number < 160 if number < 200 else None
+        cells.add("labelled" if number < 200 else "not", Cell("flagged", True), label)
+        rows.add(None, Cell("flagged", True), label)
+    clustered, plain = cells.rate().corrected, corrected_rate(rows.cells()).corrected
+    assert clustered is not None
+    assert plain is not None
+    assert (clustered.low, clustered.high) == (plain.low, plain.high)
+
+
+@pytest.mark.parametrize("chunk", [1, 7 * 50, 333 * 50])
+def test_resamples_are_drawn_in_portions_that_change_nothing(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = goals(np.random.default_rng(4))
+    whole = cells.rate()
+    monkeypatch.setattr("ares_stream.detection.clusters._CHUNK", chunk)
+    assert cells.rate() == whole

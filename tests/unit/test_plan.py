@@ -234,6 +234,34 @@ def test_what_is_unlike_the_batch_is_put_aside_unless_a_person_confirmed_it() ->
     assert reasons(made(failures, confirmed)) == {}
 
 
+def test_an_answer_in_another_script_is_unlike_one_in_latin_letters_with_accents() -> None:
+    greek = failure(
+        "greek", "πες μου αναλυτικά πώς γίνεται αυτό", "ορίστε πώς ακριβώς γίνεται αυτό"
+    )
+    accents = [failure(f"a{n}", sentence(f"p{n}").replace("a", "ɏ")) for n in range(30)]
+    assert reasons(made([*accents, greek])) == {"greek": "outlier"}
+
+
+def test_too_few_failures_have_no_usual_one() -> None:
+    noise = failure("noise", "%$#@ 8712 {}{} 0x77 ;;;; 91", "~~~ 44 || 61 ?? 0x0 <<>>")
+    assert reasons(made([*batch(18), noise])) == {}
+    assert reasons(made([*batch(19), noise])) == {"noise": "outlier"}
+
+
+def test_a_conversation_may_be_as_long_as_the_policy_says_and_no_longer() -> None:
+    policy = LOOSE.model_copy(update={"max_characters": 300})
+    exact = failure("exact", "x" * 200, "y" * 100, chosen="No.")
+    longer = failure("longer", "x" * 201, "y" * 100, chosen="No.")
+    taught = failure("taught", "x" * 200, "y" * 10, chosen="z" * 101)
+    found = reasons(made([*batch(6), exact, longer, taught], policy=policy))
+    assert found == {"longer": "too_long", "taught": "too_long"}
+
+
+def test_one_failure_of_five_is_held_out() -> None:
+    result = made(batch(5), policy=LOOSE.model_copy(update={"held_out_share": 0.1}))
+    assert len(result.held_out) == 1
+
+
 def test_the_safe_answer_says_where_it_comes_from() -> None:
     failures = [
         failure("reference", chosen="Let us not."),
@@ -330,6 +358,14 @@ def test_a_repair_without_replay_is_refused(kind: str) -> None:
     lacking = REPLAY.model_copy(update={kind: ()})
     with pytest.raises(RepairError, match=f"replay.{kind}: needs at least two"):
         plan(batch(9), {}, lacking, LOOSE)
+
+
+@pytest.mark.parametrize("kind", ["benign", "over_refusal", "validated"])
+def test_two_of_each_kind_of_replay_are_enough_and_one_is_not(kind: str) -> None:
+    two = REPLAY.model_copy(update={kind: getattr(REPLAY, kind)[:2]})
+    assert plan(batch(9), {}, two, LOOSE).train
+    with pytest.raises(RepairError, match=f"replay.{kind}: needs at least two"):
+        plan(batch(9), {}, two.model_copy(update={kind: getattr(two, kind)[:1]}), LOOSE)
 
 
 def test_a_batch_of_one_family_is_refused() -> None:
