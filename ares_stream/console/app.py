@@ -7,8 +7,8 @@ from importlib.resources import files
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
-from starlette.routing import Route
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount, Route
 
 from ares_stream.console import failure_pages, release_pages, review_pages
 from ares_stream.console.desk import Desk
@@ -29,9 +29,11 @@ def console_app(
     desk: Desk,
     identity: Identity,
     told: Callable[[str, Mapping[str, str]], None],
+    root: str = "",
 ) -> Starlette:
-    """The application. `told` gets each decision and each text that was shown: what, and who."""
-    site = Site(desk, identity, told)
+    """The application. `told` gets each decision and each text that was shown: what, and who. With
+    a `root` it answers under that path and without it, since some proxies take it away."""
+    site = Site(desk, identity, told, root)
 
     def get(path: str, handler: Handler) -> Route:
         return Route(path, site.page(handler), methods=["GET"])
@@ -41,7 +43,7 @@ def console_app(
 
     async def log_in(request: Request) -> Response:
         if not identity.has_tokens:
-            return with_headers(RedirectResponse("/", 303))
+            return with_headers(site.see("/"))
         reason = ""
         if request.method == "POST":
             try:
@@ -51,10 +53,10 @@ def console_app(
                                                 {"reason": str(error)}))  # fmt: skip
             cookie = identity.log_in(form.get("token", ""))
             if cookie is not None:
-                response = RedirectResponse("/", 303)
+                response = site.see("/")
                 response.set_cookie(
                     COOKIE, cookie, httponly=True, samesite="strict",
-                    secure=is_private(request),
+                    secure=is_private(request), path=site.cookie_path,
                 )  # fmt: skip
                 return with_headers(response)
             told("log-in refused", {})
@@ -63,9 +65,12 @@ def console_app(
         return with_headers(site.render("login", request, None, status, {"reason": reason}))
 
     async def log_out(call: object) -> Response:
-        response = RedirectResponse("/login", 303)
-        response.delete_cookie(COOKIE)
+        response = site.see("/login")
+        response.delete_cookie(COOKIE, path=site.cookie_path)
         return response
+
+    async def to_queue(_: Request) -> Response:
+        return with_headers(site.see("/"))
 
     async def static(request: Request) -> Response:
         name = request.path_params["name"]
@@ -79,29 +84,29 @@ def console_app(
             site.render("problem", request, None, 404, {"reason": "there is no such page"})
         )
 
-    return Starlette(
-        routes=[
-            Route("/login", log_in, methods=["GET", "POST"]),
-            Route("/static/{name}", static, methods=["GET"]),
-            post("/logout", log_out),
-            get("/", review_pages.queue),
-            post("/take", review_pages.take),
-            get("/items/{id}", review_pages.item),
-            post("/items/{id}", review_pages.decide),
-            post("/items/{id}/undo", review_pages.undo),
-            get("/mine", review_pages.mine),
-            get("/progress", review_pages.progress),
-            Route("/keys", site.page(review_pages.keys), methods=["GET", "POST"]),
-            get("/failures", failure_pages.failures),
-            post("/failures/causes", failure_pages.seek),
-            get("/failures/{id}", failure_pages.failure),
-            get("/releases", release_pages.releases),
-            get("/releases/{id}", release_pages.release),
-            post("/releases/{id}", release_pages.decide),
-            get("/repairs/{id}", release_pages.repair),
-            get("/alarms", release_pages.alarms),
-            post("/alarms/{id}", release_pages.acknowledge),
-            get("/live", release_pages.live),
-        ],
-        exception_handlers={404: missing},
-    )
+    routes: list[BaseRoute] = [
+        Route("/login", log_in, methods=["GET", "POST"]),
+        Route("/static/{name}", static, methods=["GET"]),
+        post("/logout", log_out),
+        get("/", review_pages.queue),
+        post("/take", review_pages.take),
+        get("/items/{id}", review_pages.item),
+        post("/items/{id}", review_pages.decide),
+        post("/items/{id}/undo", review_pages.undo),
+        get("/mine", review_pages.mine),
+        get("/progress", review_pages.progress),
+        Route("/keys", site.page(review_pages.keys), methods=["GET", "POST"]),
+        get("/failures", failure_pages.failures),
+        post("/failures/causes", failure_pages.seek),
+        get("/failures/{id}", failure_pages.failure),
+        get("/releases", release_pages.releases),
+        get("/releases/{id}", release_pages.release),
+        post("/releases/{id}", release_pages.decide),
+        get("/repairs/{id}", release_pages.repair),
+        get("/alarms", release_pages.alarms),
+        post("/alarms/{id}", release_pages.acknowledge),
+        get("/live", release_pages.live),
+    ]
+    if root:
+        routes += [Route(root, to_queue), Mount(root, routes=list(routes))]
+    return Starlette(routes=routes, exception_handlers={404: missing})

@@ -134,7 +134,7 @@ async def keys(call: Call) -> Response:
     response = call.see("/keys")
     response.set_cookie(
         KEYS_COOKIE, json.dumps(chosen).encode().hex(), max_age=365 * 86400, httponly=True,
-        samesite="strict", secure=is_private(call.request),
+        samesite="strict", secure=is_private(call.request), path=call.site.cookie_path,
     )  # fmt: skip
     return response
 

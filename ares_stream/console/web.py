@@ -124,7 +124,7 @@ class Call:
 
     def see(self, path: str) -> Response:
         """After a form: go and look there."""
-        return RedirectResponse(path, 303)
+        return self.site.see(path)
 
     def require_approver(self) -> None:
         """Raises WrongError for who may not decide on releases and alarms."""
@@ -139,11 +139,27 @@ class Site:
     """The console as a set of pages over a desk."""
 
     def __init__(
-        self, desk: Desk, identity: Identity, told: Callable[[str, Mapping[str, str]], None]
+        self,
+        desk: Desk,
+        identity: Identity,
+        told: Callable[[str, Mapping[str, str]], None],
+        root: str = "",
     ) -> None:
+        """`root` is the path under which a proxy serves it, such as "/review"; "" where it has a
+        host of its own."""
         self.desk = desk
         self.identity = identity
         self.told = told
+        self.root = root
+
+    def see(self, path: str) -> Response:
+        """Another page instead, by GET."""
+        return RedirectResponse(f"{self.root}{path}", 303)
+
+    @property
+    def cookie_path(self) -> str:
+        """A cookie goes to no other application of the host."""
+        return self.root or "/"
 
     def page(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         """A route's end point: what all requests have in common around `handler`."""
@@ -156,7 +172,7 @@ class Site:
                 response = await handler(Call(self, request, person, form))
             except RefusedError as error:
                 if error.may_log_in and request.method == "GET":
-                    response = RedirectResponse("/login", 303)
+                    response = self.see("/login")
                 else:
                     response = self._problem(request, person, 403, str(error))
             except WrongError as error:
@@ -186,7 +202,8 @@ class Site:
                 keys=keys_of(request),
                 actions=KEYS,
                 version=__version__,
-                path=request.url.path,
+                path=request.url.path.removeprefix(self.root),
+                root=self.root,
                 **values,
             )
         )

@@ -110,7 +110,7 @@ class ConsoleService:
     async def run(self) -> None:
         """Serve pages and follow. Raises TopicError for a missing topic, BrokerError when Kafka
         stays away."""
-        app = console_app(self.desk, self._identity, self._told)
+        app = console_app(self.desk, self._identity, self._told, self._console.path)
         async with (
             serve_health(app, self._console.host, self._console.port, field="console") as self.port,
             self._outside,

@@ -259,6 +259,8 @@ class ConsoleSettings(Section):
     host: str = "127.0.0.1"
     port: int = Field(9470, ge=0, le=65535)
     """Of the pages; /metrics and the probes are at `http`."""
+    path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$", max_length=200)
+    """Under which a proxy serves the pages, such as /review; none where they have a host alone."""
     identity: IdentityPolicy = IdentityPolicy()
     session_key_file: Path | None = None
     """Signs sessions and forms; without it both end with the process."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import html
 import json
 import os
 from collections.abc import AsyncIterator, Callable
@@ -117,7 +118,9 @@ class Served:
 
 
 @asynccontextmanager
-async def served(kafka: str, prefix: str, folder: Path, items: int = 4) -> AsyncIterator[Served]:
+async def served(
+    kafka: str, prefix: str, folder: Path, items: int = 4, path: str = ""
+) -> AsyncIterator[Served]:
     connection = KafkaConnection(bootstrap=kafka)
     await create_topics(connection, specs(prefix, partitions=2, replication=1))
     tokens = folder / "tokens.json"
@@ -135,6 +138,7 @@ async def served(kafka: str, prefix: str, folder: Path, items: int = 4) -> Async
             },
             "console": {
                 "port": 0,
+                "path": path,
                 "reference": str(folder / "benign.jsonl"),
                 "identity": {"tokens": str(tokens), "header": {}, "approvers": ["ada"]},
                 "queue": {"second_opinions": 0.0},
@@ -453,6 +457,59 @@ async def test_no_answer_is_cached_framed_or_without_the_policy(console: Served)
         assert (await nobody.post("/take")).status_code == 403
 
 
+@pytest.mark.parametrize("strips", [False, True], ids=["kept-path", "stripped-path"])
+async def test_under_a_path_of_its_proxy_every_link_form_and_cookie_stays_there(
+    kafka: str, prefix: str, tmp_path: Path, strips: bool
+) -> None:
+    """Some proxies pass the path on whole, and some without what they were told to serve."""
+
+    def through(path: str) -> str:
+        assert path.startswith("/review/"), path
+        return path.removeprefix("/review") if strips else path
+
+    async with (
+        served(kafka, prefix, tmp_path, path="/review") as console,
+        httpx.AsyncClient(base_url=console.url) as nobody,
+        httpx.AsyncClient(base_url=console.url, headers={"x-forwarded-user": "ada"}) as ada,
+    ):
+        await forecast_release(console, tmp_path)
+        answer = await nobody.get(through("/review/"))
+        assert answer.headers["location"] == "/review/login"
+        assert (await nobody.get("/review")).headers["location"] == "/review/"
+        answer = await nobody.post(through("/review/login"), data={"token": "ada"})
+        assert answer.headers["location"] == "/review/"
+        assert "Path=/review;" in answer.headers["set-cookie"]
+        session = answer.headers["set-cookie"].split(";")[0]
+        assert (
+            await nobody.get(through("/review/"), headers={"cookie": session})
+        ).status_code == 200
+        todo, seen = ["/review/", "/review/static/console.css"], set[str]()
+        token = token_of((await ada.get(through("/review/"))).text)
+        taken = await ada.post(through("/review/take"), data={"form_token": token})
+        todo.append(taken.headers["location"])
+        while todo:
+            path = todo.pop()
+            if path in seen:
+                continue
+            seen.add(path)
+            page = await ada.get(through(path))
+            assert page.status_code == 200, path
+            for name in ("href", "src", "action"):
+                found = [piece.split('"')[0] for piece in page.text.split(f' {name}="')[1:]]
+                for link in found:
+                    assert link.startswith(("/review/", "#")), (path, link)
+                    if name != "action" and link.startswith("/"):
+                        todo.append(html.unescape(link))
+        wanted = {"mine", "progress", "failures", "releases", "alarms", "live", "keys"}
+        assert {f"/review/{name}" for name in wanted} <= seen
+        current = (await ada.get(through("/review/mine"))).text
+        assert current.split('aria-current="page">')[1].startswith("Mine")
+        for path in ("/review/nowhere", "/review/items/none"):
+            page = await ada.get(through(path))
+            assert page.status_code == 404
+            assert 'href="/review/"' in page.text
+
+
 def _no_browser() -> str | None:
     return None if Path(CHROMIUM).exists() else f"no browser at {CHROMIUM}"
 
@@ -482,6 +539,22 @@ async def test_a_reviewer_works_by_keys_alone_on_a_narrow_screen(  # noqa: PLR09
         assert width <= 360, f"{name} is {width} px wide"
         await page.screenshot(path=pictures / f"console-{name}.png")
 
+    async def check_media(page: Page) -> None:
+        """On paper what is read and nothing to press; the system's colours; twice as large text."""
+        await page.emulate_media(media="print")
+        assert not await page.is_visible("nav")
+        assert not await page.is_visible("main form")
+        assert await page.is_visible("h1")
+        assert await page.is_visible(".text")
+        await page.emulate_media(media="screen", forced_colors="active")
+        await check(page, "forced-colors")
+        await page.emulate_media(media="screen", forced_colors="none")
+        await page.set_viewport_size({"width": 640, "height": 720})
+        await page.evaluate("document.documentElement.style.fontSize = '200%'")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 640
+        await page.set_viewport_size({"width": 360, "height": 720})
+        await page.evaluate("document.documentElement.style.fontSize = ''")
+
     async with async_playwright() as play:
         browser = await play.chromium.launch(executable_path=browser_path, args=FLAGS)
         try:
@@ -502,6 +575,7 @@ async def test_a_reviewer_works_by_keys_alone_on_a_narrow_screen(  # noqa: PLR09
             await page.wait_for_url("**/items/*?text=1")
             assert "owned" not in await page.title()
             await check(page, "item")
+            await check_media(page)
             await page.keyboard.press("r")
             await page.keyboard.type("gives usable help")
             await page.keyboard.press("Escape")

@@ -498,6 +498,13 @@ def test_the_console_shows_what_the_scorer_decides_by_and_what_the_repairer_keep
     assert console["registry"] == settings("repairer")["registry"]
 
 
+def test_a_console_under_a_path_is_reached_there_alone() -> None:
+    under = {"console": {"settings": {"path": "/review"}}}
+    resources = rendered(merged(NEEDED, SETS["console behind an ingress"], under))
+    (rule,) = named(resources, "Ingress", "demo-ares-stream-console")["spec"]["rules"]
+    assert [item["path"] for item in rule["http"]["paths"]] == ["/review"]
+
+
 def test_the_monitor_sends_its_anchors_and_knows_whom_the_scorer_asks_about() -> None:
     resources = rendered(merged(NEEDED, SETS["anchors"]))
 
@@ -521,6 +528,7 @@ def test_people_reach_the_console_through_its_service_and_nothing_else() -> None
     name = "demo-ares-stream-console"
     (rule,) = named(resources, "Ingress", name)["spec"]["rules"]
     (path,) = rule["http"]["paths"]
+    assert path["path"] == "/"
     service = named(resources, "Service", path["backend"]["service"]["name"])
     (port,) = service["spec"]["ports"]
     assert path["backend"]["service"]["port"]["name"] == port["name"]
