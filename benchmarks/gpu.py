@@ -185,7 +185,7 @@ def main() -> None:
             document["figures"][name] = rows
             if arguments.json is not None:
                 arguments.json.parent.mkdir(parents=True, exist_ok=True)
-                arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+                arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     table = Table(title="two models a conversation", title_justify="left")
     for column in ("", "conversations/s", "range", "CPU µs each"):
         table.add_column(column, justify="right" if column else "left")

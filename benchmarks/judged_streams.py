@@ -234,7 +234,7 @@ def run(data: Path, out: Path, *, share: float = 1.0) -> dict[str, Any]:
         for row in zip(harm, quantile, truth, strict=True):
             line = {"harm": float(row[0]), "quantile": float(row[1]), "harmful": bool(row[2])}
             file.write(json.dumps(line) + "\n")
-    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
 
 

@@ -292,7 +292,7 @@ def scan(rows: Sequence[Judgement], judge: Path, reward: Path, out: Path) -> dic
     for option, value in options.items():
         command += [option, str(value)]
     subprocess.run(command, check=True, timeout=1200, stdout=subprocess.DEVNULL)
-    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     return {
         key: summary[key] for key in ("scored", "refused", "classes", "coupled_failure_rate")
     } | {"harmful_by_label": sum(row.harmful for row in rows)}
@@ -421,7 +421,7 @@ def main() -> None:
     console = Console(stderr=True)
     with bars(console) as stage:
         result = run(chosen.data, size, out, stage, sources_only=chosen.sources)
-    chosen.json.write_text(json.dumps(result, indent=2) + "\n")
+    chosen.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     show(result, Console())
 
 

@@ -229,7 +229,7 @@ def users() -> str:
 
 def made() -> dict[Path, str]:
     """File to content."""
-    text = (CHART / "values.yaml").read_text()
+    text = (CHART / "values.yaml").read_text(encoding="utf-8")
     values, said = yaml.safe_load(text), comments(text)
     return {
         CHART / "values.schema.json": json.dumps(values_schema(values, said), indent=1) + "\n",
@@ -241,14 +241,18 @@ def made() -> dict[Path, str]:
 
 def main() -> int:
     """Write; with --check compare only, and exit with 1 at a difference."""
-    stale = [path for path, text in made().items() if not path.exists() or path.read_text() != text]
+    stale = [
+        path
+        for path, text in made().items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
     if "--check" in sys.argv:
         for path in stale:
             print(f"{path}: not what `make chart` makes")
         return 1 if stale else 0
     for path, text in made().items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

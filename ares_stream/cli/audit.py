@@ -127,7 +127,9 @@ def verify(
     if keep is not None:
         for part in report.partitions:
             if part.note:
-                (keep / f"{part.topic}-{part.partition}-{part.leaves}.txt").write_text(part.note)
+                (keep / f"{part.topic}-{part.partition}-{part.leaves}.txt").write_text(
+                    part.note, encoding="utf-8"
+                )
     if as_json:
         typer.echo(json.dumps(report.document(), indent=2))
     else:

@@ -173,7 +173,9 @@ def _write(out: Path, files: dict[str, bytes], text: str, settings: Settings) ->
     with written_folder(out) as folder:
         for name, raw in files.items():
             (folder / name).write_bytes(raw)
-        (folder / NOTE_FILE).write_text(sign_note(text, signers) if signers else text)
+        (folder / NOTE_FILE).write_text(
+            sign_note(text, signers) if signers else text, encoding="utf-8"
+        )
     typer.echo(f"{out}: {', '.join(files)}, {NOTE_FILE}")
     if not signers:
         typer.echo("not signed: notary.keys names no key (`ares audit key` makes one)", err=True)

@@ -115,10 +115,10 @@ async def _proof(connection: KafkaConnection, verdict: Verdict, file: Path, work
 
 async def _replay(out: Path, work: Path) -> dict[str, Any]:
     """`ares replay` with the scorer's own settings and the registry of the repairs."""
-    settings = yaml.safe_load((work / "scorer.yaml").read_text())
+    settings = yaml.safe_load((work / "scorer.yaml").read_text(encoding="utf-8"))
     settings["registry"] = {"root": str(work / "registry")}
     file, report = work / "replay.yaml", (out / "replay.json").absolute()
-    file.write_text(yaml.safe_dump(settings))
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "ares_stream", "replay", "--settings", str(file)),
         *("--work", str(work / "replay"), "--workers", "1"),

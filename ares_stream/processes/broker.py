@@ -88,7 +88,9 @@ class _Node:
     def tail(self) -> str:
         """The end of the node's log, for an error message."""
         with contextlib.suppress(OSError):
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_TAIL:])
+            return "\n".join(
+                self.log.read_text(errors="replace", encoding="utf-8").splitlines()[-LOG_TAIL:]
+            )
         return "(no log)"
 
 
@@ -277,7 +279,7 @@ class EmbeddedBroker:
             ports = _free_ports(2 * self._count)
         if self._port is not None:
             ports[0] = self._port
-        known.write_text(json.dumps(ports))
+        known.write_text(json.dumps(ports), encoding="utf-8")
         return ports
 
     def _format(self) -> None:
@@ -289,7 +291,7 @@ class EmbeddedBroker:
         for node in self._nodes:
             node.directory.mkdir(parents=True, exist_ok=True)
             properties = node.directory / "server.properties"
-            properties.write_text(self._properties(node))
+            properties.write_text(self._properties(node), encoding="utf-8")
             if (node.directory / "data" / "meta.properties").exists():
                 continue
             quorum = ["--standalone"] if self._count == 1 else ["--initial-controllers", initial]

@@ -142,13 +142,13 @@ def _tree(pid: int) -> Iterator[int]:
         return
     for task in tasks:
         with contextlib.suppress(OSError):
-            for child in (task / "children").read_text().split():
+            for child in (task / "children").read_text(encoding="utf-8").split():
                 yield from _tree(int(child))
 
 
 def _resident(pid: int) -> int:
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]) * _PAGE
     except (OSError, IndexError, ValueError):
         return 0  # It ended between being listed and being read.
 
@@ -170,7 +170,7 @@ def _explained(command: Sequence[str], code: int | None, log: Path) -> str:
     """Its own last word where it is one of ours, which never quote a conversation."""
     with contextlib.suppress(OSError):
         # Launchers of several processes add a page of their own.
-        lines = log.read_text(errors="replace").splitlines()[-200:]
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-200:]
         for line in reversed(lines):
             if line.startswith("repair: "):
                 return f"{line.removeprefix('repair: ')[:400]} (log: {log})"

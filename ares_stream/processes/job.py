@@ -258,7 +258,7 @@ def main(arguments: Sequence[str]) -> int:
     """See the module. `repair: ` begins the line that the repairer shows of a failure."""
     if len(arguments) == 5 and arguments[1] == "--gate":
         try:
-            annotate(yaml.safe_load(Path(arguments[0]).read_text()), *arguments[2:])
+            annotate(yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8")), *arguments[2:])
         except (JobError, OSError, yaml.YAMLError) as error:
             sys.stderr.write(f"repair: {error}\n")
             return 2
@@ -270,7 +270,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        template = yaml.safe_load(Path(arguments[0]).read_text())
+        template = yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))
         made = manifest(template, arguments[2:])
         phase = JobRun(made, lambda text: print(text, file=sys.stderr)).run()
     except (JobError, OSError, yaml.YAMLError) as error:

@@ -41,7 +41,7 @@ class Service:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self.check()
-            lines = self._log.read_text(errors="replace").splitlines()
+            lines = self._log.read_text(errors="replace", encoding="utf-8").splitlines()
             if any(f'"{event}"' in line and text in line for line in lines):
                 return
             await asyncio.sleep(LOOK_SECONDS)
@@ -50,7 +50,9 @@ class Service:
     def check(self) -> None:
         """Raise ScoringError, with the end of its log, if it ended by itself."""
         if self._process.returncode is not None:
-            tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
+            tail = "\n".join(
+                self._log.read_text(errors="replace", encoding="utf-8").splitlines()[-15:]
+            )
             raise ScoringError(
                 f"the {self.name} ended with code {self._process.returncode}:\n{tail}"
             )
@@ -76,7 +78,7 @@ async def service_process(
 ) -> AsyncIterator[Service]:
     """`ares NAME` of this environment with these settings; killed if the block fails."""
     file, log = scratch / f"{name}.yaml", scratch / f"{name}.log"
-    file.write_text(yaml.safe_dump(settings))
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
     with log.open("ab") as stderr:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "ares_stream", name, "--settings", str(file)),

@@ -367,7 +367,7 @@ class Trainer:
         manifest = {
             "phase": phase, "step": step, "plan": self._plan.id, "recipe": self._recipe.digest,
         }  # fmt: skip
-        (partial / _MANIFEST).write_text(json.dumps(manifest))
+        (partial / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
         for old in self._checkpoints.iterdir():
@@ -382,7 +382,7 @@ class Trainer:
             manifest = folder / _MANIFEST
             if folder.suffix == ".partial" or not manifest.is_file():
                 continue
-            found = json.loads(manifest.read_text())
+            found = json.loads(manifest.read_text(encoding="utf-8"))
             if (found["plan"], found["recipe"]) != (self._plan.id, self._recipe.digest):
                 raise RepairError(
                     f"{folder}: is of another plan or recipe; give this run a folder of its own"

@@ -254,7 +254,7 @@ def runtime(spec: ReplaySpec) -> Mapping[str, str]:
 
 def _processor() -> str:
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor() or "unknown"
     names = (line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line)

@@ -93,7 +93,7 @@ class Inputs:
     @classmethod
     def like(cls, bundle: Bundle) -> Self:
         """The same as another bundle's."""
-        tokenizer = bundle.tokenizer.read_text()
+        tokenizer = bundle.tokenizer.read_text(encoding="utf-8")
         bare = json.loads(tokenizer).get("post_processor") is None
         return cls(bundle.manifest.template, tokenizer, bare)
 
@@ -142,7 +142,7 @@ class Inputs:
 
     def draft(self, folder: Path, kind: Kind = "harm") -> Bundle:
         """Enough of a bundle to make inputs with. Writes tokenizer.json to the folder."""
-        (folder / TOKENIZER).write_text(self.tokenizer)
+        (folder / TOKENIZER).write_text(self.tokenizer, encoding="utf-8")
         outputs = Outputs(activation="sigmoid" if kind == "harm" else "identity", labels=(0,))
         manifest = Manifest(
             name="draft",

@@ -21,14 +21,14 @@ def main() -> int:
     files = made()
     if "--check" in sys.argv:
         stale = [path for path, text in files.items()
-                 if not path.exists() or path.read_text() != text]  # fmt: skip
+                 if not path.exists() or path.read_text(encoding="utf-8") != text]  # fmt: skip
         stale += sorted(set(OUT.glob("*.json")) - files.keys())
         for path in stale:
             print(f"{path}: not what `make dashboards` makes")
         return 1 if stale else 0
     OUT.mkdir(exist_ok=True)
     for path, text in files.items():
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -81,6 +83,20 @@ async def another_key_and_another_content_are_told(
     assert "evidence.html: is not what these topics and this registry give" in altered.stdout
 
 
+async def another_locale_and_time_zone_change_no_byte(*words: str) -> None:
+    """In a process of its own, whose locale has no letter beyond ASCII."""
+    there = {
+        "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0",
+        "TZ": "Asia/Kathmandu", "PYTHONHASHSEED": "7",
+    }  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).with_name("ares")), *words, env={**os.environ, **there},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    said, _ = await process.communicate()
+    assert process.returncode == 0, said
+
+
 async def test_a_third_party_makes_the_same_report_to_the_byte(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:
@@ -135,6 +151,11 @@ async def test_a_third_party_makes_the_same_report_to_the_byte(
     assert datetime.now(UTC) > end
     await write(connection, prefix, 1000)
     compare = ("evidence", *period, "--compare", str(out), "--key", str(signer.key))
+    await another_locale_and_time_zone_change_no_byte(
+        "evidence", *period, "--out", str(tmp_path / "elsewhere"), "--settings", ours
+    )
+    for file in out.iterdir():
+        assert (tmp_path / "elsewhere" / file.name).read_bytes() == file.read_bytes()
     for source in ((), ("--archive", str(archive))):
         again = await ares(*compare, *source, "--settings", theirs)
         assert again.exit_code == 0, (source, again.output, again.exception)

@@ -245,7 +245,9 @@ class _Bound:
         import yaml
 
         file = folder / "replay.yaml"
-        file.write_text(yaml.safe_dump(_settings(connection, folder, judge, reward)))
+        file.write_text(
+            yaml.safe_dump(_settings(connection, folder, judge, reward)), encoding="utf-8"
+        )
         self._connection = connection
         self._settings = load_settings(file)
         self._options = ReplayOptions()

@@ -365,7 +365,7 @@ def _broker(folder: Path, plain: int, control: int, proxied: int, outside: int) 
     """A broker that tells its clients behind the proxy the proxy's address."""
     data = folder / "kafka"
     data.mkdir()
-    (data / "ports.json").write_text(json.dumps([plain, control]))
+    (data / "ports.json").write_text(json.dumps([plain, control]), encoding="utf-8")
     return EmbeddedBroker(
         data_dir=data,
         properties={

@@ -69,7 +69,8 @@ class Scorer:
                         "follow_releases": False,
                     },
                 }
-            )
+            ),
+            encoding="utf-8",
         )
         self._process = self._started()
 
@@ -140,7 +141,9 @@ class Scorer:
     def memory(self, field: str) -> float:
         """VmRSS (now) or VmHWM (the most so far) in MiB; 0 for a process that has ended."""
         try:
-            lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+            lines = (
+                Path(f"/proc/{self._process.pid}/status").read_text(encoding="utf-8").splitlines()
+            )
         except OSError:
             return 0.0
         return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), 0.0)
@@ -148,7 +151,7 @@ class Scorer:
     @property
     def tail(self) -> str:
         """The end of its log."""
-        return self._log.read_text(errors="replace")[-3000:]
+        return self._log.read_text(errors="replace", encoding="utf-8")[-3000:]
 
     async def drained(self) -> None:
         """Stop it as Kubernetes does.

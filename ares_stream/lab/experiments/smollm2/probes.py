@@ -140,10 +140,10 @@ def _kept_campaign(
 
     def make(out: Path) -> None:
         figures = asyncio.run(_campaign(method, seed, scorers, size, stage))
-        (out / "figures.json").write_text(json.dumps(figures))
+        (out / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
 
     place = kept.made(f"probes-{method}-{seed}", key, make)
-    figures: dict[str, float] = json.loads((place / "figures.json").read_text())
+    figures: dict[str, float] = json.loads((place / "figures.json").read_text(encoding="utf-8"))
     return figures
 
 

@@ -181,9 +181,11 @@ def _answers(
             ]
             for kind in asked
         }
-        (out / "answers.json").write_text(json.dumps(rows))
+        (out / "answers.json").write_text(json.dumps(rows), encoding="utf-8")
 
-    found: Answers = json.loads((kept.made("answers", key, make) / "answers.json").read_text())
+    found: Answers = json.loads(
+        (kept.made("answers", key, make) / "answers.json").read_text(encoding="utf-8")
+    )
     return found
 
 
@@ -329,14 +331,16 @@ def _repair(
             recipe.reinforce.length,
             stage("answers after"),
         )
-        (out / "answers.json").write_text(json.dumps(rows))
+        (out / "answers.json").write_text(json.dumps(rows), encoding="utf-8")
 
     after: dict[str, Any] = {
         "repair": key,
         "asked": held.texts,
         "stream": code(real_stream, local_target),
     }
-    now: list[str] = json.loads((kept.made("after", after, make) / "answers.json").read_text())
+    now: list[str] = json.loads(
+        (kept.made("after", after, make) / "answers.json").read_text(encoding="utf-8")
+    )
     stage("figures")(0, 1)
     new = _figures(reward, measured, judge, trainer, now, was, recipe)
     verdict = decide(

@@ -81,7 +81,7 @@ def make_scorers(
     def rows(out: Path) -> None:
         chosen = select(data, out, share=size.share, benign=size.benign, held_out=held_out)
         (out / "counts.json").write_text(
-            json.dumps({"unusable": chosen.unusable, "held_out": chosen.held_out})
+            json.dumps({"unusable": chosen.unusable, "held_out": chosen.held_out}), encoding="utf-8"
         )
 
     stage("texts")(0, 1)
@@ -89,7 +89,7 @@ def make_scorers(
     key = {"files": files, "share": size.share, "benign": size.benign, "held_out": list(held_out)}
     key["code"] = code(real_texts)
     texts = kept.made("texts", key, rows)
-    counts = json.loads((texts / "counts.json").read_text())
+    counts = json.loads((texts / "counts.json").read_text(encoding="utf-8"))
     names = ("judged", "benign", "safety", "helpful")
     judged, benign, safety, helpful = (texts / f"{name}.jsonl" for name in names)
     inputs = Inputs(judged, benign, safety, helpful, **counts)
@@ -105,8 +105,8 @@ def make_scorers(
         reward_checkpoint=reward / "checkpoint",
         stated={
             "left_out_rows": counts,
-            "judge": json.loads((judge / "stated.json").read_text()),
-            "reward": json.loads((reward / "stated.json").read_text()),
+            "judge": json.loads((judge / "stated.json").read_text(encoding="utf-8")),
+            "reward": json.loads((reward / "stated.json").read_text(encoding="utf-8")),
         },
         known_pairs=tuple(pairs[i] for i in parts["train"]),
         new_pairs=tuple(pairs[i] for i in parts["test"]),
@@ -151,7 +151,7 @@ def _reward(inputs: Inputs, size: ScorerSize, out: Path, stage: Stage) -> None:
 
 def _state(report: Report, out: Path) -> None:
     found = {"rows": report.rows, "metrics": plain(report.metrics)}
-    (out / "stated.json").write_text(json.dumps(found))
+    (out / "stated.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 def plain(metrics: dict[str, Interval]) -> dict[str, dict[str, float]]:

@@ -73,14 +73,14 @@ class Found:
         for name, rows in (("failures", self.failures), ("verdicts", self.verdicts)):
             content = b"".join(row.encode() + b"\n" for row in rows)
             (folder / f"{name}.jsonl").write_bytes(content)
-        (folder / "account.json").write_text(json.dumps(asdict(self.account)))
+        (folder / "account.json").write_text(json.dumps(asdict(self.account)), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Found:
         """What `write` wrote."""
         failures = (folder / "failures.jsonl").read_bytes().splitlines()
         verdicts = (folder / "verdicts.jsonl").read_bytes().splitlines()
-        counted: dict[str, int] = json.loads((folder / "account.json").read_text())
+        counted: dict[str, int] = json.loads((folder / "account.json").read_text(encoding="utf-8"))
         return cls(
             tuple(map(CoupledFailure.decode, failures)),
             tuple(map(Verdict.decode, verdicts)),

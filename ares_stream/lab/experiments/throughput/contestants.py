@@ -108,7 +108,9 @@ class Contestant:
                 raise ScoringError(f"{self.name} ended: {self._tail()}")
 
     def _tail(self) -> str:
-        return "\n".join(log.read_text(errors="replace")[-1500:] for log in self._logs)
+        return "\n".join(
+            log.read_text(errors="replace", encoding="utf-8")[-1500:] for log in self._logs
+        )
 
     def stop(self) -> None:
         """End it as Kubernetes does."""
@@ -154,12 +156,15 @@ def running(
             own = free_port()
             port = port or own
             settings.write_text(
-                yaml.safe_dump(_settings(prefix, pair, bootstrap, own, scorer or {}))
+                yaml.safe_dump(_settings(prefix, pair, bootstrap, own, scorer or {})),
+                encoding="utf-8",
             )
             command = [sys.executable, "-m", "ares_stream", "scorer", "--settings", str(settings)]
         else:
             python = sys.executable if name == "confluent" else str(peers_python)
-            settings.write_text(json.dumps(peer_settings(prefix, pair, bootstrap, folder, member)))
+            settings.write_text(
+                json.dumps(peer_settings(prefix, pair, bootstrap, folder, member)), encoding="utf-8"
+            )
             command = [python, "-P", str(peers.__file__), name, str(settings)]
         with log.open("wb") as output:
             started.append(

@@ -330,4 +330,4 @@ def plain(settings: dict[str, Any]) -> None:
 PEERS = {item.__name__: item for item in (confluent, faststream, quix, bytewax, plain)}
 
 if __name__ == "__main__":
-    PEERS[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))
+    PEERS[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))

@@ -41,7 +41,9 @@ def scan(name: str, pair: Pair, file: Path, folder: Path) -> Scan:
     else:
         settings = folder / "plain.settings"
         files = {"file": str(file), "out": str(folder / "verdicts.jsonl")}
-        settings.write_text(json.dumps(peer_settings("bench.", pair, "", folder, 0) | files))
+        settings.write_text(
+            json.dumps(peer_settings("bench.", pair, "", folder, 0) | files), encoding="utf-8"
+        )
         command = [sys.executable, "-P", str(peers.__file__), "plain", str(settings)]
     return _ran(command, log)
 
@@ -61,14 +63,16 @@ def _ran(command: Sequence[str], log: Path) -> Scan:
         wall = time.monotonic() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise ScoringError(f"{command[2]} failed:\n{log.read_text(errors='replace')[-1500:]}")
+        raise ScoringError(
+            f"{command[2]} failed:\n{log.read_text(encoding='utf-8', errors='replace')[-1500:]}"
+        )
     return Scan(wall, used.ru_utime + used.ru_stime, peak)
 
 
 def _peak(pid: int) -> float:
     """The most memory that a process has held, in MiB; 0 for one that has ended."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0.0
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
