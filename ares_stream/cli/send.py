@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,9 +29,13 @@ def command(
     repeat: Annotated[
         bool, typer.Option("--repeat", help="Begin again at the file's end, until Ctrl-C.")
     ] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Set each occurred_at to the time of sending.")
+    ] = False,
 ) -> None:
     """Send a file's lines as they are, keyed by their number, acknowledged by every replica.
 
+    Conversations of another day count as late verdicts; with --now they happen as they are sent.
     Exits 0 when all was sent, 2 for a file that cannot be read, a missing topic or a line that it
     does not take, 3 without Kafka.
     """
@@ -39,14 +45,27 @@ def command(
     _, connection = connect(settings, bootstrap)
     sent = 0
     while repeat or not sent:
-        passed = asyncio.run(_send(connection, file, topic, rate))
+        passed = asyncio.run(_send(connection, file, topic, rate, now))
         if not passed:
             raise InputError(f"{file}: holds no lines")
         sent += passed
     typer.echo(f"{sent:,} sent to {topic}")
 
 
-async def _send(connection: KafkaConnection, file: Path, topic: str, rate: float) -> int:
+def _stamped(file: Path, number: int, line: bytes) -> bytes:
+    """The conversation, as if it happened now; InputError for what is none."""
+    from ares_stream.errors import InputError
+
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{file}: line {number}: not a JSON object, whose occurred_at --now sets")
+    return json.dumps(value | {"occurred_at": datetime.now(UTC).isoformat()}).encode()
+
+
+async def _send(connection: KafkaConnection, file: Path, topic: str, rate: float, now: bool) -> int:
     """Send every line once; returns how many."""
     from ares_stream.files import open_lines
     from ares_stream.streaming.publisher import Publisher
@@ -67,7 +86,8 @@ async def _send(connection: KafkaConnection, file: Path, topic: str, rate: float
     async with Publisher(connection) as publisher:
         with open_lines(file) as lines:
             for number, line in lines:
-                chunk.append(OutboundRecord(topic, b"line-%d" % number, line))
+                value = _stamped(file, number, line) if now else line
+                chunk.append(OutboundRecord(topic, b"line-%d" % number, value))
                 if len(chunk) == size:
                     await flush()
         if chunk:

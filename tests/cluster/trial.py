@@ -127,12 +127,14 @@ class Traffic:
 @contextlib.contextmanager
 def forwarded(target: str = "deployment/kafka", ports: str = "9094:9094") -> Iterator[None]:
     """A port of 127.0.0.1 that leads into the cluster; at first Kafka's listener HOST."""
-    command = ["kubectl", "-n", NAMESPACE, "port-forward", target, ports]
+    # Without --address a port that is taken leads to ::1 here, and to another's Kafka at 127.0.0.1.
+    where = ["--address", "127.0.0.1", target, ports]
+    command = ["kubectl", "-n", NAMESPACE, "port-forward", *where]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         assert process.stdout is not None
         if b"Forwarding" not in process.stdout.readline():
-            raise SystemExit("kubectl port-forward: no answer")
+            raise SystemExit(f"kubectl port-forward {ports}: no answer; is the port taken?")
         yield
     finally:
         process.terminate()

@@ -143,6 +143,12 @@ def test_prometheus_has_the_rules_whose_metrics_compose_has() -> None:
                 assert asked - recorded <= known_metrics(), rule
 
 
+def test_the_demo_is_no_false_alarm_and_has_a_true_one() -> None:
+    # Conversations of the first of January would all count as late verdicts.
+    assert "--now" in SERVICES["demo-traffic"]["command"]
+    assert 0 < float(SERVICES["monitor"]["environment"]["ARES_MONITOR__ALARMS__COUPLED"]) < 0.03
+
+
 def test_what_a_service_waits_for_is_there_and_is_of_its_profile() -> None:
     for name, service in SERVICES.items():
         for other in service.get("depends_on", ()):
