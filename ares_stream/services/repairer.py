@@ -50,7 +50,7 @@ from ares_stream.repair.plan import Plan, Replay, plan, settle_labels, unanswere
 from ares_stream.repair.plan_policy import PlanPolicy
 from ares_stream.repair.rundirectory import RunDirectory
 from ares_stream.repair.suites import load_suites
-from ares_stream.services.lifecycle import Life, live
+from ares_stream.services.lifecycle import Life
 from ares_stream.services.logs import is_told
 from ares_stream.services.metrics import RepairerMetrics, zeros
 from ares_stream.services.settings import RepairerSettings, Settings
@@ -70,15 +70,6 @@ refuses, a person has to mend."""
 GATE_LIMITS: Final = Limits(60.0, 1 << 30)
 """Of the command that is told the gate's verdict: a repair does not wait for it any longer."""
 _T = TypeVar("_T")
-
-
-async def run_repairer(settings: Settings) -> None:
-    """Repair until SIGTERM or SIGINT. Raises the AresError that ended it.
-
-    A training that runs is ended and goes on from its checkpoint at the next start.
-    """
-    life = Life("repairer")
-    await live(Repairer(settings, life), life, settings.http)
 
 
 @dataclass(slots=True)

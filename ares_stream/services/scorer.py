@@ -43,7 +43,7 @@ from ares_stream.scoring.judges import (
     load_phrases,
 )
 from ares_stream.scoring.panel import Panel, ScoringConfig
-from ares_stream.services.lifecycle import Life, live
+from ares_stream.services.lifecycle import Life
 from ares_stream.services.logs import is_told
 from ares_stream.services.metrics import ScorerMetrics
 from ares_stream.services.release_follower import ReleaseFollower
@@ -75,12 +75,6 @@ an orchestrator that restarts it at once does not feed a topic to the dead lette
 def settle_seconds(settings: Settings) -> float:
     """What a scorer may take after its stop: its drain, then the end of clients that hang."""
     return settings.scorer.processing.drain_seconds + END_SECONDS
-
-
-async def run_scorer(settings: Settings) -> None:
-    """Score until SIGTERM or SIGINT, then drain. Raises the AresError that ended it."""
-    life = Life("scorer", settle_seconds=settle_seconds(settings))
-    await live(Scorer(settings, life), life, settings.http)
 
 
 class _Watched(ScorerMetrics):

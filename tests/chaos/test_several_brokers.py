@@ -1,5 +1,6 @@
 """Three brokers that come and go, and partitions that move between them, under a processor, a
-monitor and a notary: counted by a client that shares no code with them.
+monitor and a notary: counted by a client that shares no code with them. And under the journal and
+the queue that repairer and prober keep.
 
     pytest tests/chaos/test_several_brokers.py -s
 """
@@ -7,6 +8,7 @@ monitor and a notary: counted by a client that shares no code with them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import Counter
@@ -23,10 +25,16 @@ from aiokafka.protocol.admin import AlterPartitionReassignmentsRequest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from ares_stream.audit.notes import NoteSigner
+from ares_stream.errors import BrokerError
 from ares_stream.processes.broker import EmbeddedBroker
+from ares_stream.records.base import OffsetRange
 from ares_stream.records.topics import TopicSpec, durable, specs
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
+from ares_stream.streaming.journal import Journal
+from ares_stream.streaming.queue import Queue, Waiting
+from ares_stream.streaming.reader import read, snapshot
+from ares_stream.streaming.records import OutboundRecord
 from tests.support.followers import counted, signed, verdicts
 from tests.support.notarised import NAME
 from tests.support.service_process import MonitorProcess, NotaryProcess
@@ -37,6 +45,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(900)]
 PREFIX = "x."
 NODES = 3
 PARTITIONS = 3
+MEMORY = ("journal", "queue")
 EVERY_SECONDS = 0.02
 SECONDS = 180.0
 """For a partition to move on, on a machine that does much else."""
@@ -226,3 +235,95 @@ async def test_partitions_that_move_between_brokers_lose_and_double_nothing(
         await move(admin, ["__consumer_offsets", "__transaction_state"], 1)
         await moves_on("coordinators moved")
         await admin.close()
+
+
+@dataclass
+class Memory:
+    """What a repairer and a prober keep: a journal that appends numbers to two topics at once, and
+    a queue that settles what stands in one. Errors of Kafka are met as services meet them: the
+    journal is entered again, and its last number read."""
+
+    connection: KafkaConnection
+    appended: int = 0
+    settled: Counter[int] = field(default_factory=Counter)
+    _stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def append(self) -> None:
+        """Append until `stop`."""
+        while not self._stop.is_set():
+            with contextlib.suppress(BrokerError):
+                async with Journal(self.connection, f"{PREFIX}owner") as journal:
+                    number = max(await self.numbers("journal"), default=-1) + 1
+                    while not self._stop.is_set():
+                        value = b"%d" % number
+                        await journal.append(
+                            [OutboundRecord(f"{PREFIX}{name}", value, value) for name in MEMORY]
+                        )
+                        number += 1
+                        self.appended += 1
+
+    async def settle(self) -> None:
+        """Take what waits until `stop` and nothing waits. A commit that went unanswered may have
+        been made: what is read again counts once more, and the offset never goes back."""
+        queue = Queue(self.connection, f"{PREFIX}queue", f"{PREFIX}group")
+        await queue.start()
+        committed: Counter[int] = Counter()
+        while True:
+            waiting: list[Waiting] = []
+            with contextlib.suppress(BrokerError):
+                waiting = await queue.waiting()
+                for item in waiting:
+                    assert item.committed >= committed[item.partition]
+                    committed[item.partition] = item.committed
+                    whole = OffsetRange(
+                        topic=f"{PREFIX}queue",
+                        partition=item.partition,
+                        start=item.committed,
+                        end=item.stable,
+                    )
+                    found = [
+                        int(record.key or b"") async for record in read(self.connection, [whole])
+                    ]
+                    await queue.commit([whole])
+                    self.settled.update(found)
+            if self._stop.is_set() and waiting and all(i.committed == i.stable for i in waiting):
+                return await queue.stop()
+            await asyncio.sleep(0.1)
+
+    def stop(self) -> None:
+        """Append no more."""
+        self._stop.set()
+
+    async def numbers(self, name: str) -> list[int]:
+        """All that stands in one of the topics."""
+        ranges = await snapshot(self.connection, [f"{PREFIX}{name}"])
+        return [int(record.key or b"") async for record in read(self.connection, ranges)]
+
+
+async def test_a_journal_and_a_queue_lose_and_double_nothing_while_brokers_come_and_go(
+    brokers: tuple[EmbeddedBroker, Executor],
+) -> None:
+    broker, thread = brokers
+    loop = asyncio.get_running_loop()
+    memory = Memory(KafkaConnection(bootstrap=broker.bootstrap))
+    safe = durable(NODES)
+    await create_topics(
+        memory.connection,
+        [TopicSpec(f"{PREFIX}{name}", PARTITIONS, NODES, safe) for name in MEMORY],
+    )
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(memory.append())
+        tasks.create_task(memory.settle())
+        for node in range(1, NODES + 1):
+            for change in (broker.kill, broker.restart):
+                await loop.run_in_executor(thread, change, node)
+                wanted = memory.appended + 50
+                await until(lambda wanted=wanted: memory.appended >= wanted, SECONDS)  # type: ignore[misc]
+        memory.stop()
+    numbers = await memory.numbers("journal")
+    assert sorted(numbers) == list(range(len(numbers)))
+    assert sorted(await memory.numbers("queue")) == sorted(numbers)
+    assert set(memory.settled) == set(numbers)
+    print(
+        f"{len(numbers)} appended and settled, {memory.settled.total() - len(numbers)} read again"
+    )

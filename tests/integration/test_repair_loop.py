@@ -24,7 +24,6 @@ from ares_stream.records.repair import CoupledFailure
 from ares_stream.records.topics import specs
 from ares_stream.records.verdict import FailureClass, Verdict
 from ares_stream.repair.intake import read_reports
-from ares_stream.services.repairer import run_repairer
 from ares_stream.services.settings import load_settings
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
@@ -32,6 +31,7 @@ from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from tests.support.failures import DAY
+from tests.support.live_services import run_repairer
 from tests.support.reading import UNTOLD
 from tests.support.scorer_process import ScorerProcess
 

@@ -34,7 +34,6 @@ from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.topics import specs
 from ares_stream.records.verdict import FailureClass
 from ares_stream.repair.intake import read_reports
-from ares_stream.services.repairer import run_repairer
 from ares_stream.services.settings import Settings, load_settings
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.compacted import read_latest
@@ -43,6 +42,7 @@ from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.records import OutboundRecord
 from tests.support.failures import DAY, REPLAY, failure, label
 from tests.support.killed_repairer import STEPS as STEPS_OF_A_REPAIR
+from tests.support.live_services import run_repairer
 from tests.support.reading import UNTOLD
 
 pytestmark = pytest.mark.kafka

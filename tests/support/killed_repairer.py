@@ -15,9 +15,9 @@ from ares_stream.models.registry import Registry
 from ares_stream.repair import pipeline
 from ares_stream.repair.pipeline import Pipeline
 from ares_stream.services import repairer
-from ares_stream.services.repairer import run_repairer
 from ares_stream.services.settings import load_settings
 from ares_stream.streaming import queue
+from tests.support.live_services import run_repairer
 
 STEPS: Final[dict[str, tuple[Any, str]]] = {
     "asked again": (Pipeline, "ask_again"),

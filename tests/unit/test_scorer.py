@@ -38,9 +38,9 @@ from ares_stream.services.scorer import (
     _newest,
     _released,
     processor_policy,
-    run_scorer,
 )
 from ares_stream.services.settings import ProcessingSettings, Settings, load_settings
+from tests.support.live_services import run_scorer
 
 NOWHERE = Path("/dev/null/cache")
 """What lies on a local disk is not copied."""
