@@ -339,7 +339,7 @@ def _export(
     from ares_stream.training.examples import read_conversations
 
     if windows is not None:
-        options["windows"] = Reading(most=windows)
+        options["windows"] = Reading(most=windows, last="whole")
     if domain:
         rows, _ = read_conversations(domain)
         options["domain"] = DomainRows.split(rows)

@@ -47,8 +47,7 @@ def test_a_changed_judge_is_found_on_real_answers_before_the_system_is_blamed(
 ) -> None:
     found = bench(scored, Design(), streams=12, quiet=20)
     assert found["judge"]["judge_found"] == found["both"]["judge_found"] == 12
-    # Measured on this judge: 2 of 60 streams, more than alarming.SYSTEM_ALPHA (docs/monitor.md).
-    assert found["judge"]["system_found"] <= 2
+    assert found["judge"]["system_found"] == 0
     assert found["judge"]["blamed_on_system_first"] == found["policy"]["judge_found"] == 0
     assert found["quiet"]["false_alarms"]["low"] <= found["quiet"]["stated_at_most"]
 

@@ -115,7 +115,7 @@ def reward(folder: Path) -> Path:
     works(
         *("bundle", "export", "reward", folder / "reward", "--out", out, "--max-length", "32"),
         *("--reference", folder / "labelled.jsonl", "--name", "rm", "--base", "org/base"),
-        *("--data", folder / "labelled.jsonl"),
+        *("--data", folder / "labelled.jsonl", "--windows", "8"),
     )
     return out
 
@@ -137,6 +137,10 @@ def test_show_says_what_export_was_told(judge: Path, reward: Path) -> None:
     assert manifest["lineage"]["base"] == "org/base"
     assert len(manifest["lineage"]["data"]) == 1
     assert manifest["reference"]["count"] == 72
+    assert (manifest["template"]["windows"]["most"], manifest["template"]["windows"]["last"]) == (
+        8,
+        "whole",
+    )
 
 
 def test_the_base_of_a_local_checkpoint_is_its_weights_wherever_they_lie(

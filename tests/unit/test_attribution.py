@@ -7,11 +7,13 @@ import pytest
 
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.lab.experiments.attribution import (
+    JUDGES,
     Design,
     Scored,
     _delays,
     bench,
     changed_judge,
+    simulate,
     z_alarms,
 )
 from ares_stream.lab.experiments.coverage import measure
@@ -38,6 +40,17 @@ def test_judge_changes_are_found_and_none_is_blamed_on_the_system(scored: Scored
     assert found["quiet"]["false_alarms"]["value"] <= found["quiet"]["stated_at_most"] + 0.1
     delay = found["judge"]["delay_hours"]
     assert 0 < delay["low"] <= delay["median"] <= delay["high"] < 5
+
+
+@pytest.mark.parametrize("seed", [2, 6, 9, 16])
+def test_a_false_alarm_before_the_change_is_no_answer_to_it(scored: Scored, seed: int) -> None:
+    """With a false alarm every half day these streams have one, which says `system` of a rise by
+    chance; nothing says so of the judge that changes afterwards."""
+    design = Design(before=60, after=6, per_window=40, false_alarm_days=0.5)
+    outcome = simulate(scored, design, "judge", JUDGES[seed % 3], seed)
+    assert outcome.early > 0
+    assert outcome.judge is not None
+    assert outcome.system is None
 
 
 def test_a_rolling_z_test_alarms_on_most_quiet_streams() -> None:

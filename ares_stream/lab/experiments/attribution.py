@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ares_stream.detection.alarming import AlarmPolicy, attribute, evaluate
+from ares_stream.detection.alarming import AlarmPolicy, acknowledge, attribute, evaluate
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.detection.intervals import wilson
 from ares_stream.detection.ledger import Ledger, LedgerPolicy
@@ -150,9 +150,15 @@ def simulate(scored: Scored, design: Design, change: Change, judge: str, seed: i
         rates.append(int(np.sum(classes[rows] == _COUPLED)))
         now = datetime.fromtimestamp(stamp / 1000, UTC)
         raised = evaluate(ledger, watched, now, "verdicts", ())
+        if not after or change == "none":
+            # By chance: it is acknowledged, so that the watch goes on, and what was said of it is
+            # no answer to a change that comes later.
+            early += len(raised)
+            for alarm in raised:
+                acknowledge(ledger, alarm.id)
+            raised = []
         for alarm in raised:
             opened[alarm.id] = alarm
-        early += len(raised) if not after or change == "none" else 0
         said = [*_settled(ledger, watched, opened)]
         if after:
             since = window - design.before
