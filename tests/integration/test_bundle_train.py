@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,21 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ares_stream.cli.main import app
+from ares_stream.errors import InputError
 from ares_stream.models.bundles import Windows, load_bundle, refuse_shared_lineage
 from ares_stream.scoring.offline import raw_scores
 from ares_stream.scoring.tokenising import InputEncoder, Reading
 from ares_stream.training.calibration import auroc, pairwise_accuracy
+from ares_stream.training.classifier import Fitted, calibrate, fit_and_calibrate, fit_harm
+from ares_stream.training.encoder import Recipe
 from ares_stream.training.examples import (
+    Judgement,
     by_part,
     conversation,
     read_judgements,
     read_preferences,
 )
+from ares_stream.training.placement import placed
 
 pytestmark = pytest.mark.torch
 
@@ -273,3 +279,61 @@ def test_a_folder_that_is_no_model_is_named(folder: Path, tmp_path: Path) -> Non
     data, out = folder / "judged.jsonl", tmp_path / "out"
     told = refusal("harm", "--data", data, "--base", tmp_path, "--out", out)
     assert f"{tmp_path}: not a checkpoint: no config.json" in told
+
+
+def parts(folder: Path) -> tuple[list[Judgement], list[Judgement]]:
+    rows, _ = read_judgements([folder / "judged.jsonl"])
+    found = by_part((row.family for row in rows), seed=0, holdout=0.4)
+    return [rows[i] for i in found["train"]], [rows[i] for i in found["calibrate"]]
+
+
+def test_a_head_on_a_frozen_base_is_fitted_to_the_calibration_rows_as_well(
+    folder: Path, llama: Path
+) -> None:
+    train, held_out = parts(folder)
+    recipe = Recipe(layers=2, frozen_layers=2)
+    fitted = Fitted("harm", llama, recipe, max_length=48)
+    tried = [row.interaction for row in held_out]
+    found = fit_and_calibrate(fitted, train, held_out)
+    scores = fitted.scores(tried)
+    fit_harm(fitted, train)
+    without = fitted.scores(tried)
+    rows = [*train, *held_out]
+    fit_harm(fitted, [*rows, *placed(rows, seed=recipe.seed)])
+    np.testing.assert_allclose(scores, fitted.scores(tried), atol=1e-4)
+    assert np.abs(scores - without).max() > 0.05
+    assert found.slope > 0
+
+
+def test_its_calibration_is_of_rows_that_each_head_was_not_fitted_to(
+    folder: Path, llama: Path
+) -> None:
+    """Labels by a coin can be learnt by heart, so that scores of rows that were fitted look good;
+    of others they say nothing, and a calibration on nothing is refused."""
+    train, held_out = parts(folder)
+    coin = random.Random(5)
+    tossed = [replace(row, harmful=coin.random() < 0.5) for row in [*train, *held_out]]
+    fitted = Fitted("harm", llama, Recipe(layers=2, frozen_layers=2, ridge=1e-3), max_length=48)
+    fit_harm(fitted, tossed)
+    known = fitted.scores([row.interaction for row in tossed])
+    assert auroc(known, [float(row.harmful) for row in tossed]) > 0.6
+    with pytest.raises(InputError, match="may be chance"):
+        fit_and_calibrate(fitted, tossed[: len(train)], tossed[len(train) :])
+
+
+def test_a_base_that_is_trained_is_calibrated_on_the_rows_held_out(
+    folder: Path, bert: Path
+) -> None:
+    train, held_out = parts(folder)
+    fitted = Fitted("harm", bert, Recipe(epochs=2, learning_rate=2e-3), max_length=48)
+    found = fit_and_calibrate(fitted, train, held_out)
+    assert found == calibrate(held_out, fitted.scores([row.interaction for row in held_out]))
+
+
+def test_a_fold_that_leaves_one_label_is_refused_with_what_to_do(folder: Path, llama: Path) -> None:
+    train, held_out = parts(folder)
+    harmful = next(row for row in train if row.harmful)
+    rows = [row for row in train if not row.harmful]
+    fitted = Fitted("harm", llama, Recipe(layers=2, frozen_layers=2), max_length=48)
+    with pytest.raises(InputError, match="only one label is left to train on"):
+        fit_and_calibrate(fitted, [*rows, harmful], [r for r in held_out if not r.harmful])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from ares_stream.training.encoder import (  # noqa: E402
     FITTED_WINDOWS,
+    SHARPNESS,
     Encoded,
     _fitted,
     _places,
@@ -28,6 +31,15 @@ def test_the_worst_window_decides_smoothly_and_receives_the_gradient() -> None:
     pooled[0].backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert logits.grad.tolist() == pytest.approx([0.0, 1.0, 0.0, 0.0], abs=1e-3)
+
+
+def test_what_is_fitted_is_near_what_scoring_takes_however_many_windows_there_are() -> None:
+    """A sum over windows would grow with their number, and scoring takes the largest."""
+    for windows in (2, FITTED_WINDOWS):
+        logits = torch.zeros(windows + 1)
+        pooled = worst(logits, *_places([answer(windows), answer(1)], torch.device("cpu")), 2)
+        assert 0.0 < float(pooled[0]) <= math.log(FITTED_WINDOWS) / SHARPNESS + 1e-6
+        assert float(pooled[1]) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_large_logits_stay_finite() -> None:
