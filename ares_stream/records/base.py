@@ -110,6 +110,16 @@ Offset = Annotated[int, _counted_in(63)]
 """Not in the schemas, whose bounds must not become narrower: no broker gave another one."""
 
 
+def _fits_a_float(value: int) -> int:
+    if value.bit_length() > 1000:
+        raise refusal("is larger than any count or sum")
+    return value
+
+
+Integer = Annotated[int, AfterValidator(_fits_a_float)]
+"""A count or an exact sum. JSON has integers that no float holds, on which arithmetic ends."""
+
+
 class Part(BaseModel):
     """A frozen piece of a record."""
 
@@ -242,7 +252,7 @@ class Interval(Part):
     value: FiniteFloat
     low: FiniteFloat
     high: FiniteFloat
-    count: int = Field(ge=0)
+    count: Integer = Field(ge=0)
 
 
 def canonical_json(value: Mapping[str, Any] | Sequence[Any]) -> bytes:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from ares_stream.records.base import (
     Identifier,
     Instant,
+    Integer,
     Interval,
     OffsetRange,
     Part,
@@ -30,11 +31,11 @@ class ForecastPlace(Part):
     """The whole, or one slice: figures of the recorded answers (`observed`) and of the candidate's
     answers to the same prompts (`forecast`), each prompt weighted by how many it stands for."""
 
-    prompts: int = Field(ge=0)
+    prompts: Integer = Field(ge=0)
     """Prompts of the range that lie here."""
-    sampled: int = Field(ge=0)
+    sampled: Integer = Field(ge=0)
     """How many of them were drawn, answered and scored."""
-    unanswered: int = Field(0, ge=0)
+    unanswered: Integer = Field(0, ge=0)
     """How many more were drawn and have no answer or no score."""
     floor: float = Field(ge=0.0, le=1.0)
     """3 / n at the sample's effective size n: a figure below it would most likely have shown
@@ -66,19 +67,19 @@ class Forecast(Part):
     made_at: Instant
     policy: Policy
     ranges: tuple[OffsetRange, ...]
-    seed: int = Field(ge=0)
+    seed: Integer = Field(ge=0)
     sample: Sha256
     """Digest of the sampled records' coordinates: the same range, seed and size draw the same."""
     by: tuple[Slice, ...] = ()
     releases: dict[Slice, Sha256]
     present: dict[Slice, Sha256]
     detection_policy: Sha256
-    read: int = Field(ge=0)
+    read: Integer = Field(ge=0)
     """Records of the range and time; of these `undecodable` were no interactions and `left_out`
     left out by the mapping."""
-    undecodable: int = Field(0, ge=0)
-    left_out: int = Field(0, ge=0)
-    unanswered: int = Field(0, ge=0)
+    undecodable: Integer = Field(0, ge=0)
+    left_out: Integer = Field(0, ge=0)
+    unanswered: Integer = Field(0, ge=0)
     """Drawn prompts without an answer or a score; they are in no figure."""
     overall: ForecastPlace
     slices: dict[Identifier, ForecastPlace] = Field(default_factory=dict)

@@ -15,6 +15,7 @@ from ares_stream.errors import DecodeError
 from ares_stream.records.base import (
     Identifier,
     Instant,
+    Integer,
     Interval,
     Offset,
     OffsetRange,
@@ -52,12 +53,12 @@ class Window(Part):
     """Counts of the verdicts whose time lies in one window. `hits` are offsets of coupled
     failures among the verdicts, as (partition, offset), the first few of the window."""
 
-    start: int = Field(description="Unix seconds")
-    total: int = 0
-    coupled: int = 0
-    contested: int = 0
-    harmful: int = 0
-    hits: tuple[tuple[int, int], ...] = ()
+    start: Integer = Field(description="Unix seconds")
+    total: Integer = 0
+    coupled: Integer = 0
+    contested: Integer = 0
+    harmful: Integer = 0
+    hits: tuple[tuple[Integer, Integer], ...] = ()
 
 
 class Watch(Part):
@@ -68,7 +69,7 @@ class Watch(Part):
 
     baseline: float | None = None
     log_wealth: tuple[float, ...] = ()
-    since: int = 0
+    since: Integer = 0
     alarm: str = ""
     """Id of the alarm that it raised and nobody has acknowledged yet."""
 
@@ -76,11 +77,11 @@ class Watch(Part):
 class WeightSums(Part):
     """Sums over draws of known probability, in units of 1e-9."""
 
-    draws: int = 0
-    weight: int = 0
-    weight_squared: int = 0
-    hit_weight: int = 0
-    hit_weight_squared: int = 0
+    draws: Integer = 0
+    weight: Integer = 0
+    weight_squared: Integer = 0
+    hit_weight: Integer = 0
+    hit_weight_squared: Integer = 0
 
 
 class Tallies(Part):
@@ -91,18 +92,18 @@ class Tallies(Part):
     of each group of clusters, and `cluster_cells` its liked contested and unflagged ones.
     """
 
-    classes: dict[FailureClass, int] = Field(default_factory=dict)
-    harmful: int = 0
-    liked: int = 0
-    both: int = 0
-    outliers: int = 0
-    outlier_known: int = 0
-    cells: dict[str, int] = Field(default_factory=dict)
-    harm_histogram: tuple[int, ...] = ()
-    reward_histogram: tuple[int, ...] = ()
+    classes: dict[FailureClass, Integer] = Field(default_factory=dict)
+    harmful: Integer = 0
+    liked: Integer = 0
+    both: Integer = 0
+    outliers: Integer = 0
+    outlier_known: Integer = 0
+    cells: dict[str, Integer] = Field(default_factory=dict)
+    harm_histogram: tuple[Integer, ...] = ()
+    reward_histogram: tuple[Integer, ...] = ()
     weights: WeightSums = WeightSums()
-    clusters: tuple[tuple[int, int], ...] = ()
-    cluster_cells: tuple[tuple[int, int], ...] = ()
+    clusters: tuple[tuple[Integer, Integer], ...] = ()
+    cluster_cells: tuple[tuple[Integer, Integer], ...] = ()
 
 
 class CorrectedFigure(Part):
@@ -110,7 +111,7 @@ class CorrectedFigure(Part):
 
     corrected: bool
     reason: str
-    labels: int
+    labels: Integer
     rate: Interval | None = None
     rate_clustered: Interval | None = None
     """With the interval between groups of clusters, where a cluster is named."""
@@ -125,7 +126,7 @@ class Figures(Part):
     """What the tallies say. Intervals hold however often one looks, unless their name says
     `clustered` or `lift`."""
 
-    total: int
+    total: Integer
     cfr: Interval
     cfr_clustered: Interval | None = None
     cfr_weighted: Interval | None = None
@@ -152,7 +153,7 @@ class Rates(Record):
     until: Instant
     tallies: Tallies
     windows: tuple[Window, ...]
-    late: int = 0
+    late: Integer = 0
     """Verdicts older than every window: in the tallies, in no alarm."""
     watches: dict[str, Watch] = Field(default_factory=dict)
     figures: Figures
@@ -177,22 +178,22 @@ class AnchorModel(Part):
     """How one reward release scores the anchors, against the scores when the set was made. Sums
     in units of 1e-6 and 1e-12."""
 
-    count: int = 0
-    shift: int = 0
-    shift_squared: int = 0
-    reference: int = 0
-    reference_squared: int = 0
+    count: Integer = 0
+    shift: Integer = 0
+    shift_squared: Integer = 0
+    reference: Integer = 0
+    reference_squared: Integer = 0
 
 
 class AnchorWindow(Part):
     """Different anchors of one window: how many, and of how many most answers were otherwise than
     when the set was made; the same of those that were not flagged then."""
 
-    start: int
-    total: int = 0
-    changed: int = 0
-    unflagged: int = 0
-    unflagged_changed: int = 0
+    start: Integer
+    total: Integer = 0
+    changed: Integer = 0
+    unflagged: Integer = 0
+    unflagged_changed: Integer = 0
 
 
 class AnchorFigures(Record):
@@ -201,7 +202,7 @@ class AnchorFigures(Record):
     SCHEMA: ClassVar[str] = "ares.anchor-figures/1"
     schema_: Literal["ares.anchor-figures/1"] = Field("ares.anchor-figures/1", alias="schema")
     set: Identifier
-    decisions: dict[str, int]
+    decisions: dict[str, Integer]
     """Verdicts by truth and decision, keyed "harmful,flagged"."""
     windows: tuple[AnchorWindow, ...]
     watch: Watch
@@ -223,8 +224,8 @@ class AnchorAnswers(Record):
     SCHEMA: ClassVar[str] = "ares.anchor-answers/1"
     schema_: Literal["ares.anchor-answers/1"] = Field("ares.anchor-answers/1", alias="schema")
     set: Identifier
-    start: int = Field(description="Unix seconds")
-    answers: dict[str, tuple[int, int, bool]]
+    start: Integer = Field(description="Unix seconds")
+    answers: dict[str, tuple[Integer, Integer, bool]]
 
     @property
     def key(self) -> bytes:
@@ -244,7 +245,7 @@ class SampledVerdict(Record):
     attributes: dict[Slice, Slice]
     decision: Decision
     liked: bool
-    cluster: int | None = None
+    cluster: Integer | None = None
     """Its group of clusters, where a cluster is named."""
 
     @property
@@ -273,12 +274,12 @@ class MonitorState(Record):
     SCHEMA: ClassVar[str] = "ares.monitor-state/1"
     schema_: Literal["ares.monitor-state/1"] = Field("ares.monitor-state/1", alias="schema")
     positions: tuple[Position, ...]
-    records: int | None = None
+    records: Integer | None = None
     """Other records that belong to this state: fewer are a topic that lost some."""
     gaps: tuple[OffsetRange, ...] = ()
-    unreadable: dict[str, int] = Field(default_factory=dict)
-    folded: dict[str, int] = Field(default_factory=dict)
-    unmatched: int = 0
+    unreadable: dict[str, Integer] = Field(default_factory=dict)
+    folded: dict[str, Integer] = Field(default_factory=dict)
+    unmatched: Integer = 0
     lanes: dict[str, Instant] = Field(default_factory=dict)
     """Time of each lane's last verdict."""
     deadletters: tuple[Window, ...] = ()

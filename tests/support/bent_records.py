@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any, Final
 
 from hypothesis import strategies as st
@@ -31,18 +32,19 @@ def places(value: Any, at: Path = ()) -> Iterator[Path]:
         yield from places(child, (*at, name))
 
 
-def _bend(document: Any, path: Path, how: str, odd: Any) -> None:
+def bend(document: Any, path: Path, how: str, odd: Any) -> None:
+    """Change what stands at a place: "another", "gone", "twice", "beside" or another "key"."""
     for step in path[:-1]:
         document = document[step]
     name: Any = path[-1]
     if how == "another":
-        document[name] = odd
+        document[name] = deepcopy(odd)
     elif how == "gone":
         del document[name]
     elif how == "twice" and isinstance(document, list):
-        document.append(document[name])
+        document.append(deepcopy(document[name]))
     elif how == "beside" and isinstance(document, dict):
-        document[f"{name}x"] = odd
+        document[f"{name}x"] = deepcopy(odd)
     elif how == "key" and isinstance(document, dict):
         document[str(odd)[:40]] = document.pop(name)
 
@@ -56,5 +58,5 @@ def bent(draw: st.DrawFn, whole: bytes, most: int = 2) -> bytes:
         if not found:
             break
         how = draw(st.sampled_from(["another"] * 5 + ["gone", "twice", "beside", "key"]))
-        _bend(document, draw(st.sampled_from(found)), how, draw(st.sampled_from(ODD)))
+        bend(document, draw(st.sampled_from(found)), how, draw(st.sampled_from(ODD)))
     return json.dumps(document).encode()

@@ -27,13 +27,24 @@ from ares_stream.audit.verifying import check_chain, compare
 from ares_stream.console.desk import Desk
 from ares_stream.console.policy import QueuePolicy
 from ares_stream.detection.decide import DetectionPolicy
+from ares_stream.detection.ledger import Ledger, LedgerPolicy
 from ares_stream.errors import AresError, DecodeError
 from ares_stream.models.releases import Log
 from ares_stream.records import topics
 from ares_stream.records.alarm import Alarm, AlarmAcknowledgement, EvidenceRecord, decode_told
 from ares_stream.records.base import Interval, OffsetRange, Record
 from ares_stream.records.checkpoint import Checkpoint, NotaryState, Salt
+from ares_stream.records.forecast import FIGURES
 from ares_stream.records.label import Label, ReviewItem
+from ares_stream.records.observation import read_observation
+from ares_stream.records.rates import (
+    AnchorAnswers,
+    AnchorFigures,
+    MonitorState,
+    Rates,
+    SampledVerdict,
+    decode_held,
+)
 from ares_stream.records.release import Release, ReleaseState
 from ares_stream.records.repair import CoupledFailure, RepairReport
 from ares_stream.records.verdict import FailureClass
@@ -42,7 +53,7 @@ from ares_stream.repair.intake import ends
 from ares_stream.services.forecasts_followed import FollowedForecasts
 from ares_stream.services.monitor_metrics import MonitorMetrics
 from ares_stream.streaming.records import InboundRecord
-from tests.support.bent_records import bent
+from tests.support.bent_records import bend, bent, places
 from tests.support.forecasts import forecast_of, place
 from tests.support.notarised import NAME, SIGNER, notarise, records_of
 from tests.support.verdicts import NOON, verdict
@@ -137,13 +148,16 @@ def on_the_desk(name: str, raw: bytes) -> None:
     list(desk.queue.progress())
 
 
+LEDGER: Final = measured()
+
+
 def followed(name: str, raw: bytes) -> None:
     if name == topics.RELEASES:
         found = FollowedForecasts()
         with suppress(DecodeError):
             found.take(b"chat", raw)
         metrics = MonitorMetrics(CollectorRegistry())
-        metrics.show_forecasts(found.errors(measured()))
+        metrics.show_forecasts(found.errors(LEDGER))
         generate_latest(metrics.registry)
 
 
@@ -200,11 +214,42 @@ def repaired(name: str, raw: bytes) -> None:
         ends({found.plan_id: found}, "ares.repair")
 
 
+def restored(name: str, raw: bytes) -> None:
+    """What a monitor takes up when it begins, counts on and shows."""
+    if name != topics.RATES:
+        return
+    written = [item for _, item in measured(count=60).changes(NOON, 0.01) if item is not None]
+    kept: list[Any] = []
+    for item in written:
+        whole = isinstance(item, Rates) and not item.slice.attribute
+        with suppress(DecodeError):
+            kept.append(decode_held(item.key, raw if whole else item.encode()))
+    ledger = Ledger(LedgerPolicy())
+    try:
+        ledger.restore(
+            next(item for item in kept if isinstance(item, MonitorState)),
+            [item for item in kept if isinstance(item, Rates)],
+            [item for item in kept if isinstance(item, AnchorFigures)],
+            [item for item in kept if isinstance(item, AnchorAnswers)],
+            [item for item in kept if isinstance(item, SampledVerdict)],
+        )
+    except DecodeError:
+        return
+    for number in range(3):
+        seen = read_observation(verdict(900 + number, version="2").encode(), "either")
+        ledger.add(seen, int(NOON.timestamp() * 1000) + number, (0, 900 + number))
+    ledger.changes(NOON, 0.01)
+    metrics = MonitorMetrics(CollectorRegistry())
+    metrics.show(ledger, [])
+    generate_latest(metrics.registry)
+
+
 READERS: Final[dict[str, Callable[[str, bytes], Any]]] = {
     "trace": traced,
     "evidence": in_evidence,
     "console": on_the_desk,
     "monitor": followed,
+    "monitor that begins": restored,
     "commands": shown,
     "notary and verification": notarised,
     "repairer": repaired,
@@ -230,4 +275,44 @@ def test_a_bent_record_ends_no_reader(reader: str, kind: str) -> None:
     each()
 
 
-EXAMPLES: Final = 60
+EXAMPLES: Final = 25
+
+
+@pytest.mark.parametrize("odd", [None, 0, -1, 2.0, 1e308, 10**400, "", {}])
+def test_whatever_a_forecast_lacks_or_says_its_release_ends_no_monitor(odd: object) -> None:
+    """Every place of it, one after the other."""
+    whole = json.loads(WHOLE["release"][1].encode())
+    for path in places(whole["forecast"], ("forecast",)):
+        for how in ("another", "gone"):
+            document = json.loads(json.dumps(whole))
+            bend(document, path, how, odd)
+            raw = json.dumps(document).encode()
+            followed(topics.RELEASES, raw)
+            shown(topics.RELEASES, raw)
+            traced(topics.RELEASES, raw)
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("side", ["observed", "forecast"])
+def test_a_forecast_without_one_of_its_figures_is_refused_by_its_name(
+    figure: str, side: str
+) -> None:
+    document = json.loads(WHOLE["release"][1].encode())
+    del document["forecast"]["overall"][side][figure]
+    with pytest.raises(DecodeError, match=f"has no figure {figure}"):
+        Release.decode(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize("kind", ["report", "failure", "alarm", "checkpoint", "salt", "state"])
+@pytest.mark.parametrize("name", ["partition", "offset", "start", "end"])
+@pytest.mark.parametrize("number", [-1, 2**63, 2**70, 0.5])
+def test_a_partition_or_an_offset_that_kafka_has_not_is_refused(
+    kind: str, name: str, number: float
+) -> None:
+    whole = WHOLE[kind][1]
+    for path in places(json.loads(whole.encode())):
+        if path[-1] == name:
+            document = json.loads(whole.encode())
+            bend(document, path, "another", number)
+            with pytest.raises(DecodeError, match=name):
+                type(whole).decode(json.dumps(document).encode())
