@@ -99,12 +99,14 @@ Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 def _counted_in(bits: int) -> AfterValidator:
     def check(value: int) -> int:
         if not 0 <= value < 1 << bits:
-            raise refusal("is none that Kafka has")
+            raise refusal("is out of range")
         return value
 
     return AfterValidator(check)
 
 
+Count = Annotated[int, _counted_in(53)]
+"""Of verdicts, answers and the like: so many a float still tells apart."""
 PartitionNumber = Annotated[int, _counted_in(31)]
 Offset = Annotated[int, _counted_in(63)]
 """Not in the schemas, whose bounds must not become narrower: no broker gave another one."""
@@ -252,7 +254,7 @@ class Interval(Part):
     value: FiniteFloat
     low: FiniteFloat
     high: FiniteFloat
-    count: Integer = Field(ge=0)
+    count: Count = Field(ge=0)
 
 
 def canonical_json(value: Mapping[str, Any] | Sequence[Any]) -> bytes:

@@ -10,9 +10,9 @@ from typing import Final, Self
 from pydantic import Field, model_validator
 
 from ares_stream.records.base import (
+    Count,
     Identifier,
     Instant,
-    Integer,
     Interval,
     OffsetRange,
     Part,
@@ -31,11 +31,11 @@ class ForecastPlace(Part):
     """The whole, or one slice: figures of the recorded answers (`observed`) and of the candidate's
     answers to the same prompts (`forecast`), each prompt weighted by how many it stands for."""
 
-    prompts: Integer = Field(ge=0)
+    prompts: Count = Field(ge=0)
     """Prompts of the range that lie here."""
-    sampled: Integer = Field(ge=0)
+    sampled: Count = Field(ge=0)
     """How many of them were drawn, answered and scored."""
-    unanswered: Integer = Field(0, ge=0)
+    unanswered: Count = Field(0, ge=0)
     """How many more were drawn and have no answer or no score."""
     floor: float = Field(ge=0.0, le=1.0)
     """3 / n at the sample's effective size n: a figure below it would most likely have shown
@@ -54,6 +54,8 @@ class ForecastPlace(Part):
                 figure = found[name]
                 if not all(0.0 <= part <= 1.0 for part in (figure.low, figure.value, figure.high)):
                     raise refusal(f"{name}: is no share with its bounds")
+                if figure.count > self.sampled:
+                    raise refusal(f"{name}: is of more prompts than were drawn")
         return self
 
 
@@ -67,19 +69,19 @@ class Forecast(Part):
     made_at: Instant
     policy: Policy
     ranges: tuple[OffsetRange, ...]
-    seed: Integer = Field(ge=0)
+    seed: Count = Field(ge=0)
     sample: Sha256
     """Digest of the sampled records' coordinates: the same range, seed and size draw the same."""
     by: tuple[Slice, ...] = ()
     releases: dict[Slice, Sha256]
     present: dict[Slice, Sha256]
     detection_policy: Sha256
-    read: Integer = Field(ge=0)
+    read: Count = Field(ge=0)
     """Records of the range and time; of these `undecodable` were no interactions and `left_out`
     left out by the mapping."""
-    undecodable: Integer = Field(0, ge=0)
-    left_out: Integer = Field(0, ge=0)
-    unanswered: Integer = Field(0, ge=0)
+    undecodable: Count = Field(0, ge=0)
+    left_out: Count = Field(0, ge=0)
+    unanswered: Count = Field(0, ge=0)
     """Drawn prompts without an answer or a score; they are in no figure."""
     overall: ForecastPlace
     slices: dict[Identifier, ForecastPlace] = Field(default_factory=dict)
