@@ -37,7 +37,7 @@ pytestmark = pytest.mark.kafka
 
 PREFIX: Final = "x."
 NAMES: Final = Names(PREFIX)
-SECONDS: Final = 60.0
+SECONDS: Final = 150.0
 """Readers wait for a transaction that was left open, up to the 30 s after which it ends."""
 CODES: Final = {
     "topic": 2,

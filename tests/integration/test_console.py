@@ -52,7 +52,7 @@ CHROMIUM: Final = "/usr/bin/chromium"
 FLAGS: Final = ["--no-sandbox", "--disable-background-networking", "--disable-gpu",
                 "--disable-component-update", "--no-first-run"]  # fmt: skip
 HOSTILE: Final = "<script>document.title='owned'</script><b>x</b> \x1b[31m \u202etxet\u202c"
-SECONDS: Final = 30.0
+SECONDS: Final = 150.0
 
 
 def review(number: int) -> ReviewItem:

@@ -38,7 +38,7 @@ from tests.support.probing import campaign_file
 from tests.support.served import Served, repairer_settings
 
 MARK: Final = "plugh"
-SECONDS: Final = 60.0
+SECONDS: Final = 150.0
 WITHOUT: Final = {"demo", "broker", "schemas", "bench"}
 """Commands that read no settings; their help is searched all the same."""
 

@@ -47,7 +47,7 @@ from tests.support.verdicts import verdict
 pytestmark = pytest.mark.kafka
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-SECONDS: Final = 60.0
+SECONDS: Final = 150.0
 PARTITIONS: Final = 3
 NOW: Final = datetime.now(UTC)
 

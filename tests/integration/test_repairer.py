@@ -48,7 +48,7 @@ from tests.support.reading import UNTOLD
 pytestmark = pytest.mark.kafka
 
 STEPS = "tests.support.repair_steps"
-SECONDS = 60.0
+SECONDS = 150.0
 GATE = {
     "rules": [
         {"figure": "cfr", "kind": "fall"},

@@ -30,7 +30,7 @@ from ares_stream.streaming.admin import count_partitions
 from ares_stream.streaming.connection import KafkaConnection
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-SECONDS: Final = 60.0
+SECONDS: Final = 150.0
 """Longest wait for anything; on two busy cores a start alone takes several seconds."""
 
 

@@ -18,7 +18,7 @@ import yaml
 from ares_stream.audit.notes import NoteSigner
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-SECONDS: Final = 60.0
+SECONDS: Final = 150.0
 """Longest wait for anything; on two busy cores a start alone takes several seconds."""
 
 
