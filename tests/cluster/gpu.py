@@ -121,6 +121,14 @@ def ended() -> dict[str, Any]:
     return {}
 
 
+def last_words(pod: str) -> str:
+    """The last line of the container that ended, which may have been started again."""
+    try:
+        return kubectl("logs", pod, "--tail=1", "--previous")
+    except SystemExit:
+        return kubectl("logs", pod, "--tail=1")
+
+
 def ready() -> int:
     """Pods that score."""
     return sum(
@@ -182,7 +190,7 @@ def plugged(
     log.say(f"    runtimeClass {pod['spec']['runtimeClassName']}, {GPU}: {limits[GPU]}")
     until(lambda: ended() or ready(), "its container scores or has ended", log)
     if last := ended():
-        said = kubectl("logs", pod["metadata"]["name"], "--tail=1")
+        said = last_words(pod["metadata"]["name"])
         log.say(f"    exit code {last['exitCode']}: {said}")
         if last["exitCode"] != 2:
             raise SystemExit("exit code 2 was due")
@@ -204,11 +212,12 @@ def full(values: list[str], gpus: int, log: Log) -> None:
     helm("upgrade", str(CHART), *values, "--set", "logLevel=debug")
     until(lambda: ready() == gpus, "every pod replaced and ready", log)
     log.say("one pod more than GPUs")
-    kubectl("scale", SCORER, f"--replicas={gpus + 1}")
+    more = ["--set", f"scorer.lanes.production.replicas={gpus + 1}"]
+    call("helm", "upgrade", RELEASE, str(CHART), *values, *more, "-n", NAMESPACE)
     until(lambda: f"Insufficient {GPU}" in told("Pod"), "it waits, and says for what", log)
     if ready() != gpus:
         raise SystemExit("the others were not left alone")
-    kubectl("scale", SCORER, f"--replicas={gpus}")
+    helm("upgrade", str(CHART), *values)
 
 
 def claimed(device_class: str, values: list[str], log: Log) -> None:
