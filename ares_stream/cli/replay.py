@@ -102,8 +102,17 @@ def command(
         Path | None, typer.Option(metavar="FILE", help="Sign the report with this private key.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Count, and estimate the time; writes that.")
+        bool, typer.Option("--dry-run", help="Count, and estimate time and cost; writes that.")
     ] = False,
+    core_price: Annotated[
+        float | None,
+        typer.Option(
+            "--core-price",
+            min=0.0,
+            metavar="PRICE",
+            help="--dry-run: what an hour of one core costs you, in any currency.",
+        ),
+    ] = None,
     settings_file: SettingsFile = None,
     bootstrap: Bootstrap = None,
 ) -> None:
@@ -162,15 +171,26 @@ def command(
     if dry_run:
         with tempfile.TemporaryDirectory(prefix="ares-replay-") as scratch:
             found = asyncio.run(estimate(settings, spec, options, Path(scratch)))
+        hours = found["core_hours"]
+        is_known = core_price is not None and hours is not None
+        found["cost"] = round((core_price or 0.0) * hours, 4) if is_known else None
         write_document(report, found)
-        seconds = found["seconds"]
-        about = "time unknown: the settings name no models" if seconds is None else f"{seconds} s"
-        typer.echo(f"{found['offsets']:,} offsets, about {about} with {options.workers} workers")
+        typer.echo(f"{found['offsets']:,} offsets, about {_estimated(found)}")
         return
     document = _replayed(settings, spec, options, work, replay)
     code = write_report(document, report, page, signer)
     Work(work, spec.block).reported()
     raise typer.Exit(code)
+
+
+def _estimated(found: dict[str, Any]) -> str:
+    if found["seconds"] is None:
+        return "time and cost unknown: the settings name no models, or nothing is there to sample"
+    cost = "" if found["cost"] is None else f", a cost of {found['cost']:,}"
+    return (
+        f"{found['seconds']:,} s with {found['workers']} workers: {found['core_hours']:,} hours of "
+        f"one core{cost}"
+    )
 
 
 def write_report(

@@ -264,9 +264,9 @@ def _processor() -> str:
 async def estimate(
     settings: Settings, spec: ReplaySpec, options: ReplayOptions, scratch: Path
 ) -> dict[str, Any]:
-    """What a replay would read, and about how many seconds it would take: samples of the newest
-    records are replayed with the models that the settings name. `seconds` is None where they name
-    none, or where there is nothing to sample."""
+    """What a replay would read, about how many seconds it would take, and how many hours of one
+    core: samples of the newest records are replayed with the models that the settings name. Both
+    are None where they name none, or where there is nothing to sample."""
     selection = await choose(settings, spec, options)
     inputs = sum(item.end - item.start for item in selection.inputs)
     outputs = sum(item.end - item.start for item in selection.outputs)
@@ -279,6 +279,7 @@ async def estimate(
         "sampled": 0,
         "seconds": None,
         "workers": options.workers,
+        "core_hours": None,
     }
     what_if = spec.what_if
     made = spec.configured
@@ -288,22 +289,41 @@ async def estimate(
     if what_if is None or not inputs:
         return found
     sampling = replace(spec, mode="what-if", what_if=what_if)
-    times: list[tuple[int, int, float]] = []
     # Two sizes: models are opened once however much is replayed.
-    for size in SAMPLES:
-        sample = _sample(selection, size)
-        began = time.perf_counter()
-        done = await asyncio.to_thread(run_replay, sampling, sample, scratch / str(size))
-        spent = time.perf_counter() - began
-        offsets = sum(item.end - item.start for item in (*sample.inputs, *sample.outputs))
-        times.append((sum(item.records for item in done.results), offsets, spent))
-    (_, few, short), (sampled, many, long) = times
-    found["sampled"] = sampled
-    if many > few:
-        per_offset = max(0.0, long - short) / (many - few)
+    few, many = [
+        await asyncio.to_thread(_measured, sampling, _sample(selection, size), scratch / str(size))
+        for size in SAMPLES
+    ]
+    found["sampled"] = many.records
+    if many.offsets > few.offsets:
+        more, offsets = many.offsets - few.offsets, inputs + outputs
         workers = min(options.workers, os.cpu_count() or 1)
-        found["seconds"] = round(short + per_offset * (inputs + outputs) / workers, 1)
+        seconds = max(0.0, many.seconds - few.seconds) / more
+        busy = max(0.0, many.core_seconds - few.core_seconds) / more
+        found["seconds"] = round(few.seconds + seconds * offsets / workers, 1)
+        found["core_hours"] = round((few.core_seconds * workers + busy * offsets) / 3600, 6)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """One sample: what it held and took."""
+
+    records: int
+    offsets: int
+    seconds: float
+    core_seconds: float
+
+
+def _measured(spec: ReplaySpec, sample: Selection, folder: Path) -> _Measured:
+    began, busy = time.perf_counter(), time.process_time()
+    done = run_replay(spec, sample, folder)
+    return _Measured(
+        sum(item.records for item in done.results),
+        sum(item.end - item.start for item in (*sample.inputs, *sample.outputs)),
+        time.perf_counter() - began,
+        time.process_time() - busy,
+    )
 
 
 def _sample(selection: Selection, size: int) -> Selection:

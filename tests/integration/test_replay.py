@@ -170,10 +170,11 @@ async def test_an_auditor_proves_a_run_and_finds_what_was_forged(
     assert [item["detail"] for item in archived["tolerated"]] == ["refused at fetch in other words"]
     assert len(await ArchiveReader(archive).snapshot([topic_name(prefix, VERDICTS)])) == 3
 
-    code, estimate, said = await auditor.replay("--dry-run")
+    code, estimate, said = await auditor.replay("--dry-run", "--core-price", "500")
     assert (code, estimate["schema"]) == (0, "ares.replay-estimate/1"), said
     assert estimate["offsets"] >= report["records"]
-    assert estimate["seconds"] > 0
+    assert min(estimate[name] for name in ("seconds", "core_hours", "cost")) > 0
+    assert "hours of one core, a cost of" in said
 
     (tmp_path / "strict.yaml").write_text("{harm_threshold: 0.2, abstain_above: 0.1}\n")
     code, other, said = await auditor.replay(
