@@ -58,8 +58,9 @@ StageProgress = Callable[[str], Progress]
 
 MIN_HELD_OUT = 20
 """Fewer held-out rows give a calibration that is noise."""
-FOLDS = 4
-"""Of the prompt families, where a head is fitted without each to calibrate on it."""
+FOLDS = 10
+"""Of the prompt families, where a head is fitted without each to calibrate on it: with few, the
+probabilities depend on which families are together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,12 @@ class Fitted:
         self, interactions: Sequence[Interaction], progress: Progress | None = None
     ) -> NDArray[np.float64]:
         """Raw outputs as the scorer pools them: harm logits of the worst window, or rewards."""
-        answers = self.encode(interactions)
+        return self.pooled(self.encode(interactions), progress)
+
+    def pooled(
+        self, answers: Sequence[Answer], progress: Progress | None = None
+    ) -> NDArray[np.float64]:
+        """The same of answers that are encoded."""
         raw = iter(self.encoder.scores([row for answer in answers for row in answer], progress))
         found = np.zeros(len(answers))
         for number, answer in enumerate(answers):
@@ -160,11 +166,17 @@ def excerpt(max_length: int, *, pair: bool) -> InputTemplate:
 
 def fit_harm(fitted: Fitted, rows: Sequence[Judgement], progress: Progress | None = None) -> None:
     """Fit it to tell harmful answers, sources and labels balanced."""
+    _fit(fitted, rows, fitted.encode([row.interaction for row in rows]), progress)
+
+
+def _fit(
+    fitted: Fitted,
+    rows: Sequence[Judgement],
+    answers: Sequence[Answer],
+    progress: Progress | None,
+) -> None:
     fitted.encoder.fit_labels(
-        fitted.encode([row.interaction for row in rows]),
-        [row.harmful for row in rows],
-        balanced_weights(rows),
-        progress,
+        answers, [row.harmful for row in rows], balanced_weights(rows), progress
     )
 
 
@@ -248,19 +260,25 @@ def fit_and_calibrate(
     rows = [*train, *held_out]
     # Where an answer that does not fit is cut, words before it would only push it out.
     more = [] if fitted.template.windows is None else placed(rows, seed=seed)
-    folds = np.array([_fold(row.family, seed) for row in rows])
+    known = [*rows, *more]
+    answers = fitted.encode([row.interaction for row in known])
+    folds = [_fold(row.family, seed) for row in known]
     scores = np.zeros(len(rows))
-    for fold in sorted(set(folds.tolist())):
-        others = [row for row in (*rows, *more) if _fold(row.family, seed) != fold]
-        if len({row.harmful for row in others}) < 2:
+    for fold in sorted(set(folds)):
+        others = [place for place, number in enumerate(folds) if number != fold]
+        if len({known[place].harmful for place in others}) < 2:
             raise InputError(
                 f"without fold {fold + 1} of {FOLDS} of the prompts only one label is left to "
                 "train on; give more prompts of either label"
             )
-        fit_harm(fitted, others, stage(f"calibrating, fold {fold + 1} of {FOLDS}"))
-        inside = np.flatnonzero(folds == fold)
-        scores[inside] = fitted.scores([rows[place].interaction for place in inside])
-    fit_harm(fitted, [*rows, *more], stage("training"))
+        named = stage(f"calibrating, fold {fold + 1} of {FOLDS}")
+        _fit(
+            fitted, [known[place] for place in others], [answers[place] for place in others], named
+        )
+        inside = [place for place in range(len(rows)) if folds[place] == fold]
+        if inside:
+            scores[inside] = fitted.pooled([answers[place] for place in inside])
+    _fit(fitted, known, answers, stage("training"))
     return calibrate(rows, scores)
 
 
