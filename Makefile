@@ -73,9 +73,10 @@ endif
 	$(BIN)/yamllint --strict docker-compose.yml services tests/cluster helm/ares-stream/*.yaml helm/ares-stream/files
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(BIN)/hadolint services/Dockerfile
+	$(MAKE) --no-print-directory checkov
 
 checkov: install ## Security checks of the rendered chart, by checkov in an environment of its own
-	test -x build/checkov/bin/checkov || { $(BIN)/uv venv --quiet build/checkov && $(BIN)/uv pip install --quiet --python build/checkov/bin/python 'checkov>=3.3,<4'; }
+	test -x build/checkov/bin/checkov || { $(BIN)/uv venv --quiet build/checkov && $(BIN)/uv pip install --quiet --python build/checkov/bin/python 'checkov==3.3.30'; }
 	rm -rf build/rendered
 	$(BIN)/python -m tests.support.rendered build/rendered
 	build/checkov/bin/checkov --config-file .checkov.yaml --directory build/rendered
