@@ -143,6 +143,34 @@ def test_prometheus_has_the_rules_whose_metrics_compose_has() -> None:
                 assert asked - recorded <= known_metrics(), rule
 
 
+def provisioned(kind: str) -> list[dict[str, Any]]:
+    """What the one file of Grafana's provisioning of a kind lists."""
+    folder = ROOT / "services" / "grafana" / "provisioning" / kind
+    (file,) = folder.iterdir()
+    content = yaml.safe_load(file.read_text())
+    assert content.pop("apiVersion") == 1
+    ((_, listed),) = content.items()
+    return list(listed)
+
+
+def test_grafana_finds_the_dashboards_where_they_are_mounted() -> None:
+    mounts = dict(item.split(":")[:2] for item in SERVICES["grafana"]["volumes"])
+    assert mounts["./services/grafana/provisioning"] == "/etc/grafana/provisioning"
+    (provider,) = provisioned("dashboards")
+    assert provider["type"] == "file"
+    assert provider["options"]["path"] == mounts["./helm/ares-stream/dashboards"]
+
+
+def test_grafana_asks_the_prometheus_of_this_file_where_a_dashboard_names_none() -> None:
+    (source,) = provisioned("datasources")
+    assert (source["type"], source["access"], source["isDefault"]) == ("prometheus", "proxy", True)
+    host, port = source["url"].removeprefix("http://").split(":")
+    assert SERVICES[host]["image"].startswith("prom/prometheus:")
+    assert [item.split(":")[-1] for item in SERVICES[host]["ports"]] == [port]
+    assert host in SERVICES["grafana"]["depends_on"]
+    assert SERVICES[host]["networks"] == SERVICES["grafana"]["networks"]
+
+
 def test_the_demo_is_no_false_alarm_and_has_a_true_one() -> None:
     # Conversations of the first of January would all count as late verdicts.
     assert "--now" in SERVICES["demo-traffic"]["command"]
