@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import shutil
 import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, Final, TypeVar
+from typing import IO, Any, Final, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
@@ -147,15 +147,19 @@ class _Length:
             )
 
 
-def _copy(source: IO[bytes], copy: IO[bytes], name: str) -> None:
+def _copy(source: BufferedReader, copy: IO[bytes], name: str) -> None:
     length = _Length(name)
-    while chunk := source.read(_CHUNK):
-        if not copy.tell() and chunk.startswith(_GZIP_MARK):
-            copy.write(chunk)
-            shutil.copyfileobj(source, copy, _CHUNK)  # Its lines are measured when it is read.
-            return
-        length.add(chunk)
+    start = b""
+    zipped = False
+    # `read` waits for a whole chunk and, between the parts of it, looks at no signal: one that came
+    # there would be seen when more is written, or never.
+    while chunk := source.read1(_CHUNK):
         copy.write(chunk)
+        if len(start) < len(_GZIP_MARK):
+            start += chunk
+            zipped = start.startswith(_GZIP_MARK)
+        if not zipped:  # Lines of what is packed are measured when it is read.
+            length.add(chunk)
 
 
 @contextmanager
@@ -170,12 +174,12 @@ def open_lines(file: Path) -> Iterator[Lines]:
     name = "standard input" if piped else str(file)
     with ExitStack() as stack:
         try:
-            source: IO[bytes] = sys.stdin.buffer if piped else stack.enter_context(file.open("rb"))
-            if piped or not source.seekable():
-                copy = stack.enter_context(tempfile.TemporaryFile())
-                _copy(source, copy, name)
-                copy.seek(0)
-                source = copy
+            opened = sys.stdin.buffer if piped else stack.enter_context(file.open("rb"))
+            source: IO[bytes] = opened
+            if piped or not opened.seekable():
+                source = stack.enter_context(tempfile.TemporaryFile())
+                _copy(cast(BufferedReader, opened), source, name)
+                source.seek(0)
             zipped = source.read(2) == _GZIP_MARK
             source.seek(0)
         except OSError as error:

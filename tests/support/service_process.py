@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,7 +72,11 @@ class ServiceProcess:
         self.process.wait()
 
     def stop(self) -> int:
-        """SIGTERM; its exit code."""
+        """SIGTERM, once its interpreter has come as far as to look after signals; its exit code."""
+        deadline = time.monotonic() + SECONDS
+        while self.process.poll() is None and not handles(self.process.pid, signal.SIGTERM):
+            assert time.monotonic() < deadline, "it looks after no signal"
+            time.sleep(0.01)
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(SECONDS)
 
@@ -83,6 +88,13 @@ class ServiceProcess:
             self.kill()
         if error is not None:
             print(self.log[-4000:])
+
+
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [mask] = re.findall(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 class MonitorProcess(ServiceProcess):
