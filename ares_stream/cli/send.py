@@ -54,11 +54,12 @@ def command(
 
 def _stamped(file: Path, number: int, line: bytes) -> bytes:
     """The conversation, as if it happened now; InputError for what is none."""
-    from ares_stream.errors import InputError
+    from ares_stream.errors import DecodeError, InputError
+    from ares_stream.files.rows import parse_json
 
     try:
-        value = json.loads(line)
-    except ValueError:
+        value = parse_json(line)
+    except DecodeError:
         value = None
     if not isinstance(value, dict):
         raise InputError(f"{file}: line {number}: not a JSON object, whose occurred_at --now sets")
