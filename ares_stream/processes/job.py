@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import codecs
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +31,7 @@ from typing import Any, Final
 
 import yaml
 
+from ares_stream.processes.signals import end_in_order
 from ares_stream.processes.workloads import (
     JOB,
     LABEL,
@@ -268,7 +268,6 @@ def main(arguments: Sequence[str]) -> int:
             "usage: python -m ares_stream.processes.job TEMPLATE -- COMMAND ... RUN_DIR\n"
         )
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         template = yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))
         made = manifest(template, arguments[2:])
@@ -286,4 +285,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    end_in_order()
     sys.exit(main(sys.argv[1:]))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
 from types import FrameType
 from typing import Final
 
 INTERRUPTED: Final = 128 + signal.SIGINT
 """Exit code of a command that Ctrl-C ended."""
+_AGAIN_SECONDS: Final = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 
 def end_at_once() -> None:
@@ -26,7 +29,10 @@ def end_at_once() -> None:
 
 def end_in_order() -> None:
     """SIGTERM and SIGHUP end a command as Ctrl-C does: what it began is taken back, and no half of
-    a file stays. A signal that whoever started it has it ignore (nohup) is ignored."""
+    a file stays. A signal that whoever started it has it ignore (nohup) is ignored.
+
+    Call it once, in the main thread: from then on no signal waits for what the command waits for.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
@@ -34,3 +40,32 @@ def end_in_order() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, end)
+    _break_waits_off()
+
+
+def _break_waits_off() -> None:
+    """Have the main thread answer each signal, whatever it waits for.
+
+    Python answers a signal between two of its instructions. One that comes after the last look and
+    before a call of the system that waits (a read of a pipe, an open of one, a lock of a file), or
+    one that another thread is given, would be answered when that call ends, which may be never. A
+    thread is told of each signal by the number that its C handler writes (`signal.set_wakeup_fd`)
+    and sends the main thread a few that mean nothing: the call is broken off (EINTR), and Python
+    looks. An event loop that handles signals itself takes its place.
+    """
+    told, tells = os.pipe()
+    os.set_blocking(tells, False)
+    signal.signal(signal.SIGURG, lambda number, frame: None)
+    signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    main = threading.get_ident()
+
+    def repeat() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while numbers := os.read(told, 1):
+            if numbers[0] == signal.SIGURG:
+                continue
+            for seconds in _AGAIN_SECONDS:
+                time.sleep(seconds)
+                signal.pthread_kill(main, signal.SIGURG)
+
+    threading.Thread(target=repeat, name="signals", daemon=True).start()
