@@ -15,7 +15,8 @@ from ares_stream.demo.contract import View
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.files import written_whole
 from ares_stream.lab.streams import PREFIX, Stream
-from ares_stream.processes.service import free_port, service_process, until_ready
+from ares_stream.processes.ports import free_port
+from ares_stream.processes.service import service_process, until_ready
 from ares_stream.streaming.connection import KafkaConnection
 
 PERSON: Final = "you"

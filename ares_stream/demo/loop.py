@@ -19,11 +19,11 @@ from ares_stream.probes.memory import Progress
 from ares_stream.probes.plan import CampaignPlan
 from ares_stream.probes.prober import ProberObserver, ProberPolicy
 from ares_stream.probes.targets import Target
+from ares_stream.processes.ports import free_port
 from ares_stream.processes.service import (
     LOOK_SECONDS,
     READY_SECONDS,
     Service,
-    free_port,
     service_process,
 )
 from ares_stream.records.interaction import Policy

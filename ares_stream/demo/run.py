@@ -33,7 +33,8 @@ from ares_stream.lab.streams import (
 )
 from ares_stream.models.bundles import load_bundle
 from ares_stream.processes.broker import EmbeddedBroker
-from ares_stream.processes.service import free_port, service_process, until_ready
+from ares_stream.processes.ports import free_port
+from ares_stream.processes.service import service_process, until_ready
 from ares_stream.records.base import Interval
 from ares_stream.records.decoding import DecodingLimits, decode_interaction
 from ares_stream.records.interaction import Interaction

@@ -14,10 +14,10 @@ from typing import Any, Final, Protocol
 
 from ares_stream.detection.decide import DetectionPolicy
 from ares_stream.errors import ScoringError
+from ares_stream.processes.ports import free_port
 from ares_stream.processes.service import (
     LOOK_SECONDS,
     Service,
-    free_port,
     service_process,
     until_ready,
 )

@@ -28,6 +28,7 @@ from typing import IO, Final, Self
 from ares_stream.errors import BrokerError, SettingsError
 from ares_stream.files import read_json
 from ares_stream.processes.parent import die_with_parent
+from ares_stream.processes.ports import free_ports
 
 KAFKA: Final = "org.apache.kafka:kafka_2.13:4.3.1+org.slf4j:slf4j-simple:1.7.36"
 MAX_NODES: Final = 3
@@ -92,14 +93,6 @@ class _Node:
                 self.log.read_text(errors="replace", encoding="utf-8").splitlines()[-LOG_TAIL:]
             )
         return "(no log)"
-
-
-def _free_ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
 
 
 def _refuse_taken(ports: Sequence[int]) -> None:
@@ -276,7 +269,7 @@ class EmbeddedBroker:
         if len(ports) != 2 * self._count:
             if ports:
                 raise SettingsError(f"{root} holds {len(ports) // 2} nodes, not {self._count}")
-            ports = _free_ports(2 * self._count)
+            ports = free_ports(2 * self._count)
         if self._port is not None:
             ports[0] = self._port
         known.write_text(json.dumps(ports), encoding="utf-8")

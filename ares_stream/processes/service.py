@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -107,10 +106,3 @@ async def until_ready(service: Service, port: int) -> None:
                 pass  # It does not listen yet.
             await asyncio.sleep(LOOK_SECONDS)
     raise ScoringError(f"the {service.name} was not ready within {READY_SECONDS:.0f} s")
-
-
-def free_port() -> int:
-    """A port of loopback that nothing listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port

@@ -17,6 +17,7 @@ from aiokafka.protocol.admin import CreateAclsRequest
 
 from ares_stream.errors import AccessError
 from ares_stream.processes.broker import EmbeddedBroker
+from ares_stream.processes.ports import free_ports
 from ares_stream.records import topics
 from ares_stream.records.acls import SERVICES, Acl, Names, Operation, Service, acls
 from ares_stream.records.base import OffsetRange
@@ -30,7 +31,7 @@ from ares_stream.streaming.processor import Processor
 from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.queue import Queue
 from ares_stream.streaming.records import InboundRecord, OutboundRecord, Outcome, Rejection
-from tests.support.secured import PASSWORD, free_ports
+from tests.support.secured import PASSWORD
 from tests.support.sessions import QUICK, Seen, let_go, running, until
 
 pytestmark = pytest.mark.kafka

@@ -160,7 +160,7 @@ def test_a_signal_while_kafka_starts_ends_the_command(
         assert command.stderr is not None
         assert command.stderr.readline() == "starting Kafka\n"
         command.send_signal(number)
-        out, said = command.communicate(timeout=60)
+        out, said = command.communicate(timeout=150)
     finally:
         command.kill()
     assert (command.returncode, out) == (0, "")

@@ -60,13 +60,13 @@ async def test_a_processor_ends_with_the_limit_that_its_broker_sets_too_low(
     await copying.create()
     processor = copying.processor(Seen(), session_seconds=float(seconds))
     with pytest.raises(LimitError, match=said) as refused:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(150):
             await processor.run()
     assert refused.value.exit_code == 2
 
 
 async def asks_for_ever(queue: Queue) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(150):
         while True:
             await queue.waiting()
             await asyncio.sleep(0.1)
@@ -184,7 +184,7 @@ async def test_a_dead_letter_topic_that_takes_nothing_is_an_error_that_names_it(
     )
     await produce(kafka, copying.input, [batch([RawRecord(headers=((b"\xff", b""),))])])
     with pytest.raises(LimitError, match=r"dead does not even take .* raise its max.message.bytes"):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(150):
             await copying.processor(Seen()).run()
 
 
@@ -220,7 +220,7 @@ async def test_a_journal_whose_topic_is_gone_fails_in_time_and_is_entered_again(
         await journal.append([record])
         await asyncio.to_thread(delete, kafka, copying.output)
         with pytest.raises(BrokerError):
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(150):
                 await journal.append([record])
     await create_topics(copying.direct, [TopicSpec(copying.output, 2, 1)])
     async with Journal(copying.direct, f"{prefix}journal") as journal:

@@ -78,7 +78,7 @@ async def test_a_coordinator_that_has_moved_is_not_a_group_without_commits(
             await consumer._coordinator.ensure_coordinator_known()
             right = consumer._coordinator.coordinator_id
             consumer._coordinator.coordinator_id = 3 - right
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(150):
                 if isinstance(consumer, BatchConsumer):
                     found, log = await consumer.committed_of_log(partition)
                     assert log != LogIdentity()

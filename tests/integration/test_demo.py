@@ -170,7 +170,7 @@ def test_the_console_is_served_meanwhile_and_until_somebody_ends_it(folder: Path
                 assert time.monotonic() < deadline, "the console never saw the failures"
                 time.sleep(0.1)
         demo.send_signal(signal.SIGINT)
-        out, _ = demo.communicate(timeout=60)
+        out, _ = demo.communicate(timeout=150)
         assert demo.returncode == 0
     finally:
         demo.kill()

@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 import yaml
 
-from ares_stream.processes.service import free_port
+from ares_stream.processes.ports import free_port
 from tests.support.reader import Reader, policy_endpoint, readers_folder
 from tests.unit.test_docs import ROOT, code_lines
 

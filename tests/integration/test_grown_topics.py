@@ -98,7 +98,7 @@ async def test_who_follows_reads_partitions_that_are_added(
     await grow(connection, [name])
     await publish(connection, valued(name, b"one", range(KEYS)))
     await publish(connection, valued(name, b"two", range(KEYS)))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(150):
         await listening
     assert sorted(seen) == sorted(
         (b"%d" % number, value) for number in range(KEYS) for value in (b"one", b"two")

@@ -35,7 +35,7 @@ async def ares(kafka: str, *arguments: str) -> tuple[int, str, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(150):
         out, error = await process.communicate()
     assert process.returncode is not None
     return process.returncode, out.decode(), error.decode()

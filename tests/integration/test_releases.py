@@ -115,7 +115,7 @@ async def following(connection: KafkaConnection, topic: str) -> AsyncIterator[li
 
 
 async def until_active(seen: list[Release], digest: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(150):
         while (ReleaseState.ACTIVE, digest) not in [(item.state, item.digest) for item in seen]:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 

@@ -34,6 +34,7 @@ from ares_stream.lab.victims.models import (  # noqa: E402
     pair_tokenizer,
 )
 from ares_stream.models.bundles import Windows  # noqa: E402
+from ares_stream.processes.ports import free_port  # noqa: E402
 from ares_stream.records.interaction import Message  # noqa: E402
 from ares_stream.repair.figures import figures_of, garbled, measure, split_replay  # noqa: E402
 from ares_stream.repair.losses import row_means, token_log_probabilities  # noqa: E402
@@ -46,7 +47,6 @@ from ares_stream.repair.training import Progress, Trainer, phases  # noqa: E402
 from ares_stream.scoring.offline import raw_scores  # noqa: E402
 from ares_stream.training.examples import conversation  # noqa: E402
 from ares_stream.training.export import export_bundle  # noqa: E402
-from tests.support.secured import free_ports  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -608,7 +608,7 @@ def test_a_child_process_killed_in_training_ends_with_the_adapters_of_an_unbroke
 def nodes_of_a_train_job(folder: Path, count: int) -> list[tuple[int, str, str]]:
     """Exit code and output of `torchrun` on each node, with the variables that Kubeflow's trainer
     sets; here all nodes are this machine."""
-    (port,) = free_ports(1)
+    port = free_port()
     command = [sys.executable, "-m", "torch.distributed.run", "-m", "tests.support.repair_rank"]
     together = {
         "PET_NNODES": str(count),

@@ -119,7 +119,7 @@ async def scored(kafka: str, prefix: str, folder: Path, models: Models) -> Audit
         await publish(kafka, stream)
         await scorer.until_done(names)
         await publish(kafka, [announcement(prefix, models.repaired)])
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             while "release swapped" not in scorer.log:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         await publish(kafka, events(prefix, 200, start=300))

@@ -61,7 +61,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 async def create(copying: Copying) -> None:
     """Its topics, once a broker that was killed lets anyone make some: it may still be fenced."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(150):
         while True:
             try:
                 return await copying.create()
@@ -181,7 +181,7 @@ async def test_the_policy_of_lost_offsets_holds_for_a_log_that_was_filled_again(
     if reset == "stop":
         said = "committed offset 4, but the log, truncated or restored and filled again, holds 0"
         with pytest.raises(ReadError, match=said):
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(150):
                 await processor.run()
         return
     async with running(processor):
@@ -193,7 +193,7 @@ async def test_the_policy_of_lost_offsets_holds_for_a_log_that_was_filled_again(
 
 async def poll(follower: Follower, count: int) -> list[bytes | None]:
     found: list[bytes | None] = []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while len(found) < count:
             found += [record.key for record in await follower.poll()]
     return found
@@ -256,7 +256,7 @@ async def test_a_follower_knows_a_topic_that_is_made_anew_under_it(
         await copying.make_input_anew()
         await copying.send(count)
         found: set[bytes | None] = set()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             while found != {b"%d" % n for n in range(count)}:
                 with contextlib.suppress(TopicError):
                     found |= {record.key for record in await follower.poll()}
@@ -281,5 +281,5 @@ async def test_who_follows_a_topic_that_is_made_anew_is_told_to_begin_again(
     await copying.make_input_anew()
     await copying.send(8)
     with pytest.raises(ReadError, match=f"{copying.input}: made anew|truncated while"):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             await reading

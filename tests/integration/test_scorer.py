@@ -605,7 +605,7 @@ async def test_too_many_bad_events_of_a_topic_pause_it_where_an_alert_can_see_it
     flood = [bad(prefix, "malformed JSON", 0) for _ in range(300)]
     await publish(kafka, [replace(record, key=b"one") for record in flood])
     with scorer_of(kafka, prefix, tmp_path, models) as scorer:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             while "records in a row were refused" not in scorer.log:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         ready = await scorer.get("/readyz")

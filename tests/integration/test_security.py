@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from ares_stream.errors import LoginError
+from ares_stream.processes.ports import free_port
 from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import create_topics, describe_topics
 from ares_stream.streaming.connection import KafkaConnection
@@ -33,7 +34,6 @@ from tests.support.secured import (
     USER,
     SecuredBroker,
     TlsServer,
-    free_ports,
     unsecured_token,
 )
 from tests.support.sessions import Copying, Seen, let_go, running, until
@@ -98,7 +98,7 @@ def token_endpoint() -> Iterator[str]:
         uvicorn.Config(
             Starlette(routes=[Route("/token", give_token, methods=["POST"])]),
             host="127.0.0.1",
-            port=free_ports(1)[0],
+            port=free_port(),
             log_config=None,
         )
     )
@@ -264,7 +264,7 @@ async def test_records_go_through_exactly_once(ways: Ways, way: str) -> None:
         deadletter_topic=topics[2],
         observer=observer,
     )
-    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(150), asyncio.TaskGroup() as tasks:
         tasks.create_task(processor.run())
         await observer.reached.wait()
         processor.stop()
@@ -327,7 +327,7 @@ async def test_nobody_waits_for_a_refused_login_as_for_an_outage(
     ways: Ways, caller: str, key: str
 ) -> None:
     with pytest.raises(LoginError, match=SHUT[key]):
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             await CALLERS[caller](ways.shut[key])
     await let_go()
 

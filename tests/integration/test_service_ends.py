@@ -89,7 +89,7 @@ async def test_a_service_that_kafka_does_not_answer_ends_at_once_when_it_is_stop
         while not proxy.connections:  # noqa: ASYNC110 - what is waited for comes by a socket
             await asyncio.sleep(0.02)
         life.stop()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(150):
             await running
 
 

@@ -261,7 +261,7 @@ async def kill_and_compare(
                     stderr=asyncio.subprocess.PIPE,
                 )  # fmt: skip
                 assert process.stderr is not None
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(150):
                     await process.stderr.readuntil(b'"ready"')
                     if life < kills:
                         # While it starts, or amid its first queries.

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -17,6 +16,8 @@ from typing import Any, Final, Self
 import httpx
 import pytest
 import yaml
+
+from ares_stream.processes.ports import free_port
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 RULES: Final = ROOT / "helm/ares-stream/rules"
@@ -56,8 +57,7 @@ class PrometheusProcess:
             ],
         }
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._address = f"127.0.0.1:{free.getsockname()[1]}"
+        self._address = f"127.0.0.1:{free_port()}"
         self._log = folder / "log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(

@@ -21,7 +21,7 @@ from typing import Final
 import httpx
 
 from ares_stream.lab.word_bundles import write_judge, write_reward
-from ares_stream.processes.service import free_port
+from ares_stream.processes.ports import free_port
 from tests.support.probing import TinyPolicy
 from tests.support.target_server import create_app, serving
 

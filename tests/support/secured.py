@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ares_stream.processes.broker import EmbeddedBroker
+from ares_stream.processes.ports import free_ports
 
 USER: Final = "ares"
 PASSWORD: Final = "hunter2"
@@ -74,15 +75,6 @@ def certificates(folder: Path) -> None:
     issue("stranger", None)
     issue("expired", authority_key, ends=timedelta(hours=-1))
     issue("elsewhere", authority_key, address="192.0.2.1")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(listener.getsockname()[1]) for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
 
 
 def unsecured_token(subject: str = USER, seconds: float = 600.0) -> str:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ares_stream.models.bundles import Bundle
+from ares_stream.processes.ports import free_port
 from ares_stream.services.lifecycle import Life, Service, live
 from ares_stream.services.settings import Settings
 from tests.support.failures import REPLAY
-from tests.support.secured import free_ports
 
 
 class Served:
@@ -28,7 +28,7 @@ class Served:
     async def start(
         self, name: str, make: Callable[[Settings, Life], Service], **sections: Any
     ) -> None:
-        (port,) = free_ports(1)
+        port = free_port()
         settings = Settings.model_validate({**self._base, "http": {"port": port}, **sections})
         life = Life(name)
         self._running[name] = (

@@ -148,7 +148,7 @@ async def make_anew(connection: KafkaConnection, specs: Sequence[TopicSpec]) -> 
     await admin.start()
     await admin.delete_topics([spec.name for spec in specs])
     await admin.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(150):
         while True:
             try:
                 # A topic that is still being deleted is taken for one that is there.
@@ -166,7 +166,7 @@ async def running(processor: Processor) -> AsyncIterator[asyncio.Task[None]]:
     try:
         yield task
         processor.stop()
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(150):
             await task
     finally:
         if not task.done():

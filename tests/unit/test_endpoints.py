@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import socket
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -25,6 +24,7 @@ from ares_stream.endpoints.client import ChatClient, EndpointPolicy, Unanswerabl
 from ares_stream.endpoints.completion import Completion, parse_completion, parse_refusal
 from ares_stream.endpoints.limits import RateLimiter
 from ares_stream.errors import AresError, SettingsError, TargetError
+from ares_stream.processes.ports import free_port
 from tests.support.raw_http import Answers
 from tests.support.target_server import serving
 
@@ -204,13 +204,6 @@ def test_no_reply_breaks_the_readers(document: Any) -> None:
 def test_no_bytes_break_the_readers(raw: bytes) -> None:
     parse_completion(raw)
     parse_refusal(raw, {"seed"}, [])
-
-
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port: int = held.getsockname()[1]
-        return port
 
 
 async def test_an_endpoint_that_is_down_is_said_to_be_so_at_once(

@@ -28,6 +28,7 @@ from ares_stream.errors import (
     TopicError,
     root_cause,
 )
+from ares_stream.processes.ports import free_port
 from ares_stream.services.lifecycle import Life, Stopped, live
 from ares_stream.services.settings import HttpSettings
 from ares_stream.streaming.patience import Patience
@@ -54,11 +55,6 @@ class Made:
         self.work()
         await self.life.stopped()
         self.drained = True
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 async def listening(port: int) -> None:

@@ -44,7 +44,8 @@ from ares_stream.models.bundles import (
     write_bundle,
 )
 from ares_stream.processes.broker import EmbeddedBroker
-from ares_stream.processes.service import Service, free_port, service_process, until_ready
+from ares_stream.processes.ports import free_port
+from ares_stream.processes.service import Service, service_process, until_ready
 from ares_stream.records.base import OffsetRange
 from ares_stream.records.interaction import Interaction
 from ares_stream.records.topics import PRODUCTION, VERDICTS, specs, topic_name

@@ -19,9 +19,10 @@ from ares_stream.lab.experiments.chaos.aside import EACH, Aside
 from ares_stream.lab.experiments.chaos.checker import VIOLATIONS, check, verdict_place
 from ares_stream.lab.experiments.chaos.clients import Traffic, Watch, read_all, until
 from ares_stream.lab.experiments.chaos.proxy import Proxy
-from ares_stream.lab.experiments.chaos.scorers import Scorer, ended_with, free_ports
+from ares_stream.lab.experiments.chaos.scorers import Scorer, ended_with
 from ares_stream.lab.word_bundles import write_judge, write_reward
 from ares_stream.processes.broker import EmbeddedBroker
+from ares_stream.processes.ports import free_ports
 from ares_stream.records.topics import (
     DEADLETTERS,
     PROBE,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import yaml
 from ares_stream.errors import AresError
 from ares_stream.models.bundles import Bundle
 from ares_stream.processes.parent import die_with_parent
+from ares_stream.processes.ports import free_port
 
 START_SECONDS: Final = 90.0
 """On two busy cores an import alone takes several seconds."""
@@ -31,15 +31,6 @@ SAMPLE_SECONDS: Final = 0.25
 
 class ScorerEnded(AresError):
     """A scorer did not start, or did not end as it should. The message has the end of its log."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(listener.getsockname()[1]) for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
 
 
 class Scorer:
@@ -53,7 +44,7 @@ class Scorer:
         """Exit codes of processes that were not killed by us."""
         self.peak_mebibytes = 0.0
         self._log = folder / f"{name}.log"
-        self._port = free_ports(1)[0]
+        self._port = free_port()
         self._settings = folder / f"{name}.yaml"
         self._bootstrap = bootstrap
         self._settings.write_text(

@@ -24,7 +24,7 @@ from ares_stream.errors import ScoringError
 from ares_stream.lab.experiments.throughput import peers
 from ares_stream.lab.experiments.throughput.models import Pair
 from ares_stream.processes.parent import die_with_parent
-from ares_stream.processes.service import free_port
+from ares_stream.processes.ports import free_port
 from ares_stream.records.topics import PRODUCTION, REPAIR, VERDICTS, topic_name
 
 OURS: Final = "ares"
