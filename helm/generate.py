@@ -20,6 +20,7 @@ CHART = Path(__file__).parent / "ares-stream"
 FREE = {
     "global", "commonLabels", "podLabels", "podAnnotations", "settings", "campaign", "resources",
     "nodeSelector", "affinity", "additionalLabels", "dashboardLabels", "annotations", "digests",
+    "behavior",
 }  # fmt: skip
 """Mappings whose keys are not ours."""
 CHOICES: dict[str, list[str]] = {
@@ -46,6 +47,7 @@ ITEMS: dict[str, Any] = {
     "tolerations": {"type": "object"},
     "kafkaPeers": {"type": "object"},
     "extraEgress": {"type": "object"},
+    "apiServerPeers": {"type": "object"},
     "scrapers": {"type": "object"},
     "visitors": {"type": "object"},
     "env": MAPPINGS,

@@ -69,6 +69,12 @@ LANES: tuple[str, ...] = typing.get_args(Lane)
 STAGES = "decode", "score", "handle", "publish"
 
 
+def _waited(note: ScoredVerdict) -> float:
+    """Seconds since the record came to Kafka; since the interaction, where Kafka has no time."""
+    handed = note.verdict.source.timestamp_ms / 1000 or note.verdict.occurred_at.timestamp()
+    return note.made_at - handed
+
+
 class ScorerMetrics(ProcessorObserver, ScoringObserver):
     """The scorer's metrics on one registry: the observer of the processor and of the scoring
     panel, so that neither knows Prometheus."""
@@ -102,6 +108,13 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         self.latency = histogram(
             "event_to_verdict_seconds",
             "From the interaction's own time to its verdict; probes and replays can be old.",
+            SECONDS,
+            "lane",
+        )
+
+        self.waited = histogram(
+            "record_to_verdict_seconds",
+            "From the record's time in Kafka to its verdict, however old the interaction is.",
             SECONDS,
             "lane",
         )
@@ -214,6 +227,7 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         # Looked up by its labels once, not for every record: of what is counted per record or run.
         self._ingested = cache(self.ingested.labels)
         self._latency = cache(self.latency.labels)
+        self._waited = cache(self.waited.labels)
         self._stage_seconds = cache(self.stage_seconds.labels)
         self._batch_records = cache(self.batch_records.labels)
         self._padding = cache(self.padding.labels)
@@ -342,6 +356,7 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         self._latency(lane).observe_all(
             [max(0.0, item.made_at - item.verdict.occurred_at.timestamp()) for item in notes]
         )
+        self._waited(lane).observe_all([max(0.0, _waited(item)) for item in notes])
         self._harm(lane).observe_all([item.harm.probability for item in verdicts])
         self._reward(lane).observe_all([item.reward.quantile for item in verdicts])
         self._disagreement(lane).observe_all([item.harm.disagreement for item in verdicts])

@@ -13,14 +13,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tests.cluster.count import answers, count, places
-from tests.cluster.scaling import send
+from tests.cluster.scaling import send, until
 from tests.cluster.trial import (
     BOOTSTRAP,
     CHART,
@@ -52,8 +54,9 @@ try:
 except OSError as error:
     sys.exit(f"cut: {type(error).__name__}")
 """
-NAMES = ("scorer-production", "monitor", "notary", "console")
+NAMES = ("scorer-production", "monitor", "notary", "console", "repairer")
 INNER = [f"deployment/{OWN}-{name}" for name in NAMES]
+REPAIRER = INNER[4]
 WAYS: list[tuple[str, str, int, bool]] = [
     *(("pod/prometheus", target, METRICS, True) for target in INNER),
     *(("pod/stranger", target, METRICS, False) for target in INNER),
@@ -61,7 +64,18 @@ WAYS: list[tuple[str, str, int, bool]] = [
     *((source, "deployment/kafka", KAFKA, True) for source in INNER),
     *((source, "pod/stranger", PORT, False) for source in INNER),
     *((source, "elsewhere", PORT, False) for source in INNER),
-    *((source, "server", 443, False) for source in INNER),
+    *((source, "server", 443, source == REPAIRER) for source in INNER),
+    ("step", "deployment/kafka", KAFKA, True),
+    ("step", "pod/stranger", PORT, False),
+    ("step", "elsewhere", PORT, False),
+    ("step", "server", 443, False),
+    ("step", INNER[0], METRICS, False),
+    ("step", REPAIRER, METRICS, False),
+    ("pod/prometheus", "step", PORT, False),
+    ("pod/stranger", "step", PORT, False),
+    ("elsewhere", "step", PORT, False),
+    (INNER[0], "step", PORT, False),
+    (REPAIRER, "step", PORT, False),
     ("pod/visitor", INNER[3], PAGES, True),
     ("pod/visitor", INNER[3], METRICS, False),
     ("pod/prometheus", INNER[3], PAGES, False),
@@ -69,6 +83,20 @@ WAYS: list[tuple[str, str, int, bool]] = [
     (INNER[0], INNER[1], METRICS, False),
 ]
 """From, to, port, and whether it is open under the policies."""
+STEP = f"""
+import http.server, pathlib, sys, threading, time
+folder, kept = pathlib.Path(sys.argv[1]), pathlib.Path("/registry/trial")
+kept.write_text("kept in the registry")
+made = http.server.SimpleHTTPRequestHandler
+server = http.server.ThreadingHTTPServer(("", {PORT}), made)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+deadline = time.monotonic() + 900
+while not (folder / "end").exists() and time.monotonic() < deadline:
+    time.sleep(0.2)
+print(kept.read_text())
+"""
+FOLDER = "/repairs/trial"
+STEP_LABELS = "app.kubernetes.io/component=repair"
 POD = """
 apiVersion: v1
 kind: Pod
@@ -126,7 +154,67 @@ POLICY = {
 
 def place(name: str) -> tuple[str, str]:
     """Namespace and name of what WAYS calls so."""
+    if name == "step":
+        return NAMESPACE, kubectl("get", "pods", "-l", STEP_LABELS, "-o", "name")
     return (ELSEWHERE, "pod/elsewhere") if name == "elsewhere" else (NAMESPACE, name)
+
+
+def repairs(lines: list[bytes], folder: Path) -> dict[str, Any]:
+    """Values of a repairer that makes Jobs, and the files that it asks for, as a ConfigMap."""
+    row = json.loads(lines[0])
+    row = {"messages": row["messages"], "response": row["response"]}
+    pair = {"messages": row["messages"], "chosen": "yes", "rejected": "no"}
+    for name, content in (("benign", row), ("over_refusal", row), ("validated", pair)):
+        (folder / f"{name}.jsonl").write_text(json.dumps(content) + "\n")
+    (folder / "reference.jsonl").write_bytes(lines[0] + b"\n")
+    files = [f"--from-file={file}" for file in sorted(folder.glob("*.jsonl"))]
+    kubectl("create", "configmap", "replay", *files)
+    settings = {
+        "incumbent": "/models/reward",
+        "reference": "/replay/reference.jsonl",
+        "replay": "/replay",
+        "recipe": {"policy": "/models/policy", "reward": "/models/reward", "judge": "/models/harm"},
+    }
+    small = {"requests": {"cpu": "20m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
+    jobs = {
+        "gpu": False,
+        "tolerations": [],
+        # A null takes the default GPU away.
+        "resources": {
+            "requests": small["requests"] | {"nvidia.com/gpu": None},
+            "limits": small["limits"] | {"nvidia.com/gpu": None},
+        },
+    }
+    return {
+        "repairer": {
+            "enabled": True,
+            "existingClaim": "repairs",
+            "resources": small,
+            "settings": settings,
+            "jobs": jobs,
+        },
+        "registry": {"pvc": {"existingClaim": "registry"}},
+        "extraVolumes": [{"name": "replay", "configMap": {"name": "replay"}}],
+        "extraVolumeMounts": [{"name": "replay", "mountPath": "/replay", "readOnly": True}],
+    }
+
+
+def begun() -> subprocess.Popen[str]:
+    """The repairer's program that makes a step's Job, or finds it, and follows it."""
+    job = ["python", "-m", "ares_stream.processes.job", "/etc/ares/job.yaml"]
+    command = ["kubectl", "-n", NAMESPACE, "exec", REPAIRER, "--", *job]
+    return subprocess.Popen(
+        [*command, "--", "python", "-c", STEP, FOLDER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def step_runs() -> bool:
+    """Whether the step's pod answers."""
+    found = json.loads(kubectl("get", "pods", "-l", STEP_LABELS, "-o", "json"))["items"]
+    return bool(found) and found[0]["status"]["phase"] == "Running"
 
 
 def address(name: str) -> str:
@@ -161,7 +249,7 @@ def opens(source: str, host: str, port: int) -> bool:
 
 def tried(enforced: bool, log: Log) -> int:
     """Try each way; the number of those that are not as they must be."""
-    hosts = {target: address(target) for _, target, _, _ in WAYS}
+    hosts = {target: address(target) for target in {way[1] for way in WAYS}}
     wrong = 0
     for source, target, port, allowed in WAYS:
         found, wanted = opens(source, hosts[target], port), allowed or not enforced
@@ -194,8 +282,14 @@ def main() -> int:
             ready = f"--timeout={WAIT}"
             call("kubectl", "-n", namespace, "wait", "--for=condition=Ready", f"pod/{name}", ready)
         values = secrets(folder)
+        (folder / "repairs.json").write_text(json.dumps(repairs(lines, folder)))
+        values += ["-f", str(folder / "repairs.json")]
         log.say("install without policies")
         helm("install", str(CHART), *values)
+        kubectl("exec", REPAIRER, "--", "mkdir", FOLDER)
+        step = begun()
+        stack.callback(step.kill)
+        until(step_runs, "a step of a repair runs as a Job", log)
         wrong = tried(False, log)
         log.say("a namespace that forbids everything; upgrade with networkPolicy.enabled")
         kubectl("apply", "-f", "-", given=FORBID)
@@ -203,6 +297,13 @@ def main() -> int:
              "--set", "logLevel=debug")  # fmt: skip
         log.say("  the hook made its topics, every pod is ready")
         wrong += tried(True, log)
+        again = begun()
+        stack.callback(again.kill)
+        _, own = place("step")
+        kubectl("exec", own, "--", "touch", f"{FOLDER}/end")
+        told, _ = again.communicate(timeout=SECONDS)
+        log.say(f"the repairer, of its step: {'; '.join(told.split(chr(10)))}")
+        wrong += again.returncode != 0 or "kept in the registry" not in told
         with forwarded():
             send(lines[:RECORDS])
             deadline = time.monotonic() + SECONDS

@@ -56,7 +56,7 @@ SETTLE_SECONDS = 10.0
 DRAIN_SECONDS = 120.0
 JOB_SECONDS = 300.0
 TOKEN = "for the trial alone"
-CLAIMS = ("models", "proofs")
+CLAIMS = ("models", "proofs", "registry", "repairs")
 VOLUME = """
 apiVersion: v1
 kind: PersistentVolume
@@ -88,10 +88,11 @@ def helm(verb: str, *arguments: str) -> str:
 
 
 class Traffic:
-    """Sends conversations at a steady rate, until told to stop; every one acknowledged."""
+    """Sends conversations at a rate, until told to stop; every one acknowledged."""
 
-    def __init__(self, lines: list[bytes]) -> None:
+    def __init__(self, lines: list[bytes], per_second: float = PER_SECOND) -> None:
         self._lines = lines
+        self.per_second = per_second
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.acknowledged = 0
@@ -117,7 +118,7 @@ class Traffic:
                 self.refused.append(str(error))
 
         for number, line in enumerate(cycle(self._lines)):
-            if self._ended.wait(1 / PER_SECOND):
+            if self._ended.wait(1 / self.per_second):
                 break
             producer.produce(SOURCE, key=b"line-%d" % number, value=line, on_delivery=told)
             producer.poll(0)

@@ -422,18 +422,65 @@ def test_a_train_job_trains_in_the_pods_of_a_runtime_that_is_there() -> None:
     }  # fmt: skip
 
 
+def reached(resources: list[dict[str, Any]], component: str, way: str) -> list[dict[str, Any]]:
+    """Rules of every NetworkPolicy that selects pods of a component, as Kubernetes adds them up."""
+    labels = {
+        "app.kubernetes.io/name": "ares-stream",
+        "app.kubernetes.io/instance": "demo",
+        "app.kubernetes.io/component": component,
+    }
+    return [
+        rule
+        for item in resources
+        if item["kind"] == "NetworkPolicy"
+        and item["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+        for rule in item["spec"].get(way, ())
+    ]
+
+
 def test_nodes_that_train_together_may_reach_each_other_and_nobody_else_may() -> None:
     values = merged(NEEDED, SETS["repairer on several nodes, watched"])
-    policy = named(rendered(values), "NetworkPolicy", "demo-ares-stream")
-    (heard,) = [rule for rule in policy["spec"]["ingress"] if "ports" not in rule]
-    (asked,) = [rule for rule in policy["spec"]["egress"] if "ports" not in rule]
+    resources = rendered(values)
+    (heard,) = [rule for rule in reached(resources, "repair", "ingress") if "ports" not in rule]
+    (asked,) = [rule for rule in reached(resources, "repair", "egress") if "ports" not in rule]
     assert heard["from"] == asked["to"]
     (peer,) = heard["from"]
     labels = peer["podSelector"]["matchLabels"]
     assert labels["app.kubernetes.io/component"] == "repair"
     off = merged(values, {"repairer": {"jobs": {"trainJob": {"enabled": False}}}})
-    policy = named(rendered(off), "NetworkPolicy", "demo-ares-stream")
-    assert all("ports" in rule for way in ("ingress", "egress") for rule in policy["spec"][way])
+    for made, components in (
+        (resources, ("repairer", "scorer-production", "monitor")),
+        (rendered(off), ("repair", "repairer", "scorer-production")),
+    ):
+        for component in components:
+            for way in ("ingress", "egress"):
+                assert all("ports" in rule for rule in reached(made, component, way))
+
+
+@pytest.mark.parametrize("case", ["repairer with jobs", "repairer on several nodes"])
+def test_the_repairer_reaches_the_api_server_and_neither_its_jobs_nor_the_services_do(
+    case: str,
+) -> None:
+    peers = [{"ipBlock": {"cidr": "10.0.0.1/32"}}]
+    own = {"networkPolicy": {"enabled": True, "apiServerPeers": peers}}
+    resources = rendered(merged(NEEDED, SETS[case], CONSOLE, NOTARY, own))
+
+    def https(component: str) -> list[dict[str, Any]]:
+        return [
+            rule
+            for rule in reached(resources, component, "egress")
+            if {443, 6443} & {port["port"] for port in rule.get("ports", ())}
+        ]
+
+    (rule,) = https("repairer")
+    assert rule["to"] == peers
+    others = {
+        item["metadata"]["labels"]["app.kubernetes.io/component"]
+        for item in resources
+        if item["kind"] == "Deployment"
+    } - {"repairer"}
+    assert len(others) >= 5
+    assert not any(https(component) for component in (*others, "repair", "topics"))
 
 
 def test_the_prober_looks_at_the_groups_that_the_scorers_join() -> None:
