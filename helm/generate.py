@@ -63,6 +63,9 @@ AT_LEAST_ONE = {
     "parts", "hours", "auditDays", "startupSeconds",
 }  # fmt: skip
 NAMES = {"nameOverride", "fullnameOverride"}
+URLS = {"runbookUrl", "monitorUrl"}
+URL = r"^(https?://[A-Za-z0-9._~:/?@!&()*+,;=%\[\]-]+)?$"
+"""Stands in rules between quotes; without a fragment, since an anchor follows."""
 NAME = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$"
 NULLABLE = FREE - {"settings", "campaign", "digests"} | {"tolerations"}
 """A null in their place means none, as many write it."""
@@ -110,7 +113,8 @@ def schema(value: Any, name: str, said: dict[str, str]) -> dict[str, Any]:
     if isinstance(value, int):
         return made | {"type": "integer", "minimum": int(key in AT_LEAST_ONE)}
     if isinstance(value, str):
-        return made | {"type": "string", **({"pattern": NAME} if key in NAMES else {})}
+        pattern = NAME if key in NAMES else URL if key in URLS else None
+        return made | {"type": "string", **({"pattern": pattern} if pattern else {})}
     if isinstance(value, list):
         return made | {"type": "array", "items": ITEMS.get(key, {"type": "string"})}
     properties = {

@@ -4,9 +4,10 @@
     python -m tests.cluster.compose [--prometheus http://127.0.0.1:9090]
 
 Waits until every target that a service answers for is up, the rules are evaluated, and coupled
-failures are counted; then asks every query of every dashboard, as Grafana fills it in. Prints what
-it found, with the alerts that are pending or firing; exits 1 where a rule or a query fails, or
-something did not come in time.
+failures are counted; then asks every query of every dashboard, as Grafana fills it in, and opens
+what the alerts' `evidence` leads to. Prints what it found, with the alerts that are pending or
+firing; exits 1 where a rule or a query fails, a link does not open, or something did not come in
+time.
 """
 
 from __future__ import annotations
@@ -91,6 +92,23 @@ def panels(ask: Asked) -> int:
     return refused
 
 
+def opened(ask: Asked) -> bool:
+    """Whether the evidence of every alert can be read from here, and there is some."""
+    links = {
+        link for alert in ask("alerts")["alerts"] if (link := alert["annotations"].get("evidence"))
+    }
+    read = True
+    for link in sorted(links):
+        try:
+            answer = httpx.get(link, timeout=10, trust_env=False)
+            found = f"{answer.status_code}, {len(answer.json()['alarms'])} alarms"
+            read = read and answer.is_success
+        except (httpx.TransportError, ValueError, KeyError) as error:
+            found, read = type(error).__name__, False
+        print(f"evidence {link}: {found}")
+    return read and bool(links)
+
+
 def main() -> int:
     """See the module."""
     arguments = argparse.ArgumentParser(description=__doc__)
@@ -112,14 +130,18 @@ def main() -> int:
         lambda: (found := ask("query", query=FAILURES)["result"]) and float(found[0]["value"][1]),
         "coupled failures are counted",
     )
-    until(lambda: ask("alerts")["alerts"], "an alert is pending or firing", PENDING_SECONDS)
-    refused = panels(ask)
+    until(
+        lambda: any("evidence" in alert["annotations"] for alert in ask("alerts")["alerts"]),
+        "an alert with evidence is pending or firing",
+        PENDING_SECONDS,
+    )
+    refused, is_read = panels(ask), opened(ask)
     print(f"coupled failures: {ask('query', query=FAILURES)['result'][0]['value'][1]}")
     for alert in ask("alerts")["alerts"]:
         print(f"alert {alert['labels']['alertname']}: {alert['state']}")
     failed = [rule["name"] for rule in rules(ask) if rule["health"] != "ok"]
     print(f"{refused} refused queries, {len(failed)} failed rules {failed or ''}")
-    return 1 if refused or failed else 0
+    return 0 if is_read and not refused and not failed else 1
 
 
 if __name__ == "__main__":

@@ -593,6 +593,37 @@ def test_people_reach_the_console_through_its_service_and_nothing_else() -> None
     assert {item["port"] for rule in whole for item in rule["ports"]} == {"http"}
 
 
+def test_links_of_alerts_lead_where_the_values_say() -> None:
+    own = {"metrics": {"rules": True, "runbookUrl": "https://wiki.example.com/ares",
+                       "monitorUrl": "https://monitor.example.com/"}}  # fmt: skip
+    plain, led = (
+        [
+            rule["annotations"]
+            for item in rendered(merged(NEEDED, values))
+            if item["kind"] == "PrometheusRule"
+            for group in item["spec"]["groups"]
+            for rule in group["rules"]
+            if "annotations" in rule
+        ]
+        for values in ({"metrics": {"rules": True}}, own)
+    )
+    assert len(plain) == len(led) > 40
+    assert {item["runbook_url"].split("#")[0] for item in led} == {"https://wiki.example.com/ares"}
+    evidence = [item["evidence"] for item in plain if "evidence" in item]
+    assert set(evidence) == {"http://{{ $labels.instance }}/alarms"}
+    found = [item["evidence"] for item in led if "evidence" in item]
+    assert found == ["https://monitor.example.com/alarms"] * len(evidence)
+
+
+@pytest.mark.parametrize("name", ["runbookUrl", "monitorUrl"])
+@pytest.mark.parametrize(
+    "url", ["it's here", 'https://a/"', "https://a/#top", "a: b", "https://$1"]
+)
+def test_a_link_that_would_break_the_rules_is_refused_by_name(name: str, url: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=name):
+        rendered(merged(NEEDED, {"metrics": {"rules": True, name: url}}))
+
+
 def test_a_nightly_proof_is_a_command_that_is_there_and_its_alerts_know_its_name() -> None:
     resources = rendered(merged(NEEDED, NIGHTLY, {"fullnameOverride": "x" * 60}))
     (job,) = [item for item in resources if item["kind"] == "CronJob"]

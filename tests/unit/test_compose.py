@@ -82,7 +82,7 @@ def told(text: str, **environment: str) -> str:
 def test_every_port_may_be_another_and_ports_are_the_ones_of_the_page_unless_said() -> None:
     page = (ROOT / "docs" / "compose.md").read_text()
     ports = [port for service in SERVICES.values() for port in service.get("ports", ())]
-    assert len(ports) == 4
+    assert len(ports) == 5
     for port in ports:
         (name,) = re.findall(r"\$\{(ARES_\w+_PORT):-", port)
         assert f"`{name}`" in page
@@ -107,6 +107,29 @@ def test_images_of_others_are_pinned_by_digest_with_the_tag_beside_it() -> None:
         assert re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image), image
 
 
+def mounted_targets(file: str, **environment: str) -> dict[str, Any]:
+    """The one group of targets that Compose writes to a file of Prometheus' container."""
+    (source,) = [
+        item["source"] for item in SERVICES["prometheus"]["configs"] if item["target"] == file
+    ]
+    (group,) = yaml.safe_load(told(COMPOSE["configs"][source]["content"], **environment))
+    return dict(group)
+
+
+@pytest.mark.parametrize("environment", [{}, {"ARES_MONITOR_PORT": "19464"}], ids=str)
+def test_the_link_of_an_alert_leads_to_a_port_that_this_machine_opens(
+    environment: dict[str, str],
+) -> None:
+    group = mounted_targets("/etc/prometheus/targets/monitor.yaml", **environment)
+    (published,) = SERVICES["monitor"]["ports"]
+    address, _, inside = told(published, **environment).rpartition(":")
+    assert group["labels"]["instance"] == address
+    assert group["targets"] == [f"monitor:{inside}"]
+    rules = (ROOT / "helm/ares-stream/rules/findings.yaml").read_text()
+    links = set(re.findall(r"evidence: '(.*)'", rules))
+    assert links == {"http://{{ $labels.instance }}/alarms"}
+
+
 def test_prometheus_scrapes_every_service_that_runs_and_misses_none_of_a_profile() -> None:
     settings = yaml.safe_load((ROOT / "services" / "prometheus" / "prometheus.yml").read_text())
     always = [
@@ -114,6 +137,13 @@ def test_prometheus_scrapes_every_service_that_runs_and_misses_none_of_a_profile
         for job in settings["scrape_configs"]
         for group in job.get("static_configs", ())
         for target in group["targets"]
+    ]
+    always += [
+        target
+        for job in settings["scrape_configs"]
+        for group in job.get("file_sd_configs", ())
+        for file in group["files"]
+        for target in mounted_targets(file)["targets"]
     ]
     resolved = [
         f"{name}:{group['port']}"
