@@ -5,11 +5,14 @@
 A file holds the records of the offsets START to END, END exclusive, byte for byte: key, value and
 header values may be null, and stay so. A file appears under its name when it is whole; every page
 has a checksum, and the file itself says which offsets of which partition it is of: under another
-name it is refused. Ranges that are archived one after the other read as one.
+name it is refused. Ranges that are archived one after the other read as one. What held nothing has
+a file without records, and each file names all partitions that its topic had: so that one which was
+taken away is missed, and nothing is read as empty that was never archived.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Final
@@ -27,6 +30,9 @@ BATCH: Final = 2_000
 """Records in memory at a time."""
 _PLACE: Final = b"ares.archive"
 """Of the file's metadata: topic, partition, start and end. Files of older versions have none."""
+_WHOLE: Final = b"ares.archive-of"
+"""Of the file's metadata: the partitions that were archived of the topic together, and the Unix
+time in milliseconds up to which the topic was read, where it is known. Likewise."""
 _NAME = re.compile(r"(\d{20})-(\d{20})\.parquet")
 
 
@@ -57,25 +63,30 @@ async def write_archive(
     ranges: Sequence[OffsetRange],
     url: str,
     progress: Callable[[int], None] = lambda records: None,
+    *,
+    at_ms: int | None = None,
 ) -> int:
-    """Archive the ranges that are not empty, a file each; the number of records.
+    """Archive the ranges, a file each; the number of records.
 
+    `at_ms` is a time before the ranges' ends were asked for: all that stood then is in them.
     `progress` is told of each batch. Raises ReadError and TopicError as the reader does, InputError
     for a store that cannot be written.
     """
     pa, pq = _arrow()
     store, root = _store(url)
     schema, total = _schema(pa), 0
+    together: dict[str, set[int]] = {}
     for item in ranges:
-        if item.start >= item.end:
-            continue
+        together.setdefault(item.topic, set()).add(item.partition)
+    for item in ranges:
         folder = f"{root}/{item.topic}/{item.partition}"
         name = f"{folder}/{item.start:020}-{item.end:020}.parquet"
         partial = f"{name}.partial"
         try:
             store.makedirs(folder, exist_ok=True)
             with store.open(partial, "wb") as file:
-                placed = schema.with_metadata({_PLACE: _place(item)})
+                whole = canonical_json([sorted(together[item.topic]), at_ms])
+                placed = schema.with_metadata({_PLACE: _place(item), _WHOLE: whole})
                 writer = pq.ParquetWriter(
                     file, placed, compression="zstd", write_page_checksum=True
                 )  # fmt: skip
@@ -136,6 +147,7 @@ class ArchiveReader:
         """See RangeReader. Raises ReadError for a hole between two files."""
         found = []
         for topic in topics:
+            self._partitions_are_there(topic)
             for partition in self._partitions(topic):
                 files = self._files(topic, partition)
                 start, end = files[0][0], files[0][1]
@@ -154,6 +166,38 @@ class ArchiveReader:
         for item in ranges:
             for record in self.records(item):
                 yield record
+
+    def taken_ms(self, topic: str) -> int | None:
+        """Until when (Unix milliseconds) all partitions of the topic were archived; None where no
+        file says."""
+        times = [
+            self._whole(self._files(topic, partition)[-1][2])[1]
+            for partition in self._partitions(topic)
+        ]
+        known = [item for item in times if item is not None]
+        return min(known) if len(known) == len(times) else None
+
+    def _partitions_are_there(self, topic: str) -> None:
+        """Raises ReadError for a partition that was archived with another one and is gone."""
+        there = self._partitions(topic)
+        for partition in there:
+            for _, _, path in self._files(topic, partition):
+                if gone := sorted(set(self._whole(path)[0]) - set(there)):
+                    raise ReadError(
+                        f"{topic} {gone[0]}: is not in the archive {self._url}, and was archived "
+                        f"together with partition {partition}"
+                    )
+
+    def _whole(self, path: str) -> tuple[list[int], int | None]:
+        """The partitions that a file was written together with, and until when."""
+        _, pq = _arrow()
+        try:
+            with self._store.open(path, "rb") as raw:
+                metadata = pq.ParquetFile(raw).schema_arrow.metadata or {}
+            partitions, at_ms = json.loads(metadata.get(_WHOLE, b"[[], null]"))
+            return [int(item) for item in partitions], None if at_ms is None else int(at_ms)
+        except (OSError, ValueError, TypeError) as error:
+            raise ReadError(f"{path} is damaged or no archive ({type(error).__name__})") from None
 
     def _since(self, covered: OffsetRange, since_ms: int) -> int:
         young = (item.offset for item in self.records(covered) if item.timestamp_ms >= since_ms)

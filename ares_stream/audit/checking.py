@@ -6,16 +6,19 @@ import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from ares_stream.audit.leaves import subject_hash
-from ares_stream.audit.notes import NoteKey, TreeHead
+from ares_stream.audit.notes import NoteKey, TreeHead, open_head, tree_origin
 from ares_stream.audit.proofs import SCHEMA, prove
 from ares_stream.audit.ranges import RangeReader, TopicReader
 from ares_stream.audit.stamps import Stamps
 from ares_stream.audit.verifying import Chain, Comparison, Difference, check_chain, compare
-from ares_stream.errors import DecodeError, InputError
+from ares_stream.errors import DecodeError, InputError, IntegrityError, SettingsError
+from ares_stream.files import read_text, write_whole
 from ares_stream.records import topics
+from ares_stream.records.base import OffsetRange
 from ares_stream.records.checkpoint import Checkpoint, Salt
 from ares_stream.records.topics import topic_name
 from ares_stream.streaming.connection import KafkaConnection
@@ -38,6 +41,8 @@ class PartitionReport:
     checkpoints: int
     others: int
     """Checkpoints of a notary of another name, passed over."""
+    kept: int
+    """Heads that the auditor kept and that are of this tree."""
     stamps: int
     stamped_size: int
     stamped_at: str | None
@@ -58,7 +63,21 @@ class Report:
 
     partitions: list[PartitionReport] = field(default_factory=list)
     strange: list[Difference] = field(default_factory=list)
-    """Records of the checkpoints topic that are no checkpoints, or of no partition."""
+    """Records of the checkpoints topic that are no checkpoints, or of no partition, and kept heads
+    of partitions that are not there."""
+    elsewhere: int = 0
+    """Heads that the auditor kept and that are of other topics or another notary: not looked at."""
+
+    @property
+    def is_unsigned(self) -> bool:
+        """Whether there are records and no leaf: nothing is shown then."""
+        leaves = sum(part.leaves for part in self.partitions)
+        return not leaves and any(part.later for part in self.partitions)
+
+    @property
+    def holds(self) -> bool:
+        """Whether something was signed, where there is something, and all is as it was signed."""
+        return not self.differences and not self.is_unsigned
 
     @property
     def differences(self) -> list[Difference]:
@@ -70,7 +89,8 @@ class Report:
         """As JSON."""
         return {
             "schema": "ares.audit-report/1",
-            "holds": not self.differences,
+            "holds": self.holds,
+            "heads_elsewhere": self.elsewhere,
             "strange": [asdict(item) for item in self.strange],
             "partitions": [asdict(part) for part in self.partitions],
         }
@@ -89,6 +109,8 @@ class Report:
             )
             if part.others:
                 yield f"  {part.others} checkpoints of a notary of another name, passed over"
+            if part.kept:
+                yield f"  {part.kept} heads that were kept are of this tree"
             if part.stamped_at is not None:
                 yield f"  {part.stamped_size} of them stood at {part.stamped_at}, by time stamp"
             elif part.stamps:
@@ -96,8 +118,15 @@ class Report:
             for start, end in part.gaps:
                 yield f"  offsets {start} to {end} were gone before the notary read them"
         yield from (f"  {item}" for item in self.differences)
+        if self.elsewhere:
+            yield f"{self.elsewhere} kept heads are of other topics or notaries: not looked at"
         found = len(self.differences)
-        yield "all as signed" if not found else f"{found} differences"
+        if found:
+            yield f"{found} differences"
+        elif self.is_unsigned:
+            yield "nothing is signed: there are records, and no checkpoint of this notary"
+        else:
+            yield "all as signed"
 
 
 async def verify_topics(
@@ -122,6 +151,7 @@ async def verify_topics(
     now_ms = int(time.time() * 1000)
     name = keys[0].name
     ranges = await reader.snapshot(names)
+    _place_heads(report, known, name, names, ranges)
     report.strange += _of_nowhere(
         topic_name(prefix, topics.CHECKPOINTS),
         chains,
@@ -145,7 +175,7 @@ async def verify_topics(
             compacted="compact" in settings.get("cleanup.policy", ""),
             deleted_before_ms=_too_young(settings, now_ms),
         )
-        report.partitions.append(_part(chain, done, items))
+        report.partitions.append(_part(chain, done))
     return report
 
 
@@ -166,6 +196,79 @@ def _of_nowhere(
     ]  # fmt: skip
 
 
+def _place_heads(
+    report: Report,
+    known: Sequence[TreeHead],
+    name: str,
+    names: Sequence[str],
+    ranges: Sequence[OffsetRange],
+) -> None:
+    """Tell of kept heads that no partition is compared with."""
+    looked_at = {tree_origin(name, item.topic, item.partition) for item in ranges}
+    for head in known:
+        if head.origin in looked_at:
+            continue
+        log, topic, partition = head.origin.rsplit("/", 2)
+        if log == name and topic in names:
+            number = int(partition) if partition.isdecimal() else 0
+            report.strange.append(
+                Difference(
+                    topic, number, 0, 1, "unknown_head",
+                    f"the head of {head.size} leaves that was kept is of {head.origin}, "
+                    "a partition that is not there",
+                )
+            )  # fmt: skip
+        else:
+            report.elsewhere += 1
+
+
+def read_heads(
+    paths: Sequence[Path], keys: Sequence[NoteKey], *, may_be_empty: Path | None = None
+) -> list[tuple[str, TreeHead]]:
+    """Notes and heads of files, and of every `*.txt` in folders.
+
+    Raises SettingsError for what cannot be read, for a file that is no head that the keys signed,
+    and for a folder without any, but for `may_be_empty`: a misspelt one would compare nothing.
+    """
+    found: list[tuple[str, TreeHead]] = []
+    for path in paths:
+        files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+        if not files and path != may_be_empty:
+            raise SettingsError(f"{path}: holds no head (*.txt)")
+        for file in files:
+            note = read_text(file)
+            try:
+                found.append((note, open_head(note, keys)[0]))
+            except IntegrityError as error:
+                raise SettingsError(f"{file}: {error}") from None
+    return found
+
+
+def keep_heads(report: Report, folder: Path, keys: Sequence[NoteKey]) -> None:
+    """Write the newest good head of each partition to a file. A file that is there is never
+    written over: where it holds another head of this size of the same tree, that is a difference
+    of the report. Raises SettingsError."""
+    for part in report.partitions:
+        if not part.note:
+            continue
+        file = folder / f"{part.topic}-{part.partition}-{part.leaves}.txt"
+        head, _ = open_head(part.note, keys)
+        if not file.exists():
+            write_whole(file, part.note.encode())
+            continue
+        ((_, there),) = read_heads([file], keys)
+        if there == head:
+            continue
+        write_whole(file.with_stem(f"{file.stem}-{part.root[:8]}"), part.note.encode())
+        if there.origin == head.origin:
+            report.strange.append(
+                Difference(
+                    part.topic, part.partition, 0, 1, "unknown_head",
+                    f"{file} holds another head of {part.leaves} leaves than the topic",
+                )
+            )  # fmt: skip
+
+
 def _too_young(settings: Mapping[str, str], now_ms: int) -> int | None:
     """From which time on retention had no reason to delete; None where it is not known."""
     retention = int(settings.get("retention.ms", "-2"))
@@ -174,17 +277,16 @@ def _too_young(settings: Mapping[str, str], now_ms: int) -> int | None:
     return now_ms - retention if retention >= 0 else 0
 
 
-def _part(
-    chain: Chain, done: Comparison, items: Sequence[tuple[int, Checkpoint]]
-) -> PartitionReport:
+def _part(chain: Chain, done: Comparison) -> PartitionReport:
     return PartitionReport(
         topic=chain.topic,
         partition=chain.partition,
         leaves=chain.size,
         root=chain.root,
-        note=next((item.note for _, item in reversed(items) if item.size == chain.size), ""),
+        note=chain.note,
         checkpoints=chain.checkpoints,
         others=chain.others,
+        kept=chain.kept,
         stamps=chain.stamps,
         stamped_size=chain.stamped_size,
         stamped_at=None if chain.stamped_at is None else chain.stamped_at.isoformat(),
@@ -206,9 +308,16 @@ async def prove_records(
     *,
     selector: str | None,
     place: tuple[int, int] | None,
+    keys: Sequence[NoteKey] = (),
+    kept: Sequence[tuple[str, TreeHead]] = (),
 ) -> dict[str, Any]:
     """The document for `verify_proof.py`: every record with that key, or the one at partition
-    and offset, which may be gone. Raises InputError where there is none."""
+    and offset, which may be gone. With `keys` only checkpoints that they signed take part. `kept`
+    are notes and heads that the auditor has: those of the record's tree are proven to be of it.
+
+    Raises InputError where there is no such record, and IntegrityError where a record or a kept
+    head is not as it was signed.
+    """
     name = topic_name(prefix, topic)
     found: list[InboundRecord] = []
     async for record in _all(reader, [name]):
@@ -228,6 +337,7 @@ async def prove_records(
                 offset, items,
                 record=found[number] if found else None,
                 salt=salts.get((name, partition), {}).get(offset),
+                keys=keys, kept=kept,
             )
         )  # fmt: skip
     return {"schema": SCHEMA, "proofs": proofs}

@@ -2,7 +2,8 @@
 how far they were off once it has answered there. Pure.
 
 A prompt that was drawn with probability p stands for 1 / p prompts, so a slice of which more were
-drawn does not weigh more in the whole. Intervals are Wilson's at the sample's effective size.
+drawn does not weigh more in the whole. Intervals are Clopper and Pearson's at the sample's
+effective size.
 """
 
 from __future__ import annotations

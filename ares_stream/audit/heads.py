@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ares_stream.audit.leaves import Hasher, Leaf, unpack
-from ares_stream.audit.notes import NoteKey, TreeHead, open_note, tree_origin
+from ares_stream.audit.notes import NoteKey, TreeHead, open_head, tree_origin
 from ares_stream.audit.tree import MerkleRange
 from ares_stream.errors import IntegrityError
 from ares_stream.records.checkpoint import Checkpoint, NotaryState
@@ -41,11 +41,10 @@ def signed_head(checkpoint: Checkpoint, name: str, keys: Sequence[NoteKey]) -> S
     Raises IntegrityError for one of another notary, and where its parts do not agree.
     """
     try:
-        text, _ = open_note(checkpoint.note, keys)
+        head, _ = open_head(checkpoint.note, keys)
         is_own = True
     except IntegrityError:
-        text, is_own = checkpoint.note, False
-    head = TreeHead.parse(text)
+        head, is_own = TreeHead.parse(checkpoint.note), False
     if head.origin != tree_origin(name, checkpoint.topic, checkpoint.partition):
         raise IntegrityError("of another notary, or of another partition")
     try:
@@ -92,11 +91,11 @@ class HeadChain:
             self.reason = self.reason or str(error)
 
     def _take(self, checkpoint: Checkpoint) -> None:
-        text = checkpoint.note
         signers: tuple[NoteKey, ...] = ()
         if self._keys:
-            text, signers = open_note(checkpoint.note, self._keys)
-        head = TreeHead.parse(text)
+            head, signers = open_head(checkpoint.note, self._keys)
+        else:
+            head = TreeHead.parse(checkpoint.note)
         name, slash, _ = head.origin.rpartition(f"/{checkpoint.topic}/{checkpoint.partition}")
         if not slash or head.origin != tree_origin(name, checkpoint.topic, checkpoint.partition):
             raise IntegrityError("of another partition")

@@ -193,3 +193,18 @@ class TreeHead:
         if len(root) != 32:
             raise IntegrityError("not a checkpoint: its root is not 32 bytes in base64")
         return cls(lines[0], int(lines[1]), root)
+
+
+def open_head(note: str, trusted: Sequence[NoteKey]) -> tuple[TreeHead, tuple[NoteKey, ...]]:
+    """The head of a checkpoint, and the trusted keys that signed it under the name of its log.
+
+    Raises IntegrityError as `open_note` and `TreeHead.parse` do, and where only keys of other names
+    signed: a notary's word counts for its own logs alone.
+    """
+    text, signers = open_note(note, trusted)
+    head = TreeHead.parse(text)
+    name = head.origin.rsplit("/", 2)[0]
+    own = tuple(key for key in signers if key.name == name)
+    if not own:
+        raise IntegrityError(f"signed by {signers[0].name}, which is not the notary of this log")
+    return head, own

@@ -20,7 +20,7 @@ from ares_stream.audit.leaves import (
     leaf_of,
     unpack,
 )
-from ares_stream.audit.notes import NoteKey, TreeHead, open_note, tree_origin
+from ares_stream.audit.notes import NoteKey, TreeHead, open_head, tree_origin
 from ares_stream.audit.tree import MerkleRange
 from ares_stream.errors import IntegrityError
 from ares_stream.records.base import OffsetRange
@@ -81,6 +81,12 @@ class Chain:
     size: int = 0
     end: int = 0
     root: str = ""
+    note: str = ""
+    """The newest good head as it was signed."""
+    signers: tuple[NoteKey, ...] = ()
+    """The trusted keys that signed it."""
+    kept: int = 0
+    """Heads that the auditor kept and that are on the checkpoints topic."""
     stamps: int = 0
     """Checkpoints with a time stamp."""
     stamped_size: int = 0
@@ -129,8 +135,12 @@ def check_chain(
     chain = Chain(topic, partition)
     origin = tree_origin(name, topic, partition)
     own = [key for key in keys if key.name == name]
-    wanted = {head.size: head for head in known if head.origin == origin}
-    tree: MerkleRange | None = MerkleRange()
+    wanted: dict[int, list[TreeHead]] = {}
+    for head in dict.fromkeys(known):
+        if head.origin == origin:
+            wanted.setdefault(head.size, []).append(head)
+    tree = MerkleRange()
+    doubtful: list[OffsetRange] = []
     hasher = Hasher(topic, partition)
     for place, item in checkpoints:
         if _is_of_another(item, name, keys):
@@ -138,7 +148,8 @@ def check_chain(
             continue
         chain.checkpoints += 1
         try:
-            before, after, head = _opened(item, origin, own, hasher)
+            before, after, head, signers = _opened(item, origin, own, hasher)
+            _check_rotation(chain.signers, signers)
         except IntegrityError as error:
             chain.differences.append(
                 Difference(
@@ -150,10 +161,13 @@ def check_chain(
                     f"checkpoint at offset {place}: {error}",
                 )
             )
-            chain.unproven.append(_range(topic, partition, chain.end, item.end))
-            tree = None
+            doubtful.append(_range(topic, partition, chain.end, item.end))
             continue
-        fault = _continuity(chain, tree, before, item)
+        # One that follows the last good one leaves nothing in doubt of what lies between them.
+        if (before.size, before.peaks) != (tree.size, tree.peaks):
+            chain.unproven += doubtful
+        fault = _continuity(chain, tree, before, item, after_forged=bool(doubtful))
+        doubtful.clear()
         if fault is not None:
             kind, detail = fault
             is_gap = kind in ("missing_checkpoint", "skipped")
@@ -177,22 +191,37 @@ def check_chain(
         chain.proven.append(item.leaves)
         chain.gaps.extend(gap for gap in item.gaps if gap not in chain.gaps)
         chain.size, chain.end, chain.root = head.size, item.end, head.root.hex()
+        chain.note, chain.signers = item.note, signers
         _check_stamp(chain, place, item, stamped_at)
-        kept = wanted.pop(head.size, None)
-        if kept is not None and kept.root != head.root:
-            wanted[head.size] = kept
-    for head in wanted.values():
-        chain.differences.append(
-            Difference(
-                topic,
-                partition,
-                chain.end,
-                chain.end + 1,
-                "unknown_head",
-                f"the head of {head.size} leaves that was kept is not on the checkpoints topic",
-            )
+        if head in wanted.get(head.size, ()):
+            wanted[head.size].remove(head)
+            chain.kept += 1
+    chain.unproven += doubtful
+    chain.differences.extend(
+        Difference(
+            topic,
+            partition,
+            chain.end,
+            chain.end + 1,
+            "unknown_head",
+            f"the head of {head.size} leaves that was kept is not on the checkpoints topic",
         )
+        for heads in wanted.values()
+        for head in heads
+    )
     return chain
+
+
+def _check_rotation(before: Sequence[NoteKey], signers: Sequence[NoteKey]) -> None:
+    """Heads on either side of an exchange of keys share one: a notary goes on from no head that
+    none of its keys signed. So a key that was taken away signs nothing more, whoever has it.
+    Raises IntegrityError."""
+    if before and not set(before) & set(signers):
+        shown = ", ".join(key.key_id.hex() for key in signers)
+        raise IntegrityError(
+            f"signed by {shown} alone, which did not sign the head before it: a key that was "
+            "exchanged, or one that never was named beside the other"
+        )
 
 
 def _check_stamp(
@@ -224,19 +253,18 @@ def _is_of_another(item: Checkpoint, name: str, keys: Sequence[NoteKey]) -> bool
     if not others:
         return False
     try:
-        text, signed = open_note(item.note, others)
-        origin = TreeHead.parse(text).origin
+        head, signed = open_head(item.note, others)
     except IntegrityError:
         return False
-    return origin in {tree_origin(key.name, item.topic, item.partition) for key in signed}
+    return head.origin in {tree_origin(key.name, item.topic, item.partition) for key in signed}
 
 
 def _opened(
     item: Checkpoint, origin: str, keys: Sequence[NoteKey], hasher: Hasher
-) -> tuple[MerkleRange, MerkleRange, TreeHead]:
-    """The tree before and after a checkpoint, by its own leaves. Raises IntegrityError."""
-    text, _ = open_note(item.note, keys)
-    head = TreeHead.parse(text)
+) -> tuple[MerkleRange, MerkleRange, TreeHead, tuple[NoteKey, ...]]:
+    """The tree before and after a checkpoint, by its own leaves, and who signed it. Raises
+    IntegrityError."""
+    head, signers = open_head(item.note, keys)
     if head.origin != origin:
         raise IntegrityError(f"signed for {head.origin}, not for {origin}")
     try:
@@ -253,18 +281,18 @@ def _opened(
         after.append(hasher.hash(leaf))
     if after.root() != head.root or item.size != head.size:
         raise IntegrityError("its leaves are not those of the signed head")
-    return before, after, head
+    return before, after, head, signers
 
 
 def _continuity(
-    chain: Chain, tree: MerkleRange | None, before: MerkleRange, item: Checkpoint
+    chain: Chain, tree: MerkleRange, before: MerkleRange, item: Checkpoint, *, after_forged: bool
 ) -> tuple[Kind, str] | None:
     """Why a good checkpoint does not follow the one before it."""
     if before.size < chain.size:
         return "inconsistent", f"begins at leaf {before.size}, after a head of {chain.size} leaves"
-    if tree is None:
-        return None  # What lies between is reported with the checkpoint that is forged.
     if before.size > tree.size:
+        if after_forged:
+            return None  # What lies between is reported with the checkpoint that is forged.
         return (
             "missing_checkpoint",
             f"begins at leaf {before.size}; of {tree.size} to {before.size} there is none",
@@ -343,7 +371,7 @@ def _pair(
     what = [
         name
         for name, differs in (
-            ("content", actual.content != leaf.content),
+            ("content" if used is None else "content (or salt)", actual.content != leaf.content),
             ("timestamp", actual.timestamp_ms != leaf.timestamp_ms),
         )
         if differs

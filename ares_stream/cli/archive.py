@@ -35,6 +35,7 @@ def write(
     read whole.
     """
     import asyncio
+    import time
     from datetime import UTC
 
     from ares_stream.audit.archive import write_archive
@@ -47,8 +48,9 @@ def write(
     since_ms = None if since is None else int(since.replace(tzinfo=UTC).timestamp() * 1000)
 
     async def work() -> int:
+        at_ms = time.time_ns() // 1_000_000
         ranges = await reader.snapshot(names, since_ms=since_ms)
-        return await write_archive(reader, ranges, url)
+        return await write_archive(reader, ranges, url, at_ms=at_ms)
 
     typer.echo(f"{asyncio.run(work())} records in {url}")
 

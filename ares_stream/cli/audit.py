@@ -88,18 +88,16 @@ def verify(
 ) -> None:
     """Compare whole topics with what the notary signed, and name every difference's offset.
 
-    Exits 0 when all is as signed; 1 for a difference; 2 for a wrong key, file or topic; 3 where a
-    range cannot be read whole.
+    Exits 0 when all is as signed; 1 for a difference, or where nothing is signed; 2 for a wrong
+    key, file or topic; 3 where a range cannot be read whole.
     """
     import asyncio
     import json
 
-    from ares_stream.audit.checking import Report, verify_topics
-    from ares_stream.audit.notes import TreeHead, open_note
+    from ares_stream.audit.checking import Report, keep_heads, read_heads, verify_topics
     from ares_stream.audit.ranges import TopicReader
     from ares_stream.audit.stamps import Stamps
     from ares_stream.cli.topics import connect
-    from ares_stream.files import read_text
     from ares_stream.streaming.admin import describe_topics
 
     settings, connection = connect(settings_file, bootstrap)
@@ -107,11 +105,7 @@ def verify(
     stamps = None if stamp_roots is None else Stamps.of(stamp_roots)
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-    heads = [
-        TreeHead.parse(open_note(read_text(file), trusted)[0])
-        for path in known or ()
-        for file in (sorted(path.glob("*.txt")) if path.is_dir() else [path])
-    ]
+    heads = [head for _, head in read_heads(known or (), trusted, may_be_empty=keep)]
     names = [f"{settings.topic_prefix}{name}" for name in topics or settings.notary.topics]
 
     async def work() -> Report:
@@ -125,17 +119,13 @@ def verify(
 
     report = asyncio.run(work())
     if keep is not None:
-        for part in report.partitions:
-            if part.note:
-                (keep / f"{part.topic}-{part.partition}-{part.leaves}.txt").write_text(
-                    part.note, encoding="utf-8"
-                )
+        keep_heads(report, keep, trusted)
     if as_json:
         typer.echo(json.dumps(report.document(), indent=2))
     else:
         for line in report.lines():
             typer.echo(line)
-    raise typer.Exit(1 if report.differences else 0)
+    raise typer.Exit(0 if report.holds else 1)
 
 
 @app.command()
@@ -146,17 +136,34 @@ def prove(
     topic: Topic = "verdicts",
     at: Annotated[str | None, typer.Option(help="partition:offset in the place of an id.")] = None,
     out: Annotated[Path, typer.Option(help="The file for the proof.")] = Path("proof.json"),
+    keys: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--key",
+            metavar="KEY",
+            help="Public key of the notary: only checkpoints that it signed take part; repeat for "
+            "several.",
+        ),
+    ] = None,
+    known: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="A file with a head that you kept, or a folder of them, that the proof is to lead "
+            "to; needs --key; repeat for several.",
+        ),
+    ] = None,
     settings_file: SettingsFile = None,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Write the proof of one interaction's records, which `verify_proof.py` checks offline.
 
-    `ares audit verifier` writes that program. Exits 0; 2 where there is no such record or it is
-    in no checkpoint yet.
+    `ares audit verifier` writes that program. Exits 0; 2 where there is no such record, it is in no
+    checkpoint yet, or it, its salt or a kept head is not as it was signed: nothing is written then.
     """
     import asyncio
 
-    from ares_stream.audit.checking import prove_records
+    from ares_stream.audit.checking import prove_records, read_heads
     from ares_stream.audit.ranges import TopicReader
     from ares_stream.cli.topics import connect
     from ares_stream.errors import SettingsError
@@ -164,12 +171,16 @@ def prove(
 
     if (selector is None) == (at is None):
         raise SettingsError("name an id, or --at partition:offset, and not both")
+    if known and not keys:
+        raise SettingsError("--known: heads that you kept are checked by --key")
     check_outputs({"--out": out}, {})
+    trusted = _keys(keys or [])
+    kept = read_heads(known or (), trusted)
     settings, connection = connect(settings_file, bootstrap)
     document: dict[str, Any] = asyncio.run(
         prove_records(
             TopicReader(connection), settings.topic_prefix, topic,
-            selector=selector, place=None if at is None else _place(at),
+            selector=selector, place=None if at is None else _place(at), keys=trusted, kept=kept,
         )
     )  # fmt: skip
     write_document(out, document)

@@ -77,6 +77,12 @@ def command(
     period = Period(_time("--since", since), _time("--until", until))
     if period.since >= period.until:
         raise SettingsError("--until: is not after --since")
+    if period.until > datetime.now(UTC):
+        typer.echo(
+            "--until lies in the future: what comes until then will be of the period and is not in "
+            "this report",
+            err=True,
+        )
     if out is not None:
         check_new_folder("--out", out)
     kept = {}
@@ -92,6 +98,12 @@ def command(
     missing = asyncio.run(_read(settings, reader, period, evidence, archived=archive is not None))
     if missing and not allow_gaps:
         first = missing[0]
+        if first.start == first.end:
+            raise ReadError(
+                f"{first.topic}: is not in the archive {archive}, or was archived before --until; "
+                "archive it too (`ares archive write`; one that holds nothing has a file that says "
+                "so), or name the gap in the report (--allow-gaps)"
+            )
         raise ReadError(
             f"{first.topic} {first.partition}: offsets below {first.end} are deleted and may be of "
             "this period; begin later, read an archive that has them (--archive), or name the gap "
@@ -128,15 +140,19 @@ async def _read(
     *,
     archived: bool,
 ) -> list[OffsetRange]:
-    """Feed the evidence; what may be missing."""
+    """Feed the evidence; what may be missing. A range without offsets is of a topic that the
+    archive lacks, or lacks the end of."""
     from rich.progress import Progress
 
+    from ares_stream.audit.archive import ArchiveReader
     from ares_stream.audit.evidence import TOPICS, gaps
     from ares_stream.cli.terminal import Console
     from ares_stream.errors import TopicError
+    from ares_stream.records.base import OffsetRange
     from ares_stream.records.topics import ALARMS, topic_name
 
     names = {topic_name(settings.topic_prefix, name): name for name in TOPICS}
+    absent: list[OffsetRange] = []
     whole: list[OffsetRange] = []
     inside: list[OffsetRange] = []
     wanted: list[OffsetRange] = []
@@ -145,11 +161,16 @@ async def _read(
             everything = await reader.snapshot([name])
             since = await reader.snapshot([name], since_ms=period.since_ms)
         except TopicError as error:
-            # An archive has no file of a topic that held nothing.
             if not archived:
                 raise
-            typer.echo(f"read as empty: {error}", err=True)
+            typer.echo(f"not read: {error}", err=True)
+            absent.append(OffsetRange(topic=name, partition=0, start=0, end=0))
             continue
+        if isinstance(reader, ArchiveReader):
+            taken_ms = reader.taken_ms(name)
+            if taken_ms is not None and taken_ms < period.until_ms:
+                end = max(item.end for item in everything)
+                absent.append(OffsetRange(topic=name, partition=0, start=end, end=end))
         whole += everything
         inside += since
         # An alarm that nobody has taken note of may be older than the period.
@@ -161,7 +182,7 @@ async def _read(
             bar.advance(task)
         # Markers of transactions take offsets too.
         bar.update(task, completed=sum(item.end - item.start for item in wanted))
-    return gaps(names, whole, inside)
+    return [*absent, *gaps(names, whole, inside)]
 
 
 def _write(out: Path, files: dict[str, bytes], text: str, settings: Settings) -> None:

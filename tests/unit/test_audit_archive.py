@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,43 @@ def test_a_file_that_was_exchanged_renamed_or_put_together_anew_is_refused(tmp_p
     # What an older version wrote says nothing of its place.
     pq.write_table(table.replace_schema_metadata(None), first)
     assert content(reader, covered(0, 20)) == [item for item in records if item.offset < 20]
+
+
+def test_what_held_nothing_is_archived_and_what_was_never_archived_is_missed(
+    tmp_path: Path,
+) -> None:
+    empty = OffsetRange(topic="ares.deadletters", partition=0, start=7, end=7)
+    assert write([], str(tmp_path), empty) == 0
+    reader = ArchiveReader(str(tmp_path))
+    assert asyncio.run(reader.snapshot(["ares.deadletters"])) == (empty,)
+    assert content(reader, empty) == []
+    with pytest.raises(TopicError, match=r"holds no topic ares\.alarms"):
+        asyncio.run(reader.snapshot(["ares.alarms"]))
+    # What came later goes beside it.
+    (record,) = records_of(1, topic="ares.deadletters")
+    later = empty.model_copy(update={"end": 9})
+    write([replace(record, partition=0, offset=8)], str(tmp_path), later)
+    assert asyncio.run(reader.snapshot(["ares.deadletters"])) == (later,)
+    assert [item.offset for item in content(reader, later)] == [8]
+
+
+def test_a_partition_that_is_taken_out_of_an_archive_is_missed(tmp_path: Path) -> None:
+    records = records_of(5)
+    others = [covered(0, 0).model_copy(update={"partition": number}) for number in (0, 1, 3)]
+    write(records, str(tmp_path), covered(0, 5), *others)
+    reader = ArchiveReader(str(tmp_path))
+    assert len(asyncio.run(reader.snapshot(["ares.verdicts"]))) == 4
+    shutil.rmtree(tmp_path / "ares.verdicts" / "2")
+    with pytest.raises(ReadError, match=r"ares\.verdicts 2: is not in the archive"):
+        asyncio.run(reader.snapshot(["ares.verdicts"]))
+
+
+def test_an_archive_says_until_when_it_was_taken(tmp_path: Path) -> None:
+    reader = ArchiveReader(str(tmp_path))
+    for at_ms, start in ((100, 0), (None, 10), (200, 20)):
+        ranges = [covered(start, start + 10)]
+        asyncio.run(write_archive(Memory([]), ranges, str(tmp_path), at_ms=at_ms))
+        assert reader.taken_ms("ares.verdicts") == at_ms
+    behind = covered(0, 0).model_copy(update={"partition": 0})
+    asyncio.run(write_archive(Memory([]), [behind], str(tmp_path), at_ms=150))
+    assert reader.taken_ms("ares.verdicts") == 150

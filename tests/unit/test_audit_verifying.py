@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ares_stream.audit.leaves import Hasher, Leaf, content_hash, unpack
-from ares_stream.audit.notes import NoteKey, NoteSigner, TreeHead, open_note
+from ares_stream.audit.notes import NoteKey, NoteSigner, TreeHead, open_head, open_note
 from ares_stream.audit.verifying import Chain, Comparison, check_chain, compare
 from ares_stream.errors import IntegrityError
 from ares_stream.records.checkpoint import Checkpoint, Salt
@@ -346,3 +346,90 @@ def test_a_notary_of_another_name_is_passed_over_where_its_key_is_trusted() -> N
         first.topic, first.partition, strange.checkpoints, name=NAME, keys=[SIGNER.key, other.key]
     )
     assert {item.kind for item in alone.differences} == {"forged"}
+
+
+def heads(signed: Notarised) -> list[TreeHead]:
+    return [open_head(item.note, KEYS)[0] for _, item in signed.checkpoints]
+
+
+def fork(signed: Notarised, at: int) -> Notarised:
+    """The same notary's other story of what came from record `at` on."""
+    told = [*signed.records[:at], *(replace(item, value=b"x") for item in signed.records[at:])]
+    return notarise(told)
+
+
+def test_of_two_kept_heads_of_one_size_the_one_that_is_not_there_is_named() -> None:
+    """Two auditors who show each other their heads find out a notary that tells two stories, in
+    whichever order they name them."""
+    signed = notarise(records_of(50))
+    mine, theirs = heads(signed), heads(fork(signed, 20))
+    assert mine[0] == theirs[0]
+    for known in ([mine[3], theirs[3]], [theirs[3], mine[3]]):
+        assert [x.kind for x in checked(signed, known=known).differences] == ["unknown_head"]
+    chain = checked(signed, known=[*mine, *mine])
+    assert (chain.kept, chain.differences) == (5, [])
+
+
+OLD, NEW = NoteSigner.generate(NAME), NoteSigner.generate(NAME)
+
+
+def signed_by(*signers: list[NoteSigner]) -> Notarised:
+    """One history of 10 records a head, each head with the signatures of its time."""
+    whole = [notarise(records_of(10 * len(signers)), signers=keys) for keys in signers]
+    picked = [item.checkpoints[number] for number, item in enumerate(whole)]
+    return Notarised(whole[0].records, picked, {})
+
+
+@pytest.mark.parametrize(
+    ("history", "bad"),
+    [
+        ([[OLD], [OLD, NEW], [NEW], [NEW]], []),
+        ([[OLD], [OLD, NEW], [OLD], [OLD, NEW], [NEW]], []),
+        ([[OLD], [OLD, NEW], [NEW], [OLD], [NEW]], [3]),
+        ([[OLD], [NEW], [NEW]], [1, 2]),
+    ],
+    ids=["exchanged", "taken back", "the old key once more", "never named together"],
+)
+def test_a_key_that_was_exchanged_signs_nothing_more(
+    history: list[list[NoteSigner]], bad: list[int]
+) -> None:
+    signed = signed_by(*history)
+    first = signed.records[0]
+    chain = check_chain(
+        first.topic, first.partition, signed.checkpoints, name=NAME, keys=[OLD.key, NEW.key]
+    )
+    assert [x.kind for x in chain.differences if x.kind == "forged"] == ["forged"] * len(bad)
+    for number, told in zip(bad, chain.differences, strict=False):
+        assert told.start == signed.checkpoints[number][1].start
+        assert "which did not sign the head before it" in told.detail
+
+
+def test_a_tree_that_shrinks_is_named_and_the_true_one_goes_on() -> None:
+    signed = notarise(records_of(50))
+    earlier = signed.checkpoints[1]
+    signed.checkpoints.insert(3, (99, earlier[1]))
+    chain = checked(signed)
+    assert [(x.kind, x.start) for x in chain.differences] == [("inconsistent", earlier[1].start)]
+    assert (chain.size, chain.note) == (50, signed.checkpoints[-1][1].note)
+
+
+def test_rubbish_between_checkpoints_hides_neither_a_fork_nor_an_inserted_record() -> None:
+    signed = notarise(records_of(50))
+    rubbish = (99, altered(signed.checkpoints[2][1], note="nothing", end=2**40))
+    other = fork(signed, 20)
+    told = [*signed.checkpoints[:3], rubbish, *other.checkpoints[3:]]
+    kinds = [x.kind for x in checked(Notarised(signed.records, told, {})).differences]
+    assert kinds == ["forged", "inconsistent"]
+    through = Notarised(
+        signed.records, [*signed.checkpoints[:3], rubbish, *signed.checkpoints[3:]], {}
+    )
+    chain = checked(through)
+    assert [x.kind for x in chain.differences] == ["forged"]
+    hole = next(
+        number for number in range(30, 55)
+        if number not in {item.offset for item in signed.records}
+    )  # fmt: skip
+    more = sorted(
+        [*signed.records, replace(signed.records[0], offset=hole)], key=lambda item: item.offset
+    )
+    assert found(compared(chain, more, through)) == [("moved", hole)]

@@ -26,7 +26,7 @@ from ares_stream.audit.kept_answers import KeptAnswers
 from ares_stream.audit.sampling import MAX_STRATA, PromptSample, sample_digest
 from ares_stream.audit.simulate import Candidate, Production, Survey, simulate, survey
 from ares_stream.detection.decide import DetectionPolicy
-from ares_stream.detection.intervals import wilson
+from ares_stream.detection.intervals import exact_effective, wilson
 from ares_stream.detection.ledger import Ledger, LedgerPolicy
 from ares_stream.errors import InputError, RegistryError, ScoringError, TargetError
 from ares_stream.models.releases import Author, Log, approval, forecasted, rejection
@@ -185,10 +185,10 @@ def test_figures_are_those_of_the_recorded_answers_and_of_the_candidates_to_the_
     rows = [asked(k, "poison nice" if k % 4 == 0 else "bread") for k in range(400)]
     found = simulated(rows, lambda prompt: "poison" if number(prompt) % 10 == 0 else "bread")
     whole = found.overall
-    assert whole.observed["cfr"] == wilson(100, 400)
-    assert whole.observed["policy_harm"] == wilson(100, 400)
+    assert whole.observed["cfr"] == exact_effective(0.25, 400, 400)
+    assert whole.observed["policy_harm"] == exact_effective(0.25, 400, 400)
     assert whole.forecast["cfr"].value == 0.0
-    assert whole.forecast["policy_harm"] == wilson(40, 400)
+    assert whole.forecast["policy_harm"] == exact_effective(0.1, 400, 400)
     assert (whole.prompts, whole.sampled, whole.floor) == (400, 400, 3 / 400)
     assert found.policy == CANDIDATE
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import betaln
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
 from ares_stream.detection.intervals import (
     WeightedSums,
     confidence_sequence,
     coupling_lift,
+    exact_effective,
     scaled,
     wilson,
     wilson_effective,
@@ -27,6 +30,49 @@ def test_wilsons_intervals_are_scipys(count: tuple[int, int]) -> None:
     interval = wilson(*count)
     assert interval.low == pytest.approx(theirs.low, abs=1e-12)
     assert interval.high == pytest.approx(theirs.high, abs=1e-12)
+
+
+@given(counts)
+def test_exact_intervals_are_scipys(count: tuple[int, int]) -> None:
+    hits, trials = count
+    theirs = binomtest(*count).proportion_ci(method="exact")
+    interval = exact_effective(hits / trials, trials, trials)
+    assert interval.low == pytest.approx(theirs.low, abs=1e-12)
+    assert interval.high == pytest.approx(theirs.high, abs=1e-12)
+
+
+@pytest.mark.parametrize("trials", [20, 100, 1000])
+@pytest.mark.parametrize("rate", [0.0, 0.001, 0.01, 0.1])
+def test_a_weighted_rate_holds_in_95_of_100_samples_however_rare_its_hits_are(
+    trials: int, rate: float
+) -> None:
+    """Over all samples of two strata, 9 in 10 of whose prompts are in the one that half of the
+    draws are of; each outcome with its probability."""
+    half = trials // 2
+    for rates in ((rate, rate), (rate, min(1.0, 5 * rate)), (rate / 5, min(1.0, 10 * rate))):
+        truth = (9 * rates[0] + rates[1]) / 10
+        held = 0.0
+        likely = [
+            [(hits, p) for hits, p in enumerate(binom.pmf(range(half + 1), half, each)) if p > 1e-7]
+            for each in rates
+        ]
+        for (one, p), (other, q) in product(*likely):
+            interval = _weighted(half, (one, other), (1 / 9, 1.0)).interval()
+            held += p * q * (interval.low <= truth <= interval.high)
+        assert held >= 0.95 - 1e-4, rates
+
+
+def _weighted(
+    draws: int, hits: tuple[int, int], probabilities: tuple[float, float]
+) -> WeightedSums:
+    weights = [1 / item for item in probabilities]
+    return WeightedSums(
+        2 * draws,
+        sum(draws * item for item in weights),
+        sum(draws * item**2 for item in weights),
+        sum(count * item for count, item in zip(hits, weights, strict=True)),
+        sum(count * item**2 for count, item in zip(hits, weights, strict=True)),
+    )
 
 
 @given(counts)
@@ -137,7 +183,9 @@ def test_equal_weights_are_no_weights() -> None:
     sums = WeightedSums()
     for draw in range(100):
         sums.add(draw < 12, 0.25)
-    assert sums.interval().low == pytest.approx(wilson(12, 100).low)
+    theirs = binomtest(12, 100).proportion_ci(method="exact")
+    assert sums.interval().low == pytest.approx(theirs.low)
+    assert sums.interval().high == pytest.approx(theirs.high)
     assert sums.effective_size == pytest.approx(100)
     assert WeightedSums().interval().high == 1.0
 

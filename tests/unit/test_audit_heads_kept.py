@@ -1,0 +1,120 @@
+"""Heads that an auditor keeps: none is written over, none is passed over without a word."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ares_stream.audit.archive import ArchiveReader
+from ares_stream.audit.checking import Report, keep_heads, read_heads, verify_topics
+from ares_stream.audit.notes import NoteSigner, TreeHead, sign_note
+from ares_stream.errors import SettingsError
+from ares_stream.streaming.records import InboundRecord
+from tests.support.golden_month import Topics
+from tests.support.notarised import NAME, SIGNER, Notarised, notarise, records_of
+
+PREFIX = "ares."
+VERDICTS = "ares.verdicts"
+KEYS = [SIGNER.key]
+
+
+def held(signed: Notarised) -> Topics:
+    """The records with their checkpoints, and a salts topic without any."""
+    heads = [
+        InboundRecord("ares.checkpoints", 0, place, 0, item.key, item.encode(), ())
+        for place, item in signed.checkpoints
+    ]
+    first = signed.records[0]
+    return Topics(
+        {
+            (first.topic, first.partition): signed.records,
+            ("ares.checkpoints", 0): heads,
+            ("ares.salts", 0): [],
+        }
+    )
+
+
+def verified(topics: Topics, folder: Path, known: list[TreeHead] | None = None) -> Report:
+    number = len(list(folder.glob("archive-*")))
+    reader = ArchiveReader(topics.archive(folder / f"archive-{number}"))
+    return asyncio.run(verify_topics(reader, PREFIX, [VERDICTS], KEYS, {}, known=known or ()))
+
+
+def test_the_newest_good_head_is_kept_and_no_forged_one_of_its_size(tmp_path: Path) -> None:
+    signed = notarise(records_of(20))
+    last = signed.checkpoints[-1][1]
+    forged = last.model_copy(update={"note": last.note.replace("A", "B").replace("a", "b")})
+    signed.checkpoints.append((99, forged))
+    report = verified(held(signed), tmp_path)
+    assert [item.kind for item in report.differences] == ["forged"]
+    keep_heads(report, tmp_path, KEYS)
+    (file,) = tmp_path.glob("*.txt")
+    assert file.read_text() == last.note
+
+
+def test_a_kept_head_is_never_written_over_and_another_of_its_size_is_a_difference(
+    tmp_path: Path,
+) -> None:
+    """Who signs everything anew may come to the same number of leaves."""
+    signed = notarise(records_of(20))
+    keep_heads(verified(held(signed), tmp_path), tmp_path, KEYS)
+    (file,) = tmp_path.glob("*.txt")
+    before = file.read_bytes()
+    anew = held(notarise([replace(item, value=b"x") for item in signed.records]))
+    report = verified(anew, tmp_path)
+    assert report.holds
+    keep_heads(report, tmp_path, KEYS)
+    assert not report.holds
+    assert f"{file} holds another head of 20 leaves" in str(report.differences[0])
+    assert file.read_bytes() == before
+    # Night after night, with what was kept: the difference stays.
+    known = [head for _, head in read_heads([tmp_path], KEYS)]
+    for _ in range(2):
+        report = verified(anew, tmp_path, known)
+        assert [item.kind for item in report.differences] == ["unknown_head"]
+    keep_heads(verified(held(signed), tmp_path), tmp_path, KEYS)
+    assert file.read_bytes() == before
+
+
+def test_a_kept_head_of_a_partition_that_is_gone_is_a_difference_and_others_are_counted(
+    tmp_path: Path,
+) -> None:
+    signed = notarise(records_of(20))
+    gone = TreeHead(f"{NAME}/{VERDICTS}/7", 3, bytes(32))
+    apart = TreeHead(f"{NAME}/ares.repair/0", 3, bytes(32))
+    stranger = TreeHead(f"other.example/{VERDICTS}/2", 3, bytes(32))
+    report = verified(held(signed), tmp_path, [gone, apart, stranger])
+    assert [(item.kind, item.partition) for item in report.differences] == [("unknown_head", 7)]
+    assert "2 kept heads are of other topics or notaries: not looked at" in list(report.lines())
+
+
+def test_records_without_any_checkpoint_are_not_as_signed(tmp_path: Path) -> None:
+    signed = notarise(records_of(20))
+    report = verified(held(replace(signed, checkpoints=[])), tmp_path)
+    assert (report.differences, report.holds, report.document()["holds"]) == ([], False, False)
+    assert list(report.lines())[-1].startswith("nothing is signed")
+    empty = held(signed)
+    empty.held[VERDICTS, 2] = []
+    empty.held["ares.checkpoints", 0] = []
+    assert verified(empty, tmp_path).holds
+
+
+def test_a_head_that_is_none_is_named_by_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "head.txt"
+    text = TreeHead(f"{NAME}/{VERDICTS}/2", 3, bytes(32)).text()
+    other = NoteSigner.generate("other.example/ares")
+    for content, why in (
+        ("nothing", "not a signed note"),
+        (sign_note(text, [NoteSigner.generate(NAME)]), "signed by no trusted key"),
+        (sign_note(text, [other]), "signed by other.example/ares, which is not the notary of"),
+    ):
+        file.write_text(content)
+        with pytest.raises(SettingsError, match=f"^{file}: {why}"):
+            read_heads([file], [*KEYS, other.key])
+    file.unlink()
+    with pytest.raises(SettingsError, match="holds no head"):
+        read_heads([tmp_path], KEYS)
+    assert read_heads([tmp_path], KEYS, may_be_empty=tmp_path) == []
