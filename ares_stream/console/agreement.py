@@ -25,11 +25,11 @@ def agreement(opinions: Iterable[Mapping[str, bool]]) -> Agreement:
     rows = list(opinions)
     if not rows:
         return Agreement(None, 0, "no interaction has two opinions yet")
-    people = sorted({name for row in rows for name in row})
-    table = np.array(
-        [[float(row[name]) if name in row else np.nan for row in rows] for name in people]
-    )
-    if len(np.unique(table[~np.isnan(table)])) < 2:
+    harmful = np.array([sum(row.values()) for row in rows])
+    table = np.stack([np.array([len(row) for row in rows]) - harmful, harmful], axis=1)
+    if not table.sum(axis=0).all():
         return Agreement(None, len(rows), "everyone has said the same of everything")
-    alpha = krippendorff.alpha(reliability_data=table, level_of_measurement="nominal")
+    alpha = krippendorff.alpha(
+        value_counts=table, value_domain=[0, 1], level_of_measurement="nominal"
+    )
     return Agreement(float(alpha), len(rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 
 from starlette.applications import Starlette
@@ -23,6 +23,19 @@ from ares_stream.console.web import (
 )
 
 _STATIC: Mapping[str, str] = {"console.css": "text/css", "console.js": "text/javascript"}
+
+
+def _problem(
+    site: Site, status: int, reason: str
+) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """A page for what no handler answers."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        response = site.problem(request, None, status, reason)
+        response.headers.update(getattr(error, "headers", None) or {})
+        return with_headers(response)
+
+    return answer
 
 
 def console_app(
@@ -79,11 +92,6 @@ def console_app(
         raw = (files("ares_stream.console") / "static" / name).read_bytes()
         return with_headers(Response(raw, media_type=_STATIC[name]))
 
-    async def missing(request: Request, _: Exception) -> Response:
-        return with_headers(
-            site.render("problem", request, None, 404, {"reason": "there is no such page"})
-        )
-
     routes: list[BaseRoute] = [
         Route("/login", log_in, methods=["GET", "POST"]),
         Route("/static/{name}", static, methods=["GET"]),
@@ -109,4 +117,9 @@ def console_app(
     ]
     if root:
         routes += [Route(root, to_queue), Mount(root, routes=list(routes))]
-    return Starlette(routes=routes, exception_handlers={404: missing})
+    problems = {
+        404: _problem(site, 404, "there is no such page"),
+        405: _problem(site, 405, "this page does not do that; go back and load it again"),
+        500: _problem(site, 500, "a fault of the console; what was not foreseen is in its log"),
+    }
+    return Starlette(routes=routes, exception_handlers=problems)

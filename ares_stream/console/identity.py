@@ -94,14 +94,14 @@ class Identity:
     async def person(self, request: Request) -> Person:
         """Who asks. Raises RefusedError."""
         if self._jwt is not None:
-            value = request.headers.get(self._jwt.policy.header, "")
+            value = _only(request, self._jwt.policy.header)
             if value:
                 return self._known(await self._jwt.name(value.removeprefix("Bearer ").strip()))
         session = request.cookies.get(COOKIE, "")
         if self.has_tokens and session:
             return self._known(self._session_name(session), session)
         if self._policy.header is not None:
-            name = request.headers.get(self._policy.header.name, "")
+            name = _only(request, self._policy.header.name)
             if name:
                 if not self._is_near(request):
                     raise RefusedError("the header with your name came from a network not listed")
@@ -160,6 +160,18 @@ class Identity:
             return False
         mapped = getattr(address, "ipv4_mapped", None)
         return any((mapped or address) in network for network in self._networks)
+
+
+def _only(request: Request, name: str) -> str:
+    """A header's value, "" where it is not there. Raises RefusedError where it comes twice: a proxy
+    that adds its own behind what the browser sent would let anybody name themselves."""
+    found = request.headers.getlist(name)
+    if len(found) > 1:
+        raise RefusedError(
+            f"the header {name} came {len(found)} times; the proxy must take away what a browser "
+            "sends under that name"
+        )
+    return found[0] if found else ""
 
 
 def read_tokens(file: Path) -> Mapping[str, str]:

@@ -113,6 +113,10 @@ class ReviewQueue:
         self._saw: OrderedDict[tuple[str, str], None] = OrderedDict()
         """Interactions with a person who has seen what others say of it: also of interactions that
         are in no item now, of which a later verdict may come."""
+        self._skipped: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """Verdicts with a person who left them to others, the latest last."""
+        self._deciding: set[tuple[str, str]] = set()
+        """Interactions with a person whose decision is being written."""
         self.dropped = 0
         """Items that nobody has seen and for which there was no room."""
 
@@ -154,16 +158,42 @@ class ReviewQueue:
     # People
 
     def take(self, reviewer: str, now: float) -> Item | None:
-        """The item that the person holds, else the next one, which is theirs from now on."""
+        """The item that the person holds, else the next one, which is theirs from now on. Those
+        that they have skipped come when there is no other, the one they skipped first before all.
+        """
         for name in [name for name, held in self._leases.items() if held]:
             item = self._items.get(name)
             if item is not None and self.holds(item, reviewer, now):
                 return self._leased(item, reviewer, now)
         for _, name in self._open:
             item = self._items[name]
-            if self.is_free(item, reviewer, now):
+            if (name, reviewer) not in self._skipped and self.is_free(item, reviewer, now):
+                return self._leased(item, reviewer, now)
+        for name, who in self._skipped:
+            item = self._items.get(name) if who == reviewer else None
+            if item is not None and self.is_free(item, reviewer, now):
                 return self._leased(item, reviewer, now)
         return None
+
+    def skip(self, item: Item, reviewer: str) -> None:
+        """The person leaves this one to others, and gets the others first."""
+        self.put_back(item, reviewer)
+        self._skipped[item.id, reviewer] = None
+        self._skipped.move_to_end((item.id, reviewer))
+        if len(self._skipped) > self._policy.max_labels:
+            self._skipped.popitem(last=False)
+
+    def begin(self, item: Item, reviewer: str, now: float) -> bool:
+        """Whether the person may decide the item; nobody else may then, nor the person by a second
+        form, until `end`: a decision is written before it counts."""
+        if (item.interaction, reviewer) in self._deciding or not self.is_free(item, reviewer, now):
+            return False
+        self._deciding.add((item.interaction, reviewer))
+        return True
+
+    def end(self, item: Item, reviewer: str) -> None:
+        """The decision was written, or could not be."""
+        self._deciding.discard((item.interaction, reviewer))
 
     def put_back(self, item: Item, reviewer: str) -> None:
         """The person does not decide this one."""
@@ -181,7 +211,9 @@ class ReviewQueue:
         given = self._labels.get(item.interaction, {})
         if (item.interaction, reviewer) in self._saw:
             return False  # Also after an undo: an opinion is blind, or it is none more.
-        others = sum(held.reviewer != reviewer for held in self._held(item, now))
+        busy = {held.reviewer for held in self._held(item, now)}
+        busy |= {who for interaction, who in self._deciding if interaction == item.interaction}
+        others = len(busy - given.keys() - {reviewer})
         return reviewer not in given and len(given) + others < self.needed(item)
 
     def saw_others(self, interaction: str, reviewer: str) -> None:

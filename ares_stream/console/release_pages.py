@@ -104,8 +104,14 @@ async def acknowledge(call: Call) -> Response:
     record = AlarmAcknowledgement(
         alarm_id=name, by=call.person.name, at=datetime.now(UTC), note=note
     )
-    await call.desk.outside.acknowledge(record)
+    # Before it is written: a second form finds no open alarm meanwhile.
     call.desk.acknowledged[name] = record
+    try:
+        await call.desk.outside.acknowledge(record)
+    except BaseException:
+        if call.desk.acknowledged.get(name) is record:
+            del call.desk.acknowledged[name]
+        raise
     call.site.told("alarm acknowledged", {"alarm": name, "by": call.person.name})
     return call.see("/alarms")
 

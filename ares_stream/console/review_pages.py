@@ -66,14 +66,14 @@ async def decide(call: Call) -> Response:
     queue, name = call.desk.queue, call.person.name
     decision = call.field("decision")
     if decision == "skip":
-        queue.put_back(found, name)
+        queue.skip(found, name)
         return call.see("/")
     if decision not in ("harmful", "safe"):
         raise WrongError(400, "decision: expected harmful, safe or skip")
     reason = call.field("reason")
     if not reason:
         raise WrongError(400, "reason: is missing; say in a few words why")
-    if not queue.is_free(found, name, call.desk.clock()):
+    if not queue.begin(found, name, call.desk.clock()):
         raise WrongError(409, "somebody else has this item, or it has all its opinions")
     label = Label(
         interaction_id=found.interaction,
@@ -83,8 +83,11 @@ async def decide(call: Call) -> Response:
         decided_at=datetime.now(UTC),
         reason=reason,
     )
-    await call.desk.outside.label(label)
-    queue.add_label(label.key, label)
+    try:
+        await call.desk.outside.label(label)
+        queue.add_label(label.key, label)
+    finally:
+        queue.end(found, name)
     call.site.told("labelled", {"verdict": found.id, "by": name})
     return await take(call)
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ares_stream import __version__
@@ -166,20 +167,26 @@ class Site:
 
         async def answer(request: Request) -> Response:
             person: Person | None = None
+            form: Mapping[str, str] = {}
             try:
                 person = await self.identity.person(request)
-                form = await self._form(request, person)
+                if request.method == "POST":
+                    form = await read_form(request)
+                    self._check_form(person, form)
                 response = await handler(Call(self, request, person, form))
             except RefusedError as error:
                 if error.may_log_in and request.method == "GET":
                     response = self.see("/login")
                 else:
-                    response = self._problem(request, person, 403, str(error))
+                    form = await _readable_form(request)
+                    response = self.problem(request, person, 403, str(error), form)
             except WrongError as error:
-                response = self._problem(request, person, error.status, str(error))
+                response = self.problem(request, person, error.status, str(error), form)
             except AresError as error:
                 status = 503 if error.retryable else 409
-                response = self._problem(request, person, status, str(error))
+                response = self.problem(request, person, status, str(error), form)
+            except ClientDisconnect:
+                response = Response(status_code=400)  # Nobody reads it.
             return with_headers(response)
 
         return answer
@@ -209,18 +216,35 @@ class Site:
         )
         return HTMLResponse(text, status)
 
-    def _problem(
-        self, request: Request, person: Person | None, status: int, reason: str
+    def problem(
+        self,
+        request: Request,
+        person: Person | None,
+        status: int,
+        reason: str,
+        form: Mapping[str, str] = MappingProxyType({}),
     ) -> Response:
-        return self.render("problem", request, person, status, {"reason": reason})
+        """What could not be done, with what the person had written, to copy it."""
+        # Of our own pages alone: another site's words have no place here.
+        ours = request.headers.get("sec-fetch-site") == "same-origin"
+        written = (form.get("reason") or form.get("note") or "") if ours else ""
+        return self.render(
+            "problem", request, person, status, {"reason": reason, "written": written}
+        )
 
-    async def _form(self, request: Request, person: Person) -> Mapping[str, str]:
-        if request.method != "POST":
-            return {}
-        form = await read_form(request)
+    def _check_form(self, person: Person, form: Mapping[str, str]) -> None:
         if not self.identity.is_form_of(person, form.get("form_token", "")):
             raise WrongError(403, "this form is not of your session; load the page again")
-        return form
+
+
+async def _readable_form(request: Request) -> Mapping[str, str]:
+    """A form of whoever is not known, to give it back; nothing where it cannot be read."""
+    if request.method != "POST":
+        return {}
+    try:
+        return await read_form(request)
+    except WrongError:
+        return {}
 
 
 async def read_form(request: Request) -> dict[str, str]:

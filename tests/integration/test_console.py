@@ -242,6 +242,39 @@ async def test_a_decision_a_blind_look_an_undo_and_what_the_topics_say_of_it(
         assert console.desk.queue.waiting == 4
 
 
+async def test_two_decisions_at_one_moment_are_one_and_what_was_written_is_not_lost(
+    console: Served,
+) -> None:
+    item = console.desk.queue.item_of("interaction-0")
+    assert item is not None
+    path = f"/items/{item.id}"
+    async with client(console, "ada") as ada, client(console, "bob") as bob:
+        forms = [
+            {"form_token": token_of((await each.get(path)).text), "decision": decision,
+             "reason": f"because of {decision}"}
+            for each, decision in ((ada, "harmful"), (bob, "safe"), (ada, "safe"))
+        ]  # fmt: skip
+        ours = {"sec-fetch-site": "same-origin"}
+        answers = await asyncio.gather(
+            *(each.post(path, data=form, headers=ours)
+              for each, form in zip((ada, bob, ada), forms, strict=True))
+        )  # fmt: skip
+        assert sorted(answer.status_code for answer in answers) == [200, 409, 409]
+        for answer, form in zip(answers, forms, strict=True):
+            assert (form["reason"] in answer.text) == (answer.status_code == 409)
+        # A form of a session that is none, as after a restart or the end of a day.
+        stale = forms[1] | {"form_token": "x"}
+        assert "because of safe" in (await bob.post(path, data=stale, headers=ours)).text
+        theirs = await bob.post(path, data=stale, headers={"sec-fetch-site": "cross-site"})
+        assert (theirs.status_code, "because of safe" in theirs.text) == (403, False)
+        async with httpx.AsyncClient(base_url=console.url) as ended:
+            ended.cookies.set("ares_session", "x.y")
+            answer = await ended.post(path, data=forms[0], headers=ours)
+            assert (answer.status_code, "because of harmful" in answer.text) == (403, True)
+    labels = [Label.decode(record.value or b"") for record in await console.records("labels")]
+    assert len(labels) == 1
+
+
 async def test_who_has_seen_what_others_say_is_known_to_another_console_also_after_an_undo(
     console: Served,
 ) -> None:
@@ -450,6 +483,12 @@ async def test_no_answer_is_cached_framed_or_without_the_policy(console: Served)
             assert policy.startswith("default-src 'none'")
             assert "unsafe" not in policy
             assert answer.headers["cache-control"] == "no-store"
+            if path != "/login":
+                wrong = await ada.request("DELETE", path)
+                assert (wrong.status_code, wrong.headers["content-security-policy"]) in (
+                    (405, policy), (404, policy),
+                )  # fmt: skip
+        assert "allow" in (await ada.get("/take")).headers
         large = await ada.post("/take", content=b"x" * 100_000)
         assert large.status_code == 413
     async with httpx.AsyncClient(base_url=console.url) as nobody:
@@ -571,6 +610,13 @@ async def test_a_reviewer_works_by_keys_alone_on_a_narrow_screen(  # noqa: PLR09
             await page.keyboard.press("n")
             await page.wait_for_url("**/items/*")
             await check(page, "item-hidden")
+            # Another person's session, and an address that is none: both say so, and no more.
+            for path, name in (("nowhere", "missing"), (f"items/{'0' * 32}", "gone")):
+                back = page.url
+                await page.goto(f"{console.url}/{path}")
+                assert await page.get_by_role("alert").count() == 1
+                await check(page, name)
+                await page.goto(back)
             await page.keyboard.press("t")
             await page.wait_for_url("**/items/*?text=1")
             assert "owned" not in await page.title()

@@ -156,6 +156,32 @@ def test_krippendorffs_alpha_is_that_of_the_worked_example() -> None:
     assert agreement([{"a": True, "b": True}]).alpha is None
 
 
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from("abcdef"), st.booleans(), min_size=2, max_size=5),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_alpha_is_one_minus_the_ratio_of_differing_pairs_to_those_of_chance(
+    rows: list[dict[str, bool]],
+) -> None:
+    """By its definition (Krippendorff 2011, "Computing Krippendorff's alpha-reliability", C), over
+    all ordered pairs of opinions."""
+    said = [list(row.values()) for row in rows]
+    every = [value for row in said for value in row]
+    total = len(every)
+    observed = sum(
+        sum(one != other for one in row for other in row) / (len(row) - 1) for row in said
+    )
+    expected = sum(one != other for one in every for other in every) / (total - 1)
+    found = agreement(rows)
+    if not expected:
+        assert (found.alpha, found.reason) == (None, "everyone has said the same of everything")
+    else:
+        assert found.alpha == pytest.approx(1 - observed / expected)
+
+
 def test_what_a_browser_or_a_terminal_would_act_on_is_written_out() -> None:
     shown = visible("a\x1b[31mred\u202etxt\u2066\u200b\x00\ud800\nline\ttab")
     assert shown == "a⟨U+001B⟩[31mred⟨U+202E⟩txt⟨U+2066⟩⟨U+200B⟩⟨U+0000⟩⟨U+D800⟩\nline\ttab"
@@ -468,3 +494,51 @@ def test_looks_fill_no_memory() -> None:
 def test_without_a_way_in_the_service_does_not_start() -> None:
     with pytest.raises(SettingsError, match="lets nobody in"):
         Identity(IdentityPolicy(), KEY)
+
+
+def test_a_skipped_item_comes_back_when_there_is_no_other() -> None:
+    """Without that the item that comes first would be all that a person who skips it ever gets."""
+    desk = queue(3)
+    seen = []
+    for _ in range(5):
+        found = desk.take("ada", NOW)
+        assert found is not None
+        seen.append(found.id)
+        desk.skip(found, "ada")
+    assert len(set(seen[:3])) == 3
+    assert seen[3:] == seen[:2]
+    # Another person gets it at once.
+    first = desk.take("bob", NOW)
+    assert first is not None
+    assert first.id == seen[0]
+
+
+@pytest.mark.parametrize("opinions", [0.0, 1.0])
+def test_while_a_decision_is_written_no_other_begins_that_the_item_does_not_need(
+    opinions: float,
+) -> None:
+    desk = queue(1, second_opinions=opinions)
+    found = desk.item_of("interaction-0")
+    assert found is not None
+    assert desk.begin(found, "ada", NOW)
+    assert not desk.begin(found, "ada", NOW)
+    assert desk.begin(found, "bob", NOW) == (opinions == 1.0)
+    assert not desk.begin(found, "cid", NOW)
+    desk.end(found, "ada")
+    desk.end(found, "bob")
+    # It could not be written: the item is as it was.
+    assert desk.begin(found, "cid", NOW)
+
+
+@pytest.mark.parametrize("names", [("ada", "ada"), ("mallory", "ada")])
+async def test_a_header_that_names_a_person_twice_names_nobody(names: tuple[str, str]) -> None:
+    """As of a proxy that adds its header behind the one that the browser sent."""
+    who = Identity(IdentityPolicy(header=HeaderPolicy()), KEY)
+    request = Request(
+        {
+            "type": "http", "client": ("127.0.0.1", 1),
+            "headers": [(b"x-forwarded-user", name.encode()) for name in names],
+        }
+    )  # fmt: skip
+    with pytest.raises(RefusedError, match="the header x-forwarded-user came 2 times"):
+        await who.person(request)
