@@ -85,7 +85,8 @@ def test_parts_that_are_missing_doubled_or_of_another_replay_are_refused(auditor
     other = auditor.replay(auditor.spec(block=32), part=(1, PARTS))
     whole = auditor.replay()
     damaged = without(parts[1], "counts")
-    foreign = {**parts[1], "partitions": parts[0]["partitions"]}
+    taken = ("partitions", "records", "read_digest", "replayed_digest")
+    foreign = parts[1] | {name: parts[0][name] for name in taken}
     cases = [
         ([], "no part is named"),
         ([parts[0], parts[2], parts[3]], "of 4 parts these are missing: 1"),
@@ -101,6 +102,13 @@ def test_parts_that_are_missing_doubled_or_of_another_replay_are_refused(auditor
     for reports, said in cases:
         with pytest.raises(InputError, match=said):
             merged(files(reports))
+    bent: list[tuple[str, Any]] = [
+        ("records", parts[1]["records"] + 1), ("holds", False), ("differences_total", 1),
+        ("partitions", []), ("read_digest", "0" * 64), ("replayed_digest", "0" * 64),
+    ]  # fmt: skip
+    for field, value in bent:
+        with pytest.raises(InputError, match=r"part-1\.json: .* is not what its other figures"):
+            merged(files([parts[0], parts[1] | {field: value}, *parts[2:]]))
     with pytest.raises(InputError, match="x: no report"):
         merged([("x", b"{")])
 

@@ -178,6 +178,8 @@ def _check(found: Sequence[tuple[str, Document]]) -> None:
     if not found:
         raise InputError("no part is named")
     (first_name, first), *others = found
+    for name, report in found:
+        _check_sums(name, report)
     for name, report in others:
         for field in _EQUAL:
             if report[field] != first[field]:
@@ -200,6 +202,22 @@ def _check(found: Sequence[tuple[str, Document]]) -> None:
                 raise InputError(
                     f"{name}: {item['topic']} {item['partition']} is not of part {report['index']}"
                 )
+
+
+def _check_sums(name: str, report: Document) -> None:
+    """Raises InputError for a part whose figures are not those of its own partitions."""
+    partitions = report["partitions"]
+    expected = {
+        "records": sum(item["records"] for item in partitions),
+        "read_digest": over(partitions, "read_digest"),
+        "replayed_digest": over(partitions, "replayed_digest"),
+        "holds": None if report["mode"] == "what-if" else not report["differences_total"],
+    }
+    for field, value in expected.items():
+        if report[field] != value:
+            raise InputError(
+                f"{name}: {field}: is not what its other figures give; it was changed or cut"
+            )
 
 
 def _covering(reports: Sequence[Document]) -> Iterator[dict[str, Any]]:
