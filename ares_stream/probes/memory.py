@@ -167,11 +167,13 @@ class CampaignMemory:
 
     def _result(self, ask: Ask) -> Judged | None:
         memory = self._memory
-        if self.wording.words(ask).cause is not None or ask.id in memory.dead:
-            return Judged(0.0, 0.0, failed=False, void=True)
+        nothing = Judged(0.0, 0.0, failed=False, void=True)
+        if self.wording.words(ask).cause is not None:
+            return nothing
         verdict = memory.verdicts.get(ask.id)
         if verdict is None or ask.id not in memory.sent:
-            return None
+            # A dead letter beside a verdict is of another record with the probe's key.
+            return nothing if ask.id in memory.dead else None
         if memory.sent[ask.id]:
             return Judged(0.0, 0.0, failed=False, void=True, release=verdict.release)
         return verdict

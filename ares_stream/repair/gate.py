@@ -20,6 +20,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ares_stream.detection.fisher import fisher_greater
 from ares_stream.records.base import Identifier, Interval, canonical_json, decode_error
 
 Kind = Literal["fall", "hold_low", "hold_high", "stay_below"]
@@ -207,11 +208,7 @@ def _slice(
 
 def worsening(before: Interval, after: Interval) -> float:
     """One-sided p-value of a share that did not rise, by Fisher's exact test. Both with counts."""
-    # Services read this module's policy at their start; scipy.stats takes a second to import.
-    from scipy.stats import fisher_exact
-
-    rows = [[_failed(share), share.count - _failed(share)] for share in (after, before)]
-    return float(fisher_exact(rows, alternative="greater").pvalue)
+    return fisher_greater(_failed(after), after.count, _failed(before), before.count)
 
 
 def _failed(share: Interval) -> int:

@@ -353,6 +353,11 @@ class Pipeline:
             return None
         return "rejected" if ReleaseState.REJECTED in states else "promoted"
 
+    async def is_proposed(self, plan_id: str) -> bool:
+        """Whether the registry holds a release of a repair."""
+        log = await self._registry.log()
+        return any(item.plan_id == plan_id for item in log.releases)
+
 
 def _with(table: Table, more: dict[str, Any]) -> Table:
     return table.model_copy(update={"overall": table.overall | more})

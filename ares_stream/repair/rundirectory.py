@@ -38,7 +38,7 @@ from ares_stream.records.forecast import Forecast
 from ares_stream.records.interaction import Message
 from ares_stream.records.repair import RepairReport
 from ares_stream.repair.files import read_whole, write_whole
-from ares_stream.repair.gate import GatePolicy, GateVerdict, Table
+from ares_stream.repair.gate import SLICED, GatePolicy, GateVerdict, Table
 from ares_stream.repair.plan import Plan
 from ares_stream.repair.recipe import Recipe
 from ares_stream.repair.suites import Suite
@@ -165,7 +165,15 @@ def tables(figures: Document[Figures]) -> tuple[Table, Table]:
             raise RepairError(
                 f"{figures.path}: {when}: missing; does the recipe name a judge to measure with?"
             )
-        sides.append(Table(overall=overall, slices=(found.slices or {}).get(when, {})))
+        side = Table(overall=overall, slices=(found.slices or {}).get(when, {}))
+        for place, row in side.slices.items():
+            for name in set(SLICED) & set(row):
+                if not 0.0 <= row[name].value <= 1.0:
+                    raise RepairError(
+                        f"{figures.path}: slices.{when}.{place}.{name}.value: is no share between "
+                        "0 and 1"
+                    )
+        sides.append(side)
     return sides[0], sides[1]
 
 

@@ -69,6 +69,8 @@ TELL_AGAIN_SECONDS: Final = (1.0, 2.0, 5.0, 15.0, 60.0, 300.0)
 refuses, a person has to mend."""
 GATE_LIMITS: Final = Limits(60.0, 1 << 30)
 """Of the command that is told the gate's verdict: a repair does not wait for it any longer."""
+MAX_UNKNOWN: Final = 3
+"""Notes of repairs that were never proposed here; the log names them all."""
 _T = TypeVar("_T")
 
 
@@ -107,6 +109,8 @@ class Repairer:
         self._passed_over = PassedOver(self._on_unreadable)
         self._cut_back: dict[int, str] = {}
         """By partition, why some of it would be passed over."""
+        self._unknown: dict[str, str] = {}
+        """By plan, of repairs that await approval and stand in no registry of ours."""
         self._failed: dict[int, int] = {}
         """Ends of what failed in this life: a restart may try it again, a loop may not."""
         self._announced: str | None = None
@@ -136,7 +140,7 @@ class Repairer:
             found.append(f"failures wait and no repair can begin: {self._postponed.reason}")
         if self._refused is not None:
             found.append(self._refused)
-        return [*found, *self._cut_back.values()]
+        return [*found, *self._cut_back.values(), *list(self._unknown.values())[:MAX_UNKNOWN]]
 
     async def run(self) -> None:
         """Look for work again and again, until stopped or what cannot be helped."""
@@ -197,7 +201,8 @@ class Repairer:
         """The failures of our partitions that no promoted repair has covered."""
         settled = ends(reports, self._topic, ("promoted",))
         ranges: list[OffsetRange] = []
-        for item in await self._queue.waiting():
+        waiting = await self._queue.waiting()
+        for item in waiting:
             start = max(item.committed, settled.get(item.partition, 0))
             if start < item.first and start > 0:
                 self.log.error(
@@ -213,7 +218,15 @@ class Repairer:
                         topic=self._topic, partition=item.partition, start=start, end=item.stable
                     )
                 )
-        tried = ends(reports, self._topic, ("promoted", "rejected", "awaiting_approval"))
+        # A report that ends beyond the log is of another log: nothing of this one was tried by it.
+        stable = {item.partition: item.stable for item in waiting}
+        tried = {
+            partition: end
+            for partition, end in ends(
+                reports, self._topic, ("promoted", "rejected", "awaiting_approval")
+            ).items()
+            if end <= stable.get(partition, 0)
+        }
         for partition, end in self._failed.items():
             tried[partition] = max(end, tried.get(partition, 0))
         if not self._worth_reading(tuple(ranges), tried):
@@ -405,7 +418,10 @@ class Repairer:
     def _log_report(self, report: RepairReport) -> None:
         self.metrics.on_report(report)
         self.log.info(
-            "repair ended", plan_id=report.plan_id, state=report.state, reason=report.reasons[0]
+            "repair ended",
+            plan_id=report.plan_id,
+            state=report.state,
+            reason=report.reasons[0] if report.reasons else "",
         )
 
     async def _publish(self, report: RepairReport) -> None:
@@ -449,7 +465,11 @@ class Repairer:
                 continue
             decision = await self._pipeline.decided(report.plan_id)
             if decision is None:
-                waiting = True
+                # Nobody can decide on what was never proposed: waiting would have no end.
+                if await self._pipeline.is_proposed(report.plan_id):
+                    waiting = True
+                else:
+                    self._tell_unknown(report)
                 continue
             await self._announce()
             decided = report.model_copy(
@@ -464,6 +484,17 @@ class Repairer:
         return waiting
 
     # Telling
+
+    def _tell_unknown(self, report: RepairReport) -> None:
+        """A report that came from elsewhere, or was written before the registry was another."""
+        if report.plan_id not in self._unknown:
+            reason = (
+                f"{self._reports_topic}: repair {report.plan_id[:64]!a} awaits approval; "
+                f"registry.root ({self._settings.registry.root}) holds no release of it, so that "
+                "nobody can decide: it is not waited for"
+            )
+            self._unknown[report.plan_id] = reason
+            self.log.error("repair unknown", reason=reason)
 
     async def _announce(self) -> None:
         """Bring topic and policy server to what the registry says, after each of its steps."""

@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -28,6 +28,7 @@ from ares_stream.models.bundles import (
 )
 from ares_stream.models.releases import Author
 from ares_stream.models.store import ReleaseStore
+from ares_stream.records.base import OffsetRange
 from ares_stream.records.label import Label
 from ares_stream.records.release import Release
 from ares_stream.records.repair import CoupledFailure, RepairReport
@@ -467,6 +468,31 @@ async def test_failures_of_a_log_that_was_cut_back_are_not_passed_over_in_silenc
     async with repairing(world):
         said = await until_said(capfd, "settled to offset 50, but the log ends at")
     assert said.count("offsets lost") == 1
+
+
+async def test_reports_of_another_registry_and_another_log_keep_no_repair_from_beginning(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A repairs topic outlives its registry and the repair topic: one report that waits for a
+    decision nobody can make stopped every repair for good, and nothing said so; one whose range
+    ends beyond the log made every failure count as tried."""
+    whole = OffsetRange(topic=f"{world.prefix}repair", partition=0, start=0, end=2**40)
+    both = (whole, whole.model_copy(update={"partition": 1}))
+
+    def stray(plan_id: str, state: Literal["awaiting_approval", "rejected"]) -> OutboundRecord:
+        report = RepairReport(
+            plan_id=plan_id, state=state, method="joint", batch=both, reasons=(), before={},
+            after={}, started_at=DAY, finished_at=DAY,
+        )  # fmt: skip
+        return OutboundRecord(f"{world.prefix}repairs", b"stray", report.encode())
+
+    async with Publisher(world.connection) as publisher:
+        await publisher.publish([stray("a\nb", "awaiting_approval"), stray("c", "rejected")])
+    await world.send(failures(12))
+    async with repairing(world):
+        await world.until("awaiting_approval", "rejected", "promoted")
+    said = "".join(capfd.readouterr())
+    assert said.count("so that nobody can decide: it is not waited for") == 1
 
 
 # Safe answers

@@ -147,10 +147,11 @@ def bent_record(number: int, chance: random.Random) -> RawRecord:
     elif chance.random() < 0.05:
         value = chance.choice((None, b"", b" ", b"null", b"[]", b"0"))
     key = chance.choice((b"k", b"k", None, b"", b"\xff" * 9))
-    return RawRecord(key, value, _headers(chance))
+    return RawRecord(key, value, odd_headers(chance))
 
 
-def _headers(chance: random.Random) -> tuple[tuple[bytes, bytes | None], ...]:
+def odd_headers(chance: random.Random) -> tuple[tuple[bytes, bytes | None], ...]:
+    """Names that are no text, values that are null, many, large; most times none."""
     match chance.randrange(12):
         case 0:
             return ((b"\xff\xfe", b"x"),)

@@ -415,3 +415,16 @@ def test_canaries_must_not_get_worse() -> None:
     before = Table(overall={"canaries": wilson(40, 40)})
     assert decide(before, before, policy).passed
     assert not decide(before, Table(overall={"canaries": wilson(39, 40)}), policy).passed
+
+
+@pytest.mark.parametrize("odd", [1.5, -0.1, 1e308])
+def test_a_slice_whose_figure_is_no_share_is_refused_by_its_name(
+    odd: float, tmp_path: Path
+) -> None:
+    """A trainer of one's own may write anything: it ended the repairer, at each start again."""
+    share = {"value": 0.5, "low": 0.1, "high": 0.9, "count": 9}
+    slices = {"topic=a": {"cfr": share | {"value": odd}}}
+    file = tmp_path / "figures.json"
+    file.write_text(json.dumps({"before": {}, "after": {}, "slices": {"after": slices}}))
+    with pytest.raises(RepairError, match=r"slices\.after\.topic=a\.cfr\.value: is no share"):
+        tables(figures_document(file))
