@@ -137,7 +137,7 @@ def read_scored(file: Path) -> Scored:
                 row = json.loads(raw)
                 values = float(row["harm"]), float(row["quantile"])
                 said = row["harmful"]
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 raise FileFormatError(str(file), number, f"{type(error).__name__}") from None
             if not all(0.0 <= value <= 1.0 for value in values) or not isinstance(said, bool):
                 raise FileFormatError(

@@ -280,7 +280,7 @@ def _refuse_infinite(file: Path) -> None:
 def _begin(entry: Any) -> int:
     try:
         return int(entry["data_offsets"][0])
-    except (TypeError, KeyError, IndexError, ValueError):
+    except (TypeError, KeyError, IndexError, ValueError, OverflowError):
         return -1
 
 
@@ -289,7 +289,9 @@ def _extent(file: Path, name: str, entry: Any) -> tuple[int, int]:
     try:
         begin, stop = entry["data_offsets"]
         shape, width = entry["shape"], _BYTES[entry["dtype"]]
-        fits = all(isinstance(part, int) and part > 0 for part in shape)
+        fits = all(type(part) is int and part > 0 for part in shape)
+        # JSON has 16.0, too, which no file can be read from.
+        fits = fits and type(begin) is type(stop) is int
         whole = fits and 0 <= begin <= stop and stop - begin == width * math.prod(shape)
     except (TypeError, KeyError, ValueError):
         whole = False

@@ -52,7 +52,7 @@ def check_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
         header.pop("__metadata__", None)
         shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+    except (LookupError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise IntegrityError(f"{file}: is no safetensors file; fetch it again") from None
     if 8 + length + end != size:
         raise IntegrityError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import time
@@ -14,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ares_stream.errors import RepairError
+from ares_stream.errors import DecodeError, RepairError
+from ares_stream.files import parse_json
 from ares_stream.processes.parent import die_with_parent
 
 STOP_SECONDS: Final = 10.0
@@ -22,6 +22,8 @@ STOP_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.5
 """How often the memory is read: an overshoot of half a second is bearable."""
 LINE_BYTES: Final = 1 << 20
+MAX_STEPS: Final = 1 << 53
+"""What a metric, which is a float, still tells apart."""
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 Progress = Callable[[str, int, int], None]
@@ -111,9 +113,19 @@ async def _read(process: asyncio.subprocess.Process, output: int, progress: Prog
             os.write(output, line)
         except OSError as error:
             raise RepairError(f"the log cannot be written: {error.strerror}") from error
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            told = json.loads(line)
-            progress(str(told["stage"])[:64], int(told["done"]), int(told["total"]))
+        if (told := _told(line)) is not None:
+            progress(*told)
+
+
+def _told(line: bytes) -> tuple[str, int, int] | None:
+    """Progress, where a line is that; whatever else a program prints stands in its log."""
+    try:
+        found = parse_json(line)
+        done, total = int(found["done"]), int(found["total"])
+        stage = str(found["stage"])[:64]
+    except (DecodeError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    return (stage, done, total) if 0 <= done < MAX_STEPS and 0 <= total < MAX_STEPS else None
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -246,5 +246,5 @@ def reason_of(error: Any) -> str:
     """A refusal in a line: the server's own message says which right is missing."""
     try:
         return str(json.loads(error.body)["message"])
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, RecursionError):
         return f"{error.status} {error.reason}"

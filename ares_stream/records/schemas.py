@@ -354,7 +354,7 @@ def check_directory(directory: Path) -> Check:
         outdated.append(name)
         try:
             old = json.loads(found)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise SettingsError(
                 f"{committed[name]}: not JSON; restore the committed file"
             ) from None

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections import Counter as Counted
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from typing import Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -391,11 +392,16 @@ def _quadrant(verdict: Verdict) -> tuple[str, str] | None:
     return "harmful" if harmful else "safe", "liked" if liked else "disliked"
 
 
+MAX_STAGES: Final = 32
+"""Of one step of a repair that are shown: a trainer may name every batch of its own."""
+
+
 class RepairerMetrics:
     """The repairer's metrics on one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        self._stages: set[str] = set()
         self.waiting = Gauge(
             "ares_repair_waiting_failures",
             "Failures that no repair has settled.",
@@ -460,11 +466,14 @@ class RepairerMetrics:
     def on_progress(self, stage: str, done: int, total: int) -> None:
         """A stage of the repair that runs went on."""
         self.running.set(1)
-        self.progress.labels(stage).set(done / total if total else 0.0)
+        if len(self._stages) < MAX_STAGES or stage in self._stages:
+            self._stages.add(stage)
+            self.progress.labels(stage).set(done / total if total else 0.0)
 
     def on_idle(self) -> None:
         """No stage runs any more."""
         self.running.set(0)
+        self._stages.clear()
         self.progress.clear()
 
     def on_report(self, report: RepairReport) -> None:

@@ -95,7 +95,7 @@ class _Bearer(OAuthAuthenticator):  # type: ignore[misc]
         if payload:
             try:
                 status = str(json.loads(payload)["status"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 status = "no reason"
             raise SaslAuthenticationFailed(status)
         return await super().step(payload)

@@ -40,6 +40,7 @@ from ares_stream.streaming.reader import read, snapshot
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 from tests.integration.test_repairer import World
 from tests.support.bent_topics import bent_batches
+from tests.support.failures import sentence
 from tests.support.notarised import NAME
 from tests.support.probing import TinyPolicy, campaign_file
 from tests.support.raw_batches import RawRecord, produce
@@ -70,7 +71,7 @@ def spoken(number: int, version: str) -> Interaction:
     return Interaction(
         id=f"good-{version}-{number}",
         occurred_at=NOON,
-        messages=(Message(role="user", content=f"a question, number {number} of {version}"),),
+        messages=(Message(role="user", content=sentence(f"{version} {number}")),),
         response=f"{answer} {number}",
         policy=Policy(name="chat", version=version),
     )
