@@ -91,7 +91,14 @@ PARTS: Final[Mapping[str, Profile]] = {
             Cell(
                 "null",
                 4,
-                [Load(200, 4000), Load(KB, 4000), Load(10 * KB, 1000), Load(100 * KB, 100)],
+                [
+                    # Four letters of text, the least that a record can hold; then 0.2 KB of text.
+                    Load(200, 4000),
+                    Load(400, 4000),
+                    Load(KB, 4000),
+                    Load(10 * KB, 1000),
+                    Load(100 * KB, 100),
+                ],
                 contestants=EXACT,
                 rounds=3,
             )
