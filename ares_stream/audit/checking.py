@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ares_stream.audit.leaves import subject_hash
+from ares_stream.audit.leaves import COMPACTED, subject_hash
 from ares_stream.audit.notes import NoteKey, TreeHead, open_head, tree_origin
 from ares_stream.audit.proofs import SCHEMA, prove
 from ares_stream.audit.ranges import RangeReader, TopicReader
@@ -267,6 +267,12 @@ def keep_heads(report: Report, folder: Path, keys: Sequence[NoteKey]) -> None:
                     f"{file} holds another head of {part.leaves} leaves than the topic",
                 )
             )  # fmt: skip
+
+
+def config_of_archived(prefix: str) -> dict[str, dict[str, str]]:
+    """What is known of archived topics' configuration: that compaction takes records of some away.
+    By which retention those were deleted that were not archived, nothing says."""
+    return {topic_name(prefix, name): {"cleanup.policy": "compact"} for name in COMPACTED}
 
 
 def _too_young(settings: Mapping[str, str], now_ms: int) -> int | None:

@@ -11,6 +11,8 @@ from ares_stream.cli.options import Bootstrap, SettingsFile
 
 if TYPE_CHECKING:
     from ares_stream.audit.notes import NoteKey
+    from ares_stream.audit.ranges import RangeReader
+    from ares_stream.streaming.connection import KafkaConnection
 
 app = typer.Typer(no_args_is_help=True, help="Verify topics against what the notary signed.")
 
@@ -19,6 +21,10 @@ Keys = Annotated[
     typer.Option(
         "--key", metavar="KEY", help="Public key of the notary, name+id+base64; repeat for several."
     ),
+]
+Archive = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Read `ares archive`'s files, not topics."),
 ]
 Topic = Annotated[str, typer.Option(help="Topic, without the prefix.")]
 
@@ -82,6 +88,7 @@ def verify(
             metavar="FILE", help="PEM: root certificates of the authority whose time stamps hold."
         ),
     ] = None,
+    archive: Archive = None,
     settings_file: SettingsFile = None,
     bootstrap: Bootstrap = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
@@ -94,8 +101,13 @@ def verify(
     import asyncio
     import json
 
-    from ares_stream.audit.checking import Report, keep_heads, read_heads, verify_topics
-    from ares_stream.audit.ranges import TopicReader
+    from ares_stream.audit.checking import (
+        Report,
+        config_of_archived,
+        keep_heads,
+        read_heads,
+        verify_topics,
+    )
     from ares_stream.audit.stamps import Stamps
     from ares_stream.cli.topics import connect
     from ares_stream.streaming.admin import describe_topics
@@ -109,12 +121,14 @@ def verify(
     names = [f"{settings.topic_prefix}{name}" for name in topics or settings.notary.topics]
 
     async def work() -> Report:
-        config = {
-            name: topic.config for name, topic in (await describe_topics(connection, names)).items()
-        }
+        if archive is None:
+            topics_now = await describe_topics(connection, names)
+            config = {name: topic.config for name, topic in topics_now.items()}
+        else:
+            config = config_of_archived(settings.topic_prefix)
         return await verify_topics(
-            TopicReader(connection), settings.topic_prefix, names, trusted, config, known=heads,
-            stamps=stamps,
+            _reader(archive, connection), settings.topic_prefix, names, trusted, config,
+            known=heads, stamps=stamps,
         )  # fmt: skip
 
     report = asyncio.run(work())
@@ -153,6 +167,7 @@ def prove(
             "to; needs --key; repeat for several.",
         ),
     ] = None,
+    archive: Archive = None,
     settings_file: SettingsFile = None,
     bootstrap: Bootstrap = None,
 ) -> None:
@@ -164,7 +179,6 @@ def prove(
     import asyncio
 
     from ares_stream.audit.checking import prove_records, read_heads
-    from ares_stream.audit.ranges import TopicReader
     from ares_stream.cli.topics import connect
     from ares_stream.errors import SettingsError
     from ares_stream.files import check_outputs, write_document
@@ -179,7 +193,7 @@ def prove(
     settings, connection = connect(settings_file, bootstrap)
     document: dict[str, Any] = asyncio.run(
         prove_records(
-            TopicReader(connection), settings.topic_prefix, topic,
+            _reader(archive, connection), settings.topic_prefix, topic,
             selector=selector, place=None if at is None else _place(at), keys=trusted, kept=kept,
         )
     )  # fmt: skip
@@ -279,6 +293,13 @@ def erase(
     done = asyncio.run(erase_salts(connection, settings.topic_prefix, selector, by, reason))
     for item in done:
         typer.echo(f"{item.topic} {item.partition} offset {item.offset}: salt erased")
+
+
+def _reader(archive: str | None, connection: KafkaConnection) -> RangeReader:
+    from ares_stream.audit.archive import ArchiveReader
+    from ares_stream.audit.ranges import TopicReader
+
+    return TopicReader(connection) if archive is None else ArchiveReader(archive)
 
 
 def _keys(texts: list[str]) -> list[NoteKey]:

@@ -7,10 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from ares_stream.audit import verify_proof
 from ares_stream.audit.archive import ArchiveReader
-from ares_stream.audit.checking import Report, keep_heads, read_heads, verify_topics
+from ares_stream.audit.checking import (
+    Report,
+    config_of_archived,
+    keep_heads,
+    read_heads,
+    verify_topics,
+)
 from ares_stream.audit.notes import NoteSigner, TreeHead, sign_note
+from ares_stream.cli.main import app
 from ares_stream.errors import SettingsError
 from ares_stream.streaming.records import InboundRecord
 from tests.support.golden_month import Topics
@@ -118,3 +127,49 @@ def test_a_head_that_is_none_is_named_by_its_file(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="holds no head"):
         read_heads([tmp_path], KEYS)
     assert read_heads([tmp_path], KEYS, may_be_empty=tmp_path) == []
+
+
+def test_an_archive_is_verified_and_proven_as_topics_are_when_retention_has_taken_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    signed = notarise(records_of(20))
+    archive = held(signed).archive(tmp_path / "kept")
+
+    def ares(*words: str) -> Result:
+        key = str(SIGNER.key)
+        return CliRunner().invoke(app, ["audit", *words, "--archive", archive, "--key", key])
+
+    done = ares("verify", "--topic", "verdicts", "--keep", "heads")
+    assert (done.exit_code, done.output.splitlines()[-1]) == (0, "all as signed")
+    done = ares("prove", "--at", "2:3", "--known", "heads", "--out", "proof.json")
+    assert done.exit_code == 0, done.output
+    (head,) = (tmp_path / "heads").iterdir()
+    asked = ["proof.json", "--key", str(SIGNER.key), "--known", str(head)]
+    assert verify_proof.main(asked) == 0
+    topics = held(signed)
+    topics.change(VERDICTS, 3, value=b"another")
+    archive = topics.archive(tmp_path / "bent")
+    done = ares("verify", "--topic", "verdicts")
+    assert (done.exit_code, "offset 3: changed" in done.output) == (1, True)
+    done = ares("prove", "--at", "2:3", "--out", "none.json")
+    assert (done.exit_code, (tmp_path / "none.json").exists()) == (2, False)
+    archive = str(tmp_path / "nothing")
+    assert ares("verify", "--topic", "verdicts").exit_code == 2
+
+
+def test_an_archived_compacted_topic_may_lack_what_gave_way_to_a_later_record(
+    tmp_path: Path,
+) -> None:
+    signed = notarise(records_of(20, topic="ares.labels"), keyed=True)
+    topics = held(signed)
+    # Of five keys the latest records are the last five.
+    topics.held["ares.labels", 2] = signed.records[12:]
+    reader = ArchiveReader(topics.archive(tmp_path / "kept"))
+    config = config_of_archived(PREFIX)
+    report = asyncio.run(verify_topics(reader, PREFIX, ["ares.labels"], KEYS, config))
+    assert (report.holds, report.partitions[0].compacted) == (True, 12)
+    topics.held["ares.labels", 2] = signed.records[:-1]
+    reader = ArchiveReader(topics.archive(tmp_path / "cut"))
+    report = asyncio.run(verify_topics(reader, PREFIX, ["ares.labels"], KEYS, config))
+    assert [item.kind for item in report.differences] == ["dropped"]
