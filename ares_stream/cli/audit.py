@@ -10,6 +10,8 @@ import typer
 from ares_stream.cli.options import Bootstrap, SettingsFile
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ares_stream.audit.notes import NoteKey
     from ares_stream.audit.ranges import RangeReader
     from ares_stream.streaming.connection import KafkaConnection
@@ -121,6 +123,7 @@ def verify(
     names = [f"{settings.topic_prefix}{name}" for name in topics or settings.notary.topics]
 
     async def work() -> Report:
+        config: Mapping[str, Mapping[str, str]]
         if archive is None:
             topics_now = await describe_topics(connection, names)
             config = {name: topic.config for name, topic in topics_now.items()}
