@@ -312,6 +312,17 @@ class Evidence:
         }
         return _rounded(document)  # type: ignore[no-any-return]
 
+    def shortened(self, whole: Sequence[OffsetRange]) -> list[OffsetRange]:
+        """Offsets that the notary signed in the period and that lie behind the end of their
+        partition: the topic was cut, or deleted and made anew. `whole` are the ranges that there
+        are."""
+        found = []
+        for item in whole:
+            heads = self._heads.get((item.topic, item.partition))
+            if heads is not None and heads.signed_end > item.end:
+                found.append(item.model_copy(update={"start": item.end, "end": heads.signed_end}))
+        return found
+
     def _covers(self) -> dict[str, Any]:
         return {
             "topics": [

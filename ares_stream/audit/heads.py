@@ -79,6 +79,8 @@ class HeadChain:
         self.head: TreeHead | None = None
         """Of `last`."""
         self.signed_by: tuple[NoteKey, ...] = ()
+        self.signed_end = 0
+        """The offset behind the last leaf that a key signed; 0 where no signature is checked."""
         self.refused = 0
         self.reason: str | None = None
 
@@ -107,6 +109,9 @@ class HeadChain:
                 raise IntegrityError("it does not continue the one before it")
         if signed is not None:
             self._tree = signed.tree
+            if signers:
+                *_, leaf = unpack(checkpoint.leaves)
+                self.signed_end = leaf.offset + 1
         self.last, self.head, self.signed_by = checkpoint, head, signers
 
 

@@ -104,6 +104,13 @@ def command(
                 "archive it too (`ares archive write`; one that holds nothing has a file that says "
                 "so), or name the gap in the report (--allow-gaps)"
             )
+        if first.start:
+            raise ReadError(
+                f"{first.topic} {first.partition}: offsets {first.start} to {first.end} were "
+                "signed in this period and lie behind the topic's end: it was cut, or deleted and made "
+                "anew; read an archive that has them (--archive), or name the gap in the report "
+                "(--allow-gaps)"
+            )
         raise ReadError(
             f"{first.topic} {first.partition}: offsets below {first.end} are deleted and may be of "
             "this period; begin later, read an archive that has them (--archive), or name the gap "
@@ -182,7 +189,7 @@ async def _read(
             bar.advance(task)
         # Markers of transactions take offsets too.
         bar.update(task, completed=sum(item.end - item.start for item in wanted))
-    return [*absent, *gaps(names, whole, inside)]
+    return [*absent, *evidence.shortened(whole), *gaps(names, whole, inside)]
 
 
 def _write(out: Path, files: dict[str, bytes], text: str, settings: Settings) -> None:

@@ -503,3 +503,20 @@ def test_a_period_in_which_nothing_happened_is_a_report_too() -> None:
     document = made([], Log((), None))
     assert document["incidents"] == document["figures"] == []
     assert evidence_page(document).count(b"none") >= 8
+
+
+@pytest.mark.parametrize("keys", [[SIGNER.key], []], ids=["with a key", "without"])
+def test_a_topic_that_ends_before_what_was_signed_of_it_is_named(keys: list[NoteKey]) -> None:
+    """It was cut, or deleted and made anew in the period."""
+    signed = notarise(records_of(20))
+    evidence = Evidence(PERIOD, LedgerPolicy(), "either", keys)
+    for number, (_, item) in enumerate(signed.checkpoints):
+        evidence.take(*record(topics.CHECKPOINTS, number, item))
+    end = signed.records[-1].offset + 1
+
+    def there(until: int, partition: int = 2) -> OffsetRange:
+        return OffsetRange(topic="ares.verdicts", partition=partition, start=0, end=until)
+
+    assert evidence.shortened([there(end), there(0, partition=1)]) == []
+    gap = there(end).model_copy(update={"start": 5})
+    assert evidence.shortened([there(5)]) == ([gap] if keys else [])
