@@ -107,8 +107,8 @@ def command(
         if first.start:
             raise ReadError(
                 f"{first.topic} {first.partition}: offsets {first.start} to {first.end} were "
-                "signed in this period and lie behind the topic's end: it was cut, or deleted and made "
-                "anew; read an archive that has them (--archive), or name the gap in the report "
+                "signed in this period and lie behind the topic's end: it was cut, or deleted and "
+                "made anew; read an archive that has them (--archive), or name the gap in the report "
                 "(--allow-gaps)"
             )
         raise ReadError(
