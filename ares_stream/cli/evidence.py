@@ -108,8 +108,8 @@ def command(
             raise ReadError(
                 f"{first.topic} {first.partition}: offsets {first.start} to {first.end} were "
                 "signed in this period and lie behind the topic's end: it was cut, or deleted and "
-                "made anew; read an archive that has them (--archive), or name the gap in the report "
-                "(--allow-gaps)"
+                "made anew; read an archive that has them (--archive), or name the gap in the "
+                "report (--allow-gaps)"
             )
         raise ReadError(
             f"{first.topic} {first.partition}: offsets below {first.end} are deleted and may be of "
