@@ -474,6 +474,29 @@ def test_a_rule_on_the_forecast_is_the_gates_with_the_recorded_answers_as_the_in
     assert reason is None or any(reason in line for line in said), said
 
 
+@pytest.mark.parametrize(
+    ("forecast", "reason"),
+    [
+        (forecast_of(place({"cfr": 100}, {"contested": 900})), "contested: upper bound"),
+        (
+            forecast_of(
+                place({"cfr": 100}, {"cfr": 2}), de=place({"cfr": 6}, {"contested": 60}, 60)
+            ),
+            "locale=de: 100.00% ",
+        ),
+    ],
+    ids=["of the whole", "of a slice"],
+)
+def test_a_candidate_whose_answers_people_must_decide_on_clears_no_rule_of_harm(
+    forecast: Forecast, reason: str
+) -> None:
+    (item,) = candidates("policy", forecast=forecast).releases
+    said = objections(item, RULES)
+    assert any(line.startswith(reason) for line in said), said
+    allowed = Rule(figure="contested", kind="stay_below", ceiling=1.0)
+    assert objections(item, GatePolicy(rules=(*RULES.rules, allowed))) == ()
+
+
 def test_a_first_reward_model_and_a_judge_need_no_forecast() -> None:
     (first,) = candidates("reward", previous=None).releases
     (judge,) = candidates("harm").releases
