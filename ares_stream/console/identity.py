@@ -44,6 +44,9 @@ KEYS_SECONDS: Final = 30.0
 KEYS_LIFE_SECONDS: Final = 300.0
 """After which keys are fetched again though all of them are known: one that was withdrawn would
 let its owner in for ever."""
+KEYS_STALE_SECONDS: Final = 3600.0
+"""For which keys serve that cannot be fetched again. Longer, and who holds a key that was withdrawn
+would only have to keep the issuer from answering."""
 FETCH_SECONDS: Final = 5.0
 MAX_KEYS_BYTES: Final = 1 << 20
 _NAME: Final = re.compile(r"[^\W_][\w.@+-]{0,127}")
@@ -254,11 +257,14 @@ class _SignedTokens:
                 self._keys = await self._fetch()
                 self._fetched_at = self._clock()
             except (httpx.HTTPError, TimeoutError, SettingsError) as error:
-                if self._keys is None:
+                if self._keys is None or self._are_stale():
                     raise RefusedError("the proxy's keys cannot be read now") from error
-        if self._keys is None:
+        if self._keys is None or self._are_stale():
             raise RefusedError("the proxy's keys cannot be read now")
         return self._keys
+
+    def _are_stale(self) -> bool:
+        return self._clock() - self._fetched_at >= KEYS_STALE_SECONDS
 
     async def _fetch(self) -> KeySet:
         if self.policy.jwks_file is not None:

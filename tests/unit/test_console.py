@@ -23,7 +23,14 @@ from joserfc.jwk import ECKey, KeySet, OctKey
 from starlette.requests import Request
 
 from ares_stream.console.agreement import agreement
-from ares_stream.console.identity import COOKIE, KEYS_LIFE_SECONDS, Identity, RefusedError
+from ares_stream.console.identity import (
+    COOKIE,
+    KEYS_LIFE_SECONDS,
+    KEYS_SECONDS,
+    KEYS_STALE_SECONDS,
+    Identity,
+    RefusedError,
+)
 from ares_stream.console.policy import HeaderPolicy, IdentityPolicy, JwtPolicy, QueuePolicy
 from ares_stream.console.queue import Item, Place, ReviewQueue, rank
 from ares_stream.console.web import KEYS_COOKIE, is_private, keys_of
@@ -276,12 +283,22 @@ async def test_a_key_that_was_withdrawn_lets_nobody_in_for_long(tmp_path: Path) 
     clock[0] += KEYS_LIFE_SECONDS
     with pytest.raises(RefusedError, match="not valid here"):
         await name()
-    # An issuer that does not answer locks nobody out.
+    # An issuer that does not answer locks nobody out for an hour, and lets nobody in for longer.
     file.write_text(json.dumps(KeySet([SIGNER]).as_dict(private=False)))
     clock[0] += KEYS_LIFE_SECONDS
     assert await name() == "ada@example.org"
     file.unlink()
     clock[0] += KEYS_LIFE_SECONDS
+    assert await name() == "ada@example.org"
+    token = signed(exp=NOW + 2 * KEYS_STALE_SECONDS)
+    clock[0] += KEYS_STALE_SECONDS - KEYS_LIFE_SECONDS - 1
+    assert await name() == "ada@example.org"
+    clock[0] += 1
+    for _ in range(2):
+        with pytest.raises(RefusedError, match="keys cannot be read now"):
+            await name()
+    file.write_text(json.dumps(KeySet([SIGNER]).as_dict(private=False)))
+    clock[0] += KEYS_SECONDS
     assert await name() == "ada@example.org"
 
 
