@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import pathlib
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -17,7 +18,7 @@ from typer.core import TyperGroup
 
 from ares_stream import __version__
 from ares_stream.cli.examples import EXAMPLES
-from ares_stream.errors import AresError
+from ares_stream.errors import AresError, SettingsError
 
 COMMANDS: tuple[tuple[str, str], ...] = (
     ("demo", "demo"),
@@ -54,8 +55,6 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("loop", "loop"),
 )
 """(name, module of ares_stream.cli), in the order of the help page."""
-USAGE = 2
-"""Exit code where something given is wrong; docs/commands.md."""
 
 
 class _Root(TyperGroup):
@@ -91,10 +90,13 @@ class _Root(TyperGroup):
                 sys.stdout.flush()
         except AresError as error:
             _end(str(error), error.exit_code)
-        except OSError as error:
-            if error.filename is None:
-                raise
-            _end(f"{error.filename}: {error.strerror}", USAGE)
+        except (OSError, MemoryError) as error:
+            from ares_stream.files import is_spent, of_machine
+
+            if isinstance(error, OSError) and error.filename is None and not is_spent(error):
+                raise  # Nothing in it tells a person what to do.
+            told = of_machine(error)
+            _end(str(told), told.exit_code)
 
 
 def _end(reason: str, code: int) -> NoReturn:
@@ -151,4 +153,11 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
-) -> None: ...
+) -> None:
+    try:
+        pathlib.Path.cwd()
+    except OSError:
+        # Whatever takes a relative path would fail, each thing at another place.
+        raise SettingsError(
+            "the folder that this was started in is gone or closed to this user: `cd` to another"
+        ) from None

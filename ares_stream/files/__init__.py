@@ -31,7 +31,7 @@ from ares_stream.files.documents import (
     validated,
 )
 from ares_stream.files.outputs import check_new_folder, check_outputs
-from ares_stream.files.reasons import said, unwritable
+from ares_stream.files.reasons import is_full, is_spent, of_machine, said, unwritable
 from ares_stream.files.renewed import (
     Renewed,
     Validity,
@@ -76,6 +76,9 @@ __all__ = [
     "check_outputs",
     "checked_api_key",
     "fault",
+    "is_full",
+    "is_spent",
+    "of_machine",
     "open_lines",
     "parse_json",
     "parse_yaml",

@@ -28,7 +28,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ares_stream.errors import AresError, BundleError, IntegrityError, RegistryError
-from ares_stream.files import staging_folder, unwritable
+from ares_stream.files import is_full, staging_folder, unwritable
 from ares_stream.models import releases
 from ares_stream.models.adapters import ADAPTER, MAX_RANK, adapter_digest, check_adapter
 from ares_stream.models.bundles import MANIFEST, load_bundle
@@ -317,6 +317,8 @@ class ReleaseStore:
                 self._files.put_file(str(file), f"{folder}/{file.name}")
         except AresError:
             raise
+        except OSError as error:
+            raise unwritable(folder, error, RegistryError) from error
         # Each store's client has errors of its own.
         except Exception as error:
             raise RegistryError(f"{folder}: cannot be written: {error}") from error
@@ -399,6 +401,8 @@ def _fetched(files: Any, source: str, release: Release, cache: Path) -> Path:
         raise
     # Each store's client has errors of its own.
     except Exception as error:
+        if isinstance(error, OSError) and is_full(error):
+            raise unwritable(target, error) from error
         raise RegistryError(f"{release.uri}: cannot be fetched: {error}") from error
     return target
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ares_stream import __version__
 from ares_stream.errors import SettingsError
+from ares_stream.files import written_whole
 from ares_stream.records import topics
 from ares_stream.records.alarm import Alarm, AlarmAcknowledgement
 from ares_stream.records.base import Record
@@ -369,12 +370,13 @@ def check_directory(directory: Path) -> Check:
 
 
 def write_directory(directory: Path) -> tuple[str, ...]:
-    """Write every file; returns the names of those that changed."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write every file, each whole or not at all; returns the names of those that changed. Raises
+    SettingsError, ResourceError."""
     changed = []
     for name, content in generated().items():
         path = directory / name
         if not path.exists() or path.read_text(encoding="utf-8") != content:
-            path.write_text(content, encoding="utf-8")
+            with written_whole(path) as stream:
+                stream.write(content.encode())
             changed.append(name)
     return tuple(changed)

@@ -81,7 +81,7 @@ def _large(raw: bytes, chance: random.Random) -> bytes:
         bend(document, chance.choice(strings), "another", text[: LARGE - len(raw)])
     else:
         document["large"] = text[: LARGE - len(raw)]
-    return json.dumps(document, ensure_ascii=False).encode()[:LARGE]
+    return json.dumps(document, ensure_ascii=False).encode(errors="surrogatepass")[:LARGE]
 
 
 def _literal(raw: bytes, chance: random.Random) -> bytes:
