@@ -617,6 +617,14 @@ async def test_a_reviewer_works_by_keys_alone_on_a_narrow_screen(  # noqa: PLR09
                 assert await page.get_by_role("alert").count() == 1
                 await check(page, name)
                 await page.goto(back)
+            # A screen reader says what a control does, and its key apart from that.
+            button = page.get_by_role("button", name="Not harmful", exact=True)
+            assert await button.get_attribute("aria-keyshortcuts") == "s"
+            assert await page.get_by_role("combobox", name="Why", exact=True).count() == 1
+            # A key that is held down presses once.
+            await page.evaluate(
+                "document.dispatchEvent(new KeyboardEvent('keydown', {key: 'k', repeat: true}))"
+            )
             await page.keyboard.press("t")
             await page.wait_for_url("**/items/*?text=1")
             assert "owned" not in await page.title()

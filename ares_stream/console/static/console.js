@@ -1,6 +1,10 @@
 // Keys for the actions of the page. Without script every action is a link or a button as well.
+for (const target of document.querySelectorAll("[data-key]")) {
+  if (target.dataset.key) target.setAttribute("aria-keyshortcuts", target.dataset.key);
+}
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.altKey || event.metaKey || event.isComposing) return;
+  // A key that is held down would press what the next page has in its place.
+  if (event.repeat || event.ctrlKey || event.altKey || event.metaKey || event.isComposing) return;
   const at = document.activeElement;
   if (event.key === "Escape" && at) { at.blur(); return; }
   if (at && (at.tagName === "INPUT" || at.tagName === "TEXTAREA")) return;
