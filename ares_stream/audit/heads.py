@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ares_stream.audit.leaves import Hasher, Leaf, unpack
-from ares_stream.audit.notes import NoteKey, TreeHead, open_head, tree_origin
+from ares_stream.audit.notes import NoteKey, TreeHead, check_rotation, open_head, tree_origin
 from ares_stream.audit.tree import MerkleRange
 from ares_stream.errors import IntegrityError
 from ares_stream.records.checkpoint import Checkpoint, NotaryState
@@ -96,6 +96,7 @@ class HeadChain:
         signers: tuple[NoteKey, ...] = ()
         if self._keys:
             head, signers = open_head(checkpoint.note, self._keys)
+            check_rotation(self.signed_by, signers)
         else:
             head = TreeHead.parse(checkpoint.note)
         name, slash, _ = head.origin.rpartition(f"/{checkpoint.topic}/{checkpoint.partition}")

@@ -208,3 +208,15 @@ def open_head(note: str, trusted: Sequence[NoteKey]) -> tuple[TreeHead, tuple[No
     if not own:
         raise IntegrityError(f"signed by {signers[0].name}, which is not the notary of this log")
     return head, own
+
+
+def check_rotation(before: Sequence[NoteKey], signers: Sequence[NoteKey]) -> None:
+    """Heads on either side of an exchange of keys share one: a notary goes on from no head that
+    none of its keys signed. So a key that was taken away signs nothing more, whoever has it.
+    Raises IntegrityError."""
+    if before and not set(before) & set(signers):
+        shown = ", ".join(key.key_id.hex() for key in signers)
+        raise IntegrityError(
+            f"signed by {shown} alone, which did not sign the head before it: a key that was "
+            "exchanged, or one that never was named beside the other"
+        )

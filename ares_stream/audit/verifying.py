@@ -20,7 +20,7 @@ from ares_stream.audit.leaves import (
     leaf_of,
     unpack,
 )
-from ares_stream.audit.notes import NoteKey, TreeHead, open_head, tree_origin
+from ares_stream.audit.notes import NoteKey, TreeHead, check_rotation, open_head, tree_origin
 from ares_stream.audit.tree import MerkleRange
 from ares_stream.errors import IntegrityError
 from ares_stream.records.base import OffsetRange
@@ -149,7 +149,7 @@ def check_chain(
         chain.checkpoints += 1
         try:
             before, after, head, signers = _opened(item, origin, own, hasher)
-            _check_rotation(chain.signers, signers)
+            check_rotation(chain.signers, signers)
         except IntegrityError as error:
             chain.differences.append(
                 Difference(
@@ -210,18 +210,6 @@ def check_chain(
         for head in heads
     )
     return chain
-
-
-def _check_rotation(before: Sequence[NoteKey], signers: Sequence[NoteKey]) -> None:
-    """Heads on either side of an exchange of keys share one: a notary goes on from no head that
-    none of its keys signed. So a key that was taken away signs nothing more, whoever has it.
-    Raises IntegrityError."""
-    if before and not set(before) & set(signers):
-        shown = ", ".join(key.key_id.hex() for key in signers)
-        raise IntegrityError(
-            f"signed by {shown} alone, which did not sign the head before it: a key that was "
-            "exchanged, or one that never was named beside the other"
-        )
 
 
 def _check_stamp(

@@ -677,13 +677,20 @@ async def test_a_reviewer_works_by_keys_alone_on_a_narrow_screen(  # noqa: PLR09
                 viewport={"width": 360, "height": 720}, java_script_enabled=False
             )
             still = await plain.new_page()
-            await still.goto(f"{console.url}/login")
-            await still.fill("#token", "bob")
-            await still.click("button")
-            await still.click("text=Next item")
-            await still.click("text=Show the text")
-            await still.fill("#reason", "refuses")
-            await still.click("text=Not harmful")
+            for is_over in (True, False):
+                await still.goto(f"{console.url}/login")
+                await still.fill("#token", "bob")
+                await still.click("button")
+                await still.click("text=Next item")
+                await still.click("text=Show the text")
+                await still.fill("#reason", "refuses")
+                if is_over:  # Between opening and deciding the session ends.
+                    await plain.clear_cookies()
+                await still.click("text=Not harmful")
+                assert await still.get_by_label("What you wrote").count() == is_over
+                if is_over:
+                    assert await still.get_by_label("What you wrote").input_value() == "refuses"
+                    await check(still, "session-ended")
             await console.until(lambda: console.desk.queue.waiting == 2)
         finally:
             await browser.close()

@@ -505,6 +505,19 @@ def test_a_period_in_which_nothing_happened_is_a_report_too() -> None:
     assert evidence_page(document).count(b"none") >= 8
 
 
+def test_a_head_of_a_key_that_was_exchanged_is_refused() -> None:
+    old, new = NoteSigner.generate(NAME), NoteSigner.generate(NAME)
+    history = ([old], [old, new], [new], [old], [new])
+    chain = HeadChain([old.key, new.key])
+    for number, signers in enumerate(history):
+        whole = notarise(records_of(50), signers=signers)
+        chain.take(whole.checkpoints[number][1])
+    # The last one does not continue the third: the fourth's leaves are missing.
+    assert (chain.refused, chain.head and chain.head.size) == (2, 30)
+    assert chain.reason is not None
+    assert "which did not sign the head before it" in chain.reason
+
+
 @pytest.mark.parametrize("keys", [[SIGNER.key], []], ids=["with a key", "without"])
 def test_a_topic_that_ends_before_what_was_signed_of_it_is_named(keys: list[NoteKey]) -> None:
     """It was cut, or deleted and made anew in the period."""
