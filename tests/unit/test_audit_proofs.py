@@ -252,7 +252,7 @@ def test_a_proof_leads_to_every_head_that_the_auditor_kept(number: int) -> None:
     proof = prove(record.offset, checkpoints, record=record, salt=None, kept=kept)
     known = [verify_proof.open_head(note, [KEY]) for note, _ in kept]
     said = verify_proof.check(proof, [KEY], known)
-    assert said.endswith(f"latest head 37, as {len(kept)} heads that you kept")
+    assert said.endswith(f"latest head 37, kept heads compared: {len(kept)}")
     assert len(proof["later"]) + len(proof.get("earlier", ())) == len(kept) - 1
     for row in ("later", "earlier"):
         for entry in range(len(proof.get(row, ()))):
