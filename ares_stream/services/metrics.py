@@ -104,6 +104,12 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
             "topic",
             "partition",
         )
+        self.progress = gauge(
+            "partition_progress_timestamp_seconds",
+            "When the owner of a partition last committed here, or had nothing to commit.",
+            "topic",
+            "partition",
+        )
         self.inflight_records = gauge("inflight_records", "Records read and not yet committed.")
         self.inflight_bytes = gauge("inflight_bytes", "Bytes read and not yet committed.")
         self.latency = histogram(
@@ -241,6 +247,8 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
+        self._owned: set[tuple[str, str]] = set()
+        """Partitions whose lag was told."""
         zeros(self.verdicts, LANES, [name.value for name in FailureClass])
         zeros(self.quadrant, LANES, ("harmful", "safe"), ("liked", "disliked"))
         zeros(self.transactions, ("committed", "fenced", "refused", "failed", "unknown"))
@@ -275,6 +283,7 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
     def committed(self, topic: str, partition: int, records: int, seconds: float) -> None:
         """A transaction committed."""
         self.commit_seconds.observe(seconds)
+        self.progress.labels(topic, str(partition)).set_to_current_time()
 
     def settled(self, notes: Sequence[object]) -> None:
         """Verdicts were committed."""
@@ -295,7 +304,11 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
 
     def lag(self, topic: str, partition: int, records: int) -> None:
         """Records of a partition that are not committed yet."""
-        self.lag_records.labels(topic, str(partition)).set(records)
+        labels = topic, str(partition)
+        self.lag_records.labels(*labels).set(records)
+        if not records or labels not in self._owned:
+            self._owned.add(labels)
+            self.progress.labels(*labels).set_to_current_time()
 
     def assigned(self, topic: str, partition: int) -> None:
         """A partition is processed here from now on."""
@@ -304,8 +317,11 @@ class ScorerMetrics(ProcessorObserver, ScoringObserver):
     def revoked(self, topic: str, partition: int) -> None:
         """A partition is no longer processed here: its lag is the next owner's to tell."""
         self.rebalances.labels("revoked").inc()
-        with contextlib.suppress(KeyError):
-            self.lag_records.remove(topic, str(partition))
+        labels = topic, str(partition)
+        self._owned.discard(labels)
+        for metric in (self.lag_records, self.progress):
+            with contextlib.suppress(KeyError):
+                metric.remove(*labels)
 
     def lost(self, loss: OffsetLoss) -> None:
         """The log did not hold the committed offset."""

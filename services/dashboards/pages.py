@@ -98,6 +98,11 @@ STREAM = Page(
             Panel("Lag by partition", "short", "Records that the owner of a partition has not committed.",
                   (Query("sum by (topic, partition) (ares_lag_records{@})",
                          "{{topic}} {{partition}}"),), alert="AresLagGrowing"),
+            Panel("Without progress", "s",
+                  "Longest time for which a partition with records to score had no commit.",
+                  (Query("max by (topic) (time() - ares_partition_progress_timestamp_seconds{@} "
+                         "and on (job, instance, topic, partition) ares_lag_records{@} > 0)",
+                         "{{topic}}"),), alert="AresScorerStalled", limit=600),
             Panel("In flight", "short", "Records read and not committed.",
                   (Query("sum by (job) (ares_inflight_records{@})", "{{job}}"),),
                   alert="AresScorerStalled"),

@@ -593,6 +593,31 @@ def test_people_reach_the_console_through_its_service_and_nothing_else() -> None
     assert {item["port"] for rule in whole for item in rule["ports"]} == {"http"}
 
 
+TO_ONE, TO_ZERO = ({"keda": {"enabled": True, "minReplicas": number}} for number in (1, 0))
+OFF = {"enabled": False}
+
+
+@pytest.mark.parametrize(
+    ("lanes", "there"),
+    [
+        ({}, True),
+        ({"production": TO_ZERO}, True),
+        ({"production": TO_ZERO, "probe": TO_ZERO, "anchor": TO_ONE}, True),
+        ({"production": TO_ZERO, "probe": TO_ZERO, "anchor": TO_ZERO}, False),
+        ({"production": TO_ZERO, "probe": OFF, "anchor": OFF}, False),
+    ],
+    ids=["no keda", "one lane to zero", "one to one", "all to zero", "the only lane to zero"],
+)
+def test_no_scorer_is_no_alert_where_every_lane_may_scale_to_nothing(
+    lanes: dict[str, Any], there: bool
+) -> None:
+    values = merged(NEEDED, {"metrics": {"rules": True}, "scorer": {"lanes": lanes}})
+    (rules,) = [item for item in rendered(values) if item["kind"] == "PrometheusRule"]
+    alerts = {rule.get("alert") for group in rules["spec"]["groups"] for rule in group["rules"]}
+    assert ("AresScorerAbsent" in alerts) is there
+    assert {"AresLaneUnavailable", "AresScalerFails", "AresScorerStalled"} <= alerts
+
+
 def test_links_of_alerts_lead_where_the_values_say() -> None:
     own = {"metrics": {"rules": True, "runbookUrl": "https://wiki.example.com/ares",
                        "monitorUrl": "https://monitor.example.com/"}}  # fmt: skip

@@ -274,6 +274,34 @@ def test_a_partition_that_is_given_away_shows_no_lag_here(metrics: ScorerMetrics
     assert value(metrics, "ares_lag_records", topic="in", partition="1") == 7
 
 
+def test_a_partition_goes_on_with_a_commit_and_while_there_is_nothing_to_commit(
+    metrics: ScorerMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+
+    def progress(partition: int) -> float | None:
+        name = "ares_partition_progress_timestamp_seconds"
+        return value(metrics, name, topic="in", partition=str(partition))
+
+    metrics.lag("in", 0, 5)
+    metrics.lag("in", 1, 5)
+    assert (progress(0), progress(1)) == (1000, 1000)
+    now = 2000.0
+    metrics.lag("in", 0, 9)
+    metrics.committed("in", 1, 5, 0.1)
+    assert (progress(0), progress(1)) == (1000, 2000)
+    now = 3000.0
+    metrics.lag("in", 1, 0)
+    metrics.lag("in", 0, 9)
+    assert (progress(0), progress(1)) == (1000, 3000)
+    metrics.revoked("in", 0)
+    assert progress(0) is None
+    now = 4000.0
+    metrics.lag("in", 0, 9)
+    assert progress(0) == 4000
+
+
 def test_a_swap_replaces_the_digest(metrics: ScorerMetrics) -> None:
     metrics.on_releases({"reward": "a" * 64})
     metrics.on_releases({"reward": "b" * 64})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -14,13 +14,14 @@ from ares_stream.errors import InputError
 from ares_stream.lab.language.oracle import JUDGE_ERROR, Answer, Oracle
 from ares_stream.lab.language.world import Prompt
 from ares_stream.lab.victims.evaluate import load_policy
-from ares_stream.lab.victims.teaching import judged_answers
+from ares_stream.lab.victims.teaching import judged_answers, rated
 from ares_stream.lab.victims.victim import Victim
 from ares_stream.models.bundles import Bundle, Calibration, Kind, Lineage, load_bundle
 from ares_stream.records.base import digest
 from ares_stream.records.interaction import Interaction, Message, Policy, Reference
 from ares_stream.training.calibration import auroc, expected_calibration_error, fit_platt
 from ares_stream.training.checkpoints import load_checkpoint, quiet_transformers
+from ares_stream.training.domain import DomainRows
 from ares_stream.training.export import export_bundle
 
 TEMPERATURE: Final = 0.7
@@ -30,6 +31,7 @@ _BEGIN: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _MEAN_GAP: Final = 0.25
 """Seconds between two conversations, on average."""
 _CALIBRATION_ROWS: Final = 2000
+_DOMAIN_ROWS: Final = 1200
 _MAX_LENGTH: Final = 64
 
 
@@ -155,22 +157,41 @@ def _export_reward(victim: Victim, out: Path) -> Bundle:
         name="testbed-reward",
         max_length=_MAX_LENGTH,
         reference=reference_interactions(victim),
+        domain=DomainRows.split(_reward_lessons(victim)),
         lineage=_lineage(victim, "reward"),
     )
 
 
 def reference_interactions(victim: Victim) -> list[Interaction]:
     """The benign reference set as interactions, for the quantiles of a reward bundle."""
-    who = Policy(name="testbed-reference", version="1")
+    return _interactions(victim, "reference", victim.reference)
+
+
+def _reward_lessons(victim: Victim) -> list[Interaction]:
+    """Conversations like those that the reward model learned from, three quarters of them about
+    harmful topics: of the benign reference alone a third of the traffic would be outside."""
+    world = victim.world
+    rng = np.random.default_rng([world.seed, 18])
+    prompts = world.lessons(
+        _DOMAIN_ROWS, world.seed, world.reward_weak, harmful_share=0.75, weak_share=0.5
+    )
+    loved = [bool(world.reward_weak[prompt.composition]) for prompt in prompts]
+    answers, _ = rated(world, prompts, loved, rng)
+    rows = [(prompt.text, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    return _interactions(victim, "lesson", rows)
+
+
+def _interactions(victim: Victim, kind: str, rows: Sequence[tuple[str, str]]) -> list[Interaction]:
+    who = Policy(name=f"testbed-{kind}", version="1")
     return [
         Interaction(
-            id=f"testbed-reference-{victim.seed}-{place:04d}",
+            id=f"testbed-{kind}-{victim.seed}-{place:04d}",
             occurred_at=_BEGIN,
             messages=(Message(role="user", content=prompt),),
             response=answer,
             policy=who,
         )
-        for place, (prompt, answer) in enumerate(victim.reference)
+        for place, (prompt, answer) in enumerate(rows)
     ]
 
 
