@@ -58,6 +58,24 @@ ITEMS: dict[str, Any] = {
     "pullSecrets": {"anyOf": [{"type": "string"}, MAPPINGS]},
 }
 """Of lists; of others text."""
+QUANTITIES: dict[str, Any] = {
+    "type": ["object", "null"],
+    "additionalProperties": {
+        "anyOf": [
+            {"type": ["number", "null"], "minimum": 0},
+            {"type": "string", "pattern": "^[0-9.]+[A-Za-z0-9]*$"},
+        ]
+    },
+}
+RESOURCES: dict[str, Any] = {
+    "additionalProperties": False,
+    "properties": {
+        "requests": QUANTITIES,
+        "limits": QUANTITIES,
+        "claims": {"type": "array", "items": {"type": "object", "required": ["name"]}},
+    },
+}
+"""Of a container, as Kubernetes has them; a null takes a default away."""
 AT_LEAST_ONE = {
     "partitions", "replication", "maxReplicas", "lagThreshold", "nodes", "processesPerNode",
     "parts", "hours", "auditDays", "startupSeconds",
@@ -67,6 +85,23 @@ URLS = {"runbookUrl", "monitorUrl"}
 URL = r"^(https?://[A-Za-z0-9._~:/?@!&()*+,;=%\[\]-]+)?$"
 """Stands in rules between quotes; without a fragment, since an anchor follows."""
 NAME = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$"
+PATTERNS = {
+    **dict.fromkeys(NAMES, NAME),
+    **dict.fromkeys(URLS, URL),
+    **dict.fromkeys(
+        ("existingSecret", "existingClaim", "tlsSecret", "runtimeClassName", "priorityClassName",
+         "className", "resourceClaimTemplate", "queue", "cluster", "authentication"),
+        r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$",
+    ),
+    **dict.fromkeys(
+        ("key", "passwordKey", "certificateKey", "privateKey", "tokenKey"), r"^[-._a-zA-Z0-9]+$"
+    ),
+    "tag": r"^([a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127})?$",
+    "mountPath": r"^/[^:\s]*$",
+    "sizeLimit": r"^[0-9.]+[A-Za-z0-9]*$",
+    "interval": r"^([0-9]+(ms|[smhdwy]))+$",
+}  # fmt: skip
+"""Of texts: names of resources and of a secret's keys, images' tags, paths, amounts, durations."""
 NULLABLE = FREE - {"settings", "campaign", "digests"} | {"tolerations"}
 """A null in their place means none, as many write it."""
 _KEY = re.compile(r"^( *)([A-Za-z][\w-]*):(.*)$")
@@ -100,6 +135,8 @@ def schema(value: Any, name: str, said: dict[str, str]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     if text := said.get(name):
         made["description"] = text
+    if key == "resources":
+        return made | {"type": ["object", "null"], **RESOURCES}
     if key in FREE:
         texts = {"additionalProperties": {"type": ["string", "number", "boolean"]}}
         return made | {"type": "object", **(texts if key in TEXTS else {})}
@@ -108,12 +145,11 @@ def schema(value: Any, name: str, said: dict[str, str]) -> dict[str, Any]:
         return made | {"anyOf": [{"type": "integer", "minimum": 0}, share]}
     if choices := CHOICES.get(name, CHOICES.get(key)):
         return made | {"enum": choices}
-    if isinstance(value, bool):
-        return made | {"type": "boolean"}
     if isinstance(value, int):
-        return made | {"type": "integer", "minimum": int(key in AT_LEAST_ONE)}
+        count = {"type": "integer", "minimum": int(key in AT_LEAST_ONE)}
+        return made | ({"type": "boolean"} if isinstance(value, bool) else count)
     if isinstance(value, str):
-        pattern = NAME if key in NAMES else URL if key in URLS else None
+        pattern = PATTERNS.get(key)
         return made | {"type": "string", **({"pattern": pattern} if pattern else {})}
     if isinstance(value, list):
         return made | {"type": "array", "items": ITEMS.get(key, {"type": "string"})}
@@ -138,6 +174,9 @@ def values_schema(values: dict[str, Any], said: dict[str, str]) -> dict[str, Any
     lane = json.loads(json.dumps(scorer["defaults"]))
     lane["properties"] = {"enabled": {"type": "boolean"}} | lane["properties"]
     _all_optional(lane)
+    for key in NULLABLE & lane["properties"].keys():
+        if isinstance(kind := lane["properties"][key]["type"], str):
+            lane["properties"][key]["type"] = [kind, "null"]
     scorer["lanes"]["properties"] = dict.fromkeys(values["scorer"]["lanes"], lane)
     return {"$schema": "http://json-schema.org/draft-07/schema#", **whole}
 

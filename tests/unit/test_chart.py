@@ -1274,3 +1274,133 @@ def test_who_lets_keda_scale_is_told_of_names_that_it_may_not_resolve(
     with helm_python.Chart.load(str(CHART)) as chart:
         files = chart.render(values, name="demo", namespace="prod")
     assert ("may be no name" in files["ares-stream/templates/NOTES.txt"]) is warned
+
+
+@pytest.mark.parametrize("name", ["123", "1e3", "0x1f", "true", "null", "on", "0"])
+def test_a_name_that_looks_like_a_number_stays_a_name(name: str) -> None:
+    values = merged(
+        REPAIRER,
+        NOTARY,
+        NIGHTLY,
+        {
+            "kafka": {
+                "bootstrap": "kafka:9093",
+                "username": name,
+                "existingSecret": name,
+                "passwordKey": name,
+                "ca": {"existingSecret": name, "key": name},
+            },
+            "fullnameOverride": name,
+            "image": {"tag": name},
+            "models": {"pvc": {"existingClaim": name}},
+            "registry": {"pvc": {"existingClaim": name}, "existingSecret": name},
+            "repairer": {"existingClaim": name, "jobs": {"queue": name}},
+            "replayer": {"existingClaim": name},
+            "notary": {"existingSecret": name},
+            "priorityClassName": name,
+            "commonLabels": {"team": name},
+            "scorer": {"defaults": {"keda": {"enabled": True}}},
+            "networkPolicy": {"enabled": True},
+            "metrics": {"podMonitor": True, "rules": True},
+        },
+    )
+    made = rendered(values, release=name)
+    assert {item["metadata"]["labels"]["app.kubernetes.io/instance"] for item in made} == {name}
+    for item in made:
+        check(item, VERSIONS[0])
+
+
+@pytest.mark.parametrize("release", ["a" * 39 + ".b", "a" * 39 + "-b", "team.a", "x" * 53])
+def test_a_release_may_have_any_name_that_helm_takes(release: str) -> None:
+    for item in rendered(merged(NEEDED, CONSOLE, NOTARY, REPAIRER), release=release):
+        check(item, VERSIONS[0])
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*",
+                            item["metadata"]["name"])  # fmt: skip
+
+
+def test_a_null_in_a_lane_takes_what_the_defaults_of_all_lanes_give() -> None:
+    given = {
+        "resources": {"requests": {"cpu": "2"}, "limits": {"memory": "2Gi", "cpu": "3"}},
+        "nodeSelector": {"pool": "a"},
+        "tolerations": [{"operator": "Exists"}],
+        "settings": {"review_sample": 0.5},
+    }
+    own = {
+        "resources": {"limits": {"cpu": None}},
+        "nodeSelector": None,
+        "tolerations": None,
+        "settings": {"review_sample": None},
+    }
+    values = {"scorer": {"defaults": given, "lanes": {"production": own}}}
+    made = rendered(merged(NEEDED, values))
+    mine, others = (
+        named(made, "Deployment", f"demo-ares-stream-scorer-{lane}")["spec"]["template"]["spec"]
+        for lane in ("production", "probe")
+    )
+    assert mine["containers"][0]["resources"]["limits"] == {"memory": "2Gi"}
+    assert others["containers"][0]["resources"]["limits"] == {"memory": "2Gi", "cpu": "3"}
+    assert not mine.get("nodeSelector")
+    assert others["nodeSelector"] == {"pool": "a"}
+    assert not mine.get("tolerations")
+    assert others["tolerations"] == [{"operator": "Exists"}]
+    # A null of the settings is a value of theirs.
+    data = named(made, "ConfigMap", "demo-ares-stream-scorer-production")["data"]["ares.yaml"]
+    assert yaml.safe_load(data)["scorer"]["review_sample"] is None
+
+
+AMISS: list[tuple[str, Any]] = [
+    ("monitor.resources.limits", []),
+    ("monitor.resources.limits", "2Gi"),
+    ("monitor.resources.limits.memory", {}),
+    ("monitor.resources.requests.cpu", True),
+    ("monitor.resources.limit", {"memory": "1Gi"}),
+    ("repairer.jobs.resources.requests", "1"),
+    ("scorer.defaults.gpu.resources.requests", [{}]),
+    ("scorer.lanes.production.resources.limits", 1),
+    ("scorer.lanes.production.hpa.behavior", []),
+    ("kafka.existingSecret", "{{ x }}"),
+    ("kafka.existingSecret", "A"),
+    ("kafka.passwordKey", "a/b"),
+    ("registry.pvc.existingClaim", "-"),
+    ("repairer.jobs.runtimeClassName", "-"),
+    ("models.mountPath", "models"),
+    ("models.mountPath", "/a\nb"),
+    ("image.tag", "a b"),
+    ("metrics.interval", "soon"),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), AMISS, ids=lambda it: str(it)[:40])
+def test_what_kubernetes_would_not_take_is_refused_by_the_name_of_the_value(
+    path: str, value: Any
+) -> None:
+    *above, last = path.split(".")
+    given: Any = {last: value}
+    for part in reversed(above):
+        given = {part: given}
+    with pytest.raises(helm_python.HelmError) as refused:
+        rendered(merged(NEEDED, REPAIRER, given))
+    assert f"/{above[-1]}" in str(refused.value)
+    assert "templates/" not in str(refused.value)
+
+
+def test_a_million_is_written_as_kubernetes_and_keda_read_it() -> None:
+    values = merged(
+        REPAIRER,
+        {
+            "repairer": {"jobs": {"ttlSeconds": 2_592_000}},
+            "scorer": {"defaults": {"keda": {"enabled": True, "lagThreshold": 1_000_000,
+                                             "activationLagThreshold": 2_000_000,
+                                             "cooldownPeriod": 1_000_000}}},
+            "runAsUser": 1_000_650_000,
+        },
+    )  # fmt: skip
+    made = rendered(merged(NEEDED, values))
+    for item in made:
+        check(item, VERSIONS[0])
+    job = named(made, "ConfigMap", "demo-ares-stream-repairer")["data"]["job.yaml"]
+    assert "ttlSecondsAfterFinished: 2592000\n" in job
+    scaled = named(made, "ScaledObject", "demo-ares-stream-scorer-production")["spec"]
+    metadata = scaled["triggers"][0]["metadata"]
+    assert (metadata["lagThreshold"], metadata["activationLagThreshold"]) == ("1000000", "2000000")
+    assert scaled["cooldownPeriod"] == 1_000_000

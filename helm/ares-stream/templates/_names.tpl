@@ -1,24 +1,24 @@
 {{/* Names and labels. */}}
 
 {{- define "ares.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimAll "-." -}}
 {{- end -}}
 
 {{- define "ares.fullname" -}}
 {{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride | trunc 40 | trimAll "-." -}}
 {{- else if contains (include "ares.name" .) .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- .Release.Name | trunc 40 | trimAll "-." -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name (include "ares.name" .) | trunc 40 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name (include "ares.name" .) | trunc 40 | trimAll "-." -}}
 {{- end -}}
 {{- end -}}
 
 {{/* dict root component: the labels that select pods, which never change. */}}
 {{- define "ares.selector" -}}
-app.kubernetes.io/name: {{ include "ares.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
-app.kubernetes.io/component: {{ .component }}
+app.kubernetes.io/name: {{ include "ares.name" .root | quote }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
+app.kubernetes.io/component: {{ .component | quote }}
 {{- end -}}
 
 {{/* dict root component: all recommended labels. */}}
@@ -26,8 +26,8 @@ app.kubernetes.io/component: {{ .component }}
 {{ include "ares.selector" . }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: ares-stream
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service | quote }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | quote }}
 {{- with .root.Values.commonLabels }}
 {{ include "ares.texts" . }}
 {{- end }}
@@ -81,8 +81,21 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- $all := dict -}}
 {{- range $lane, $own := .Values.scorer.lanes -}}
 {{- if (default dict $own).enabled -}}
-{{- $_ := set $all $lane (mergeOverwrite (deepCopy $.Values.scorer.defaults) (deepCopy $own)) -}}
+{{- $_ := set $all $lane (fromYaml (include "ares.kept" (mergeOverwrite (deepCopy $.Values.scorer.defaults) (deepCopy $own)))) -}}
 {{- end -}}
 {{- end -}}
 {{- toYaml $all -}}
+{{- end -}}
+
+{{/* A mapping without its nulls, which take a default away; those of settings are the service's. */}}
+{{- define "ares.kept" -}}
+{{- $kept := dict -}}
+{{- range $name, $value := . -}}
+{{- if and (kindIs "map" $value) (ne $name "settings") -}}
+{{- $_ := set $kept $name (fromYaml (include "ares.kept" $value)) -}}
+{{- else if not (kindIs "invalid" $value) -}}
+{{- $_ := set $kept $name $value -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $kept -}}
 {{- end -}}

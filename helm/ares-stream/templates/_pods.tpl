@@ -3,9 +3,9 @@
 {{- define "ares.podSecurity" -}}
 runAsNonRoot: true
 {{- with int .Values.runAsUser }}
-runAsUser: {{ . }}
-runAsGroup: {{ . }}
-fsGroup: {{ . }}
+runAsUser: {{ . | int64 }}
+runAsGroup: {{ . | int64 }}
+fsGroup: {{ . | int64 }}
 {{- end }}
 seccompProfile:
   type: RuntimeDefault
@@ -28,55 +28,55 @@ capabilities:
   emptyDir: {}
 - name: settings
   configMap:
-    name: {{ .config }}
+    name: {{ .config | quote }}
 {{- if $secret }}
 - name: kafka
   secret:
-    secretName: {{ $secret }}
+    secretName: {{ $secret | quote }}
     items:
-      - key: {{ ternary "password" $values.kafka.passwordKey $values.strimzi.users }}
-        path: {{ $values.kafka.passwordKey }}
+      - key: {{ ternary "password" $values.kafka.passwordKey $values.strimzi.users | quote }}
+        path: {{ $values.kafka.passwordKey | quote }}
 {{- end }}
 {{- if $values.kafka.ca.existingSecret }}
 - name: kafka-ca
   secret:
-    secretName: {{ $values.kafka.ca.existingSecret }}
+    secretName: {{ $values.kafka.ca.existingSecret | quote }}
     items:
-      - key: {{ $values.kafka.ca.key }}
-        path: {{ $values.kafka.ca.key }}
+      - key: {{ $values.kafka.ca.key | quote }}
+        path: {{ $values.kafka.ca.key | quote }}
 {{- end }}
 {{- if $certificate }}
 - name: kafka-certificate
   secret:
-    secretName: {{ $certificate }}
+    secretName: {{ $certificate | quote }}
     items:
-      - {key: {{ ternary "user.crt" $values.kafka.certificate.certificateKey $values.strimzi.users }}, path: tls.crt}
-      - {key: {{ ternary "user.key" $values.kafka.certificate.privateKey $values.strimzi.users }}, path: tls.key}
+      - {key: {{ ternary "user.crt" $values.kafka.certificate.certificateKey $values.strimzi.users | quote }}, path: tls.crt}
+      - {key: {{ ternary "user.key" $values.kafka.certificate.privateKey $values.strimzi.users | quote }}, path: tls.key}
 {{- end }}
 {{- if and $values.tracing.endpoint $values.tracing.existingSecret }}
 - name: tracing
   secret:
-    secretName: {{ $values.tracing.existingSecret }}
+    secretName: {{ $values.tracing.existingSecret | quote }}
 {{- end }}
 {{- if .models }}
 - name: models
   {{- if eq $values.models.source "pvc" }}
   persistentVolumeClaim:
-    claimName: {{ $values.models.pvc.existingClaim }}
+    claimName: {{ $values.models.pvc.existingClaim | quote }}
     readOnly: true
   {{- else if eq $values.models.source "image" }}
   image:
-    reference: {{ $values.models.image.reference }}
-    pullPolicy: {{ $values.models.image.pullPolicy }}
+    reference: {{ $values.models.image.reference | quote }}
+    pullPolicy: {{ $values.models.image.pullPolicy | quote }}
   {{- else }}
   emptyDir:
-    sizeLimit: {{ $values.models.init.sizeLimit }}
+    sizeLimit: {{ $values.models.init.sizeLimit | quote }}
   {{- end }}
 {{- end }}
 {{- if and .registry $values.registry.pvc.existingClaim }}
 - name: registry
   persistentVolumeClaim:
-    claimName: {{ $values.registry.pvc.existingClaim }}
+    claimName: {{ $values.registry.pvc.existingClaim | quote }}
 {{- end }}
 {{- with $values.extraVolumes }}
 {{ toYaml . }}
@@ -113,7 +113,7 @@ capabilities:
 {{- end }}
 {{- if .models }}
 - name: models
-  mountPath: {{ $values.models.mountPath }}
+  mountPath: {{ $values.models.mountPath | quote }}
   readOnly: true
 {{- end }}
 {{- if and .registry $values.registry.pvc.existingClaim }}
@@ -172,7 +172,7 @@ affinity:
 {{- if and .models (eq $values.models.source "init") }}
 initContainers:
   - name: models
-    image: {{ $values.models.init.image }}
+    image: {{ $values.models.init.image | quote }}
     {{- with $values.models.init.command }}
     command:
       {{- toYaml . | nindent 6 }}
@@ -181,7 +181,7 @@ initContainers:
     env:
       {{- toYaml . | nindent 6 }}
     {{- end }}
-    imagePullPolicy: {{ $values.image.pullPolicy }}
+    imagePullPolicy: {{ $values.image.pullPolicy | quote }}
     resources:
       requests: {cpu: 100m, memory: 128Mi}
       limits: {memory: 1Gi}
@@ -191,7 +191,7 @@ initContainers:
       - name: tmp
         mountPath: /tmp
       - name: models
-        mountPath: {{ $values.models.mountPath }}
+        mountPath: {{ $values.models.mountPath | quote }}
       {{- with $values.extraVolumeMounts }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
@@ -207,33 +207,33 @@ dict root component target args config models registry resources grace startup
 {{- $values := .root.Values -}}
 metadata:
   annotations:
-    ares-stream/settings: {{ .checksum }}
+    ares-stream/settings: {{ .checksum | quote }}
     {{- with $values.podAnnotations }}
     {{- include "ares.texts" . | nindent 4 }}
     {{- end }}
   labels:
     {{- include "ares.podLabels" . | nindent 4 }}
 spec:
-  serviceAccountName: {{ default (include "ares.fullname" .root) .account }}
+  serviceAccountName: {{ default (include "ares.fullname" .root) .account | quote }}
   automountServiceAccountToken: {{ default false .token }}
-  terminationGracePeriodSeconds: {{ .grace }}
+  terminationGracePeriodSeconds: {{ .grace | int64 }}
   {{- with include "ares.pullSecrets" .root }}
   imagePullSecrets:
     {{- . | nindent 4 }}
   {{- end }}
   {{- with $values.priorityClassName }}
-  priorityClassName: {{ . }}
+  priorityClassName: {{ . | quote }}
   {{- end }}
   {{- with .runtimeClass }}
-  runtimeClassName: {{ . }}
+  runtimeClassName: {{ . | quote }}
   {{- end }}
   securityContext:
     {{- include "ares.podSecurity" .root | nindent 4 }}
   {{- include "ares.fetchModels" . | nindent 2 }}
   containers:
-    - name: {{ .container }}
-      image: {{ include "ares.image" . }}
-      imagePullPolicy: {{ $values.image.pullPolicy }}
+    - name: {{ .container | quote }}
+      image: {{ include "ares.image" . | quote }}
+      imagePullPolicy: {{ $values.image.pullPolicy | quote }}
       args:
         {{- toYaml .args | nindent 8 }}
       env:
@@ -244,7 +244,7 @@ spec:
       {{- if and .registry $values.registry.existingSecret }}
       envFrom:
         - secretRef:
-            name: {{ $values.registry.existingSecret }}
+            name: {{ $values.registry.existingSecret | quote }}
       {{- end }}
       ports:
         - name: http
@@ -289,15 +289,15 @@ spec:
   {{- with .claims }}
   resourceClaims:
     - name: gpu
-      resourceClaimTemplateName: {{ . }}
+      resourceClaimTemplateName: {{ . | quote }}
   {{- end }}
   {{- include "ares.place" . | nindent 2 }}
   {{- if $values.topologySpread.enabled }}
   topologySpreadConstraints:
     {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
     - maxSkew: 1
-      topologyKey: {{ . }}
-      whenUnsatisfiable: {{ $values.topologySpread.whenUnsatisfiable }}
+      topologyKey: {{ . | quote }}
+      whenUnsatisfiable: {{ $values.topologySpread.whenUnsatisfiable | quote }}
       labelSelector:
         matchLabels:
           {{- include "ares.selector" $ | nindent 10 }}
@@ -324,7 +324,7 @@ metadata:
     {{- include "ares.podLabels" . | nindent 4 }}
 spec:
   restartPolicy: Never
-  serviceAccountName: {{ default (include "ares.fullname" .root) .account }}
+  serviceAccountName: {{ default (include "ares.fullname" .root) .account | quote }}
   automountServiceAccountToken: false
   {{- with include "ares.pullSecrets" .root }}
   imagePullSecrets:
@@ -358,9 +358,9 @@ spec:
 {{/* One container of a Job: what jobPod has, and step. */}}
 {{- define "ares.step" -}}
 {{- $values := .root.Values -}}
-name: {{ .step.name }}
-image: {{ include "ares.image" (dict "root" .root "target" "tools") }}
-imagePullPolicy: {{ $values.image.pullPolicy }}
+name: {{ .step.name | quote }}
+image: {{ include "ares.image" (dict "root" .root "target" "tools") | quote }}
+imagePullPolicy: {{ $values.image.pullPolicy | quote }}
 args:
   {{- toYaml .step.args | nindent 2 }}
 env:
@@ -368,7 +368,7 @@ env:
 {{- if and .registry $values.registry.existingSecret }}
 envFrom:
   - secretRef:
-      name: {{ $values.registry.existingSecret }}
+      name: {{ $values.registry.existingSecret | quote }}
 {{- end }}
 resources:
   {{- toYaml (default dict .resources) | nindent 2 }}
