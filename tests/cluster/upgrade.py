@@ -19,6 +19,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -27,7 +28,6 @@ from tests.cluster.trial import (
     BOOTSTRAP,
     CHART,
     DRAIN_SECONDS,
-    HERE,
     SETTLE_SECONDS,
     SOURCE,
     Log,
@@ -43,13 +43,27 @@ from tests.cluster.trial import (
 )
 
 
-def of_then(old: Path, folder: Path) -> list[str]:
+def known(values: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """Those of the values that a chart's schema has."""
+    named = schema.get("properties")
+    if named is None:
+        return values
+    return {
+        name: known(value, named[name]) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if name in named
+    }
+
+
+def of_then(old: Path, now: list[str], folder: Path) -> list[str]:
     """Those of the trial's values that the other chart knows, as options of helm."""
-    known = yaml.safe_load((old / "values.yaml").read_text())
-    values = yaml.safe_load((HERE / "values.yaml").read_text())
-    file = folder / "then.json"
-    file.write_text(json.dumps({name: values[name] for name in values if name in known}))
-    return ["-f", str(file)]
+    schema = json.loads((old / "values.schema.json").read_text())
+    words = []
+    for place, file in enumerate(now[1::2]):
+        then = folder / f"then-{place}.json"
+        then.write_text(json.dumps(known(yaml.safe_load(Path(file).read_text()), schema)))
+        words += ["-f", str(then)]
+    return words
 
 
 def main() -> int:
@@ -66,7 +80,8 @@ def main() -> int:
         stack.callback(forget, given.hostpath)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         prepare(given.victim, given.hostpath, log)
-        then, now = of_then(given.old, folder), secrets(folder)
+        now = secrets(folder)
+        then = of_then(given.old, now, folder)
         log.say("install the other release")
         helm("install", str(given.old), *then, "--set", f"image.tag={given.tag}")
         with forwarded():

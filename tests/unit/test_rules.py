@@ -130,6 +130,11 @@ def test_the_runbook_has_a_section_for_each_alert_and_for_nothing_else() -> None
     sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
     assert sorted(sections) == NAMES
     assert all(len(text) > 100 for text in sections.values())
+    assert [name for name, text in sections.items() if "\nOver " not in text] == []
+    # With a selector kubectl shows ten lines, unless told otherwise.
+    asked = [line for line in page.splitlines() if "logs -l" in line]
+    assert asked
+    assert all("--tail" in line for line in asked)
 
 
 def test_a_link_to_a_section_of_the_runbook_leads_there() -> None:
