@@ -1162,7 +1162,7 @@ def test_what_cannot_work_is_refused_in_words(values: dict[str, Any], word: str)
         ({"image": {"pullSecrets": {}}}, "pullSecrets"),
         ({"monitor": {"settings": None}}, "settings"),
         ({"scorer": {"defaults": {"keda": None}}}, "keda"),
-        ({"scorer": {"lanes": {"probe": {"resources": None}}}}, "resources"),
+        ({"scorer": {"lanes": {"probe": {"keda": None}}}}, "keda"),
         ({"podLabels": {"a": ["b"]}}, "podLabels"),
         ({"replayer": {"job": {"args": ["--hours", 26]}}}, "args"),
     ],
@@ -1331,8 +1331,8 @@ def test_a_null_in_a_lane_takes_what_the_defaults_of_all_lanes_give() -> None:
         "tolerations": None,
         "settings": {"review_sample": None},
     }
-    values = {"scorer": {"defaults": given, "lanes": {"production": own}}}
-    made = rendered(merged(NEEDED, values))
+    lanes = {"production": own, "anchor": {"resources": None}}
+    made = rendered(merged(NEEDED, {"scorer": {"defaults": given, "lanes": lanes}}))
     mine, others = (
         named(made, "Deployment", f"demo-ares-stream-scorer-{lane}")["spec"]["template"]["spec"]
         for lane in ("production", "probe")
@@ -1343,6 +1343,8 @@ def test_a_null_in_a_lane_takes_what_the_defaults_of_all_lanes_give() -> None:
     assert others["nodeSelector"] == {"pool": "a"}
     assert not mine.get("tolerations")
     assert others["tolerations"] == [{"operator": "Exists"}]
+    bare = named(made, "Deployment", "demo-ares-stream-scorer-anchor")["spec"]["template"]["spec"]
+    assert not bare["containers"][0]["resources"]
     # A null of the settings is a value of theirs.
     data = named(made, "ConfigMap", "demo-ares-stream-scorer-production")["data"]["ares.yaml"]
     assert yaml.safe_load(data)["scorer"]["review_sample"] is None
