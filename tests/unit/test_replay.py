@@ -3,8 +3,10 @@ would have said. The golden month is made by the scorer's own handler; see tests
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,13 +15,14 @@ from typing import Any
 
 import pytest
 
+from ares_stream.audit.archive import ArchiveReader
 from ares_stream.audit.notes import NoteSigner
 from ares_stream.audit.replay.findings import finding
 from ares_stream.audit.replay.letters import Letter
 from ares_stream.audit.replay.models import WhatIf
 from ares_stream.audit.replay.recorded import recorded
 from ares_stream.audit.replay.report import lines
-from ares_stream.audit.replay.selecting import parse_offsets
+from ares_stream.audit.replay.selecting import parse_offsets, select
 from ares_stream.audit.replay.signing import check_signature, sign
 from ares_stream.audit.replay.work import Work
 from ares_stream.detection.decide import DetectionPolicy
@@ -469,6 +472,24 @@ def test_a_plan_whose_batch_holds_another_record_is_an_error_with_its_place(
 def test_an_empty_range_holds(auditor: Auditor) -> None:
     found = auditor.replay(since_ms=BEGIN_MS + 300 * DAY_MS)
     assert (found["records"], found["holds"]) == (0, True)
+
+
+def test_a_month_without_a_dead_letter_is_replayed_from_its_archive_and_half_of_one_is_not(
+    auditor: Auditor, tmp_path: Path
+) -> None:
+    for place in [place for place in auditor.topics.held if place[0] == DEADLETTERS]:
+        auditor.topics.held[place] = []
+    # What was refused has no letter now, and no more is wrong.
+    found = auditor.replay()
+    assert found["counts"]["missing"] == found["differences_total"] > 0
+    assert {item["agreement"] for item in found["differences"]} == {"missing"}
+    archive = tmp_path / "half"
+    auditor.topics.archive(archive)
+    partition = next((archive / OUTPUTS.verdicts).iterdir())
+    shutil.rmtree(partition)
+    said = f"{OUTPUTS.verdicts} {partition.name}: is not in the archive"
+    with pytest.raises(ReadError, match=re.escape(said)):
+        asyncio.run(select(ArchiveReader(str(archive)), NAMES))
 
 
 def test_what_is_behind_the_last_settled_record_is_pending_unless_it_was_asked_for(
