@@ -401,15 +401,26 @@ async def _checkpoints(
 
 
 async def _salts(reader: RangeReader, prefix: str) -> dict[Place, dict[int, Salt]]:
-    """One that cannot be read is one that is gone: its record is told as not comparable."""
+    """One that cannot be read is one that is gone: its record is told as not comparable. What was
+    erased stays so, but where the place is one of a topic that was made anew: a salt that somebody
+    had kept does not bring a text back."""
     found: dict[Place, dict[int, Salt]] = {}
     async for record in _all(reader, [topic_name(prefix, topics.SALTS)]):
         try:
             item = Salt.decode(record.value or b"")
         except DecodeError:
             continue
-        found.setdefault((item.topic, item.partition), {})[item.offset] = item
+        held = found.setdefault((item.topic, item.partition), {})
+        before = held.get(item.offset)
+        if before is None or not _is_back(before, item):
+            held[item.offset] = item
     return found
+
+
+def _is_back(erased: Salt, salt: Salt) -> bool:
+    if erased.erased_at is None or salt.erased_at is not None:
+        return False
+    return not erased.topic_id or salt.topic_id in (None, erased.topic_id)
 
 
 async def _all(reader: RangeReader, names: Sequence[str]) -> AsyncIterator[InboundRecord]:

@@ -23,7 +23,7 @@ from ares_stream.cli.main import app
 from ares_stream.errors import SettingsError
 from ares_stream.streaming.records import InboundRecord
 from tests.support.golden_month import Topics
-from tests.support.notarised import NAME, SIGNER, Notarised, notarise, records_of
+from tests.support.notarised import NAME, NOON, SIGNER, Notarised, notarise, records_of
 
 PREFIX = "ares."
 VERDICTS = "ares.verdicts"
@@ -173,3 +173,23 @@ def test_an_archived_compacted_topic_may_lack_what_gave_way_to_a_later_record(
     reader = ArchiveReader(topics.archive(tmp_path / "cut"))
     report = asyncio.run(verify_topics(reader, PREFIX, ["ares.labels"], KEYS, config))
     assert [item.kind for item in report.differences] == ["dropped"]
+
+
+@pytest.mark.parametrize("topic_id", ["first", None, "second"])
+def test_what_was_erased_stays_so_but_in_a_topic_that_was_made_anew(
+    tmp_path: Path, topic_id: str | None
+) -> None:
+    signed = notarise(records_of(20), salted=True)
+    topics = held(signed)
+    salts = [item.model_copy(update={"topic_id": "first"}) for item in signed.salts.values()]
+    gone = salts[4].model_copy(
+        update={"salt": None, "subject": None, "erased_at": NOON, "erased_by": "ann"}
+    )
+    back = salts[4].model_copy(update={"topic_id": topic_id})
+    topics.held["ares.salts", 0] = [
+        InboundRecord("ares.salts", 0, place, 0, item.key, item.encode(), ())
+        for place, item in enumerate([*salts, gone, back])
+    ]
+    (part,) = verified(topics, tmp_path).partitions
+    is_back = topic_id == "second"
+    assert (part.equal, part.erased, part.differences) == (19 + is_back, 1 - is_back, ())
