@@ -1,11 +1,12 @@
 """A lane that KEDA scales to nothing and back, on a real cluster:
 
-    python -m tests.cluster.scaling VICTIM [--hostpath DIR]
+    python -m tests.cluster.scaling VICTIM [--hostpath DIR] [--many 30000]
 
-Needs what tests.cluster.trial needs, and KEDA's operator in the cluster. (Between one replica and
-more its metrics server and the HPA scale; this is about nothing and one.) Installs the
-chart with `minReplicas: 0`, waits until no pod is left, sends conversations, waits until all are
-answered and no pod is left, and once more. Exits 1 where a record is lost or doubled.
+Needs what tests.cluster.trial needs, and KEDA's operator in the cluster. Installs the chart with
+`minReplicas: 0`, waits until no pod is left, sends conversations, waits until all are answered and
+no pod is left, and once more. With `--many` so many are sent then, until there are several pods,
+which KEDA's metrics server and the HPA ask for, and none again. Exits 1 where a record is lost or
+doubled.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ KEDA = {
     "lagThreshold": 50,
     "pollingInterval": 5,
     "cooldownPeriod": 20,
+    "behavior": {"scaleDown": {"stabilizationWindowSeconds": 30}},
 }
 
 
@@ -85,6 +87,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("victim", type=Path)
     arguments.add_argument("--hostpath", type=Path)
+    arguments.add_argument("--many", type=int, default=0)
     given = arguments.parse_args()
     lines = (given.victim / "conversations.jsonl").read_bytes().splitlines()[:RECORDS]
     log = Log()
@@ -106,12 +109,19 @@ def main() -> int:
             until(ready, "it is ready", log)
             until(lambda: lag() == 0, "lag 0", log)
             until(lambda: not pods(), "no pod again", log)
+        if given.many:
+            log.say(f"{given.many} conversations")
+            send([lines[number % len(lines)] for number in range(given.many)])
+            until(lambda: len(pods()) > 1, "several pods", log)
+            until(lambda: len(pods()) == KEDA["maxReplicas"], f"{KEDA['maxReplicas']} pods", log)
+            until(lambda: lag() == 0, "lag 0", log)
+            until(lambda: not pods(), "no pod again", log)
         found = count(places(BOOTSTRAP, SOURCE), *answers(BOOTSTRAP, "ares.", SOURCE))
         log.say(f"counted: {json.dumps(asdict(found))}")
         scaled = kubectl("get", "scaledobject", "-o", "wide")
         print(scaled)
         helm("uninstall")
-        return 0 if found.holds and found.records == 2 * len(lines) else 1
+        return 0 if found.holds and found.records == 2 * len(lines) + given.many else 1
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ KUBERNETES = frozenset(
     {"kube_job_status_failed", "kube_job_status_succeeded",
      "kube_cronjob_status_last_successful_time", "kube_cronjob_created",
      "kube_deployment_spec_replicas", "kube_deployment_status_replicas_available",
-     "keda_scaled_object_errors_total"}
+     "keda_scaled_object_errors_total", "keda_scaled_object_paused"}
 )  # fmt: skip
 """Of kube-state-metrics, which tells how Jobs end and what Deployments lack, and of KEDA."""
 SUFFIXES = {
