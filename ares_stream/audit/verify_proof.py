@@ -341,7 +341,7 @@ def check(proof: Any, keys: Sequence[Key], known: Sequence[Head]) -> str:
             "nothing leads to a head that you kept, of %d leaves; `ares audit prove --known` "
             "writes a proof of it" % apart[0]
         )
-    compared = ", kept heads compared: %d" % len(kept) if kept else ""
+    compared = ", kept heads compared: %d" % len(kept) if known else ""
     return "%s is leaf %d of %d, %s, latest head %d%s" % (
         shown, index, size, origin, max(heads), compared,
     )  # fmt: skip
