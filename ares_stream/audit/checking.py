@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ares_stream.audit.leaves import COMPACTED, subject_hash
 from ares_stream.audit.notes import NoteKey, TreeHead, open_head, tree_origin
@@ -18,7 +18,7 @@ from ares_stream.audit.verifying import Chain, Comparison, Difference, check_cha
 from ares_stream.errors import DecodeError, InputError, IntegrityError, SettingsError
 from ares_stream.files import read_text, write_whole
 from ares_stream.records import topics
-from ares_stream.records.base import OffsetRange
+from ares_stream.records.base import OffsetRange, instant
 from ares_stream.records.checkpoint import Checkpoint, Salt
 from ares_stream.records.topics import topic_name
 from ares_stream.streaming.connection import KafkaConnection
@@ -26,6 +26,8 @@ from ares_stream.streaming.publisher import Publisher
 from ares_stream.streaming.records import InboundRecord, OutboundRecord
 
 Place = tuple[str, int]
+UNSIGNED: Final = timedelta(hours=1)
+"""For which a record may be under no checkpoint though others are signed. A round takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,7 @@ async def verify_topics(
     name = keys[0].name
     ranges = await reader.snapshot(names)
     _place_heads(report, known, name, names, ranges)
+    signed_at = [item.issued_at for items in chains.values() for _, item in items]
     report.strange += _of_nowhere(
         topic_name(prefix, topics.CHECKPOINTS),
         chains,
@@ -176,6 +179,7 @@ async def verify_topics(
             deleted_before_ms=_too_young(settings, now_ms),
         )
         report.partitions.append(_part(chain, done))
+        report.strange += _never_signed(chain, records, signed_at)
     return report
 
 
@@ -193,6 +197,28 @@ def _of_nowhere(
         )
         for place, items in sorted(chains.items())
         if place[0] in names and place not in places
+    ]  # fmt: skip
+
+
+def _never_signed(
+    chain: Chain, records: Sequence[InboundRecord], signed_at: Sequence[datetime]
+) -> list[Difference]:
+    """A partition without a checkpoint, of which others were signed long after its first record:
+    the notary signs all of them in one round, so that those of this one were taken away, or the
+    notary never followed its topic."""
+    if chain.checkpoints or chain.others or not records or not signed_at:
+        return []
+    # A notary that was started on old topics needs its time to read them.
+    since = max(min(signed_at), instant(records[0].timestamp_ms))
+    if max(signed_at) - since < UNSIGNED:
+        return []
+    return [
+        Difference(
+            chain.topic, chain.partition, records[0].offset, records[-1].offset + 1,
+            "missing_checkpoint",
+            "the partition has none, and others were signed more than an hour after its first "
+            "record",
+        )
     ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,27 @@ def test_what_was_erased_stays_so_but_in_a_topic_that_was_made_anew(
     (part,) = verified(topics, tmp_path).partitions
     is_back = topic_id == "second"
     assert (part.equal, part.erased, part.differences) == (19 + is_back, 1 - is_back, ())
+
+
+@pytest.mark.parametrize(
+    ("hours", "runs"),
+    [(-1, 3), (0, 3), (2, 3), (9, 3), (9, 0)],
+    ids=["later", "just now", "hours ago", "before the notary", "notary just started"],
+)
+def test_a_partition_whose_checkpoints_were_taken_away_is_named(
+    tmp_path: Path, hours: int, runs: int
+) -> None:
+    signed = notarise(records_of(20))
+    place, first = signed.checkpoints[0]
+    began = NOON - timedelta(hours=runs)
+    signed.checkpoints[0] = place, first.model_copy(update={"issued_at": began})
+    topics = held(signed)
+    signed_at = int(NOON.timestamp() * 1000)
+    topics.held[VERDICTS, 5] = [
+        replace(item, partition=5, timestamp_ms=signed_at - hours * 3_600_000)
+        for item in signed.records
+    ]
+    report = verified(topics, tmp_path)
+    found = [(item.kind, item.partition, item.end) for item in report.differences]
+    end = signed.records[-1].offset + 1
+    assert found == ([("missing_checkpoint", 5, end)] if hours > 0 and runs else [])
