@@ -44,11 +44,10 @@ finally:
 def test_a_signal_that_another_thread_gets_breaks_a_wait_off(
     tmp_path: Path, wait: str, number: signal.Signals
 ) -> None:
-    default = ["env", f"--default-signal={number.name[3:]}", sys.executable, "-c", PROGRAM]
     reads, writes = os.pipe()  # Nothing is written to it.
     try:
         done = subprocess.run(
-            [*default, str(tmp_path / "file"), str(int(number)), wait],
+            [*_default(number), PROGRAM, str(tmp_path / "file"), str(int(number)), wait],
             stdin=reads, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     finally:
@@ -57,3 +56,61 @@ def test_a_signal_that_another_thread_gets_breaks_a_wait_off(
     interrupted = -signal.SIGINT if number == signal.SIGINT else 128 + number
     assert done.returncode == interrupted, done.stderr
     assert done.stdout == "taken back\n"
+
+
+SWALLOWS = {
+    "a library that catches everything": """
+try:
+    os.kill(os.getpid(), number); time.sleep(600)
+except:
+    pass
+""",
+    "a finaliser": """
+class Held:
+    def __del__(self):
+        os.kill(os.getpid(), number)
+        for _ in range(10_000): pass
+Held()
+""",
+}
+LONG_CLEANUP = """
+import os, sys, time
+from ares_stream.processes.signals import end_in_order
+end_in_order()
+try:
+    os.kill(os.getpid(), int(sys.argv[1])); time.sleep(600)
+finally:
+    time.sleep(1.0)
+    print("taken back", flush=True)
+"""
+
+
+@pytest.mark.parametrize("swallow", SWALLOWS.values(), ids=SWALLOWS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_whose_end_was_swallowed_ends_the_command_all_the_same(
+    tmp_path: Path, swallow: str, number: signal.Signals
+) -> None:
+    program = "import time; number = int(sys.argv[2])\n" + swallow + "time.sleep(600)"
+    done = subprocess.run(
+        [*_default(number), PROGRAM.replace("    waiting.start()\n", ""), str(tmp_path / "file"),
+         str(int(number)), program],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 128 + number, done.stderr
+    assert done.stdout == "taken back\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_a_command_takes_back_is_not_broken_off_by_the_signal_that_ended_it(
+    number: signal.Signals,
+) -> None:
+    done = subprocess.run(
+        [*_default(number), LONG_CLEANUP, str(int(number))],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 128 + number, done.stderr
+    assert done.stdout == "taken back\n"
+
+
+def _default(number: signal.Signals) -> list[str]:
+    return ["env", f"--default-signal={number.name[3:]}", sys.executable, "-c"]
