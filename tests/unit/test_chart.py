@@ -1406,3 +1406,20 @@ def test_a_million_is_written_as_kubernetes_and_keda_read_it() -> None:
     metadata = scaled["triggers"][0]["metadata"]
     assert (metadata["lagThreshold"], metadata["activationLagThreshold"]) == ("1000000", "2000000")
     assert scaled["cooldownPeriod"] == 1_000_000
+
+
+def test_how_fast_a_lane_scales_is_said_to_the_autoscaler_that_it_has() -> None:
+    slow = {"scaleDown": {"stabilizationWindowSeconds": 600}}
+    lanes = {
+        "production": {"keda": {"enabled": True, "behavior": slow}},
+        "probe": {"hpa": {"enabled": True, "behavior": slow}},
+        "anchor": {"hpa": {"enabled": True}},
+    }
+    made = rendered(merged(NEEDED, {"scorer": {"lanes": lanes}}))
+    for item in made:
+        check(item, VERSIONS[0])
+    scaled = named(made, "ScaledObject", "demo-ares-stream-scorer-production")["spec"]
+    assert scaled["advanced"]["horizontalPodAutoscalerConfig"] == {"behavior": slow}
+    kind = "HorizontalPodAutoscaler"
+    assert named(made, kind, "demo-ares-stream-scorer-probe")["spec"]["behavior"] == slow
+    assert "behavior" not in named(made, kind, "demo-ares-stream-scorer-anchor")["spec"]
