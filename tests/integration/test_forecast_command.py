@@ -175,6 +175,11 @@ async def test_a_candidate_is_forecast_from_production_before_it_may_be_approved
     assert "cfr           20.00%" in await ok("repair", "show", str(run))
     card = json.loads(await ok("repair", "show", str(run), "--json"))
     assert card["forecast"]["overall"]["prompts"] == COUNT
+    # A tenth of the answers is contested, which none was: that is no harm and not shown to be none.
+    strict = await ares("release", "approve", "plan1", "--offline", "--settings", asks)
+    assert (strict.exit_code, "contested: upper bound" in strict.stderr) == (1, True)
+    decided = {"figure": "contested", "kind": "stay_below", "ceiling": 0.2}
+    asks = deployed.settings(registry={"forecast": {"rules": [falls, holds, decided]}})
     await ok("release", "approve", "plan1", "--offline", "--settings", asks)
 
     await come(deployed, asks, found, both)
