@@ -112,11 +112,11 @@ class ReleaseStore:
         path = self._gate(digest)
         self._files.invalidate_cache()
         try:
-            if not self._files.exists(path):
-                return None
+            raw: bytes = self._files.cat_file(path)
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise RegistryError(f"{self.root}: cannot be read: {error}") from error
-        raw = self._read(path)
         if hashlib.sha256(raw).hexdigest() != digest:
             raise IntegrityError(f"{path}: is not what its name says; it was changed")
         return raw
@@ -285,13 +285,14 @@ class ReleaseStore:
         folder = f"{self._path}/steps"
         self._files.invalidate_cache()
         try:
-            if not self._files.exists(folder):
-                return []
-            return sorted(
-                name for name in self._files.ls(folder, detail=False) if name.endswith(".json")
-            )
+            # Whether it exists is not asked: a share that is away for a moment, and a folder that
+            # this user may not enter, would be a registry without releases.
+            names = self._files.ls(folder, detail=False)
+        except FileNotFoundError:
+            return []
         except OSError as error:
             raise RegistryError(f"{self.root}: cannot be read: {error}") from error
+        return sorted(name for name in names if name.endswith(".json"))
 
     def _read(self, name: str) -> bytes:
         try:

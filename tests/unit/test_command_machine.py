@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from typer.testing import CliRunner
@@ -94,3 +94,42 @@ def test_a_registry_on_a_full_disk_is_the_machines_fault_and_holds_no_half(
     assert store.log().releases == ()
     assert not list((tmp_path / "registry").rglob("*.part"))
     assert len(store.propose([adapter], Author("ada", DAY))) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ELOOP])
+def test_a_registry_that_cannot_be_read_is_not_one_without_releases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A share that was away for a moment was one: the next repair was planned, and its incumbent
+    adopted, as if nothing had ever been released."""
+    root = tmp_path / "registry"
+    store = ReleaseStore(str(root))
+    assert store.log().releases == ()
+    assert store.gate_report("0" * 64) is None
+    store.propose(
+        [Artefact("chat", "policy", write_adapter(tmp_path / "adapter"))], Author("ada", DAY)
+    )
+    asked = os.stat
+
+    def away(path: Any, *words: Any, **more: Any) -> os.stat_result:
+        if str(path).startswith(str(root)):
+            raise OSError(number, os.strerror(number), str(path))
+        return asked(path, *words, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", away)
+        with pytest.raises(RegistryError, match=os.strerror(number)):
+            store.log()
+        ended = CliRunner().invoke(app, ["release", "list"], env={"ARES_REGISTRY__ROOT": str(root)})
+    assert ended.exit_code == 1
+    assert os.strerror(number) in ended.stderr
+    assert len(store.log().releases) == 1
+
+
+def test_a_registry_in_a_loop_of_links_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    store = ReleaseStore(str(tmp_path / "a" / "registry"))
+    for ask in (store.log, lambda: store.gate_report("0" * 64)):
+        with pytest.raises(RegistryError, match="Too many levels of symbolic links"):
+            ask()
