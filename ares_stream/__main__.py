@@ -14,12 +14,12 @@ SERVICES: Final = ("scorer", "repairer", "prober", "monitor", "notary", "console
 
 def main() -> None:
     """Run the command that the arguments name."""
+    prepare_streams()  # First: a file that is opened takes the place of a stream that is closed.
     # Before the commands are imported, which takes a good part of a second.
     if sys.argv[1:2] and sys.argv[1] in SERVICES:
         end_at_once()
     else:
         end_in_order()
-    prepare_streams()
     guard_terminals()
     try:
         from ares_stream.cli.main import app

@@ -29,6 +29,7 @@ from ares_stream.errors import BrokerError, SettingsError
 from ares_stream.files import read_json
 from ares_stream.processes.parent import die_with_parent
 from ares_stream.processes.ports import free_ports
+from ares_stream.processes.transactions import ENDING, has_transactions
 
 KAFKA: Final = "org.apache.kafka:kafka_2.13:4.3.1+org.slf4j:slf4j-simple:1.7.36"
 MAX_NODES: Final = 3
@@ -36,6 +37,8 @@ START_SECONDS: Final = 90.0
 """A cold start on two busy cores takes 10 s; past this the node hangs."""
 STOP_SECONDS: Final = 15.0
 """A clean stop takes 2 s; past this the node is killed, and the next start recovers its log."""
+END_SECONDS: Final = 5.0
+"""Transactions end in milliseconds; a node that is asked for longer is killed all the same."""
 LOG_TAIL: Final = 30
 
 
@@ -222,8 +225,12 @@ class EmbeddedBroker:
                 raise self._died(node)
 
     def kill(self, number: int = 1) -> None:
-        """SIGKILL a node, as a crash does. For fault tests."""
+        """SIGKILL a node, as a crash does. For fault tests. The only node is killed while no
+        transaction ends, if that can be had: Kafka 4.1 to 4.3 would lose its end (KAFKA-20734), and
+        readers of committed records and the group would wait for it for ever."""
         process = self._process(number)
+        if self._count == 1:
+            self._await_ends(self._nodes[0])
         process.kill()
         process.wait()
 
@@ -372,6 +379,13 @@ class EmbeddedBroker:
             f"Kafka node {node.number} does not answer on port {node.port} after "
             f"{START_SECONDS:.0f} s; the end of its log:\n{node.tail()}"
         )
+
+    @staticmethod
+    def _await_ends(node: _Node) -> None:
+        deadline = time.monotonic() + END_SECONDS
+        with contextlib.suppress(OSError):  # It is down, or paused.
+            while has_transactions(node.port, ENDING) and time.monotonic() < deadline:
+                time.sleep(END_SECONDS / 1000)
 
     @staticmethod
     def _died(node: _Node) -> BrokerError:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from aiokafka.errors import (
@@ -146,9 +146,12 @@ def _look_at(code: int, coordinator: Any) -> None:
     raise kind(coordinator.group_id) if kind is GroupAuthorizationFailedError else kind()
 
 
-async def stable_offset(coordinator: Any, partition: TopicPartition) -> OffsetAndMetadata | None:
+async def stable_offset(
+    coordinator: Any, partition: TopicPartition, refused: Callable[[KafkaError], None]
+) -> OffsetAndMetadata | None:
     """The offset to go on from, once no transaction can move it any more; None where the group has
-    committed nothing. Waits for as long as its caller does. Raises KafkaError."""
+    committed nothing. Waits for as long as its caller does; `refused` is told why. Raises
+    KafkaError."""
     while True:
         await coordinator.ensure_coordinator_known()
         try:
@@ -156,4 +159,5 @@ async def stable_offset(coordinator: Any, partition: TopicPartition) -> OffsetAn
         except KafkaError as error:
             if not error.retriable:
                 raise
+            refused(error)
         await asyncio.sleep(RETRY_SECONDS)

@@ -12,7 +12,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -96,10 +104,12 @@ class BatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     def member_id(self, value: str) -> None:
         self._coordinator.member_id = value
 
-    async def committed_of_log(self, partition: TopicPartition) -> tuple[int | None, LogIdentity]:
+    async def committed_of_log(
+        self, partition: TopicPartition, refused: Callable[[KafkaError], None]
+    ) -> tuple[int | None, LogIdentity]:
         """The group's committed offset (None before the first) and what it says of the log that
-        it is of."""
-        found = await stable_offset(self._coordinator, partition)
+        it is of. `refused` is told of what is asked again."""
+        found = await stable_offset(self._coordinator, partition, refused)
         if found is None:
             return None, LogIdentity()
         return int(found.offset), LogIdentity.parse(found.metadata)

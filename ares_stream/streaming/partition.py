@@ -146,13 +146,13 @@ class PartitionWorker:
         committed, so that it is told once."""
         self.commits = 0
         """Transactions committed."""
+        self.step = ""
+        """Of opening, which it is at, in words."""
         self._state = PartitionState.OPENING
         self._committed = 0
         self._advance_to = 0
         self._reopening = False
         self._failure = ""
-        self._step = ""
-        """Of opening, which it is at."""
         self._spec = spec
         self._policy = spec.policy
         self._observer = spec.observer
@@ -210,7 +210,7 @@ class PartitionWorker:
         """Why no record is taken in, if none is."""
         if self._state is not PartitionState.OPENING:
             return None
-        reason = self._failure or (f": {self._step}" if self._step else "")
+        reason = self._failure or (f": {self.step}" if self.step else "")
         answer = self._producer.waits_for if self._producer is not None else ""
         return f"{self.topic}-{self.partition} does not open yet{reason}" + (
             f" ({answer})" if answer else ""
@@ -381,11 +381,10 @@ class PartitionWorker:
         self.highwater = 0
         self.leader_epoch = -1
         self._clear()
-        self._step = "it waits for its turn"
+        self.step = "it waits for its turn"
         async with share(self._openings, OPEN_SECONDS):
-            self._step = "its producer starts"
+            self.step = "its producer starts"
             await self._start_producer()
-            self._step = "the offset to go on from is looked up"
             async with asyncio.timeout(OPEN_SECONDS):
                 self.position = self._committed = self._advance_to = await seek(self)
         if not self._is_closing():

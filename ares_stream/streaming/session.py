@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from ares_stream.errors import BreakerOpen, ResourceError, StreamError, root_cause
 from ares_stream.streaming.breaker import Breaker
 from ares_stream.streaming.contract import SessionSpec
-from ares_stream.streaming.faults import client_faults
+from ares_stream.streaming.faults import client_faults, said
 from ares_stream.streaming.fetching import BatchConsumer, end_consumer
 from ares_stream.streaming.log_identity import LogIdentity
 from ares_stream.streaming.partition import (
@@ -510,7 +510,12 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
         """Put the consumer on the worker's committed offset; returns that offset."""
         partition = TopicPartition(worker.topic, worker.partition)
         self._consumer.pause(partition)
-        committed, before = await self._consumer.committed_of_log(partition)
+        worker.step = "the committed offset is asked for"
+
+        def refused(error: KafkaError) -> None:
+            worker.step = f"the committed offset is asked for: {said(error)}"
+
+        committed, before = await self._consumer.committed_of_log(partition, refused)
         if committed is None:
             # A topic that is deleted takes the group's offsets with it.
             here = (worker.committed, worker.log)
@@ -519,6 +524,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             committed = last or None
         if worker.epoch > FIRST_OPENING:
             self._ids.pop(worker.topic, None)  # It opens again since something has changed.
+        worker.step = "the topic's id is asked for"
         now = await self._topic_id(worker.topic)
         if committed is not None and now and before == LogIdentity():
             # Commits of ours name the topic's id.
@@ -527,14 +533,17 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc]
             )
         change = before.change(now, None)
         deadline = asyncio.get_running_loop().time() + SEEK_SECONDS
+        worker.step = "the ends of the log are asked for"
         while True:
             beginning = (await self._consumer.beginning_offsets([partition]))[partition]
             end = (await self._consumer.end_offsets([partition]))[partition]
             known = change is not None or committed is None or committed <= end
             if known or asyncio.get_running_loop().time() > deadline:
                 break
+            worker.step = f"the log holds {beginning} to {end}, not yet the committed {committed}"
             await asyncio.sleep(SEEK_SECONDS / 10)
         if committed is not None and beginning < committed <= end:
+            worker.step = "the last record that was read is asked for"
             change = await self._consumer.change_of(partition, before, now)
         offset, loss = resume(
             worker.topic,

@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 
 from ares_stream.errors import BrokerError, SettingsError
 from ares_stream.processes.broker import EmbeddedBroker
+from ares_stream.processes.transactions import ENDING, has_transactions
 from ares_stream.records.topics import TopicSpec
 from ares_stream.streaming.admin import create_topics
 from ares_stream.streaming.connection import KafkaConnection
@@ -92,6 +94,26 @@ async def test_a_killed_node_is_reported_and_comes_back_with_its_records() -> No
         await publish(broker.bootstrap, "t", b"two")
 
         assert await values(broker.bootstrap, "t") == [b"one", b"two"]
+
+
+async def test_a_broker_is_asked_which_transactions_it_coordinates() -> None:
+    with EmbeddedBroker() as broker:
+        await create_topics(KafkaConnection(bootstrap=broker.bootstrap), [TopicSpec("t", 1, 1)])
+        port = int(broker.bootstrap.rpartition(":")[2])
+        assert not has_transactions(port, ["Ongoing", *ENDING])
+        producer = Producer({"bootstrap.servers": broker.bootstrap, "transactional.id": "id"})
+        producer.init_transactions(END_SECONDS)
+        producer.begin_transaction()
+        producer.produce("t", b"one")
+        producer.flush(END_SECONDS)
+        assert has_transactions(port, ["Ongoing"])
+        assert not has_transactions(port, ENDING)
+        producer.commit_transaction(END_SECONDS)
+        assert not has_transactions(port, ["Ongoing"])
+        with pytest.raises(OSError, match="lists no transactions: error 0"):
+            has_transactions(port, ["Unheard"])
+    with pytest.raises(OSError, match="refused"):
+        has_transactions(port, ENDING)
 
 
 async def test_three_nodes_serve_while_one_is_dead() -> None:

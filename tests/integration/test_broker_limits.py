@@ -164,7 +164,7 @@ async def test_a_topic_that_is_deleted_under_its_writer_is_named_until_it_is_mad
             assert seen.restarts == []
             assert f"{topic};" in (processor.missing() or "")
         await create_topics(copying.direct, [TopicSpec(topic, 3, 1)])
-        await until(lambda: seen.records == 2 * COUNT + 1, 60)
+        await until(lambda: seen.records == 2 * COUNT + 1)
         await until(lambda: processor.missing() is None)
     times = 1 if which == "output" else 2
     assert await committed_copies(copying) == sorted([*range(COUNT)] * times)

@@ -124,8 +124,8 @@ async def test_a_log_filled_again_while_its_reader_was_cut_off_is_known_by_its_n
                 proxy.cut()
                 await stage.refill(copying.input, 8)
                 proxy.heal()
-                await until(lambda: seen.losses, 60)
-                await until(lambda: seen.records >= 11, 60)
+                await until(lambda: seen.losses)
+                await until(lambda: seen.records >= 11)
     assert [(loss.change, loss.resumed) for loss in seen.losses] == [("rewritten", 0)]
     found = await copies(copying)
     assert all(found[b"%d" % n] >= 1 for n in range(8))
@@ -140,7 +140,7 @@ async def test_a_broker_that_was_killed_has_the_same_log(stage: Stage, prefix: s
         await until(lambda: seen.records == 3)
         await stage.restart()
         await copying.send(5)
-        await until(lambda: seen.records == 8, 60)
+        await until(lambda: seen.records == 8)
     assert seen.losses == []
     assert (await copies(copying)).total() == 8
 

@@ -196,7 +196,7 @@ async def test_new_partitions_are_read_within_the_metadata_age(kafka: str, prefi
         await admin.start()
         await admin.create_partitions({copying.input: NewPartitions(3)})
         await admin.close()
-        await until(lambda: seen.held == {0, 1, 2}, 20)
+        await until(lambda: seen.held == {0, 1, 2})
 
 
 async def commit(copying: Copying, offset: int, metadata: str = "") -> None:
@@ -289,8 +289,8 @@ async def test_a_topic_made_anew_under_a_reader_is_read_from_its_beginning(
         await until(lambda: seen.records == 3)
         await copying.make_input_anew()
         await copying.send(count)
-        await until(lambda: seen.losses, 60)
-        await until(lambda: seen.records >= 3 + count, 60)
+        await until(lambda: seen.losses)
+        await until(lambda: seen.records >= 3 + count)
         [loss] = seen.losses
         assert (loss.committed, loss.change, loss.resumed) == (3, "anew", 0)
         assert any("is of a topic that is gone" in note for note in processor.notes())
@@ -359,7 +359,7 @@ async def test_many_partitions_open_a_few_at_a_time(
     seen = Seen()
     processor = copying.processor(seen, stall_seconds=30.0)
     async with running(processor):
-        await until(lambda: len(processor.partitions) == 3 * OPENINGS, 60)
+        await until(lambda: len(processor.partitions) == 3 * OPENINGS)
         await copying.send(200)
         await until(lambda: seen.records == 200)
     assert 1 < most <= OPENINGS
@@ -473,8 +473,8 @@ async def test_a_black_hole_is_told_and_survived(kafka: str, prefix: str) -> Non
                 await until(lambda: processor.missing() is not None)
                 proxy.heal()
                 await copying.send(3)
-                await until(lambda: seen.records == 6, 60)
-                await until(lambda: processor.missing() is None, 30)
+                await until(lambda: seen.records == 6)
+                await until(lambda: processor.missing() is None)
 
 
 async def test_a_reader_that_fetches_no_more_is_found_out_and_made_anew(
@@ -497,7 +497,7 @@ async def test_a_reader_that_fetches_no_more_is_found_out_and_made_anew(
                 await asyncio.sleep(1.0)  # The last fetch on its way comes back empty.
                 await copying.send(2)
                 await until(lambda: "nothing was read" in (processor.missing() or ""))
-                await until(lambda: seen.records == 3, 60)
+                await until(lambda: seen.records == 3)
                 assert seen.restarts
 
 
@@ -568,5 +568,5 @@ async def test_a_broker_that_is_away_for_longer_than_a_session_is_waited_for() -
             await asyncio.to_thread(broker.restart)
             await copying.send(30)
             # What was in flight may be handled again.
-            await until(lambda: seen.records >= 60, 150)
+            await until(lambda: seen.records >= 60)
             await until(lambda: processor.missing() is None)

@@ -28,7 +28,7 @@ from tests.support.copier import GROUP, POISON
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = 3
-END_SECONDS = 30.0
+END_SECONDS = 150.0
 
 
 class Copier:
@@ -139,7 +139,7 @@ async def committed(bootstrap: str, prefix: str) -> dict[int, int]:
 
 
 async def until_committed(
-    bootstrap: str, prefix: str, records: int, *, seconds: float = 60.0
+    bootstrap: str, prefix: str, records: int, *, seconds: float = 150.0
 ) -> None:
     """Return once the group has committed `records` in all."""
     deadline = time.monotonic() + seconds

@@ -180,7 +180,7 @@ async def let_go() -> None:
     await asyncio.sleep(0.05)
 
 
-async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 150.0) -> None:
     """Return once it holds."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - what is waited for happens in Kafka
