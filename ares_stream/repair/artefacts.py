@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ares_stream.errors import AresError, BundleError, RepairError
 from ares_stream.models.adapters import ADAPTER
 from ares_stream.records.interaction import Interaction
+from ares_stream.repair.plan import Plan
 from ares_stream.repair.recipe import Recipe
 from ares_stream.repair.run import report
 from ares_stream.repair.rundirectory import Job, RunDirectory, SuiteAnswers, replaced
@@ -120,10 +122,14 @@ def _merge_reward(run: RunDirectory, recipe: Recipe) -> None:
 def _export_reward(run: RunDirectory, job: Job) -> None:
     from ares_stream.models.bundles import load_bundle
     from ares_stream.models.signing import sign_bundle
+    from ares_stream.training.domain import MIN_REFERENCE, DomainRows
     from ares_stream.training.export import export_bundle
 
     incumbent = load_bundle(job.incumbent, "reward")
     reference = _reference(job.reference)
+    domain = None
+    if len(reference) >= MIN_REFERENCE:
+        domain = DomainRows.split([*reference, *_learned(run.plan.read())])
     lineage = incumbent.manifest.lineage.model_copy(update={"plan_id": job.plan_id})
 
     with replaced(run.bundle) as staging:
@@ -134,11 +140,27 @@ def _export_reward(run: RunDirectory, job: Job) -> None:
             staging,
             name=job.reward_model,
             like=incumbent,
+            domain=domain,
             reference=reference,
             lineage=lineage,
         )
         if job.private_key is not None:
             sign_bundle(staging, job.private_key)
+
+
+def _learned(plan: Plan) -> Iterator[Interaction]:
+    """The conversations of a repair: without them, what it was made for would be unlike all that
+    the reward model knows."""
+    from ares_stream.training.examples import conversation
+
+    for failure in plan.train:
+        yield conversation(failure.prompt_messages, failure.harmful)
+        yield conversation(failure.prompt_messages, failure.safe)
+    for right in (*plan.benign, *plan.over_refusal):
+        yield conversation(right.messages, right.response)
+    for pair in plan.validated:
+        yield conversation(pair.messages, pair.chosen)
+        yield conversation(pair.messages, pair.rejected)
 
 
 def _reference(path: Path) -> list[Interaction]:

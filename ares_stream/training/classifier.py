@@ -362,9 +362,15 @@ def train_reward(
         data=data,
         metrics=metrics,
         sample=[pair.chosen for pair in test],
+        # Of benign conversations alone, what it learned to dislike would be unlike all it knows.
+        domain=DomainRows(_answers(train), _answers(dev)),
         reference=reference or [pair.chosen for pair in dev],
     )
     return Report(bundle, metrics, {part: len(index) for part, index in parts.items()})
+
+
+def _answers(pairs: Sequence[Preference]) -> list[Interaction]:
+    return [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
 
 
 def reward_metrics(

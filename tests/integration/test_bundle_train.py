@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from ares_stream.cli.main import app
 from ares_stream.errors import InputError
 from ares_stream.models.bundles import Windows, load_bundle, refuse_shared_lineage
+from ares_stream.scoring.model import Opinion, ScoringModel
 from ares_stream.scoring.offline import raw_scores
 from ares_stream.scoring.tokenising import InputEncoder, Reading
 from ares_stream.training.calibration import auroc, pairwise_accuracy
@@ -225,6 +226,19 @@ def test_a_reward_model_prefers_the_better_answer_to_prompts_it_never_saw(
     assert reference is not None
     assert list(reference.scores) == sorted(reference.scores)
     assert np.median(reference.scores) > np.median(worse)
+
+
+def test_what_a_reward_model_learned_to_dislike_is_inside_its_domain(
+    reward: Path, folder: Path
+) -> None:
+    pairs, _ = read_preferences([folder / "pairs.jsonl"])
+    held = by_part((pair.family for pair in pairs), seed=0, holdout=0.4)["test"]
+    rows = [(pairs[i].rejected, pairs[i].rejected.response) for i in held]
+    found = ScoringModel(load_bundle(reward), "cpu").opinions(rows)
+    signs = [item.domain for item in found if isinstance(item, Opinion)]
+    assert len(signs) == len(held)
+    assert all(sign is not None for sign in signs)
+    assert sum(sign is not None and sign.outside for sign in signs) < len(held) / 10
 
 
 def test_judge_and_reward_model_of_different_bases_and_data_are_independent(

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives import serialization
@@ -18,11 +19,14 @@ from ares_stream.records.base import OffsetRange, stable_seed
 from ares_stream.records.interaction import Interaction, Message, Policy
 from ares_stream.repair import artefacts, resampling
 from ares_stream.repair.models import PolicyModel, RewardModel, load_policy, load_reward
+from ares_stream.repair.plan import Plan, ReplaySample, Sample, ValidatedPair
+from ares_stream.repair.plan_policy import PlanPolicy
 from ares_stream.repair.recipe import Lora, Recipe, Reinforce
 from ares_stream.repair.resampling import prompt_digest
-from ares_stream.repair.rundirectory import Job, Questions
+from ares_stream.repair.rundirectory import Job, Questions, RunDirectory
 from ares_stream.scoring.runtime import OnnxModel
 from ares_stream.scoring.tokenising import InputEncoder
+from ares_stream.training.examples import conversation
 from ares_stream.training.export import export_bundle
 from tests.support.failures import DAY
 from tests.support.word_models import word_bundle
@@ -183,6 +187,47 @@ def test_the_bundle_scores_as_the_trained_reward_model_and_is_signed(
     )
     found = torch.tensor([float(row[0]) for row in onnx.run(tokens)])  # type: ignore[arg-type]
     assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_the_domain_of_a_repaired_reward_model_is_what_it_learned_too(home: Path) -> None:
+    """Of the benign reference alone, the failures that it was repaired of may be outside."""
+    folder = home / "domain"
+    reference = home / "large.jsonl"
+    random = np.random.default_rng(5)
+    rows = 25 * [conversation(turns, answer) for turns, answer in zip(TURNS, ANSWERS, strict=True)]
+    reference.write_text("\n".join(row.encode().decode() for row in rows))
+    begun(folder, home, home / "policy", home / "reward", 5, reference=reference)
+    failures = [
+        Sample(
+            id=f"failure-{place}",
+            prompt_messages=(Message(role="user", content=prompt.text),),
+            harmful=WORLD.helpful(prompt, random),
+            safe=WORLD.refusal(prompt, random),
+            safe_source="reference",
+            weight=1.0,
+            family=f"family-{place}",
+            attributes={},
+            source="probe",
+        )
+        for place, prompt in enumerate(WORLD.prompts("train", 50, 5, harmful=True))
+    ]
+    replay = ReplaySample(messages=TURNS[0], response=ANSWERS[0])
+    plan = Plan(
+        id="-",
+        train=tuple(failures[:40]),
+        held_out=tuple(failures[40:]),
+        benign=(replay,),
+        over_refusal=(replay,),
+        validated=(ValidatedPair(messages=TURNS[1], chosen=ANSWERS[1], rejected=ANSWERS[0]),),
+        left_out=(),
+        policy=PlanPolicy(),
+    )
+    RunDirectory(folder).plan.write(plan.model_copy(update={"id": plan.content_id()}))
+    assert artefacts.main(["export", str(folder)]) == 0
+    domain = load_bundle(folder / "bundle", "reward").manifest.domain
+    assert domain is not None
+    answers = 2 * (len(plan.train) + len(plan.validated))
+    assert domain.rows + domain.held_out == len(rows) + answers + 2
 
 
 def test_a_second_repair_releases_both_changes_as_one_adapter(
