@@ -34,8 +34,9 @@ from ares_stream.streaming.unreadable import Unreadable, log_unreadable
 
 POLL_MS: Final = 200
 WAIT_SECONDS: Final = 0.05
-SETTLE_SECONDS: Final = 35.0
-"""Open transactions end within their time-out (30 s for ours): past this one is stuck."""
+SETTLE_SECONDS: Final = 50.0
+"""Open transactions end within their time-out (30 s for ours), for which brokers look every ten
+seconds: past this one is stuck."""
 STALL_SECONDS: Final = 30.0
 """A broker that restarts is back within this; a read without progress for longer is dead."""
 FETCH_WAIT_MS: Final = 500
