@@ -40,7 +40,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 
 from ares_stream.audit.notes import NoteSigner
-from tests.cluster.count import answers, count, places
+from tests.cluster.count import Place, answers, count, places
 
 HERE = Path(__file__).parent
 CHART = HERE.parents[1] / "helm" / "ares-stream"
@@ -299,9 +299,22 @@ def audited(log: Log, values: list[str]) -> bool:
     return ready.startswith("ready") and page == "200" and proven and replayed
 
 
-def table(
-    log: Log, sent: dict[tuple[int, int], int], told: list[tuple[tuple[int, int], int]]
-) -> None:
+def drained(log: Log, traffic: Traffic) -> tuple[bool, dict[Place, int], list[tuple[Place, int]]]:
+    """Wait until all is committed, and count by another client. Whether each record that was
+    acknowledged has one answer; the records with their times, and the verdicts with theirs."""
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while (left := lag()) and time.monotonic() < deadline:
+        time.sleep(1)
+    log.say(f"traffic ended: {traffic.acknowledged} acknowledged, lag {left}")
+    sent = places(BOOTSTRAP, SOURCE)
+    verdicts, dead = answers(BOOTSTRAP, "ares.", SOURCE)
+    found = count(sent, verdicts, dead)
+    log.say(f"counted: {json.dumps(asdict(found))}")
+    matches = found.holds and len(sent) == traffic.acknowledged and not traffic.refused
+    return matches and not left, sent, verdicts
+
+
+def table(log: Log, sent: dict[Place, int], told: list[tuple[Place, int]]) -> None:
     """Of the records that came during each step: from the record's time to its verdict's."""
     print(f"\n{'step':24}{'records':>8}{'median ms':>11}{'p99 ms':>9}{'slowest ms':>12}")
     ends = [at for _, at in log.steps[1:]] + [float("inf")]
@@ -334,14 +347,7 @@ def main() -> int:
         with forwarded():
             with Traffic(lines) as traffic:
                 live(log, values)
-            deadline = time.monotonic() + DRAIN_SECONDS
-            while (left := lag()) and time.monotonic() < deadline:
-                time.sleep(1)
-            log.say(f"traffic ended: {traffic.acknowledged} acknowledged, lag {left}")
-            sent = places(BOOTSTRAP, SOURCE)
-            verdicts, dead = answers(BOOTSTRAP, "ares.", SOURCE)
-        found = count(sent, verdicts, dead)
-        log.say(f"counted: {json.dumps(asdict(found))}")
+            whole, sent, verdicts = drained(log, traffic)
         holds = audited(log, values)
         restarts = kubectl(
             "get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"
@@ -361,8 +367,7 @@ def main() -> int:
         )
         log.say(f"uninstalled; left of it: {left_over or 'nothing'}")
         table(log, sent, verdicts)
-        matches = found.holds and len(sent) == traffic.acknowledged and not traffic.refused
-        return 0 if matches and holds and not left else 1
+        return 0 if whole and holds else 1
 
 
 def forget(hostpath: Path | None) -> None:

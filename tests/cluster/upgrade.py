@@ -17,21 +17,17 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.cluster.count import answers, count, places
 from tests.cluster.trial import (
-    BOOTSTRAP,
     CHART,
-    DRAIN_SECONDS,
     SETTLE_SECONDS,
-    SOURCE,
     Log,
     Traffic,
+    drained,
     forget,
     forwarded,
     helm,
@@ -100,18 +96,10 @@ def main() -> int:
                         helm("upgrade", str(chart), *more)
                     log.say(f"  every pod replaced and ready; {len(pods())} pods, lag {lag()}")
                 time.sleep(SETTLE_SECONDS)
-            deadline = time.monotonic() + DRAIN_SECONDS
-            while (left := lag()) and time.monotonic() < deadline:
-                time.sleep(1)
-            log.say(f"traffic ended: {traffic.acknowledged} acknowledged, lag {left}")
-            sent = places(BOOTSTRAP, SOURCE)
-            verdicts, dead = answers(BOOTSTRAP, "ares.", SOURCE)
-        found = count(sent, verdicts, dead)
-        log.say(f"counted: {json.dumps(asdict(found))}")
+            whole, sent, verdicts = drained(log, traffic)
         helm("uninstall")
         table(log, sent, verdicts)
-        matches = found.holds and len(sent) == traffic.acknowledged and not traffic.refused
-        return 0 if matches and not left else 1
+        return 0 if whole else 1
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from tests.support.bent_records import ODD, bend, places
-from tests.support.mutations import odd_headers
+from tests.support.mutations import flip, odd_headers
 from tests.support.raw_batches import RawRecord, batch
 
 YEAR_9999_MS: Final = 253_402_300_799_000
@@ -51,13 +51,6 @@ def _cut(raw: bytes, chance: random.Random) -> bytes:
     return raw[: chance.randrange(len(raw) + 1)]
 
 
-def _flipped(raw: bytes, chance: random.Random) -> bytes:
-    bent = bytearray(raw)
-    for _ in range(chance.randint(1, 4)):
-        bent[chance.randrange(len(bent))] = chance.randrange(256)
-    return bytes(bent)
-
-
 def _with_a_key_twice(raw: bytes, chance: random.Random) -> bytes:
     name = json.dumps(chance.choice(sorted(json.loads(raw)) or ["schema"])).encode()
     odd = json.dumps(chance.choice(MORE)).encode()
@@ -93,7 +86,7 @@ def _literal(raw: bytes, chance: random.Random) -> bytes:
 
 
 _CHANGES: Final[Sequence[tuple[Callable[[bytes, random.Random], bytes], int]]] = (
-    (_of_structure, 40), (_of_numbers, 15), (_cut, 8), (_flipped, 8), (_with_a_key_twice, 10),
+    (_of_structure, 40), (_of_numbers, 15), (_cut, 8), (flip, 8), (_with_a_key_twice, 10),
     (_deep, 3), (_literal, 10), (_large, 1),
 )  # fmt: skip
 KEYS: Final = (b"", b"k", b"\xff" * 9, b"x" * 300, b"chat", "\u202e".encode(), b"\x00")

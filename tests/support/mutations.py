@@ -94,7 +94,7 @@ def bend_structure(made: Document, chance: random.Random) -> Document:
     return made
 
 
-def _flip(raw: bytes, chance: random.Random) -> bytes:
+def flip(raw: bytes, chance: random.Random) -> bytes:
     bent = bytearray(raw)
     for _ in range(chance.randint(1, 4)):
         bent[chance.randrange(len(bent))] = chance.randrange(256)
@@ -125,7 +125,7 @@ def _grow(raw: bytes, chance: random.Random) -> bytes:
 
 
 _BYTES: tuple[Callable[[bytes, random.Random], bytes], ...] = (
-    _flip,
+    flip,
     _cut,
     _repeat,
     _insert,
@@ -175,7 +175,7 @@ def bent_batch(records: Sequence[RawRecord], chance: random.Random, base: int = 
     if fault < 0.05 and codec in ("gzip", "lz4", "zstd"):
         payload += b"trailing"
     elif fault < 0.1:
-        payload = _flip(payload, chance)
+        payload = flip(payload, chance)
     elif fault < 0.12:
         payload = _cut(payload, chance)
     data = batch(records, codec, payload=payload, base=base)

@@ -46,10 +46,7 @@ def test_a_signal_that_another_thread_gets_breaks_a_wait_off(
 ) -> None:
     reads, writes = os.pipe()  # Nothing is written to it.
     try:
-        done = subprocess.run(
-            [*_default(number), PROGRAM, str(tmp_path / "file"), str(int(number)), wait],
-            stdin=reads, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+        done = _run(number, PROGRAM, str(tmp_path / "file"), str(int(number)), wait, stdin=reads)
     finally:
         os.close(reads)
         os.close(writes)
@@ -91,11 +88,8 @@ def test_a_signal_whose_end_was_swallowed_ends_the_command_all_the_same(
     tmp_path: Path, swallow: str, number: signal.Signals
 ) -> None:
     program = "import time; number = int(sys.argv[2])\n" + swallow + "time.sleep(600)"
-    done = subprocess.run(
-        [*_default(number), PROGRAM.replace("    waiting.start()\n", ""), str(tmp_path / "file"),
-         str(int(number)), program],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    unsent = PROGRAM.replace("    waiting.start()\n", "")
+    done = _run(number, unsent, str(tmp_path / "file"), str(int(number)), program)
     assert done.returncode == 128 + number, done.stderr
     assert done.stdout == "taken back\n"
 
@@ -104,13 +98,16 @@ def test_a_signal_whose_end_was_swallowed_ends_the_command_all_the_same(
 def test_what_a_command_takes_back_is_not_broken_off_by_the_signal_that_ended_it(
     number: signal.Signals,
 ) -> None:
-    done = subprocess.run(
-        [*_default(number), LONG_CLEANUP, str(int(number))],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    done = _run(number, LONG_CLEANUP, str(int(number)))
     assert done.returncode == 128 + number, done.stderr
     assert done.stdout == "taken back\n"
 
 
-def _default(number: signal.Signals) -> list[str]:
-    return ["env", f"--default-signal={number.name[3:]}", sys.executable, "-c"]
+def _run(
+    number: signal.Signals, program: str, *words: str, stdin: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A program that does not have the signal ignored, as a shell has it in the background."""
+    return subprocess.run(
+        ["env", f"--default-signal={number.name[3:]}", sys.executable, "-c", program, *words],
+        stdin=stdin, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
